@@ -1,0 +1,101 @@
+# Lockstep: `make` leaves build/lockstep and build/lockstep-worker. `make help` lists the targets.
+VERSION := 0.1.0
+comma := ,
+CC ?= gcc
+CLANG ?= clang
+MPICC ?= mpicc
+PREFIX ?= /usr/local
+BUILD ?= build
+# The instruction set of the CPU kernels: native, or x86-64-v3 for a build that has to travel.
+ARCH ?= native
+CUDA ?= auto
+
+OPTIMISE ?= -O3
+SANITIZE ?=
+WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wno-format-truncation
+PACKAGES := libzmq libprotobuf-c sqlite3 yaml-0.1 jansson libxxhash zlib
+OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
+
+CPPFLAGS := -I. -I$(BUILD)/generated -DLS_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PACKAGES)) \
+	$(if $(OPENBLAS),-I$(subst /usr/lib,/usr/include,$(OPENBLAS)))
+CFLAGS := -std=gnu11 -g $(OPTIMISE) $(WARNINGS) $(SANITIZE) -march=$(ARCH) -fopenmp -fno-math-errno -fno-trapping-math -pthread
+LDFLAGS := $(SANITIZE) -fopenmp -pthread
+LDLIBS := $(shell pkg-config --libs $(PACKAGES)) -ldnnl \
+	$(if $(OPENBLAS),-L$(OPENBLAS) -Wl$(comma)-rpath$(comma)$(OPENBLAS)) -l:libopenblas.so.0 -lm
+
+# Everything but the two main programs and what needs MPI is one archive; a program takes from it what it calls.
+MAINS := coordinator/main.c worker/main.c
+MPI_SOURCES := worker/comm/mpi.c
+SOURCES := $(filter-out $(MAINS) $(MPI_SOURCES),$(wildcard common/*.c coordinator/*.c worker/*.c worker/*/*.c worker/device/cpu/*.c))
+OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/generated/common/wire.pb-c.o
+LIBRARY := $(BUILD)/liblockstep.a
+UNIT_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/test_*.c))
+SIM_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/sim/test_*.c))
+MPI_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/mpi_*.c))
+FUZZERS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
+
+.PHONY: all tests fuzzers debug asan tsan install format lint clean help
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(BUILD)/lockstep $(BUILD)/lockstep-worker
+
+$(BUILD)/lockstep: $(BUILD)/coordinator/main.o $(LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/lockstep-worker: $(BUILD)/worker/main.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY)
+	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(LIBRARY): $(OBJECTS)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/generated/common/wire.pb-c.c $(BUILD)/generated/common/wire.pb-c.h &: common/wire.proto
+	@mkdir -p $(BUILD)/generated
+	protoc-c --c_out=$(BUILD)/generated common/wire.proto
+
+$(BUILD)/generated/%.o: $(BUILD)/generated/%.c
+	$(CC) $(CPPFLAGS) $(filter-out -Werror -W%,$(CFLAGS)) -MMD -MP -c -o $@ $<
+
+$(MPI_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/worker/main.o $(BUILD)/tests/unit/mpi_%.o: compile = OMPI_CC=$(CC) $(MPICC)
+compile = $(CC)
+$(BUILD)/%.o: %.c | $(BUILD)/generated/common/wire.pb-c.h
+	@mkdir -p $(@D)
+	$(compile) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+tests: $(UNIT_TESTS) $(SIM_TESTS) $(MPI_TESTS)
+
+$(BUILD)/tests/unit/test_%: $(BUILD)/tests/unit/test_%.o $(LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+$(BUILD)/tests/sim/test_%: $(BUILD)/tests/sim/test_%.o $(LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+$(BUILD)/tests/unit/mpi_%: $(BUILD)/tests/unit/mpi_%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY)
+	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+# Fuzzers are whole builds of their own: clang, coverage and sanitizers in every file they call (scripts/fuzz).
+fuzzers: $(FUZZERS)
+$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIBRARY)
+	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
+
+debug:
+	$(MAKE) BUILD=$(BUILD)/debug OPTIMISE='-O0 -DLS_DEBUG' all tests
+asan:
+	$(MAKE) BUILD=$(BUILD)/asan OPTIMISE='-O1 -DLS_DEBUG' SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' all tests
+tsan:
+	$(MAKE) BUILD=$(BUILD)/tsan CC=clang OPTIMISE='-O1 -DLS_DEBUG' SANITIZE='-fsanitize=thread' all tests
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BUILD)/lockstep $(BUILD)/lockstep-worker $(DESTDIR)$(PREFIX)/bin
+
+format:
+	git ls-files -z '*.c' '*.h' | xargs -0 clang-format -i
+lint:
+	scripts/lint
+clean:
+	rm -rf $(BUILD)
+help:
+	@echo "make [all] | debug | asan | tsan | tests | install | format | lint | clean"
+	@echo "     CC=$(CC) MPICC=$(MPICC) PREFIX=$(PREFIX) ARCH=$(ARCH) BUILD=$(BUILD)"
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

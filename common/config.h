@@ -1,0 +1,114 @@
+/* The configuration: one table of keys drives parsing, range checks, --set, the listing of keys, docs and hints. */
+#ifndef LS_COMMON_CONFIG_H
+#define LS_COMMON_CONFIG_H
+
+#include "common/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+enum ls_model_type { LS_GPT2, LS_LLAMA };
+enum ls_schedule_type { LS_COSINE, LS_LINEAR, LS_CONSTANT, LS_WSD };
+enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_NONE };
+enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU };
+
+enum { LS_CONFIG_SOURCES_MAX = 64, LS_CONFIG_PATH_MAX = 1024, LS_CONFIG_ARGUMENTS_MAX = 64 };
+
+/* One dataset of a mixture. */
+struct ls_config_source {
+    char path[LS_CONFIG_PATH_MAX]; /* absolute once resolved, or "synthetic:TOKENS" */
+    int64_t weight;                /* 0: not given; then in proportion to size */
+    char dtype[16];                /* "uint16" for headerless files, else "" */
+    int64_t document_token_id;     /* -1: by the dataset's kind */
+    bool document_token_at_end;
+};
+
+/* Every list entry of `rope_scaling` is read from YAML and from Hugging Face's config.json alike. */
+struct ls_config_rope_scaling {
+    bool llama3; /* false: no scaling */
+    double factor, low_freq_factor, high_freq_factor;
+    int64_t original_max_position_embeddings;
+};
+
+/* A resolved configuration. Plain data: copied by assignment, compared by digest. */
+struct ls_config {
+    char name[64];
+    struct {
+        enum ls_model_type model_type;
+        int64_t hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, intermediate_size;
+        int64_t max_position_embeddings; /* 0 until resolved: data.sequence_length */
+        int64_t vocab_size;              /* 0: the dataset's, filled when the dataset is open */
+        bool tie_word_embeddings;
+        double layer_norm_epsilon, rms_norm_eps, rope_theta, initializer_range;
+        struct ls_config_rope_scaling rope_scaling;
+        double dropout; /* refused unless 0 */
+    } model;
+    struct {
+        struct ls_config_source train[LS_CONFIG_SOURCES_MAX], validation[LS_CONFIG_SOURCES_MAX];
+        int train_count, validation_count;
+        int64_t sequence_length;
+        bool document_mask;
+        uint64_t seed;
+    } data;
+    struct {
+        int64_t steps;  /* 0: not given */
+        int64_t epochs; /* 0: not given */
+        int64_t global_batch_size, micro_batch_size;
+        double gradient_clipping;
+        uint64_t seed;
+    } train;
+    struct {
+        double lr, beta1, beta2, eps, weight_decay;
+    } optimizer;
+    struct {
+        enum ls_schedule_type type;
+        int64_t warmup_steps;
+        double min_lr_ratio;
+        double decay_ratio; /* wsd: the last part of the run that decays, default 0.2 */
+    } lr_schedule;
+    struct {
+        int64_t every_steps, batches;
+    } evaluation;
+    struct {
+        int64_t every_steps;
+    } checkpoint;
+    struct {
+        int64_t coordinator_timeout_seconds;
+        int64_t start_timeout_seconds; /* how long the coordinator waits for every rank to join */
+    } fault;
+    struct {
+        char bind[64];
+        int64_t port;
+    } coordinator;
+    struct {
+        enum ls_launcher_type type;
+        int64_t ranks, threads_per_rank; /* 0: auto */
+        char arguments[LS_CONFIG_ARGUMENTS_MAX][256];
+        int arguments_count;
+    } launcher;
+    enum ls_device_choice device;
+};
+
+/* Reads `path`, applies `settings` ("key=value", value in YAML; later ones win), checks every value and the rules between
+ * keys, and makes relative paths absolute. Errors are LS_USAGE and name the file, line, key, the value found and the values
+ * allowed; an unknown key names the nearest known one. */
+enum ls_code ls_config_load(const char *path, const char *const *settings, int settings_count, struct ls_config *config,
+                            struct ls_error *error);
+
+/* The same from bytes in memory; `name` stands for the file in messages and gives the default of `name`. */
+enum ls_code ls_config_parse(const char *yaml, size_t bytes, const char *name, const char *const *settings,
+                             int settings_count, struct ls_config *config, struct ls_error *error);
+
+/* Writes the resolved configuration as YAML that parses back to the same configuration (every key, in table order).
+ * *yaml is malloc'ed, NUL-terminated; the caller frees it. */
+enum ls_code ls_config_write(const struct ls_config *config, char **yaml, struct ls_error *error);
+
+/* XXH3-128 of the keys that make up the run's identity, as 32 hex digits: what changes the result of training (model, data,
+ * train, precision, optimizer, lr_schedule), not where or how it runs. */
+void ls_config_digest(const struct ls_config *config, char digest[33]);
+
+/* Prints every key with its type, default and meaning: as a table for a terminal, or as Markdown for docs/configuration.md. */
+void ls_config_print_keys(FILE *out, bool markdown);
+
+#endif

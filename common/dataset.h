@@ -1,0 +1,53 @@
+/* Datasets: token shards on disk, their samples and document boundaries. Format and rules: docs/design.md, "Samples". */
+#ifndef LS_COMMON_DATASET_H
+#define LS_COMMON_DATASET_H
+
+#include "common/config.h"
+#include "common/status.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct ls_dataset;
+
+/* A data shard as found when the dataset was opened. */
+struct ls_shard_info {
+    char name[256];
+    int64_t tokens;     /* by the header, checked against the size */
+    int64_t samples;    /* floor((tokens - 1) / T), 0 if there are none */
+    int64_t tail;       /* tokens after the last sample's last target */
+    int64_t bytes, mtime_nanoseconds;
+    int token_bytes;    /* 2 or 4 */
+};
+
+/* Opens the folder or file of `source` for samples of `sequence_length` = T tokens: dataset.json if there is one, else the
+ * *.bin files in name order; llm.c headers (both magics), headerless uint16 with dtype, or "synthetic:TOKENS" (byte tokens from
+ * a counter-based generator keyed by the position, the same everywhere). Errors are LS_DATA; empty datasets and ones shorter than a sample
+ * are refused with their size. The caller closes it; files stay open (descriptors), reads are pread and safe from several threads. */
+enum ls_code ls_dataset_open(const struct ls_config_source *source, int64_t sequence_length, struct ls_dataset **dataset,
+                             struct ls_error *error);
+void ls_dataset_close(struct ls_dataset *dataset);
+
+int64_t ls_dataset_samples(const struct ls_dataset *dataset);
+int64_t ls_dataset_tokens(const struct ls_dataset *dataset);
+int64_t ls_dataset_vocab_size(const struct ls_dataset *dataset);     /* 257 for bytes, 50257, 128256; 0: unknown */
+int64_t ls_dataset_document_token(const struct ls_dataset *dataset); /* -1: none known */
+/* Bytes of text behind one token on average, from dataset.json; 0: unknown. For bits per byte. */
+double ls_dataset_bytes_per_token(const struct ls_dataset *dataset);
+/* "byte", "gpt2", "llama3", a path, or "" when unknown. */
+const char *ls_dataset_tokenizer(const struct ls_dataset *dataset);
+size_t ls_dataset_shard_count(const struct ls_dataset *dataset);
+const struct ls_shard_info *ls_dataset_shard(const struct ls_dataset *dataset, size_t shard);
+/* XXH3-128 over names, sizes, headers and T, as 32 hex digits: what every rank must agree on. */
+void ls_dataset_digest(const struct ls_dataset *dataset, char digest[33]);
+
+/* Where sample `sample` of the dataset lives. */
+void ls_dataset_locate(const struct ls_dataset *dataset, int64_t sample, uint32_t *shard, uint64_t *index);
+
+/* Reads sample `sample`: inputs[T], targets[T] (-1 where a target carries no loss) and document_start[T] (for each position the
+ * first position of its document inside the sample). With `document_mask` false every start is 0; targets in another document
+ * carry no loss either way. Token ids outside [0, vocab) are LS_DATA, naming shard and offset; a file that became shorter is LS_DATA too. */
+enum ls_code ls_dataset_read(const struct ls_dataset *dataset, int64_t sample, int64_t vocab, bool document_mask,
+                             int32_t *inputs, int32_t *targets, int32_t *document_start, struct ls_error *error);
+
+#endif

@@ -1,0 +1,4 @@
+/* lockstep: the command. */
+int main(void) {
+    return 2;
+}

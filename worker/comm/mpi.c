@@ -1,0 +1,2 @@
+/* Collectives over MPI. */
+#include <mpi.h>

@@ -1,0 +1,254 @@
+/* The operations a model needs, as argument lists. All matrices are row-major; B sequences of T tokens, C channels, V vocabulary,
+ * NH heads of HD channels, NKV key-value heads. Gradients of parameters are accumulated (+=); gradients of activations are
+ * written unless a field says otherwise. Every operation is deterministic: the same bits for the same arguments and threads. */
+#ifndef LS_WORKER_DEVICE_OPERATIONS_H
+#define LS_WORKER_DEVICE_OPERATIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* One row per operation; a device has one kernel per row. */
+#define LS_OPERATIONS(X)                                                                                              \
+    X(gemm)                                                                                                           \
+    X(bias_backward)                                                                                                  \
+    X(gelu_forward)                                                                                                   \
+    X(gelu_backward)                                                                                                  \
+    X(swiglu_forward)                                                                                                 \
+    X(swiglu_backward)                                                                                                \
+    X(layernorm_forward)                                                                                              \
+    X(layernorm_backward)                                                                                             \
+    X(rmsnorm_forward)                                                                                                \
+    X(rmsnorm_backward)                                                                                               \
+    X(embedding_forward)                                                                                              \
+    X(embedding_backward)                                                                                             \
+    X(rope)                                                                                                           \
+    X(attention_forward)                                                                                              \
+    X(attention_backward)                                                                                             \
+    X(cross_entropy)                                                                                                  \
+    X(add)                                                                                                            \
+    X(squared_norm)                                                                                                   \
+    X(clip)                                                                                                           \
+    X(adamw)                                                                                                          \
+    X(initialize)
+
+enum ls_op {
+#define X(name) LS_OP_##name,
+    LS_OPERATIONS(X)
+#undef X
+    LS_OP_COUNT
+};
+
+enum ls_dtype { LS_FP32, LS_BF16, LS_FP16 };
+
+enum ls_epilogue {
+    LS_EPILOGUE_NONE,
+    LS_EPILOGUE_BIAS,      /* c = ab + bias */
+    LS_EPILOGUE_BIAS_GELU, /* aux = ab + bias; c = gelu(aux) */
+    LS_EPILOGUE_GELU_GRAD  /* c = ab * gelu'(aux) */
+};
+
+/* c[m, n] = op(a)[m, k] op(b)[k, n] (+ c when accumulate), leading dimensions in elements. */
+struct ls_op_gemm {
+    void *c;
+    const void *a, *b;
+    int64_t m, n, k, lda, ldb, ldc;
+    bool transpose_a, transpose_b, accumulate;
+    enum ls_epilogue epilogue; /* not with accumulate */
+    const void *bias;          /* [n] */
+    void *aux;                 /* [m, n], leading dimension ldc */
+    enum ls_dtype dtype;
+};
+
+/* bias_gradient[columns] += sum over rows of output_gradient[rows, columns]. */
+struct ls_op_bias_backward {
+    void *bias_gradient;
+    const void *output_gradient;
+    int64_t rows, columns;
+    enum ls_dtype dtype;
+};
+
+/* GELU, tanh form (Hendrycks & Gimpel 2016, section 2): 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). */
+struct ls_op_gelu_forward {
+    void *output;
+    const void *input;
+    int64_t count;
+    enum ls_dtype dtype;
+};
+struct ls_op_gelu_backward { /* input_gradient may be output_gradient */
+    void *input_gradient;
+    const void *output_gradient, *input;
+    int64_t count;
+    enum ls_dtype dtype;
+};
+
+/* SwiGLU (Shazeer 2020, eq. 5): output = silu(gate) * up; gate_up[rows, 2 * columns] holds gate then up in each row. */
+struct ls_op_swiglu_forward {
+    void *output; /* [rows, columns] */
+    const void *gate_up;
+    int64_t rows, columns;
+    enum ls_dtype dtype;
+};
+struct ls_op_swiglu_backward { /* gate_up_gradient may be gate_up */
+    void *gate_up_gradient;
+    const void *output_gradient, *gate_up;
+    int64_t rows, columns;
+    enum ls_dtype dtype;
+};
+
+/* Layer normalisation (Ba et al. 2016) with the residual sum in front: when `residual` is given, sum = input + residual is
+ * stored to `sum` (which may be either) and normalised; mean and reciprocal deviation [rows] in fp32 are kept for backward. */
+struct ls_op_layernorm_forward {
+    void *output, *sum;
+    float *mean, *rstd;
+    const void *input, *residual, *weight, *bias;
+    int64_t rows, columns;
+    float epsilon;
+    enum ls_dtype dtype;
+};
+/* input_gradient (+)= the gradient through the norm; `accumulate_input` adds to what is there (the residual path). */
+struct ls_op_layernorm_backward {
+    void *input_gradient, *weight_gradient, *bias_gradient;
+    const void *output_gradient, *input, *weight;
+    const float *mean, *rstd;
+    int64_t rows, columns;
+    bool accumulate_input;
+    enum ls_dtype dtype;
+};
+
+/* Root-mean-square normalisation (Zhang & Sennrich 2019, eq. 4); the same conventions. */
+struct ls_op_rmsnorm_forward {
+    void *output, *sum;
+    float *rstd;
+    const void *input, *residual, *weight;
+    int64_t rows, columns;
+    float epsilon;
+    enum ls_dtype dtype;
+};
+struct ls_op_rmsnorm_backward {
+    void *input_gradient, *weight_gradient;
+    const void *output_gradient, *input, *weight;
+    const float *rstd;
+    int64_t rows, columns;
+    bool accumulate_input;
+    enum ls_dtype dtype;
+};
+
+/* output[b, t] = token_table[tokens[b, t]] (+ position_table[first_position + t] when given). */
+struct ls_op_embedding_forward {
+    void *output; /* [B, T, C] */
+    const int32_t *tokens;
+    const void *token_table, *position_table;
+    int64_t batch, length, channels, first_position;
+    enum ls_dtype dtype;
+};
+/* token_gradient[V, C] += ..., position_gradient[length, C] += ... (NULL: none). Rows of equal tokens are added in order of (b, t). */
+struct ls_op_embedding_backward {
+    void *token_gradient, *position_gradient;
+    const void *output_gradient;
+    const int32_t *tokens;
+    int64_t batch, length, channels, vocabulary;
+    enum ls_dtype dtype;
+};
+
+/* Rotary embedding (Su et al. 2021, eq. 34), rotating halves as Hugging Face's Llama does, in place on `heads` heads of [rows, heads * HD] with row stride
+ * `stride`: x' = x cos + rotate_half(x) sin with angle table[position, HD / 2] pairs (cos, sin); `inverse` rotates back (backward).
+ * Position of row r is first_position + r % length. */
+struct ls_op_rope {
+    void *x;
+    const float *table; /* [positions, HD / 2, 2] */
+    int64_t rows, length, heads, head_size, stride, first_position;
+    bool inverse;
+    enum ls_dtype dtype;
+};
+
+/* Causal attention, softmax(q k^T scale) v per head, streaming over keys (Milakov & Gimelshein 2018; Dao 2022, algorithm 1): the
+ * T x T matrix is never stored. Query i of a sequence is at position key_length - query_length + i, sees keys up to itself, and none
+ * before document_start[b, i] (NULL: 0). Head h uses key-value head h / (heads / kv_heads). Strides are elements between tokens;
+ * sequences follow one another at `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward; NULL: not. */
+struct ls_op_attention_forward {
+    void *output;
+    float *lse;
+    const void *q, *k, *v;
+    const int32_t *document_start; /* [B, query_length] */
+    int64_t batch, query_length, key_length, heads, kv_heads, head_size;
+    int64_t q_stride, kv_stride, output_stride;
+    int64_t q_batch_stride, kv_batch_stride, output_batch_stride;
+    float scale;
+    enum ls_dtype dtype;
+};
+/* query_length == key_length. Gradients have the strides of their tensors and are written. workspace: ls_op_workspace(). */
+struct ls_op_attention_backward {
+    void *q_gradient, *k_gradient, *v_gradient, *workspace;
+    const void *output_gradient, *output, *q, *k, *v;
+    const float *lse;
+    const int32_t *document_start;
+    int64_t batch, length, heads, kv_heads, head_size;
+    int64_t q_stride, kv_stride, output_stride;
+    int64_t q_batch_stride, kv_batch_stride, output_batch_stride;
+    float scale;
+    enum ls_dtype dtype;
+};
+
+/* Softmax cross-entropy over a chunk of rows: loss[0] += sum of -log p(target) over rows with target >= 0, in row order, in double;
+ * when `gradient`, logits are replaced by (p - onehot) * gradient_scale[0], zero rows where target < 0. Only the first `vocabulary` columns of
+ * each row of `stride` take part; the others get zero. */
+struct ls_op_cross_entropy {
+    void *logits;
+    double *loss;
+    const int32_t *targets;
+    const float *gradient_scale;
+    float *row_loss; /* [rows] scratch */
+    int64_t rows, vocabulary, stride;
+    bool gradient;
+    enum ls_dtype dtype;
+};
+
+/* sum = a + b; any may be the same. */
+struct ls_op_add {
+    void *sum;
+    const void *a, *b;
+    int64_t count;
+    enum ls_dtype dtype;
+};
+
+/* result[0] += sum of squares: ordered sums of per-1024-element sums, in double. */
+struct ls_op_squared_norm {
+    double *result;
+    const void *input;
+    int64_t count;
+    double *partial; /* [ceil(count / 1024)] scratch */
+    enum ls_dtype dtype;
+};
+
+/* norm = sqrt(squared[0]); factor = min(1, maximum / norm), 1 when maximum is 0; found_inf = 1 when the norm is not finite. */
+struct ls_op_clip {
+    float *factor, *norm;
+    int32_t *found_inf;
+    const double *squared;
+    float maximum;
+};
+
+/* AdamW (Loshchilov & Hutter 2019, algorithm 2) on a flat range: g = gradient * factor[0]; m, v; parameter -= lr (m_hat / (sqrt(v_hat) + eps) + decay
+ * * parameter). step[0] counts from 1. Nothing changes when found_inf[0]. The first `decay_count` elements decay, the rest do not. */
+struct ls_op_adamw {
+    float *parameter, *m, *v; /* fp32 master, moments */
+    void *low_precision;      /* NULL, or a copy of the parameter in `dtype` */
+    const float *gradient;
+    const float *factor, *learning_rate;
+    const int64_t *step;
+    const int32_t *found_inf;
+    int64_t count, decay_count;
+    float beta1, beta2, epsilon, weight_decay;
+    enum ls_dtype dtype;
+};
+
+/* Counter-based initialisation: element i of the tensor is mean + deviation * normal(seed, tensor, first + i) (Philox 4x32-10, Salmon et al. 2011,
+ * and Box-Muller); deviation 0 fills with the mean. The same values however the tensor is cut. */
+struct ls_op_initialize {
+    float *output;
+    uint64_t seed, tensor;
+    int64_t first, count;
+    float mean, deviation;
+};
+
+#endif

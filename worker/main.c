@@ -1,0 +1,4 @@
+/* lockstep-worker: the MPI program. */
+int main(void) {
+    return 2;
+}

@@ -40,6 +40,23 @@ enum ls_code ls_fail_within(struct ls_error *error, const char *format, ...) {
     return error->code;
 }
 
+/* Where the first sentence ends: at a line's end, or at a full stop before a space and a capital. */
+static size_t first_sentence(const char *text) {
+    size_t i = 0;
+    for (; text[i] && text[i] != '\n'; i++)
+        if (text[i] == '.' && text[i + 1] == ' ' && isupper((unsigned char)text[i + 2])) break;
+    return i;
+}
+
+int ls_report_exit(enum ls_code code, const char *reason) {
+    if (code == LS_OK) return LS_OK;
+    size_t length = first_sentence(reason);
+    if (strspn(reason + length, ". \n") < strlen(reason + length)) fprintf(stderr, "lockstep: %s\n", reason);
+    while (length > 0 && reason[length - 1] == '.') length--;
+    fprintf(stderr, "lockstep: exit %d (%s): %.*s\n", (int)code, ls_code_name(code), (int)length, reason);
+    return code;
+}
+
 const char *ls_code_name(enum ls_code code) {
     switch (code) {
     case LS_OK: return "done";

@@ -37,6 +37,11 @@ enum ls_code ls_fail_within(struct ls_error *error, const char *format, ...) __a
 
 /* One word for a code: "done", "usage", "data", ... Static storage. */
 const char *ls_code_name(enum ls_code code);
+/* Prints why a command ends, on standard error: "lockstep: TEXT" if the reason is longer than one sentence, and as the last
+ * line "lockstep: exit 2 (usage): FIRST SENTENCE". Prints nothing for LS_OK. Returns the code, so that a command can end with
+ * `return ls_report_exit(error.code, error.text)`. */
+int ls_report_exit(enum ls_code code, const char *reason);
+
 /* One word for a scope: "call", "rank", "node", "job". Static storage. */
 const char *ls_scope_name(enum ls_scope scope);
 

@@ -11,6 +11,8 @@
  * source) gives an independent permutation. n >= 1, index < n. */
 uint64_t ls_permute(uint64_t key, uint64_t round, uint64_t index, uint64_t n);
 
+enum { LS_ORDER_SOURCES_MAX = 64 };
+
 struct ls_order;
 
 /* What the k-th sequence of the run is. */
@@ -33,5 +35,9 @@ struct ls_draw ls_order_at(const struct ls_order *order, uint64_t position);
 
 /* Sequences in one epoch: the sum of samples without weights; 0 with weights (an epoch is not defined). */
 uint64_t ls_order_epoch_length(const struct ls_order *order);
+
+/* The sequences of rank `rank` of `world_size` in a step of `sequences`: [first, first + count), consecutive and as even as
+ * possible: from rank * sequences / world_size to (rank + 1) * sequences / world_size. sequences >= 0, 0 <= rank < world_size. */
+void ls_rank_range(int64_t sequences, int rank, int world_size, int64_t *first, int64_t *count);
 
 #endif

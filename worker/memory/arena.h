@@ -1,0 +1,45 @@
+/* The arena: one allocation whose layout is computed before the first step. Plan first (pure), then allocate, then place by number. */
+#ifndef LS_WORKER_MEMORY_ARENA_H
+#define LS_WORKER_MEMORY_ARENA_H
+
+#include "common/status.h"
+#include "worker/device/device.h"
+
+#include <stdint.h>
+
+/* What bytes are for; the rows of `plan`'s table. */
+enum ls_memory_category {
+    LS_MEMORY_PARAMETERS,
+    LS_MEMORY_GRADIENTS,
+    LS_MEMORY_OPTIMIZER,
+    LS_MEMORY_ACTIVATIONS,
+    LS_MEMORY_WORKSPACE,
+    LS_MEMORY_DATA,
+    LS_MEMORY_SCALARS,
+    LS_MEMORY_CATEGORIES
+};
+const char *ls_memory_category_name(enum ls_memory_category category);
+
+enum { LS_ARENA_BUFFERS_MAX = 8192, LS_ARENA_ALIGNMENT = 256 };
+
+/* A plan is a list of buffers; offsets grow in the order of reservation. */
+struct ls_arena_plan {
+    int64_t bytes, category_bytes[LS_MEMORY_CATEGORIES];
+    int count;
+    struct {
+        int64_t offset, bytes;
+        enum ls_memory_category category;
+    } buffers[LS_ARENA_BUFFERS_MAX];
+};
+
+/* Reserves `bytes` and returns the buffer's number. */
+int ls_arena_reserve(struct ls_arena_plan *plan, enum ls_memory_category category, int64_t bytes);
+
+struct ls_arena;
+/* Allocates what the plan says from the device; LS_MEMORY with the table of categories when it is not to be had. */
+enum ls_code ls_arena_create(struct ls_device *device, const struct ls_arena_plan *plan, struct ls_arena **arena,
+                             struct ls_error *error);
+void ls_arena_destroy(struct ls_arena *arena);
+void *ls_arena_buffer(struct ls_arena *arena, int buffer);
+
+#endif

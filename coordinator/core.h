@@ -1,0 +1,366 @@
+/* The coordinator's core: a state machine without I/O, clock or randomness. Events in, actions out; docs/core.md tells
+ * the story.
+ *
+ *   server, watcher, journal, operator --- ls_core_event --->  core  --- ls_core_action --->  server does them, in
+ * order
+ *
+ * Steps are numbered from 1, as people read them: step s takes the run from s-1 to s steps done, its checkpoint is
+ * "step s", and 0 is the state before the first one. Positions count sequences: step s uses the draws [position,
+ * position + sequences) of the sample order. Both are pure functions of the attempt's start, so that a step can never
+ * have two meanings within an attempt.
+ *
+ * What the core expects of the other side (the worker's half of the protocol):
+ *  - Each connection carries the reports of one or more ranks. The one that carries world rank 0 is the voice: only it
+ * receives WELCOME's grants, orders and acknowledgements, and its messages arrive in the order sent (one connection is
+ * first in, first out; nothing is promised between connections).
+ *  - HELLO states everything the worker holds and may be sent at any time. A worker sends it when it connects, when
+ * REJOIN asks for it, and when it has waited a second for a grant, acknowledgement or commit. After the WELCOME to it,
+ * rank 0 sends again every STEP_DONE and VALIDATION not acknowledged and the SAVING and every rank the PART of a save
+ * that has not been committed.
+ *  - Orders apply at the next step boundary of rank 0, which spreads them in the collective that opens a step. At the
+ * boundary behind step s, before anything of step s+1, rank 0 sends SAVING{s}; then every rank writes its part and
+ * sends PART{s}. Nobody starts the next save before COMMITTED of this one. Rank 0 saves by itself at multiples of
+ * checkpoint_every and at the end.
+ *  - VALIDATION of step s is sent before SAVING{s}. After SAVING with stop, and after the save of the last step,
+ * workers run no further step and leave when COMMITTED arrives or the server closes. */
+#ifndef LS_COORDINATOR_CORE_H
+#define LS_COORDINATOR_CORE_H
+
+#include "common/digest.h"
+#include "common/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    LS_CORE_RANKS_MAX = 4096,
+    LS_CORE_ACTIONS_MAX = 32, /* the most one event can ask for */
+    LS_CORE_REQUESTS_MAX = 8, /* operator requests waiting for their reply */
+    LS_CORE_WINDOW_STEPS =
+        1024, /* steps that may wait for the disk, or run beyond a save in flight, before grants pause */
+    LS_CORE_CHECKPOINTS_MAX = 64, /* committed checkpoints known at a time */
+    LS_CORE_HOST_BYTES = 64,
+    LS_CORE_ID_BYTES = 96,
+    LS_CORE_TEXT_BYTES = 512
+};
+
+/* A connection as the server names it; 0 is none. A name is never used twice within a generation. */
+typedef uint64_t ls_connection;
+
+/* What the core needs to know before its first event. Plain data, copied by ls_core_create. */
+struct ls_core_options {
+    int32_t world_size;           /* ranks expected; 0: the first HELLO of the attempt says */
+    uint32_t attempt;             /* from 1: the life of the set of workers */
+    uint32_t generation;          /* from 1: the life of the coordinator, over all attempts */
+    int64_t start_step;           /* where the attempt starts: its checkpoint's step, 0 without one */
+    int64_t start_position;       /* sequences used before that */
+    struct ls_digest start_chain; /* the ledger's chain there; zero at step 0 */
+    int64_t global_batch;         /* sequences per step */
+    int64_t steps;                /* the run ends after this many steps; 0: end_position says */
+    int64_t end_position;         /* the run ends here, its last step truncated; used when steps is 0 */
+    int64_t span_steps;           /* steps per grant, at least 1 */
+    int64_t checkpoint_every;     /* steps; 0: only at the end and on request */
+    int64_t evaluation_every;     /* steps; 0: never; passed on in WELCOME */
+    int32_t checkpoints_keep;     /* newest ones kept; 0: all */
+    int32_t checkpoints_count;    /* good checkpoints found at start, of this run's lineage: the newest may be the
+                                     attempt's own */
+    int64_t checkpoints[LS_CORE_CHECKPOINTS_MAX]; /* their steps, ascending */
+    uint32_t protocol;                            /* version of the messages */
+    char version[32];                             /* of this program: workers must be the same */
+    char config_digest[33], dataset_digest[33];
+    bool numerics_must_match;  /* refuse ranks whose numerics id differs from the first one's */
+    bool launched;             /* a launcher of ours runs the workers: a refused worker ends the run */
+    int64_t start_timeout_ms;  /* how long ranks may take to join first */
+    int64_t rejoin_timeout_ms; /* how long a known rank may stay away (fault.coordinator_timeout_seconds) */
+    int64_t cause_grace_ms;    /* how long to wait for a better explanation once something is lost; 1000 is good */
+};
+
+/* ---- events: what happened ---- */
+
+enum ls_core_event_kind {
+    LS_EVENT_HELLO,
+    LS_EVENT_STEP_DONE,
+    LS_EVENT_VALIDATION,
+    LS_EVENT_SAVING,
+    LS_EVENT_PART,
+    LS_EVENT_SAVE_FAILED,
+    LS_EVENT_FAULT,
+    LS_EVENT_CONNECTION_LOST,
+    LS_EVENT_RANK_LOST,
+    LS_EVENT_LAUNCHER_EXITED,
+    LS_EVENT_JOURNALED,
+    LS_EVENT_JOURNAL_FAILED,
+    LS_EVENT_COMMIT_DONE,
+    LS_EVENT_COMMIT_FAILED,
+    LS_EVENT_REQUEST,
+    LS_EVENT_SIGNAL,
+    LS_EVENT_TICK,
+    LS_EVENT_KINDS
+};
+
+/* One rank as a HELLO describes it. Strings are NUL-terminated and already checked for control characters. */
+struct ls_core_rank {
+    int32_t rank;
+    int64_t pid;
+    char host[LS_CORE_HOST_BYTES];
+    char config_digest[33], dataset_digest[33];
+    char numerics[LS_CORE_ID_BYTES];
+};
+
+struct ls_core_hello {
+    uint32_t attempt; /* 0: started by hand, wants to be told */
+    uint32_t protocol;
+    char version[32];
+    int32_t world_size;
+    const struct ls_core_rank *ranks; /* [ranks_count], the caller's, read during the call only */
+    int32_t ranks_count;
+    bool started;         /* false: has never received a WELCOME, holds nothing; the next two do not count */
+    int64_t steps_done;   /* rank 0: the last step finished */
+    int64_t granted_step; /* rank 0: the last step it may run */
+};
+
+/* One executed step: a report from rank 0, and the journal's record of it. */
+struct ls_core_step {
+    int64_t step;
+    int64_t position; /* first sequence */
+    int64_t sequences;
+    int64_t targets;         /* tokens that carried loss */
+    double loss_sum;         /* over the targets */
+    struct ls_digest digest; /* of the step's samples */
+    struct ls_digest chain;  /* of all steps to this one; filled by the core */
+};
+
+enum ls_core_request { LS_REQUEST_STOP, LS_REQUEST_CHECKPOINT };
+
+enum ls_core_signal {
+    LS_SIGNAL_REQUEUE, /* SIGTERM, SIGUSR1, the supervisor is gone: save, exit 75 */
+    LS_SIGNAL_SAVE,    /* SIGUSR2, or a worker got a SIGTERM: save and go on */
+    LS_SIGNAL_STOP,    /* SIGINT: finish the step, save, exit 130; the second one is NOW */
+    LS_SIGNAL_NOW      /* exit 130 at once */
+};
+
+struct ls_core_event {
+    enum ls_core_event_kind kind;
+    ls_connection connection; /* events up to CONNECTION_LOST, and REQUEST: where it came from */
+    uint32_t attempt;         /* STEP_DONE to FAULT, RANK_LOST, LAUNCHER_EXITED, COMMIT_*: which one it speaks of */
+    const void
+        *payload; /* STEP_DONE, VALIDATION: further metrics, opaque, handed on in the JOURNAL action of the same call */
+    union {
+        struct ls_core_hello hello;
+        struct ls_core_step step; /* STEP_DONE */
+        struct {
+            int64_t step;
+        } validation;
+        struct {
+            int64_t step;
+            uint64_t order; /* the highest order id honoured so far, 0: none */
+            bool stop;      /* no further step will run */
+        } saving;
+        struct {
+            int64_t step;
+            int32_t rank;
+        } part; /* names, sizes and hashes stay with the server: see KEEP_PART */
+        struct {
+            int64_t step;
+            int32_t rank;
+            const char *text;
+        } save_failed;
+        struct {
+            int32_t rank;
+            int64_t step;
+            enum ls_code code;
+            const char *text;
+        } fault; /* a rank's own last words */
+        struct {
+            int32_t rank;
+            const char *how; /* "killed by signal 9"; read during the call only */
+        } rank_lost;
+        struct {
+            int status; /* exit status, or 128 + signal */
+        } launcher_exited;
+        struct {
+            uint64_t sequence; /* every record up to this one survives a crash */
+        } journaled;
+        struct {
+            const char *text;
+        } journal_failed;
+        struct {
+            int64_t step;
+            const char *text; /* COMMIT_FAILED */
+        } commit;
+        enum ls_core_request request;
+        enum ls_core_signal signal;
+        struct {
+            int64_t now_ms; /* monotonic, never goes back */
+        } tick;
+    };
+};
+
+/* ---- records: what the journal keeps ---- */
+
+enum ls_core_record_kind {
+    LS_RECORD_JOINED, /* every rank of the attempt is here */
+    LS_RECORD_STEP,
+    LS_RECORD_VALIDATION,
+    LS_RECORD_STOP, /* somebody asked for the end; survives a restart of the coordinator */
+    LS_RECORD_COMMIT,
+    LS_RECORD_FAULT,
+    LS_RECORD_END,
+    LS_RECORD_KINDS
+};
+
+struct ls_core_record {
+    enum ls_core_record_kind kind;
+    uint64_t sequence; /* counts from 1 in each generation */
+    uint32_t attempt, generation;
+    const void *payload; /* the event's, STEP and VALIDATION */
+    union {
+        struct {
+            int32_t world_size;
+        } joined;
+        struct ls_core_step step;
+        struct {
+            int64_t step;
+        } validation;
+        struct {
+            enum ls_code code; /* what the run will end with */
+        } stop;
+        struct {
+            int64_t step;
+            int64_t position;
+            struct ls_digest chain;
+        } commit;
+        struct {
+            enum ls_code code;
+            int32_t rank; /* -1: none in particular */
+            int64_t step; /* the last one done */
+            char text[LS_CORE_TEXT_BYTES];
+        } end; /* FAULT and END */
+    };
+};
+
+/* ---- actions: what to do about it ---- */
+
+enum ls_core_action_kind {
+    LS_ACTION_WELCOME, /* the connection is in; tells it the shape of the run */
+    LS_ACTION_REFUSE,  /* tell it code and text; it is not in */
+    LS_ACTION_REJOIN,  /* a message came that cannot be placed: ask for a HELLO */
+    LS_ACTION_GRANT,   /* rank 0 may run the steps after from_step up to to_step */
+    LS_ACTION_ORDER, /* rank 0: save, or save and stop, at the next boundary; sent again after a HELLO until honoured */
+    LS_ACTION_ACK,   /* rank 0: steps and validations up to these survive a crash, forget them */
+    LS_ACTION_COMMITTED, /* the checkpoint of `step` is committed: to connection, or to every joined one if it is 0 */
+    LS_ACTION_REPLY,     /* to an operator */
+    LS_ACTION_JOURNAL,   /* append the record now, fsync when it suits, then say JOURNALED */
+    LS_ACTION_KEEP_PART, /* keep what this PART says about files until the COMMIT of its step; forget those of other
+                            steps */
+    LS_ACTION_COMMIT,    /* write trainer.json and manifest.json, rename, fsync; then COMMIT_DONE or COMMIT_FAILED */
+    LS_ACTION_PRUNE,     /* the checkpoint of `step` is no longer needed */
+    LS_ACTION_KILL,      /* kill what is left of the attempt */
+    LS_ACTION_END,       /* the last action ever: flush the journal, tell everybody, exit with code and text */
+    LS_ACTION_KINDS
+};
+
+struct ls_core_action {
+    enum ls_core_action_kind kind;
+    ls_connection connection; /* WELCOME to REPLY: where to send it */
+    uint32_t attempt, generation;
+    union {
+        struct {
+            int32_t world_size;
+            int64_t start_step, start_position; /* which checkpoint to load, and the first sequence behind it */
+            struct ls_digest start_chain;
+            int64_t end_step, end_position;
+            int64_t global_batch;
+            int64_t checkpoint_every, evaluation_every;
+            int64_t acked_step, acked_validation; /* as in ACK */
+        } welcome;
+        struct {
+            enum ls_code code;
+            char text[LS_CORE_TEXT_BYTES];
+        } message; /* REFUSE, REPLY, END */
+        struct {
+            int64_t from_step, to_step;         /* steps from_step + 1 to to_step */
+            int64_t from_position, to_position; /* sequences [from, to): global_batch each, the rest in the last */
+        } grant;
+        struct {
+            uint64_t id; /* rises over all generations of an attempt */
+            bool stop;   /* after the save, run no further step */
+        } order;
+        struct {
+            int64_t step, validation;
+        } ack;
+        struct {
+            int64_t step;
+        } committed;
+        struct ls_core_record record; /* JOURNAL */
+        struct {
+            int64_t step;
+            int32_t rank;
+        } part;
+        struct {
+            int64_t step, position;
+            struct ls_digest chain;
+        } commit;
+        struct {
+            int64_t step;
+        } prune;
+    };
+};
+
+struct ls_core_actions {
+    int count;
+    struct ls_core_action list[LS_CORE_ACTIONS_MAX];
+};
+
+/* ---- the machine ---- */
+
+enum ls_core_phase {
+    LS_PHASE_WAITING, /* for ranks to join */
+    LS_PHASE_RUNNING,
+    LS_PHASE_STOPPING, /* a stop was asked for */
+    LS_PHASE_FAILING,  /* something is lost; waiting a moment for the best explanation */
+    LS_PHASE_ENDED
+};
+
+/* What `status` shows. */
+struct ls_core_status {
+    enum ls_core_phase phase;
+    uint32_t attempt, generation;
+    int32_t world_size, ranks_joined;
+    int64_t start_step, end_step, end_position;
+    int64_t step, position; /* executed */
+    int64_t granted_step;
+    int64_t journaled_step; /* survives a crash of the coordinator */
+    int64_t committed_step; /* survives a crash of everything; the attempt's start if nothing was saved since */
+    int64_t saving_step;    /* 0: no save in flight */
+    int32_t parts_present;  /* of world_size */
+    struct ls_digest chain;
+    enum ls_code stop_code; /* LS_OK: no stop asked for */
+    /* Messages that changed nothing, since this generation began. */
+    uint64_t old_attempt, duplicates, unplaced, refused;
+};
+
+struct ls_core;
+
+/* Allocates everything the core will ever use. Errors are LS_USAGE (a shape that makes no sense) and LS_MEMORY. */
+enum ls_code ls_core_create(const struct ls_core_options *options, struct ls_core **core, struct ls_error *error);
+void ls_core_destroy(struct ls_core *core);
+
+/* A coordinator that starts again within an attempt: between create and the first event, hand in the journal's records
+ * of this attempt in the order written (records of other attempts and kinds that do not matter are passed over).
+ * LS_DATA when steps are missing, or the chain does not hold. */
+enum ls_code ls_core_restore(struct ls_core *core, const struct ls_core_record *record, struct ls_error *error);
+
+/* Takes one event and lists in `actions` (emptied first) what is to be done, in this order. Never fails: what is wrong
+ * with an event becomes an action or a count. After END every further event gives an empty list. */
+void ls_core_handle(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *actions);
+
+void ls_core_read_status(const struct ls_core *core, struct ls_core_status *status);
+
+/* One word for each kind: "hello", "grant", ... Static storage. */
+const char *ls_core_event_name(enum ls_core_event_kind kind);
+const char *ls_core_action_name(enum ls_core_action_kind kind);
+const char *ls_core_record_name(enum ls_core_record_kind kind);
+const char *ls_core_phase_name(enum ls_core_phase phase);
+
+#endif

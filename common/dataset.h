@@ -1,4 +1,5 @@
-/* Datasets: token shards on disk, their samples and document boundaries. Format and rules: docs/design.md, "Samples". */
+/* Datasets: token shards on disk, their samples and document boundaries. Format and rules: docs/design.md, "Samples".
+ */
 #ifndef LS_COMMON_DATASET_H
 #define LS_COMMON_DATASET_H
 
@@ -13,19 +14,24 @@ struct ls_dataset;
 /* A data shard as found when the dataset was opened. */
 struct ls_shard_info {
     char name[256];
-    int64_t tokens;     /* by the header, checked against the size */
-    int64_t samples;    /* floor((tokens - 1) / T), 0 if there are none */
-    int64_t tail;       /* tokens after the last sample's last target */
+    int64_t tokens;  /* by the header, checked against the size */
+    int64_t samples; /* floor((tokens - 1) / T), 0 if there are none */
+    int64_t tail;    /* tokens after the last sample's last target */
     int64_t bytes, mtime_nanoseconds;
-    int token_bytes;    /* 2 or 4 */
+    int token_bytes; /* 2 or 4 */
 };
 
-/* Opens the folder or file of `source` for samples of `sequence_length` = T tokens: dataset.json if there is one, else the
- * *.bin files in name order; llm.c headers (both magics), headerless uint16 with dtype, or "synthetic:TOKENS" (byte tokens from
- * a counter-based generator keyed by the position, the same everywhere). Errors are LS_DATA; empty datasets and ones shorter than a sample
- * are refused with their size. The caller closes it; files stay open (descriptors), reads are pread and safe from several threads. */
-enum ls_code ls_dataset_open(const struct ls_config_source *source, int64_t sequence_length, struct ls_dataset **dataset,
-                             struct ls_error *error);
+/* Opens `source` for samples of `sequence_length` = T >= 1 tokens. Its path is one of
+ *   a folder: the shards its dataset.json names, in that order; without one, its *.bin files in name order;
+ *   a file;
+ *   a pattern: a last component with '*', '?' or '[', matched against the names in its folder
+ * ("data/fineweb_train_*.bin"); "synthetic:TOKENS": byte tokens from a counter-based generator keyed by the position,
+ * the same everywhere. Files have an llm.c header (both magics) or are headerless uint16 with `dtype`. The document
+ * token is the source's document_token_id if given, else dataset.json's, else the one of the magic (50256 or 128000, at
+ * the start). Errors are LS_DATA; empty datasets and ones shorter than a sample are refused with their size. The caller
+ * closes it; files stay open (descriptors), reads are pread and safe from several threads. */
+enum ls_code ls_dataset_open(const struct ls_config_source *source, int64_t sequence_length,
+                             struct ls_dataset **dataset, struct ls_error *error);
 void ls_dataset_close(struct ls_dataset *dataset);
 
 int64_t ls_dataset_samples(const struct ls_dataset *dataset);
@@ -38,15 +44,19 @@ double ls_dataset_bytes_per_token(const struct ls_dataset *dataset);
 const char *ls_dataset_tokenizer(const struct ls_dataset *dataset);
 size_t ls_dataset_shard_count(const struct ls_dataset *dataset);
 const struct ls_shard_info *ls_dataset_shard(const struct ls_dataset *dataset, size_t shard);
-/* XXH3-128 over names, sizes, headers and T, as 32 hex digits: what every rank must agree on. */
+/* XXH3-128 over the shards' names, sizes and kinds, the vocabulary, the document token and T, as 32 hex digits: what
+ * every rank must agree on. Not over modification times or folders, which differ between copies. */
 void ls_dataset_digest(const struct ls_dataset *dataset, char digest[33]);
 
 /* Where sample `sample` of the dataset lives. */
 void ls_dataset_locate(const struct ls_dataset *dataset, int64_t sample, uint32_t *shard, uint64_t *index);
 
-/* Reads sample `sample`: inputs[T], targets[T] (-1 where a target carries no loss) and document_start[T] (for each position the
- * first position of its document inside the sample). With `document_mask` false every start is 0; targets in another document
- * carry no loss either way. Token ids outside [0, vocab) are LS_DATA, naming shard and offset; a file that became shorter is LS_DATA too. */
+/* Reads sample `sample`: inputs[T], targets[T] (-1 where a target carries no loss) and document_start[T] (for each
+ * position the first position of its document inside the sample: it attends to [document_start[t], t]). A document
+ * token at the start belongs to the document it opens, so the position before it has no target; one at the end belongs
+ * to the document it closes, so its own position has no target and it is itself a target. With `document_mask` false
+ * every start is 0; targets in another document carry no loss either way. Token ids outside [0, vocab) are LS_DATA,
+ * naming shard and offset; a file that became shorter is LS_DATA too. */
 enum ls_code ls_dataset_read(const struct ls_dataset *dataset, int64_t sample, int64_t vocab, bool document_mask,
                              int32_t *inputs, int32_t *targets, int32_t *document_start, struct ls_error *error);
 

@@ -9,9 +9,10 @@ struct ls_digest {
     uint64_t low, high;
 };
 
-/* XXH3-128 over (source, shard, index, draw position `position`, count, tokens as int32 little-endian): one sequence of `count` fed tokens. */
-struct ls_digest ls_digest_sample(uint32_t source, uint32_t shard, uint64_t index, uint64_t position, const int32_t *tokens,
-                                  int64_t count);
+/* XXH3-128 over (source, shard, index, draw position `position`, count, tokens as int32 little-endian): one sequence of
+ * `count` fed tokens. */
+struct ls_digest ls_digest_sample(uint32_t source, uint32_t shard, uint64_t index, uint64_t position,
+                                  const int32_t *tokens, int64_t count);
 /* a + b mod 2^128. */
 struct ls_digest ls_digest_add(struct ls_digest a, struct ls_digest b);
 /* The chain over steps: XXH3-128 of (chain, step, digest). */

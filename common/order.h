@@ -7,8 +7,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* A keyed bijection on [0, n): a Feistel network over the next even power of two with cycle walking. `round` (the epoch of a
- * source) gives an independent permutation. n >= 1, index < n. */
+/* A keyed bijection on [0, n): a Feistel network over the next even power of two with cycle walking. `round` (the epoch
+ * of a source) gives an independent permutation. n >= 1, index < n. */
 uint64_t ls_permute(uint64_t key, uint64_t round, uint64_t index, uint64_t n);
 
 enum { LS_ORDER_SOURCES_MAX = 64 };
@@ -23,9 +23,10 @@ struct ls_draw {
     uint64_t epoch;  /* draw / samples of the source */
 };
 
-/* `samples[i]` and `weights[i]` of `sources` sources; weights NULL: in proportion to size, one epoch covers all samples exactly once. Weights: draws are
- * dealt by a binary tree over the sources, a node sends floor(c * L / (L + R)) of its first c draws left. Errors are LS_USAGE
- * (a weight below 1, too many sources) and LS_DATA (a source without samples). */
+/* `samples[i]` and `weights[i]` of `sources` sources; weights NULL: in proportion to size, one epoch covers all samples
+ * exactly once. Weights: draws are dealt by a binary tree over the sources, a node sends floor(c * L / (L + R)) of its
+ * first c draws left. Errors are LS_USAGE (a weight below 1, too many sources) and LS_DATA (a source without samples).
+ */
 enum ls_code ls_order_create(uint64_t seed, const uint64_t *samples, const uint64_t *weights, int sources,
                              struct ls_order **order, struct ls_error *error);
 void ls_order_destroy(struct ls_order *order);
@@ -36,8 +37,9 @@ struct ls_draw ls_order_at(const struct ls_order *order, uint64_t position);
 /* Sequences in one epoch: the sum of samples without weights; 0 with weights (an epoch is not defined). */
 uint64_t ls_order_epoch_length(const struct ls_order *order);
 
-/* The sequences of rank `rank` of `world_size` in a step of `sequences`: [first, first + count), consecutive and as even as
- * possible: from rank * sequences / world_size to (rank + 1) * sequences / world_size. sequences >= 0, 0 <= rank < world_size. */
+/* The sequences of rank `rank` of `world_size` in a step of `sequences`: [first, first + count), consecutive and as
+ * even as possible: from rank * sequences / world_size to (rank + 1) * sequences / world_size. sequences >= 0, 0 <=
+ * rank < world_size. */
 void ls_rank_range(int64_t sequences, int rank, int world_size, int64_t *first, int64_t *count);
 
 #endif

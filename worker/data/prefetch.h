@@ -1,4 +1,5 @@
-/* Prefetch: a thread that reads the sequences of coming steps into a ring of host buffers, so that a step never waits for a disk. */
+/* Prefetch: a thread that reads the sequences of coming steps into a ring of host buffers, so that a step never waits
+ * for a disk. */
 #ifndef LS_WORKER_DATA_PREFETCH_H
 #define LS_WORKER_DATA_PREFETCH_H
 
@@ -23,38 +24,39 @@ struct ls_prefetch_allocator {
 };
 
 struct ls_prefetch_options {
-    const struct ls_order *order;               /* NULL: the datasets one after another, unshuffled (evaluation) */
-    const struct ls_dataset *const *datasets;   /* by source number; order and datasets must outlive the prefetch */
+    const struct ls_order *order;             /* NULL: the datasets one after another, unshuffled (evaluation) */
+    const struct ls_dataset *const *datasets; /* by source number; order and datasets must outlive the prefetch */
     int dataset_count;
     int rank, world_size;
-    int64_t sequence_length;                    /* T, the one the datasets were opened with */
-    int64_t vocab;                              /* token ids are checked against it */
+    int64_t sequence_length; /* T, the one the datasets were opened with */
+    int64_t vocab;           /* token ids are checked against it */
     bool document_mask;
-    int64_t micro_batch;                        /* sequences of one forward */
-    int64_t global_batch_max;                   /* the largest batch that will be granted */
-    int depth;                                  /* steps in the ring, 2 to 16 */
-    struct ls_prefetch_allocator allocator;     /* allocate NULL: ordinary memory */
+    int64_t micro_batch;                    /* sequences of one forward */
+    int64_t global_batch_max;               /* the largest batch that will be granted */
+    int depth;                              /* steps in the ring, 2 to 16 */
+    struct ls_prefetch_allocator allocator; /* allocate NULL: ordinary memory */
 };
 
-/* This rank's share of a step. The step's `step_sequences` sequences are draws position ... position + step_sequences - 1;
- * rank r of N has those of ls_rank_range. Every rank runs `micro_batches` = ceil(ceil(step_sequences / N) / micro_batch)
- * micro-batches; micro-batch m is rows [m * micro_batch, (m + 1) * micro_batch) of the arrays, and those of them at or past
- * `sequences` are padding: input 0, target -1, document_start 0. */
+/* This rank's share of a step. The step's `step_sequences` sequences are draws position ... position + step_sequences -
+ * 1; rank r of N has those of ls_rank_range. Every rank runs `micro_batches` = ceil(ceil(step_sequences / N) /
+ * micro_batch) micro-batches; micro-batch m is rows [m * micro_batch, (m + 1) * micro_batch) of the arrays, and those
+ * of them at or past `sequences` are padding: input 0, target -1, document_start 0. */
 struct ls_batch {
     int64_t step;
-    uint64_t position;        /* of the step's first sequence in the run; the next step's is position + step_sequences */
-    int64_t step_sequences;   /* of all ranks */
-    int64_t first_sequence;   /* of this rank's sequences, counted from `position` */
-    int64_t sequences;        /* of this rank; 0 is possible in a truncated step */
+    uint64_t position;      /* of the step's first sequence in the run; the next step's is position + step_sequences */
+    int64_t step_sequences; /* of all ranks */
+    int64_t first_sequence; /* of this rank's sequences, counted from `position` */
+    int64_t sequences;      /* of this rank; 0 is possible in a truncated step */
     int64_t micro_batches;
-    int64_t targets;          /* target ids >= 0 in all of this rank's sequences */
-    struct ls_digest digest;  /* sum of ls_digest_sample over this rank's sequences */
+    int64_t targets;               /* target ids >= 0 in all of this rank's sequences */
+    struct ls_digest digest;       /* sum of ls_digest_sample over this rank's sequences */
     const int32_t *inputs;         /* [micro_batches * micro_batch, T] */
     const int32_t *target_ids;     /* [micro_batches * micro_batch, T], -1: no loss */
     const int32_t *document_start; /* [micro_batches * micro_batch, T], see ls_dataset_read */
 };
 
-/* Starts the thread; nothing is read before the first grant. All memory is taken here. Errors: LS_MEMORY, LS_ERROR (no thread). */
+/* Starts the thread; nothing is read before the first grant. All memory is taken here. Errors: LS_MEMORY, LS_ERROR (no
+ * thread). */
 enum ls_code ls_prefetch_create(const struct ls_prefetch_options *options, struct ls_prefetch **prefetch,
                                 struct ls_error *error);
 
@@ -64,15 +66,17 @@ void ls_prefetch_destroy(struct ls_prefetch *prefetch);
 /* Bytes of host memory ls_prefetch_create will take with these options. */
 size_t ls_prefetch_bytes(const struct ls_prefetch_options *options);
 
-/* Lets the steps [first_step, last_step) be prepared, after those granted before. Each takes `global_batch` sequences from where
- * the one before ended, the first from `position`; the last is truncated at `end_position` (UINT64_MAX: no end). Errors are
- * LS_ERROR and leave nothing granted: more than LS_PREFETCH_SPANS_MAX spans waiting, a batch above global_batch_max, a step without a sequence. */
+/* Lets the steps [first_step, last_step) be prepared, after those granted before. Each takes `global_batch` sequences
+ * from where the one before ended, the first from `position`; the last is truncated at `end_position` (UINT64_MAX: no
+ * end). Errors are LS_ERROR and leave nothing granted: more than LS_PREFETCH_SPANS_MAX spans waiting, a batch above
+ * global_batch_max, a step without a sequence. */
 enum ls_code ls_prefetch_grant(struct ls_prefetch *prefetch, int64_t first_step, int64_t last_step, uint64_t position,
                                int64_t global_batch, uint64_t end_position, struct ls_error *error);
 
-/* The next granted step's batch, once it is ready. Its arrays are the caller's until ls_prefetch_release. `waited_seconds` (may
- * be NULL) is the time spent waiting in this call. Errors: LS_DATA as ls_dataset_read made it, at the step it belongs to and at every later call;
- * LS_ERROR if no granted step is left or `depth` batches are already held. Only one thread takes batches. */
+/* The next granted step's batch, once it is ready. Its arrays are the caller's until ls_prefetch_release.
+ * `waited_seconds` (may be NULL) is the time spent waiting in this call. Errors: LS_DATA as ls_dataset_read made it, at
+ * the step it belongs to and at every later call; LS_ERROR if no granted step is left or `depth` batches are already
+ * held. Only one thread takes batches. */
 enum ls_code ls_prefetch_next(struct ls_prefetch *prefetch, struct ls_batch *batch, double *waited_seconds,
                               struct ls_error *error);
 

@@ -67,9 +67,9 @@ enum ls_code ls_checkpoint_newest(const char *run_dir, bool *found, struct ls_ch
 /* Checks one checkpoint folder in full and reads its trainer.json. */
 enum ls_code ls_checkpoint_open(const char *path, struct ls_checkpoint_found *checkpoint, struct ls_error *error);
 
-/* At start, with the run's lock held: removes build folders and half-removed folders of earlier attempts, puts back a
- * superseded folder whose replacement never came, and makes `latest` name the newest committed folder. */
-enum ls_code ls_checkpoint_recover(const char *run_dir, struct ls_error *error);
+/* At start, with the run's lock held: removes the build folders of attempts before `attempt` and what was half removed, puts
+ * back a superseded folder whose replacement never came, and makes `latest` name the newest committed folder. */
+enum ls_code ls_checkpoint_recover(const char *run_dir, uint64_t attempt, struct ls_error *error);
 
 /* After `step` was committed: keeps it and the `keep` - 1 newest below it (keep >= 1), removes those further below and
  * every superseded folder whose step is committed. Folders above `step` are neither counted nor removed. */

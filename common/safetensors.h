@@ -65,12 +65,12 @@ struct ls_safetensors_pair {
 struct ls_safetensors {
     struct ls_tensor_info *tensors; /* in the order of their bytes */
     size_t tensor_count;
-    struct ls_safetensors_pair *metadata; /* sorted by key */
+    struct ls_safetensors_pair *metadata;
     size_t metadata_count;
     int64_t data_offset; /* of the tensors' part in the file: 8 + N */
     int64_t data_bytes;
-    int file;      /* descriptor, -1 when only a header was parsed */
-    char *storage; /* the strings */
+    int file;   /* descriptor, -1 when only a header was parsed */
+    void *json; /* holds the strings */
 };
 
 /* Parses the first `count` bytes of a file of `file_bytes` bytes; they must hold the whole header. Refused: a header
@@ -112,7 +112,7 @@ struct ls_weight_map {
     struct ls_safetensors_pair *entries; /* tensor name, file name; sorted by tensor name */
     size_t entry_count;
     int64_t total_bytes; /* metadata.total_size, -1 when absent */
-    char *storage;
+    void *json;          /* holds the strings */
 };
 
 /* Parses model.safetensors.index.json. File names must be one safe component ending in ".safetensors".

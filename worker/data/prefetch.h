@@ -24,7 +24,7 @@ struct ls_prefetch_allocator {
 };
 
 struct ls_prefetch_options {
-    const struct ls_order *order;             /* NULL: the datasets one after another, unshuffled (evaluation) */
+    const struct ls_order *order;             /* NULL: the datasets one after another, each once (evaluation) */
     const struct ls_dataset *const *datasets; /* by source number; order and datasets must outlive the prefetch */
     int dataset_count;
     int rank, world_size;
@@ -68,8 +68,8 @@ size_t ls_prefetch_bytes(const struct ls_prefetch_options *options);
 
 /* Lets the steps [first_step, last_step) be prepared, after those granted before. Each takes `global_batch` sequences
  * from where the one before ended, the first from `position`; the last is truncated at `end_position` (UINT64_MAX: no
- * end). Errors are LS_ERROR and leave nothing granted: more than LS_PREFETCH_SPANS_MAX spans waiting, a batch above
- * global_batch_max, a step without a sequence. */
+ * end; without an order, the end of the datasets). Errors are LS_ERROR and leave nothing granted: more than
+ * LS_PREFETCH_SPANS_MAX spans waiting, a batch above global_batch_max, a step without a sequence. */
 enum ls_code ls_prefetch_grant(struct ls_prefetch *prefetch, int64_t first_step, int64_t last_step, uint64_t position,
                                int64_t global_batch, uint64_t end_position, struct ls_error *error);
 

@@ -1,37 +1,16 @@
-/* The session with the coordinator, held by world rank 0: a thread owns the socket, the training thread exchanges plain structs with it and
- * never waits for the network. Reconnects with back-off and re-joins a restarted coordinator; reports are kept until acknowledged. */
+/* The session with the coordinator, held by world rank 0: a thread owns the socket, the training thread exchanges plain
+ * structs with it and never waits for the network. Reconnects with back-off and re-joins a restarted coordinator;
+ * reports are kept until acknowledged. */
 #ifndef LS_WORKER_SESSION_H
 #define LS_WORKER_SESSION_H
 
-#include "common/digest.h"
 #include "common/status.h"
+#include "common/wire.h" /* struct ls_welcome, ls_rank_info, ls_step_report, ls_part_file */
 
 #include <stdbool.h>
 #include <stdint.h>
 
 struct ls_session;
-
-/* What the coordinator tells first; rank 0 broadcasts it. Plain data, the configuration's YAML beside it. */
-struct ls_welcome {
-    int64_t attempt;
-    int64_t world_size;
-    char run_directory[1024];
-    char run_id[17];
-    char checkpoint[1024]; /* folder to load, "" for none */
-    int64_t start_step;    /* steps done so far */
-    uint64_t start_position;
-    int64_t total_steps; /* as planned: the last step's number */
-    uint64_t end_position; /* sequences; the last step is truncated there. UINT64_MAX: none */
-    int64_t optimizer_steps;
-};
-
-/* What every rank says of itself when it joins. */
-struct ls_rank_info {
-    int64_t rank, local_rank, pid;
-    char host[64];
-    char config_digest[33], dataset_digest[33];
-    char numerics_id[256];
-};
 
 /* Steps that may be run: [first_step, end_step), sequences from first_position on. Step numbers count from 1. */
 struct ls_grant {
@@ -39,53 +18,51 @@ struct ls_grant {
     uint64_t first_position;
 };
 
-enum ls_order_kind { LS_ORDER_NONE, LS_ORDER_CHECKPOINT, LS_ORDER_STOP, LS_ORDER_STOP_SAVED };
 /* What the coordinator wants at the next step boundary. */
 struct ls_session_orders {
-    struct ls_grant grant;  /* the newest, end_step 0: none so far */
-    uint64_t checkpoint_id; /* counts up with each request to save */
-    uint64_t stop_id;       /* not 0: finish the step, save when `stop_saves`, leave with `stop_code` */
-    bool stop_saves;
+    struct ls_grant grant; /* the newest, end_step 0: none so far */
+    uint64_t
+        checkpoint_id; /* the newest order to save; it is honoured once ls_session_saving() names it or a later one */
+    uint64_t stop_id;  /* not 0: finish the step, save, then leave with `stop_code` once that is committed */
     int stop_code;
-    int64_t committed_step; /* newest checkpoint that is on disk and committed */
-    enum ls_code failed;    /* the coordinator refused or ended the run: leave with this code */
-    char failed_text[512];
+    int64_t committed_step; /* newest checkpoint of this attempt that is committed, -1: none */
+    bool ended;             /* the run is over or this worker was refused: leave with `ended_code` */
+    enum ls_code ended_code;
+    char ended_text[LS_WIRE_TEXT_BYTES];
 };
 
-struct ls_step_report {
-    int64_t step, attempt;
-    uint64_t position; /* after the step */
-    int64_t sequences, targets;
-    double epoch, loss, grad_norm, lr;
-    double step_seconds, compute_seconds, comm_exposed_seconds, data_wait_seconds, checkpoint_seconds;
-    double tokens_per_second;
-    uint64_t memory_peak_bytes;
-    struct ls_digest digest;
-};
-
-struct ls_part_file {
-    char name[80]; /* "model.safetensors", "state/rank-00000.safetensors" */
-    int64_t bytes;
-    char hash[33];
-};
-
-/* Connects with the key file's worker keys (read from `key_path`, or from `key_text` when that is not NULL) and waits up to
- * `timeout_seconds` for the welcome. *yaml is malloc'ed. LS_COMMUNICATION names the endpoint and what was tried; a refusal has the refusal's code and text. */
+/* Connects with the key file's worker keys (read from `key_path`, or from `key_text` when that is not NULL) and waits
+ * up to `timeout_seconds` for the welcome. *yaml is malloc'ed. LS_COMMUNICATION names the endpoint and what was tried;
+ * a refusal has the refusal's code and text. */
 enum ls_code ls_session_open(const char *endpoint, const char *key_path, const char *key_text, double timeout_seconds,
-                             struct ls_session **session, struct ls_welcome *welcome, char **yaml, struct ls_error *error);
+                             struct ls_session **session, struct ls_welcome *welcome, char **yaml,
+                             struct ls_error *error);
 /* Reports all ranks; waits until the coordinator has accepted or refused them. */
-enum ls_code ls_session_join(struct ls_session *session, const struct ls_rank_info *ranks, int64_t count, struct ls_error *error);
+enum ls_code ls_session_join(struct ls_session *session, const struct ls_rank_info *ranks, int64_t count,
+                             struct ls_error *error);
 /* Where the run stands; called at every step so that a re-join can tell it. Cheap, no system call. */
 void ls_session_at(struct ls_session *session, int64_t next_step);
 /* The newest orders; never waits. */
 void ls_session_orders(struct ls_session *session, struct ls_session_orders *orders);
 /* Waits until the orders changed since the last call, at most `seconds`. */
 void ls_session_wait(struct ls_session *session, double seconds);
-/* Reports; copied, sent in order, kept until acknowledged. No allocation: rings of fixed size; step_done waits if 4096 steps are unacknowledged. */
+/* Reports; copied, sent in order, kept until acknowledged. No allocation: rings of fixed size; step_done waits if 4096
+ * steps are unacknowledged. */
 void ls_session_step_done(struct ls_session *session, const struct ls_step_report *report);
 void ls_session_validation(struct ls_session *session, int64_t step, double loss, double bits_per_byte);
-void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, uint64_t checkpoint_id, const struct ls_part_file *files,
-                     int64_t count);
+/* World rank 0, at the boundary behind `step` and before anything of the next one: this step is being saved. `order_id`
+ * is the highest order honoured by it or before (0: none), `stop` that no further step will run. Rank 0 makes the build
+ * folder (ls_checkpoint_begin), then every rank writes its files into it, then comes one ls_session_part() per rank,
+ * then all wait for orders.committed_step >= step. The last step is saved too. */
+void ls_session_saving(struct ls_session *session, int64_t step, uint64_t order_id, bool stop);
+/* The files of a rank are written and fsynced; `optimizer_steps` for trainer.json. At most LS_WIRE_FILES_MAX files.
+ * Resent until committed. */
+void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int64_t optimizer_steps,
+                     const struct ls_part_file *files, int64_t count);
+/* A rank could not write its part. */
+void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t rank, const char *text);
+/* A worker got a SIGTERM: asks the coordinator to order a save. */
+void ls_session_request_save(struct ls_session *session);
 /* Says that this run ends because of an error of `rank`; waits up to a second for it to be sent. */
 void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error);
 /* Waits up to `seconds` until everything is acknowledged, says goodbye, ends the thread. */

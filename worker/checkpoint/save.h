@@ -1,0 +1,65 @@
+/* Saving: one rank's files of a checkpoint, streamed block by block from host memory.
+ *
+ *     model.safetensors                        all weights, or, for a model that several ranks write,
+ *     model-00001-of-00004.safetensors ...     whole tensors, dealt to the first ranks by size, and
+ *     model.safetensors.index.json             which says where each is (rank 0)
+ *     config.json, tokenizer.json, tokenizer_config.json    what Hugging Face needs beside the weights (rank 0)
+ *     state/rank-00000.safetensors             this rank's slices of master weights and moments, fp32 (every rank)
+ *
+ * Every block's flat parameters are cut into one slice per rank (ls_checkpoint_slice). A slice meets some of the
+ * block's tensors; for each the state file holds three 1-D tensors, `master:NAME`, `exp_avg:NAME` and
+ * `exp_avg_sq:NAME`, and in its metadata under NAME the element of the whole tensor they start at. So any number of
+ * ranks can read what any other number wrote. Errors are LS_CHECKPOINT; a full disk is noticed before the first byte
+ * where the file system can reserve space. */
+#ifndef LS_WORKER_CHECKPOINT_SAVE_H
+#define LS_WORKER_CHECKPOINT_SAVE_H
+
+#include "common/config.h"
+#include "common/manifest.h"
+#include "common/status.h"
+#include "worker/model/model.h"
+
+#include <stdint.h>
+
+enum { LS_CHECKPOINT_RANK_FILES_MAX = 6 };
+
+struct ls_checkpoint_writer;
+
+struct ls_checkpoint_writer_options {
+    const char *folder; /* the build folder, with its state/ (checkpoint_folder.h) */
+    const struct ls_model *model;
+    const struct ls_config *config;
+    const char *tokenizer; /* "byte": its tokenizer.json is written; the path of a tokenizer.json: copied; else: none */
+    int64_t document_token; /* bos_token_id and eos_token_id of config.json; -1: null */
+    int64_t rank, world_size;
+    int64_t model_file_bytes; /* a model file for each so many bytes of weights, at most one per rank; 0: 64 MiB */
+};
+
+/* Rank `rank`'s slice of a block of `count` elements: ceil(count / world_size) elements each, the last ones shorter or
+ * empty. */
+void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t *first, int64_t *length);
+
+/* Bytes that all ranks' files take together, headers estimated from above: for ls_checkpoint_begin(). */
+int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);
+
+/* Makes this rank's files, reserves their space and writes their headers. */
+enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_options *options,
+                                         struct ls_checkpoint_writer **writer, struct ls_error *error);
+
+/* True when ls_checkpoint_writer_put_block() reads the block's parameters outside the rank's slice. */
+bool ls_checkpoint_writer_needs_block(const struct ls_checkpoint_writer *writer, int block);
+
+/* Writes what this rank owes of `block`; blocks come in order, each once. `parameters` is the whole block's flat fp32
+ * parameters (only the slice of it is read unless ls_checkpoint_writer_needs_block()); m and v point to the first
+ * element of the rank's slice. All is host memory and may be reused after the call. */
+enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer, int block, const float *parameters,
+                                            const float *m, const float *v, struct ls_error *error);
+
+/* After the last block: fsyncs the files and fills files[LS_CHECKPOINT_RANK_FILES_MAX]. */
+enum ls_code ls_checkpoint_writer_finish(struct ls_checkpoint_writer *writer, struct ls_file_record *files,
+                                         size_t *count, struct ls_error *error);
+/* Closes the files; what was written of an unfinished checkpoint stays in the build folder, which is never committed.
+ */
+void ls_checkpoint_writer_destroy(struct ls_checkpoint_writer *writer);
+
+#endif

@@ -33,7 +33,8 @@ struct ls_block {
     int64_t count, decay_count; /* elements */
 };
 
-/* `config` is resolved and its vocab_size set. LS_USAGE for shapes that do not fit together, LS_MEMORY. */
+/* `config` is resolved and its vocab_size set; sequences have at most data.sequence_length tokens (the rotary table ends there).
+ * LS_USAGE for shapes that do not fit together, LS_MEMORY. */
 enum ls_code ls_model_create(const struct ls_config *config, struct ls_model **model, struct ls_error *error);
 void ls_model_destroy(struct ls_model *model);
 
@@ -45,7 +46,8 @@ int64_t ls_model_parameter_count(const struct ls_model *model);
 /* The head uses the embedding block's token table: its forward needs, and its backward adds to, that block too. */
 bool ls_model_head_is_tied(const struct ls_model *model);
 
-/* Bytes for `sequences` of the configured length. Saved: what a block's forward leaves for its backward. Scratch: used within one call. */
+/* Bytes for `sequences` of the configured length. Saved: what a block's forward leaves for its backward, which uses it up (0 but for
+ * layers). Scratch: used within one call, the most that any block needs. */
 int64_t ls_model_saved_bytes(const struct ls_model *model, int block, int64_t sequences);
 int64_t ls_model_scratch_bytes(const struct ls_model *model, const struct ls_device *device, int64_t sequences);
 /* Constant tables in device memory (the rotary angles); 0 for GPT-2. Filled once by ls_model_fill_tables (synchronous). */
@@ -65,7 +67,7 @@ struct ls_block_pass {
     const void *tables;
     const float *parameters, *tied_parameters; /* flat; tied: the embedding block's, for a tied head, else NULL */
     float *gradients, *tied_gradients;         /* flat, accumulated; NULL: forward only */
-    const int32_t *tokens, *targets, *document_start; /* [sequences, length] */
+    const int32_t *tokens, *targets, *document_start; /* [sequences, length]; document_start NULL: one document */
     const float *input;     /* residual stream entering [B, T, C]; embedding: NULL */
     float *output;          /* residual stream leaving [B, T, C]; head: NULL */
     float *stream_gradient; /* backward: the gradient of `output` on entry, of `input` on return, in place */
@@ -74,7 +76,8 @@ struct ls_block_pass {
     const float *gradient_scale; /* head: what a token's gradient is multiplied by, 1 / (target tokens of the step) */
 };
 
-/* Embedding and layers. Forward leaves in `saved` what backward needs; `input` is still there in backward. */
+/* Embedding and layers. Forward leaves in `saved` what backward needs; `input` is still there in backward. A pass of 0 sequences puts
+ * nothing on the stream. */
 void ls_block_forward(const struct ls_model *model, int block, const struct ls_block_pass *pass);
 void ls_block_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass);
 /* Head: final norm, projection, loss, in chunks of rows so that all logits are never stored. With `gradients`, its backward in the same go:
@@ -83,7 +86,8 @@ void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass
 /* Rows of logits held at once by ls_head_loss. */
 int64_t ls_model_head_chunk(const struct ls_model *model, int64_t rows);
 
-/* Floating-point operations of one training step's forward and backward per token, 6N + 6LCT as llm.c counts them (N without positions). */
+/* Floating-point operations of one training step's forward and backward per token, 6N + 6LCT as llm.c counts them: N all parameters but
+ * learned positions, C the width of all heads. */
 double ls_model_flops_per_token(const struct ls_model *model);
 
 #endif

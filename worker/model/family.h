@@ -1,0 +1,82 @@
+/* What the files of this room share: a model's sizes and tables, what a family (GPT-2, Llama) provides, and the helpers
+ * with which a family states its tensors, its activations and its matrix products. */
+#ifndef LS_WORKER_MODEL_FAMILY_H
+#define LS_WORKER_MODEL_FAMILY_H
+
+#include "worker/model/model.h"
+
+struct ls_model_family {
+    /* Checks the family's own rules and adds the embedding's, the layers' and the head's blocks, in this order. */
+    enum ls_code (*describe)(struct ls_model *model, struct ls_error *error);
+    int64_t (*saved_bytes)(const struct ls_model *model, int64_t sequences); /* of a layer */
+    void (*embedding_forward)(const struct ls_model *model, const struct ls_block_pass *pass);
+    void (*embedding_backward)(const struct ls_model *model, const struct ls_block_pass *pass);
+    void (*layer_forward)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
+    void (*layer_backward)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
+    /* The norm in front of the head's projection, for rows [first, first + rows) of the pass. `statistics` holds
+     * [2, rows] floats; `normalised` and `gradient` hold [rows, C]. */
+    void (*final_norm_forward)(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
+                               int64_t rows, float *statistics, float *normalised);
+    void (*final_norm_backward)(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
+                                int64_t rows, const float *statistics, const float *gradient);
+};
+
+extern const struct ls_model_family ls_model_gpt2, ls_model_llama;
+
+struct ls_model {
+    const struct ls_model_family *family;
+    struct ls_config_rope_scaling rope_scaling;
+    double rope_theta;
+    int64_t length;    /* T of the configuration */
+    int64_t positions; /* rows of a table of learned positions */
+    int64_t vocabulary, channels, layers, heads, kv_heads, head_size, hidden;
+    float epsilon, deviation;
+    bool tied;
+    int64_t parameter_count;
+    struct ls_block *blocks;
+    int block_count;
+    struct ls_tensor *tensors;
+    int tensor_count;
+};
+
+/* A tensor as a family states it: the name behind the block's prefix, the shape, the initial values. */
+struct ls_tensor_row {
+    const char *name;
+    int64_t rows, columns; /* columns 0: a vector of `rows` */
+    float mean, deviation;
+};
+
+/* Appends a block with these tensors, matrices first; rows without a name are left out. */
+void ls_model_add_block(struct ls_model *model, enum ls_block_kind kind, const char *prefix,
+                        const struct ls_tensor_row *rows, int count);
+
+/* The tensors of a block, in the order in which its family stated them. */
+static inline const struct ls_tensor *ls_model_tensors(const struct ls_model *model, int block) {
+    return &model->tensors[model->blocks[block].first_tensor];
+}
+
+/* A cursor over a buffer: the same function of a family states sizes (base NULL) and pointers, so that they cannot
+ * disagree. */
+struct ls_layout {
+    char *base;
+    int64_t bytes;
+};
+/* The next `count` floats, aligned for every device; NULL while only sizes are asked for. */
+float *ls_layout_floats(struct ls_layout *layout, int64_t count);
+
+/* Arguments of the causal self-attention of a layer, or their gradient: rows [B * T] of `width` floats, and the parts
+ * of a row. */
+int64_t ls_attention_workspace_bytes(const struct ls_model *model, const struct ls_device *device, int64_t sequences);
+void ls_attention_forward(const struct ls_model *model, const struct ls_block_pass *pass, float *output, float *lse,
+                          const float *qkv);
+void ls_attention_backward(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv_gradient,
+                           const float *output_gradient, const float *output, const float *lse, const float *qkv);
+
+/* y[R, OUT] = x[R, IN] w[OUT, IN]^T. Leading dimensions of y: `stride`. */
+void ls_linear_forward(struct ls_stream *stream, float *y, int64_t stride, const float *x, const float *w, int64_t R,
+                       int64_t IN, int64_t OUT);
+/* dw += dy^T x, then dx = dy w; dx may be x, and dy has rows of `stride`. */
+void ls_linear_backward(struct ls_stream *stream, float *dx, float *dw, const float *dy, int64_t stride, const float *x,
+                        const float *w, int64_t R, int64_t IN, int64_t OUT);
+
+#endif

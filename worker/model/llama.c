@@ -1,0 +1,218 @@
+/* Llama 3 (Grattafiori et al. 2024, section 3.2), with Hugging Face's names and layouts: matrices are [out, in].
+ *
+ *     x    = embed_tokens[token]
+ *     mid  = x + attention(rope(n q_proj^T), rope(n k_proj^T), n v_proj^T) o_proj^T,  n = input_layernorm(x) L times x'
+ * = mid + (silu(n gate_proj^T) * n up_proj^T) down_proj^T,                   n = post_attention_layernorm(mid) loss =
+ * cross_entropy(norm(x) lm_head^T)
+ *
+ * q, k and v lie one after another in the block, so do gate and up: each group is one product into packed rows.
+ * B sequences of T tokens, R = B T rows, C channels, I hidden, V vocabulary, NH heads and NKV key-value heads of HD
+ * channels, Q = NH HD, W = (NH + 2 NKV) HD. */
+#include "worker/model/family.h"
+
+#include <math.h>
+#include <stdio.h>
+
+enum {
+    Q_PROJ,
+    K_PROJ,
+    V_PROJ,
+    O_PROJ,
+    GATE_PROJ,
+    UP_PROJ,
+    DOWN_PROJ,
+    INPUT_LAYERNORM,
+    POST_ATTENTION_LAYERNORM,
+    LAYER_TENSORS
+};
+
+/* Initial values: N(0, initializer_range), as in GPT-2 with the two projections into the residual stream scaled by 1 /
+ * sqrt(2 L); norms 1. */
+static enum ls_code llama_describe(struct ls_model *model, struct ls_error *error) {
+    const int64_t C = model->channels, I = model->hidden, V = model->vocabulary, HD = model->head_size;
+    const int64_t NH = model->heads, NKV = model->kv_heads;
+    const float normal = model->deviation, residual = normal / sqrtf(2 * (float)model->layers);
+    if (NH % NKV != 0) {
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_JOB,
+            "model: %lld attention heads cannot share %lld key-value heads evenly. Choose num_key_value_heads "
+            "that divides num_attention_heads.",
+            (long long)NH, (long long)NKV);
+    }
+    if (HD % 2 != 0 || HD < 2) {
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "model: heads of %lld channels cannot be rotated in pairs. Choose an even head_dim.",
+                       (long long)HD);
+    }
+
+    const struct ls_tensor_row embedding[] = {{"model.embed_tokens.weight", V, C, .deviation = normal}};
+    ls_model_add_block(model, LS_BLOCK_EMBEDDING, "", embedding, 1);
+
+    const struct ls_tensor_row layer[LAYER_TENSORS] = {
+        [Q_PROJ] = {"self_attn.q_proj.weight", NH * HD, C, .deviation = normal},
+        [K_PROJ] = {"self_attn.k_proj.weight", NKV * HD, C, .deviation = normal},
+        [V_PROJ] = {"self_attn.v_proj.weight", NKV * HD, C, .deviation = normal},
+        [O_PROJ] = {"self_attn.o_proj.weight", C, NH * HD, .deviation = residual},
+        [GATE_PROJ] = {"mlp.gate_proj.weight", I, C, .deviation = normal},
+        [UP_PROJ] = {"mlp.up_proj.weight", I, C, .deviation = normal},
+        [DOWN_PROJ] = {"mlp.down_proj.weight", C, I, .deviation = residual},
+        [INPUT_LAYERNORM] = {"input_layernorm.weight", C, 0, .mean = 1},
+        [POST_ATTENTION_LAYERNORM] = {"post_attention_layernorm.weight", C, 0, .mean = 1},
+    };
+    for (int64_t l = 0; l < model->layers; l++) {
+        char prefix[32];
+        snprintf(prefix, sizeof prefix, "model.layers.%d.", (int)l);
+        ls_model_add_block(model, LS_BLOCK_LAYER, prefix, layer, LAYER_TENSORS);
+    }
+
+    const struct ls_tensor_row head[] = {
+        {model->tied ? NULL : "lm_head.weight", V, C, .deviation = normal},
+        {"model.norm.weight", C, 0, .mean = 1},
+    };
+    ls_model_add_block(model, LS_BLOCK_HEAD, "", head, 2);
+    return LS_OK;
+}
+
+static void llama_embedding_forward(const struct ls_model *model, const struct ls_block_pass *pass) {
+    ls_op(pass->stream, embedding_forward, .output = pass->output, .tokens = pass->tokens,
+          .token_table = pass->parameters, .batch = pass->sequences, .length = pass->length,
+          .channels = model->channels);
+}
+
+static void llama_embedding_backward(const struct ls_model *model, const struct ls_block_pass *pass) {
+    ls_op(pass->stream, embedding_backward, .token_gradient = pass->gradients, .output_gradient = pass->stream_gradient,
+          .tokens = pass->tokens, .batch = pass->sequences, .length = pass->length, .channels = model->channels,
+          .vocabulary = model->vocabulary);
+}
+
+/* What a layer's forward leaves. Backward puts its own intermediate results over parts it is done with, whose sizes
+ * allow for it. */
+struct llama_saved {
+    float *norm_1;          /* [R, C]; backward: its gradient */
+    float *qkv;             /* [R, W], q and k rotated */
+    float *attention;       /* [R, Q] */
+    float *lse;             /* [B, NH, T] */
+    float *mid;             /* [R, C] */
+    float *norm_2;          /* [R, C]; backward: its gradient */
+    float *gate_up;         /* [R, 2 I]; backward: its gradient, then that of qkv [R, W] */
+    float *swiglu;          /* [R, I]; backward: its gradient, then the attention's [R, Q] */
+    float *rstd_1, *rstd_2; /* [R] */
+};
+
+static int64_t llama_layout(const struct ls_model *model, int64_t R, void *base, struct llama_saved *s) {
+    const int64_t C = model->channels, I = model->hidden;
+    const int64_t Q = model->heads * model->head_size, W = Q + 2 * model->kv_heads * model->head_size;
+    struct ls_layout layout = {.base = base};
+    s->norm_1 = ls_layout_floats(&layout, R * C);
+    s->qkv = ls_layout_floats(&layout, R * W);
+    s->attention = ls_layout_floats(&layout, R * Q);
+    s->lse = ls_layout_floats(&layout, R * model->heads);
+    s->mid = ls_layout_floats(&layout, R * C);
+    s->norm_2 = ls_layout_floats(&layout, R * C);
+    s->gate_up = ls_layout_floats(&layout, R * (2 * I > W ? 2 * I : W));
+    s->swiglu = ls_layout_floats(&layout, R * (I > Q ? I : Q));
+    s->rstd_1 = ls_layout_floats(&layout, R);
+    s->rstd_2 = ls_layout_floats(&layout, R);
+    return layout.bytes;
+}
+
+static int64_t llama_saved_bytes(const struct ls_model *model, int64_t sequences) {
+    return llama_layout(model, sequences * model->length, NULL, &(struct llama_saved){0});
+}
+
+/* Rotates the heads of q and k, which are neighbours in a row; `inverse` rotates gradients back. */
+static void rotate(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv, bool inverse) {
+    ls_op(pass->stream, rope, .x = qkv, .table = pass->tables, .rows = pass->sequences * pass->length,
+          .length = pass->length, .heads = model->heads + model->kv_heads, .head_size = model->head_size,
+          .stride = (model->heads + 2 * model->kv_heads) * model->head_size, .inverse = inverse);
+}
+
+static void llama_layer_forward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
+    const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
+    const int64_t Q = model->heads * model->head_size, W = Q + 2 * model->kv_heads * model->head_size;
+    const struct ls_tensor *t = ls_model_tensors(model, block);
+    const float *w = pass->parameters, *x = pass->input;
+    struct ls_stream *stream = pass->stream;
+    struct llama_saved s;
+    llama_layout(model, R, pass->saved, &s);
+
+    ls_op(stream, rmsnorm_forward, .output = s.norm_1, .rstd = s.rstd_1, .input = x,
+          .weight = w + t[INPUT_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
+    ls_linear_forward(stream, s.qkv, W, s.norm_1, w + t[Q_PROJ].offset, R, C, W);
+    rotate(model, pass, s.qkv, false);
+    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
+    /* `output` is free until the last lines: it carries what attention adds to the stream. */
+    ls_linear_forward(stream, pass->output, C, s.attention, w + t[O_PROJ].offset, R, Q, C);
+    ls_op(stream, rmsnorm_forward, .output = s.norm_2, .sum = s.mid, .rstd = s.rstd_2, .input = x,
+          .residual = pass->output, .weight = w + t[POST_ATTENTION_LAYERNORM].offset, .rows = R, .columns = C,
+          .epsilon = model->epsilon);
+    ls_linear_forward(stream, s.gate_up, 2 * I, s.norm_2, w + t[GATE_PROJ].offset, R, C, 2 * I);
+    ls_op(stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I);
+    ls_linear_forward(stream, pass->output, C, s.swiglu, w + t[DOWN_PROJ].offset, R, I, C);
+    ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C);
+}
+
+static void llama_layer_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
+    const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
+    const int64_t Q = model->heads * model->head_size, W = Q + 2 * model->kv_heads * model->head_size;
+    const struct ls_tensor *t = ls_model_tensors(model, block);
+    const float *w = pass->parameters, *x = pass->input;
+    float *dw = pass->gradients, *dx = pass->stream_gradient;
+    struct ls_stream *stream = pass->stream;
+    struct llama_saved s;
+    llama_layout(model, R, pass->saved, &s);
+
+    /* x' = mid + swiglu(norm_2 [gate_proj, up_proj]^T) down_proj^T */
+    float *dswiglu = s.swiglu, *dgate_up = s.gate_up, *dnorm_2 = s.norm_2;
+    ls_linear_backward(stream, dswiglu, dw + t[DOWN_PROJ].offset, dx, C, s.swiglu, w + t[DOWN_PROJ].offset, R, I, C);
+    ls_op(stream, swiglu_backward, .gate_up_gradient = dgate_up, .output_gradient = dswiglu, .gate_up = s.gate_up,
+          .rows = R, .columns = I);
+    ls_linear_backward(stream, dnorm_2, dw + t[GATE_PROJ].offset, dgate_up, 2 * I, s.norm_2, w + t[GATE_PROJ].offset, R,
+                       C, 2 * I);
+    ls_op(stream, rmsnorm_backward, .input_gradient = dx, .weight_gradient = dw + t[POST_ATTENTION_LAYERNORM].offset,
+          .output_gradient = dnorm_2, .input = s.mid, .weight = w + t[POST_ATTENTION_LAYERNORM].offset,
+          .rstd = s.rstd_2, .rows = R, .columns = C, .accumulate_input = true);
+
+    /* mid = x + attention(norm_1 [q_proj, k_proj, v_proj]^T) o_proj^T; the gradient of `attention` cannot lie over it:
+     * its backward needs both */
+    float *dattention = s.swiglu, *dqkv = s.gate_up, *dnorm_1 = s.norm_1;
+    ls_linear_backward(stream, dattention, dw + t[O_PROJ].offset, dx, C, s.attention, w + t[O_PROJ].offset, R, Q, C);
+    ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qkv);
+    rotate(model, pass, dqkv, true);
+    ls_linear_backward(stream, dnorm_1, dw + t[Q_PROJ].offset, dqkv, W, s.norm_1, w + t[Q_PROJ].offset, R, C, W);
+    ls_op(stream, rmsnorm_backward, .input_gradient = dx, .weight_gradient = dw + t[INPUT_LAYERNORM].offset,
+          .output_gradient = dnorm_1, .input = x, .weight = w + t[INPUT_LAYERNORM].offset, .rstd = s.rstd_1, .rows = R,
+          .columns = C, .accumulate_input = true);
+}
+
+/* model.norm is the last tensor of the head. */
+static int64_t final_norm_offset(const struct ls_model *model) {
+    return model->tensors[model->tensor_count - 1].offset;
+}
+
+static void llama_final_norm_forward(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
+                                     int64_t rows, float *statistics, float *normalised) {
+    ls_op(pass->stream, rmsnorm_forward, .output = normalised, .rstd = statistics,
+          .input = pass->input + first * model->channels, .weight = pass->parameters + final_norm_offset(model),
+          .rows = rows, .columns = model->channels, .epsilon = model->epsilon);
+}
+
+static void llama_final_norm_backward(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
+                                      int64_t rows, const float *statistics, const float *gradient) {
+    const int64_t C = model->channels;
+    ls_op(pass->stream, rmsnorm_backward, .input_gradient = pass->stream_gradient + first * C,
+          .weight_gradient = pass->gradients + final_norm_offset(model), .output_gradient = gradient,
+          .input = pass->input + first * C, .weight = pass->parameters + final_norm_offset(model), .rstd = statistics,
+          .rows = rows, .columns = C);
+}
+
+const struct ls_model_family ls_model_llama = {
+    .describe = llama_describe,
+    .saved_bytes = llama_saved_bytes,
+    .embedding_forward = llama_embedding_forward,
+    .embedding_backward = llama_embedding_backward,
+    .layer_forward = llama_layer_forward,
+    .layer_backward = llama_layer_backward,
+    .final_norm_forward = llama_final_norm_forward,
+    .final_norm_backward = llama_final_norm_backward,
+};

@@ -12,19 +12,22 @@ enum ls_model_type { LS_GPT2, LS_LLAMA };
 enum ls_schedule_type { LS_COSINE, LS_LINEAR, LS_CONSTANT, LS_WSD };
 enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_NONE };
 enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU };
+enum ls_precision { LS_PRECISION_FP32 };
+enum ls_reduction { LS_REDUCTION_FAST };
+enum ls_optimizer_type { LS_ADAMW };
 
 enum { LS_CONFIG_SOURCES_MAX = 64, LS_CONFIG_PATH_MAX = 1024, LS_CONFIG_ARGUMENTS_MAX = 64 };
 
 /* One dataset of a mixture. */
 struct ls_config_source {
     char path[LS_CONFIG_PATH_MAX]; /* absolute once resolved, or "synthetic:TOKENS" */
-    int64_t weight;                /* 0: not given; then in proportion to size */
-    char dtype[16];                /* "uint16" for headerless files, else "" */
-    int64_t document_token_id;     /* -1: by the dataset's kind */
+    int64_t weight;            /* 0: not given; then in proportion to size. Given for all of data.train or for none */
+    char dtype[16];            /* "uint16" for headerless files, else "" */
+    int64_t document_token_id; /* -1: by the dataset's kind */
     bool document_token_at_end;
 };
 
-/* Every list entry of `rope_scaling` is read from YAML and from Hugging Face's config.json alike. */
+/* Llama 3.1's stretch of RoPE, with the keys of Hugging Face's config.json. */
 struct ls_config_rope_scaling {
     bool llama3; /* false: no scaling */
     double factor, low_freq_factor, high_freq_factor;
@@ -55,10 +58,13 @@ struct ls_config {
         int64_t steps;  /* 0: not given */
         int64_t epochs; /* 0: not given */
         int64_t global_batch_size, micro_batch_size;
-        double gradient_clipping;
+        double gradient_clipping; /* 0: off */
+        enum ls_reduction reduction;
         uint64_t seed;
     } train;
+    enum ls_precision precision;
     struct {
+        enum ls_optimizer_type type;
         double lr, beta1, beta2, eps, weight_decay;
     } optimizer;
     struct {
@@ -68,18 +74,19 @@ struct ls_config {
         double decay_ratio; /* wsd: the last part of the run that decays, default 0.2 */
     } lr_schedule;
     struct {
-        int64_t every_steps, batches;
+        int64_t every_steps; /* 0: never */
+        int64_t batches;     /* global batches of an evaluation; 0: the whole split */
     } evaluation;
     struct {
-        int64_t every_steps;
+        int64_t every_steps; /* 0: only after the last step */
     } checkpoint;
     struct {
         int64_t coordinator_timeout_seconds;
         int64_t start_timeout_seconds; /* how long the coordinator waits for every rank to join */
     } fault;
     struct {
-        char bind[64];
-        int64_t port;
+        char bind[64]; /* "auto" or a numeric address */
+        int64_t port;  /* 0: any free one */
     } coordinator;
     struct {
         enum ls_launcher_type type;
@@ -90,9 +97,10 @@ struct ls_config {
     enum ls_device_choice device;
 };
 
-/* Reads `path`, applies `settings` ("key=value", value in YAML; later ones win), checks every value and the rules between
- * keys, and makes relative paths absolute. Errors are LS_USAGE and name the file, line, key, the value found and the values
- * allowed; an unknown key names the nearest known one. */
+/* Reads `path`, applies `settings` ("key=value", value in YAML; later ones win), checks every value and the rules
+ * between keys, and makes relative paths absolute. Errors are LS_USAGE and name the file, line, key, the value found
+ * and the values allowed; an unknown key names the nearest known one. *config is set only on success, unused bytes
+ * zero. */
 enum ls_code ls_config_load(const char *path, const char *const *settings, int settings_count, struct ls_config *config,
                             struct ls_error *error);
 
@@ -104,11 +112,16 @@ enum ls_code ls_config_parse(const char *yaml, size_t bytes, const char *name, c
  * *yaml is malloc'ed, NUL-terminated; the caller frees it. */
 enum ls_code ls_config_write(const struct ls_config *config, char **yaml, struct ls_error *error);
 
-/* XXH3-128 of the keys that make up the run's identity, as 32 hex digits: what changes the result of training (model, data,
- * train, precision, optimizer, lr_schedule), not where or how it runs. */
+/* XXH3-128 of the keys that make up the run's identity, as 32 hex digits: what changes the result of training (model,
+ * data, train, precision, optimizer, lr_schedule), not where or how it runs. The paths of datasets and data.validation
+ * are left out: the digests of the datasets stand for what they hold, so data may move. */
 void ls_config_digest(const struct ls_config *config, char digest[33]);
 
-/* Prints every key with its type, default and meaning: as a table for a terminal, or as Markdown for docs/configuration.md. */
+/* A full step feeds every rank at least one sequence: LS_USAGE unless 1 <= ranks <= train.global_batch_size. */
+enum ls_code ls_config_check_ranks(const struct ls_config *config, int64_t ranks, struct ls_error *error);
+
+/* Prints every key with its type, default and meaning: as a table for a terminal, or as Markdown for
+ * docs/configuration.md. */
 void ls_config_print_keys(FILE *out, bool markdown);
 
 #endif

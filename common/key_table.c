@@ -1,0 +1,341 @@
+/* The table of keys and what can be asked of it. The listing (config --keys, docs/configuration.md) is in key_table_print.c.
+ */
+#include "common/key_table.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+static const struct ls_choice MODEL_TYPES[] = {{"gpt2", LS_GPT2, NULL}, {"llama", LS_LLAMA, NULL}, {0}};
+static const struct ls_choice ROPE_TYPES[] = {{"default", false, NULL}, {"llama3", true, NULL}, {0}};
+static const struct ls_choice REDUCTIONS[] = {
+    {"fast", LS_REDUCTION_FAST, NULL},
+    {"fixed", 0, "the reduction with the same bits at any rank count is not in this version. Use fast."},
+    {0}};
+static const struct ls_choice PRECISIONS[] = {{"fp32", LS_PRECISION_FP32, NULL},
+                                              {"bf16", 0, "this version trains in fp32 only. Use fp32."},
+                                              {"fp16", 0, "this version trains in fp32 only. Use fp32."},
+                                              {0}};
+static const struct ls_choice OPTIMIZERS[] = {{"adamw", LS_ADAMW, NULL}, {0}};
+static const struct ls_choice SCHEDULES[] = {{"cosine", LS_COSINE, NULL},
+                                             {"linear", LS_LINEAR, NULL},
+                                             {"constant", LS_CONSTANT, NULL},
+                                             {"wsd", LS_WSD, NULL},
+                                             {0}};
+static const struct ls_choice LAUNCHERS[] = {
+    {"auto", LS_LAUNCH_AUTO, NULL},
+    {"mpirun", LS_LAUNCH_MPIRUN, NULL},
+    {"none", LS_LAUNCH_NONE, NULL},
+    {"srun", 0, "this version starts workers by mpirun only. Use mpirun, or none and srun by hand."},
+    {0}};
+static const struct ls_choice DEVICES[] = {{"auto", LS_DEVICE_AUTO, NULL},
+                                           {"cpu", LS_DEVICE_CPU, NULL},
+                                           {"cuda", 0, "this build has no CUDA. Use auto or cpu."},
+                                           {0}};
+static const struct ls_choice DTYPES[] = {{"uint16", 0, NULL}, {0}};
+static const struct ls_choice DOCUMENT_ENDS[] = {{"start", false, NULL}, {"end", true, NULL}, {0}};
+
+#define FIELD(member)     .offset = offsetof(struct ls_config, member)
+#define SOURCE(member)    .offset = offsetof(struct ls_config_source, member)
+#define COUNTED(member)   FIELD(member), .count_offset = offsetof(struct ls_config, member##_count)
+#define INTEGER(from, to) .type = LS_KEY_INTEGER, .least = (from), .most = (to)
+#define NUMBER(from, to)  .type = LS_KEY_NUMBER, .lower = (from), .upper = (to)
+#define CHOICE(words)     .type = LS_KEY_CHOICE, .choices = (words)
+#define TEXT(bytes)       .type = LS_KEY_TEXT, .size = (bytes)
+
+/* The upper ends of the shapes are chosen so that products of sizes as they occur (micro-batch x sequence x hidden, in
+ * bytes) stay inside 63 bits. */
+static const struct ls_key CONFIG_KEYS[] = {
+    {"name", TEXT(64), FIELD(name), .derived = "the file's stem",
+     .meaning = "name of the run, and of its folder under runs/; letters, digits, '.', '_', '-'"},
+
+    {"model.model_type", CHOICE(MODEL_TYPES), FIELD(model.model_type), .identity = true,
+     .meaning = "family of the model"},
+    {"model.hidden_size", INTEGER(1, 1 << 18), FIELD(model.hidden_size), .identity = true,
+     .meaning = "width of the residual stream", .elsewhere = "n_embd d_model dim n_embed embed_dim"},
+    {"model.num_hidden_layers", INTEGER(1, 4096), FIELD(model.num_hidden_layers), .identity = true,
+     .meaning = "transformer layers", .elsewhere = "n_layer n_layers num_layers layers depth"},
+    {"model.num_attention_heads", INTEGER(1, 16384), FIELD(model.num_attention_heads), .identity = true,
+     .meaning = "query heads", .elsewhere = "n_head n_heads num_heads heads"},
+    {"model.num_key_value_heads", INTEGER(1, 16384), FIELD(model.num_key_value_heads), .scope = LS_KEY_LLAMA,
+     .derived = "num_attention_heads", .identity = true,
+     .meaning = "key and value heads, each shared by a group of query heads; divides num_attention_heads",
+     .elsewhere = "n_kv_heads num_kv_heads n_kv_head num_query_groups"},
+    {"model.head_dim", INTEGER(2, 1 << 16), FIELD(model.head_dim), .scope = LS_KEY_LLAMA,
+     .derived = "hidden_size / num_attention_heads", .identity = true, .meaning = "width of a head; even",
+     .elsewhere = "kv_channels head_size"},
+    {"model.intermediate_size", INTEGER(1, 1 << 21), FIELD(model.intermediate_size), .identity = true,
+     .derived = "4 x hidden_size for gpt2, required for llama", .meaning = "inner width of the feed-forward layers",
+     .elsewhere = "n_inner ffn_hidden_size ffn_dim"},
+    {"model.max_position_embeddings", INTEGER(1, 1 << 22), FIELD(model.max_position_embeddings), .identity = true,
+     .derived = "data.sequence_length", .meaning = "positions the model knows; at least data.sequence_length",
+     .elsewhere = "n_positions n_ctx max_seq_len"},
+    {"model.vocab_size", INTEGER(1, 1 << 22), FIELD(model.vocab_size), .otherwise = "null", .identity = true,
+     .derived = "the dataset's", .meaning = "token ids the model knows", .elsewhere = "n_vocab padded_vocab_size"},
+    {"model.tie_word_embeddings", LS_KEY_BOOLEAN, FIELD(model.tie_word_embeddings), .identity = true,
+     .derived = "true for gpt2, false for llama", .meaning = "the head uses the embedding's weights",
+     .elsewhere = "tie_embeddings weight_tying"},
+    {"model.layer_norm_epsilon", NUMBER(1e-20, 1), FIELD(model.layer_norm_epsilon), .scope = LS_KEY_GPT2,
+     .standard = "1.0e-5", .identity = true, .meaning = "added to the variance in LayerNorm",
+     .elsewhere = "layer_norm_eps norm_eps"},
+    {"model.rms_norm_eps", NUMBER(1e-20, 1), FIELD(model.rms_norm_eps), .scope = LS_KEY_LLAMA, .standard = "1.0e-5",
+     .identity = true, .meaning = "added to the mean square in RMSNorm", .elsewhere = "norm_eps rms_norm_epsilon"},
+    {"model.rope_theta", NUMBER(1, 1e12), FIELD(model.rope_theta), .scope = LS_KEY_LLAMA, .standard = "10000.0",
+     .identity = true, .meaning = "base of the rotary position angles", .elsewhere = "rotary_base rope_base"},
+    {"model.rope_scaling.rope_type", CHOICE(ROPE_TYPES), FIELD(model.rope_scaling.llama3), .size = sizeof(bool),
+     .scope = LS_KEY_LLAMA, .standard = "default", .identity = true,
+     .meaning = "stretch of the rotary angles: default (none) or Llama 3.1's", .elsewhere = "type"},
+    {"model.rope_scaling.factor", NUMBER(1, 1e6), FIELD(model.rope_scaling.factor), .scope = LS_KEY_LLAMA3_ROPE,
+     .identity = true, .meaning = "stretch of the low frequencies"},
+    {"model.rope_scaling.low_freq_factor", NUMBER(1e-6, 1e6), FIELD(model.rope_scaling.low_freq_factor),
+     .scope = LS_KEY_LLAMA3_ROPE, .identity = true,
+     .meaning = "wavelengths above original_max_position_embeddings / this are stretched in full"},
+    {"model.rope_scaling.high_freq_factor", NUMBER(1e-6, 1e6), FIELD(model.rope_scaling.high_freq_factor),
+     .scope = LS_KEY_LLAMA3_ROPE, .identity = true,
+     .meaning = "wavelengths below original_max_position_embeddings / this stay; above low_freq_factor"},
+    {"model.rope_scaling.original_max_position_embeddings", INTEGER(1, 1 << 22),
+     FIELD(model.rope_scaling.original_max_position_embeddings), .scope = LS_KEY_LLAMA3_ROPE, .identity = true,
+     .meaning = "positions before the stretch"},
+    {"model.initializer_range", NUMBER(0, 10), FIELD(model.initializer_range), .standard = "0.02", .identity = true,
+     .meaning = "standard deviation of the initial weights", .elsewhere = "init_std init_method_std"},
+    {"model.dropout", NUMBER(0, 0), FIELD(model.dropout), .standard = "0.0", .identity = true,
+     .meaning = "dropout is not supported: only 0 is taken",
+     .elsewhere = "resid_pdrop embd_pdrop attn_pdrop attention_dropout hidden_dropout"},
+
+    {"data.train", LS_KEY_SOURCES, COUNTED(data.train), .identity = true,
+     .meaning = "datasets to train on: a list of maps with the keys data.train[] below",
+     .elsewhere = "dataset datasets"},
+    {"data.validation", LS_KEY_SOURCES, COUNTED(data.validation), .standard = "[]",
+     .meaning = "datasets to evaluate on: the same maps, without weight", .elsewhere = "val eval valid"},
+    {"data.sequence_length", INTEGER(1, 1 << 22), FIELD(data.sequence_length), .identity = true,
+     .meaning = "tokens of a sequence", .elsewhere = "seq_len seq_length block_size context_length"},
+    {"data.document_mask", LS_KEY_BOOLEAN, FIELD(data.document_mask), .standard = "true", .identity = true,
+     .meaning = "attention does not cross documents", .elsewhere = "reset_attention_mask"},
+    {"data.seed", INTEGER(0, INT64_MAX), FIELD(data.seed), .standard = "0", .identity = true,
+     .meaning = "keys the order of the samples", .elsewhere = "shuffle_seed"},
+
+    {"train.steps", INTEGER(1, 1000000000), FIELD(train.steps), .otherwise = "null", .identity = true,
+     .derived = "exactly one of steps and epochs", .meaning = "optimizer updates",
+     .elsewhere = "max_steps max_iters train_iters num_steps training_steps"},
+    {"train.epochs", INTEGER(1, 1000000), FIELD(train.epochs), .otherwise = "null", .identity = true,
+     .derived = "exactly one of steps and epochs", .meaning = "passes over the data; not with weights",
+     .elsewhere = "num_epochs num_train_epochs"},
+    {"train.global_batch_size", INTEGER(1, 1 << 26), FIELD(train.global_batch_size), .identity = true,
+     .meaning = "sequences per step, all ranks", .elsewhere = "train_batch_size total_batch_size batch_size"},
+    {"train.micro_batch_size", INTEGER(1, 1 << 16), FIELD(train.micro_batch_size), .identity = true,
+     .meaning = "sequences per rank and forward; at most global_batch_size",
+     .elsewhere = "train_micro_batch_size_per_gpu per_device_train_batch_size"},
+    {"train.gradient_clipping", NUMBER(0, 1e9), FIELD(train.gradient_clipping), .standard = "1.0", .identity = true,
+     .meaning = "largest global norm of the gradients; 0: off",
+     .elsewhere = "grad_clip clip_grad max_norm max_grad_norm"},
+    {"train.reduction", CHOICE(REDUCTIONS), FIELD(train.reduction), .standard = "fast", .identity = true,
+     .meaning = "how gradients are summed over the ranks"},
+    {"train.seed", INTEGER(0, INT64_MAX), FIELD(train.seed), .standard = "0", .identity = true,
+     .meaning = "keys the initial weights", .elsewhere = "seed random_seed"},
+
+    {"precision", CHOICE(PRECISIONS), FIELD(precision), .standard = "fp32", .identity = true,
+     .meaning = "type of weights and arithmetic", .elsewhere = "dtype torch_dtype mixed_precision"},
+
+    {"optimizer.type", CHOICE(OPTIMIZERS), FIELD(optimizer.type), .standard = "adamw", .identity = true,
+     .meaning = "the update rule"},
+    {"optimizer.lr", NUMBER(0, 1000), FIELD(optimizer.lr), .standard = "6.0e-4", .identity = true,
+     .meaning = "largest learning rate", .elsewhere = "learning_rate max_lr"},
+    {"optimizer.betas", .type = LS_KEY_PAIR, .lower = 0, .upper = 1, .below_upper = true, FIELD(optimizer.beta1),
+     .standard = "[0.9, 0.95]", .identity = true, .meaning = "decay of the first and the second moment",
+     .elsewhere = "beta1 beta2 adam_beta1 adam_beta2"},
+    {"optimizer.eps", NUMBER(1e-30, 1), FIELD(optimizer.eps), .standard = "1.0e-8", .identity = true,
+     .meaning = "added to the root of the second moment", .elsewhere = "epsilon adam_eps adam_epsilon"},
+    {"optimizer.weight_decay", NUMBER(0, 1000), FIELD(optimizer.weight_decay), .standard = "0.1", .identity = true,
+     .meaning = "decoupled weight decay of the matrices", .elsewhere = "wd decay"},
+
+    {"lr_schedule.type", CHOICE(SCHEDULES), FIELD(lr_schedule.type), .standard = "cosine", .identity = true,
+     .meaning = "course of the learning rate after the warm-up", .elsewhere = "lr_decay_style decay_type scheduler"},
+    {"lr_schedule.warmup_steps", INTEGER(0, 1000000000), FIELD(lr_schedule.warmup_steps), .standard = "0",
+     .identity = true, .meaning = "steps of linear rise from 0; at most train.steps",
+     .elsewhere = "warmup_iters warmup lr_warmup_iters num_warmup_steps"},
+    {"lr_schedule.min_lr_ratio", NUMBER(0, 1), FIELD(lr_schedule.min_lr_ratio), .standard = "0.1", .identity = true,
+     .meaning = "last learning rate as a part of the largest (cosine, linear, wsd)",
+     .elsewhere = "min_lr min_lr_factor"},
+    {"lr_schedule.decay_ratio", NUMBER(0, 1), FIELD(lr_schedule.decay_ratio), .standard = "0.2", .identity = true,
+     .meaning = "wsd: the last part of the steps, in which the learning rate falls", .elsewhere = "cooldown"},
+
+    {"evaluation.every_steps", INTEGER(0, 1000000000), FIELD(evaluation.every_steps), .standard = "0",
+     .meaning = "steps between evaluations; 0: none", .elsewhere = "eval_interval eval_steps val_loss_every"},
+    {"evaluation.batches", INTEGER(0, 1000000000), FIELD(evaluation.batches), .standard = "0",
+     .meaning = "global batches of an evaluation; 0: the whole split", .elsewhere = "eval_iters val_max_steps"},
+
+    {"checkpoint.every_steps", INTEGER(0, 1000000000), FIELD(checkpoint.every_steps), .standard = "0",
+     .meaning = "steps between checkpoints; 0: only the last step, which is always saved",
+     .elsewhere = "save_interval save_steps interval checkpoint_every"},
+
+    {"fault.coordinator_timeout_seconds", INTEGER(1, 604800), FIELD(fault.coordinator_timeout_seconds),
+     .standard = "120", .meaning = "how long workers go on looking for a lost coordinator"},
+    {"fault.start_timeout_seconds", INTEGER(1, 604800), FIELD(fault.start_timeout_seconds), .standard = "300",
+     .meaning = "how long the coordinator waits until every rank has joined",
+     .elsewhere = "init_timeout_seconds join_timeout_seconds"},
+
+    {"coordinator.bind", TEXT(64), FIELD(coordinator.bind), .standard = "auto",
+     .meaning = "address to listen on: auto (loopback if all ranks are here) or a numeric address",
+     .elsewhere = "address host master_addr"},
+    {"coordinator.port", INTEGER(0, 65535), FIELD(coordinator.port), .standard = "0",
+     .meaning = "TCP port to listen on; 0: any free one", .elsewhere = "master_port"},
+
+    {"launcher.type", CHOICE(LAUNCHERS), FIELD(launcher.type), .standard = "auto",
+     .meaning = "what starts the workers; none: somebody else does"},
+    {"launcher.ranks", INTEGER(1, 1 << 20), FIELD(launcher.ranks), .otherwise = "auto", .standard = "auto",
+     .meaning = "workers to start; auto: see -n", .elsewhere = "world_size num_workers nproc nproc_per_node"},
+    {"launcher.threads_per_rank", INTEGER(1, 4096), FIELD(launcher.threads_per_rank), .otherwise = "auto",
+     .standard = "auto", .meaning = "threads of a worker on CPUs; auto: its part of the cores",
+     .elsewhere = "omp_num_threads num_threads threads"},
+    {"launcher.arguments", LS_KEY_TEXTS, COUNTED(launcher.arguments), .standard = "[]",
+     .meaning = "further arguments of the launcher", .elsewhere = "args mpirun_arguments"},
+
+    {"device", CHOICE(DEVICES), FIELD(device), .standard = "auto", .meaning = "where to compute"},
+};
+
+static const struct ls_key SOURCE_KEYS[] = {
+    {"path", TEXT(LS_CONFIG_PATH_MAX), SOURCE(path), .meaning = "folder or file of token shards, or synthetic:TOKENS"},
+    {"weight", INTEGER(1, 1 << 30), SOURCE(weight), .otherwise = "null", .derived = "in proportion to size",
+     .identity = true, .meaning = "share of the samples; for all datasets or for none", .elsewhere = "proportion"},
+    {"dtype", .type = LS_KEY_TEXT, .choices = DTYPES, .size = 16, SOURCE(dtype), .derived = "from the file's header",
+     .identity = true, .meaning = "type of the tokens of files without a header"},
+    {"document_token.id", INTEGER(0, INT_MAX), SOURCE(document_token_id), .derived = "by the dataset's kind",
+     .identity = true, .meaning = "token that separates documents", .elsewhere = "eod eot eos"},
+    {"document_token.at", .type = LS_KEY_CHOICE, .choices = DOCUMENT_ENDS, SOURCE(document_token_at_end),
+     .size = sizeof(bool), .standard = "start", .identity = true,
+     .meaning = "end of the document at which that token stands"},
+};
+
+#define TABLE(rows, before)                                                                                            \
+    { .keys = (rows), .count = (int)(sizeof(rows) / sizeof *(rows)), .prefix = (before) }
+const struct ls_key_table ls_config_keys = TABLE(CONFIG_KEYS, "");
+const struct ls_key_table ls_source_keys = TABLE(SOURCE_KEYS, "data.train[].");
+_Static_assert(sizeof CONFIG_KEYS / sizeof *CONFIG_KEYS <= LS_KEYS_MAX, "the table fits what readers reserve");
+_Static_assert(offsetof(struct ls_config, optimizer.beta2) - offsetof(struct ls_config, optimizer.beta1) ==
+                   sizeof(double),
+               "betas are read as a pair");
+
+int ls_key_find(const struct ls_key_table *table, const char *name) {
+    for (int i = 0; i < table->count; i++)
+        if (!strcmp(table->keys[i].name, name)) return i;
+    return -1;
+}
+
+bool ls_key_is_section(const struct ls_key_table *table, const char *name) {
+    size_t length = strlen(name);
+    for (int i = 0; i < table->count; i++)
+        if (!strncmp(table->keys[i].name, name, length) && table->keys[i].name[length] == '.') return true;
+    return false;
+}
+
+static const char *last_word(const char *name) {
+    const char *dot = strrchr(name, '.');
+    return dot ? dot + 1 : name;
+}
+
+static bool has_word(const char *words, const char *word) {
+    size_t length = strlen(word);
+    for (const char *at = words; at && length && (at = strstr(at, word)); at += length)
+        if ((at == words || at[-1] == ' ') && (at[length] == ' ' || !at[length])) return true;
+    return false;
+}
+
+/* Edits (insert, delete, replace, swap neighbours) that turn a into b: the distance of Damerau in its restricted form.
+ * Both have at most LS_KEY_NAME_MAX characters. */
+static int edit_distance(const char *a, const char *b) {
+    int rows[3][LS_KEY_NAME_MAX + 1];
+    int n = (int)strlen(b);
+    for (int j = 0; j <= n; j++) rows[0][j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int *row = rows[i % 3], *above = rows[(i + 2) % 3], *two_above = rows[(i + 1) % 3];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int best = above[j - 1] + (a[i - 1] != b[j - 1]);
+            if (above[j] + 1 < best) best = above[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && two_above[j - 2] + 1 < best)
+                best = two_above[j - 2] + 1;
+            row[j] = best;
+        }
+    }
+    return rows[strlen(a) % 3][n];
+}
+
+/* Keeps the first `length` characters of `candidate` if they are the nearest so far, and near. */
+static void consider(const char *name, const char *candidate, size_t length, char nearest[LS_KEY_NAME_MAX],
+                     int *distance) {
+    char text[LS_KEY_NAME_MAX];
+    snprintf(text, sizeof text, "%.*s", (int)length, candidate);
+    int d = edit_distance(name, text);
+    if (d >= *distance || d > 1 + (int)length / 4) return;
+    *distance = d;
+    memcpy(nearest, text, sizeof text);
+}
+
+bool ls_key_nearest(const struct ls_key_table *table, const char *name, char nearest[LS_KEY_NAME_MAX]) {
+    if (strlen(name) >= LS_KEY_NAME_MAX) return false;
+    int distance = INT_MAX;
+    for (int i = 0; i < table->count; i++) {
+        const char *key = table->keys[i].name;
+        consider(name, key, strlen(key), nearest, &distance);
+        for (const char *dot = strchr(key, '.'); dot; dot = strchr(dot + 1, '.'))
+            consider(name, key, (size_t)(dot - key), nearest, &distance);
+    }
+    const char *word = last_word(name);
+    for (int i = 0; i < table->count && distance > 2; i++)
+        if (!strcmp(last_word(table->keys[i].name), word) || has_word(table->keys[i].elsewhere, word)) {
+            snprintf(nearest, LS_KEY_NAME_MAX, "%s", table->keys[i].name);
+            return true;
+        }
+    return distance < INT_MAX;
+}
+
+bool ls_key_applies(const struct ls_key *key, const struct ls_config *config) {
+    switch (key->scope) {
+    case LS_KEY_ALWAYS: return true;
+    case LS_KEY_GPT2: return config->model.model_type == LS_GPT2;
+    case LS_KEY_LLAMA: return config->model.model_type == LS_LLAMA;
+    case LS_KEY_LLAMA3_ROPE: return config->model.model_type == LS_LLAMA && config->model.rope_scaling.llama3;
+    }
+    return false;
+}
+
+static void describe_choices(const struct ls_choice *choices, char *text, size_t size) {
+    int usable = 0;
+    for (const struct ls_choice *choice = choices; choice->word; choice++) usable += !choice->refusal;
+    size_t used = (size_t)snprintf(text, size, usable == 1 ? "only " : "one of ");
+    const char *between = "";
+    for (const struct ls_choice *choice = choices; choice->word && used < size; choice++)
+        if (!choice->refusal) {
+            used += (size_t)snprintf(text + used, size - used, "%s%s", between, choice->word);
+            between = ", ";
+        }
+}
+
+void ls_key_describe(const struct ls_key *key, char *text, size_t size) {
+    if (key->choices) {
+        describe_choices(key->choices, text, size);
+        return;
+    }
+    const char *less = key->below_upper ? "less than " : "";
+    switch (key->type) {
+    case LS_KEY_INTEGER:
+        snprintf(text, size, "an integer from %lld to %lld%s%s", (long long)key->least, (long long)key->most,
+                 key->otherwise ? " or " : "", key->otherwise ? key->otherwise : "");
+        break;
+    case LS_KEY_NUMBER:
+        if (key->lower < key->upper)
+            snprintf(text, size, "a number from %g to %s%g", key->lower, less, key->upper);
+        else
+            snprintf(text, size, "only %g", key->lower);
+        break;
+    case LS_KEY_PAIR:
+        snprintf(text, size, "a list of two numbers from %g to %s%g", key->lower, less, key->upper);
+        break;
+    case LS_KEY_BOOLEAN: snprintf(text, size, "true or false"); break;
+    case LS_KEY_TEXT: snprintf(text, size, "a text of 1 to %zu bytes", key->size - 1); break;
+    case LS_KEY_TEXTS: snprintf(text, size, "a list of at most %d texts", LS_CONFIG_ARGUMENTS_MAX); break;
+    case LS_KEY_SOURCES: snprintf(text, size, "a list of at most %d maps {path: ...}", LS_CONFIG_SOURCES_MAX); break;
+    case LS_KEY_CHOICE: break;
+    }
+}

@@ -1,0 +1,584 @@
+/* Messages to and from protobuf. The fields that both forms name alike are listed once and copied by the list. */
+#define _GNU_SOURCE
+#include "common/wire.h"
+
+#include "common/files.h"
+#include "common/wire.pb-c.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define OPEN_STRINGS(X) X(version)
+#define RANK_FIELDS(X)  X(rank) X(local_rank) X(pid)
+#define RANK_STRINGS(X) X(host) X(config_digest) X(dataset_digest) X(numerics_id)
+#define HELLO_FIELDS(X) X(world_size) X(started) X(steps_done) X(granted_step)
+#define STEP_FIELDS(X)                                                                                                 \
+    X(step)                                                                                                            \
+    X(position) X(sequences) X(targets) X(epoch) X(loss) X(grad_norm) X(lr) X(step_seconds) X(compute_seconds)         \
+        X(comm_exposed_seconds) X(data_wait_seconds) X(checkpoint_seconds) X(tokens_per_second) X(memory_peak_bytes)
+#define VALIDATION_FIELDS(X)  X(step) X(loss) X(bits_per_byte)
+#define SAVING_FIELDS(X)      X(step) X(order) X(stop)
+#define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps)
+#define SAVE_FAILED_FIELDS(X) X(step) X(rank)
+#define FAULT_FIELDS(X)       X(rank) X(step) X(code)
+#define SETUP_FIELDS(X)       X(world_size) X(start_step) X(start_position) X(total_steps) X(end_position) X(optimizer_steps)
+#define SETUP_STRINGS(X)      X(run_directory) X(run_id) X(checkpoint)
+#define WELCOME_FIELDS(X)     X(acknowledged_step) X(acknowledged_validation)
+#define ANSWER_FIELDS(X)      X(code)
+#define GRANT_FIELDS(X)       X(from_step) X(to_step) X(from_position) X(to_position)
+#define ORDER_FIELDS(X)       X(id) X(stop) X(code)
+#define ACK_FIELDS(X)         X(step) X(validation)
+#define COMMITTED_FIELDS(X)   X(step)
+#define STATUS_FIELDS(X)                                                                                               \
+    X(world_size)                                                                                                      \
+    X(ranks_joined) X(start_step) X(step) X(total_steps) X(granted_step) X(journaled_step) X(committed_step)           \
+        X(saving_step) X(position) X(loss) X(tokens_per_second) X(eta_seconds) X(handshakes_failed)                    \
+            X(messages_dropped) X(pid)
+#define STATUS_STRINGS(X) X(name) X(phase) X(host)
+
+/* Copies from `source` to `target`, whichever is the protobuf form. */
+#define COPY(field) target->field = source->field;
+
+const char *ls_message_name(enum ls_message_kind kind) {
+    static const char *const names[LS_MESSAGE_KINDS] = {
+        "open",         "hello",   "step",      "validation", "saving",  "part",    "save_failed", "fault",
+        "save_request", "goodbye", "pulse",     "setup",      "welcome", "refused", "rejoin",      "grant",
+        "order",        "ack",     "committed", "ended",      "request", "reply",   "status"};
+    return kind < LS_MESSAGE_KINDS ? names[kind] : "unknown";
+}
+
+/* ---- encoding ---- */
+
+/* Every body a message can have; on the stack of the encoder. */
+union bodies {
+    Ls__Open open;
+    Ls__Hello hello;
+    Ls__Step step;
+    Ls__Validation validation;
+    Ls__Saving saving;
+    Ls__Part part;
+    Ls__SaveFailed save_failed;
+    Ls__Fault fault;
+    Ls__SaveRequest save_request;
+    Ls__Goodbye goodbye;
+    Ls__Pulse pulse;
+    Ls__Setup setup;
+    Ls__Welcome welcome;
+    Ls__Refused refused;
+    Ls__Rejoin rejoin;
+    Ls__Grant grant;
+    Ls__Order order;
+    Ls__Ack ack;
+    Ls__Committed committed;
+    Ls__Ended ended;
+    Ls__Request request;
+    Ls__Reply reply;
+    Ls__Status status;
+};
+
+/* protobuf-c's strings are not const; packing only reads them. */
+#define SHARE(field) target->field = (char *)(uintptr_t)source->field;
+
+/* Sets `out` to the part of `text` that fits, cut before a broken UTF-8 sequence. */
+static char *cut_text(char *out, const char *text) {
+    snprintf(out, LS_WIRE_TEXT_BYTES, "%s", text);
+    size_t length = strlen(out);
+    if (length < LS_WIRE_TEXT_BYTES - 1) return out;
+    while (length > 0 && ((unsigned char)out[length - 1] & 0xc0) == 0x80) length--;
+    if (length > 0 && (unsigned char)out[length - 1] >= 0xc0) length--;
+    out[length] = 0;
+    return out;
+}
+
+static void fill_rank(Ls__Rank *target, const struct ls_rank_info *source, const struct ls_rank_info *before) {
+    RANK_FIELDS(COPY)
+    RANK_STRINGS(SHARE)
+    if (!before) return;
+#define LEAVE_OUT(field)                                                                                               \
+    if (strcmp(source->field, before->field) == 0) target->field = (char *)(uintptr_t) "";
+    RANK_STRINGS(LEAVE_OUT)
+#undef LEAVE_OUT
+}
+
+/* Fills a HELLO's or PART's list: an array of pointers followed by the messages, one allocation. */
+static void *fill_ranks(Ls__Hello *target, const struct ls_message *message) {
+    size_t count = (size_t)message->hello.ranks_count;
+    Ls__Rank **list = malloc(count * (sizeof *list + sizeof **list) + 1);
+    if (!list) return NULL;
+    Ls__Rank *ranks = (Ls__Rank *)(void *)(list + count);
+    for (size_t i = 0; i < count; i++) {
+        list[i] = &ranks[i];
+        ls__rank__init(&ranks[i]);
+        fill_rank(&ranks[i], &message->hello.ranks[i], i ? &message->hello.ranks[i - 1] : NULL);
+    }
+    target->n_ranks = count;
+    target->ranks = list;
+    return list;
+}
+
+static void *fill_files(Ls__Part *target, const struct ls_message *message) {
+    size_t count = (size_t)message->part.files_count;
+    Ls__File **list = malloc(count * (sizeof *list + sizeof **list) + 1);
+    if (!list) return NULL;
+    Ls__File *files = (Ls__File *)(void *)(list + count);
+    for (size_t i = 0; i < count; i++) {
+        list[i] = &files[i];
+        ls__file__init(&files[i]);
+        files[i].name = message->part.files[i].name;
+        files[i].bytes = message->part.files[i].bytes;
+        files[i].hash = message->part.files[i].hash;
+    }
+    target->n_files = count;
+    target->files = list;
+    return list;
+}
+
+/* Starts the body `name` of the envelope and points `target` at it. */
+#define BODY(TYPE, name, CASE)                                                                                         \
+    Ls__##TYPE *target = &bodies->name;                                                                                \
+    ls__##name##__init(target);                                                                                        \
+    envelope->body_case = LS__ENVELOPE__BODY_##CASE;                                                                   \
+    envelope->name = target;
+
+/* A body whose fields are all in one list. */
+#define PLAIN(TYPE, name, CASE, FIELDS, from)                                                                          \
+    {                                                                                                                  \
+        BODY(TYPE, name, CASE)                                                                                         \
+        const __typeof__(message->from) *source = &message->from;                                                      \
+        FIELDS(COPY)                                                                                                   \
+        return NULL;                                                                                                   \
+    }
+#define ANSWER(TYPE, name, CASE)                                                                                       \
+    {                                                                                                                  \
+        BODY(TYPE, name, CASE)                                                                                         \
+        target->code = message->answer.code;                                                                           \
+        target->text = cut_text(text, message->answer.text);                                                           \
+        return NULL;                                                                                                   \
+    }
+#define EMPTY(TYPE, name, CASE)                                                                                        \
+    {                                                                                                                  \
+        BODY(TYPE, name, CASE)                                                                                         \
+        return NULL;                                                                                                   \
+    }
+
+/* Points the envelope at a filled body. Returns what the caller has to free after packing, NULL for nothing; a list
+ * that could not be allocated leaves body_case unset. */
+static void *fill_body(Ls__Envelope *envelope, union bodies *bodies, const struct ls_message *message, char *text) {
+    switch (message->kind) {
+    case LS_MESSAGE_OPEN: {
+        BODY(Open, open, OPEN)
+        target->version = (char *)(uintptr_t)message->open.version;
+        return NULL;
+    }
+    case LS_MESSAGE_HELLO: {
+        BODY(Hello, hello, HELLO)
+        const __typeof__(message->hello) *source = &message->hello;
+        HELLO_FIELDS(COPY)
+        target->version = (char *)(uintptr_t)source->version;
+        void *list = fill_ranks(target, message);
+        if (!list) envelope->body_case = LS__ENVELOPE__BODY__NOT_SET;
+        return list;
+    }
+    case LS_MESSAGE_STEP: {
+        BODY(Step, step, STEP)
+        const struct ls_step_report *source = &message->step;
+        STEP_FIELDS(COPY)
+        target->digest_low = source->digest.low;
+        target->digest_high = source->digest.high;
+        return NULL;
+    }
+    case LS_MESSAGE_VALIDATION: PLAIN(Validation, validation, VALIDATION, VALIDATION_FIELDS, validation)
+    case LS_MESSAGE_SAVING: PLAIN(Saving, saving, SAVING, SAVING_FIELDS, saving)
+    case LS_MESSAGE_PART: {
+        BODY(Part, part, PART)
+        const __typeof__(message->part) *source = &message->part;
+        PART_FIELDS(COPY)
+        void *list = fill_files(target, message);
+        if (!list) envelope->body_case = LS__ENVELOPE__BODY__NOT_SET;
+        return list;
+    }
+    case LS_MESSAGE_SAVE_FAILED: {
+        BODY(SaveFailed, save_failed, SAVE_FAILED)
+        const __typeof__(message->save_failed) *source = &message->save_failed;
+        SAVE_FAILED_FIELDS(COPY)
+        target->text = cut_text(text, source->text);
+        return NULL;
+    }
+    case LS_MESSAGE_FAULT: {
+        BODY(Fault, fault, FAULT)
+        const __typeof__(message->fault) *source = &message->fault;
+        FAULT_FIELDS(COPY)
+        target->text = cut_text(text, source->text);
+        return NULL;
+    }
+    case LS_MESSAGE_SAVE_REQUEST: EMPTY(SaveRequest, save_request, SAVE_REQUEST)
+    case LS_MESSAGE_GOODBYE: EMPTY(Goodbye, goodbye, GOODBYE)
+    case LS_MESSAGE_PULSE: EMPTY(Pulse, pulse, PULSE)
+    case LS_MESSAGE_SETUP: {
+        BODY(Setup, setup, SETUP)
+        const struct ls_welcome *source = &message->setup.shape;
+        SETUP_FIELDS(COPY)
+        SETUP_STRINGS(SHARE)
+        target->yaml = message->setup.yaml;
+        return NULL;
+    }
+    case LS_MESSAGE_WELCOME: PLAIN(Welcome, welcome, WELCOME, WELCOME_FIELDS, welcome)
+    case LS_MESSAGE_REFUSED: ANSWER(Refused, refused, REFUSED)
+    case LS_MESSAGE_REJOIN: EMPTY(Rejoin, rejoin, REJOIN)
+    case LS_MESSAGE_GRANT: PLAIN(Grant, grant, GRANT, GRANT_FIELDS, grant)
+    case LS_MESSAGE_ORDER: PLAIN(Order, order, ORDER, ORDER_FIELDS, order)
+    case LS_MESSAGE_ACK: PLAIN(Ack, ack, ACK, ACK_FIELDS, ack)
+    case LS_MESSAGE_COMMITTED: PLAIN(Committed, committed, COMMITTED, COMMITTED_FIELDS, committed)
+    case LS_MESSAGE_ENDED: ANSWER(Ended, ended, ENDED)
+    case LS_MESSAGE_REQUEST: {
+        BODY(Request, request, REQUEST)
+        target->kind = (int32_t)message->request;
+        return NULL;
+    }
+    case LS_MESSAGE_REPLY: ANSWER(Reply, reply, REPLY)
+    case LS_MESSAGE_STATUS: {
+        BODY(Status, status, STATUS)
+        const struct ls_wire_status *source = &message->status;
+        STATUS_FIELDS(COPY)
+        STATUS_STRINGS(SHARE)
+        return NULL;
+    }
+    case LS_MESSAGE_KINDS: break;
+    }
+    return NULL;
+}
+
+enum ls_code ls_wire_encode(const struct ls_message *message, void *buffer, size_t capacity, size_t *count,
+                            struct ls_error *error) {
+    const char *name = ls_message_name(message->kind);
+    if ((message->kind == LS_MESSAGE_HELLO &&
+         (message->hello.ranks_count < 0 || message->hello.ranks_count > LS_WIRE_RANKS_MAX)) ||
+        (message->kind == LS_MESSAGE_PART &&
+         (message->part.files_count < 0 || message->part.files_count > LS_WIRE_FILES_MAX)))
+        return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "wire: a %s message with more entries than the wire allows",
+                       name);
+    Ls__Envelope envelope = LS__ENVELOPE__INIT;
+    union bodies bodies;
+    char text[LS_WIRE_TEXT_BYTES];
+    envelope.protocol = LS_PROTOCOL;
+    envelope.attempt = message->attempt;
+    envelope.generation = message->generation;
+    void *list = fill_body(&envelope, &bodies, message, text);
+    enum ls_code code = LS_OK;
+    size_t size = envelope.body_case ? ls__envelope__get_packed_size(&envelope) : 0;
+    if (size == 0)
+        code = ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "wire: no memory to encode a %s message", name);
+    else if (size > capacity || size > LS_WIRE_BYTES_MAX)
+        code = ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "wire: a %s message of %zu bytes, more than the %zu allowed",
+                       name, size, capacity < LS_WIRE_BYTES_MAX ? capacity : (size_t)LS_WIRE_BYTES_MAX);
+    else
+        *count = ls__envelope__pack(&envelope, buffer);
+    free(list);
+    return code;
+}
+
+/* ---- decoding ---- */
+
+/* Memory of one decoding, so that a small message cannot ask for much. */
+struct budget {
+    size_t left;
+};
+
+static void *budget_alloc(void *context, size_t size) {
+    struct budget *budget = context;
+    if (size + 16 > budget->left) return NULL;
+    budget->left -= size + 16;
+    return malloc(size ? size : 1);
+}
+
+static void budget_free(void *context, void *memory) {
+    (void)context;
+    free(memory);
+}
+
+/* Length of valid UTF-8 without control characters (line ends and tabs allowed if `lines`), or -1. Overlong forms,
+ * surrogates and the C1 controls are invalid too. */
+static int64_t check_text(const char *text, bool lines) {
+    const unsigned char *p = (const unsigned char *)text;
+    while (*p) {
+        int more = *p < 0x80                 ? 0
+                   : *p >= 0xc2 && *p < 0xe0 ? 1
+                   : *p >= 0xe0 && *p < 0xf0 ? 2
+                   : *p >= 0xf0 && *p < 0xf5 ? 3
+                                             : -1;
+        if (more < 0) return -1;
+        uint32_t point = more == 0 ? *p : *p & (0x3fu >> more);
+        for (int i = 1; i <= more; i++) {
+            if ((p[i] & 0xc0) != 0x80) return -1;
+            point = point << 6 | (p[i] & 0x3fu);
+        }
+        if ((more == 2 && (point < 0x800 || (point >= 0xd800 && point < 0xe000))) ||
+            (more == 3 && (point < 0x10000 || point > 0x10ffff)))
+            return -1;
+        if ((point < 0x20 && !(lines && (point == '\n' || point == '\r' || point == '\t'))) ||
+            (point >= 0x7f && point < 0xa0))
+            return -1;
+        p += more + 1;
+    }
+    return (int64_t)(p - (const unsigned char *)text);
+}
+
+/* What the decoder is at; the first complaint stays. */
+struct check {
+    const char *message, *field, *wrong;
+};
+
+static void complain(struct check *check, const char *field, const char *wrong) {
+    if (check->wrong) return;
+    check->field = field;
+    check->wrong = wrong;
+}
+
+static void take_string(struct check *check, const char *field, char *target, size_t capacity, const char *source) {
+    int64_t length = check_text(source, false);
+    if (length < 0) return complain(check, field, "is not plain UTF-8");
+    if ((size_t)length >= capacity) return complain(check, field, "is too long");
+    memcpy(target, source, (size_t)length + 1);
+}
+
+static void require_digest(struct check *check, const char *field, const char *digest) {
+    size_t length = strlen(digest);
+    if (length != 0 && (length != 32 || strspn(digest, "0123456789abcdef") != 32))
+        complain(check, field, "is not 32 hex digits");
+}
+
+static void require_range(struct check *check, const char *field, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most) complain(check, field, "is out of range");
+}
+
+static void require_step(struct check *check, const char *field, int64_t value) {
+    require_range(check, field, value, 0, INT64_C(1) << 60);
+}
+
+static void require_code(struct check *check, int32_t code) {
+    static const int32_t codes[] = {LS_OK,         LS_ERROR,   LS_USAGE,         LS_DATA,
+                                    LS_CHECKPOINT, LS_MEMORY,  LS_COMMUNICATION, LS_NONFINITE,
+                                    LS_STALL,      LS_REQUEUE, LS_STOPPED};
+    for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++)
+        if (code == codes[i]) return;
+    complain(check, "code", "is no exit code");
+}
+
+#define TAKE(field) take_string(check, #field, target->field, sizeof target->field, source->field);
+
+static void read_hello(struct check *check, struct ls_message *message, const Ls__Hello *source) {
+    __typeof__(message->hello) *target = &message->hello;
+    HELLO_FIELDS(COPY)
+    TAKE(version)
+    require_range(check, "world_size", target->world_size, 0, LS_WIRE_RANKS_MAX);
+    require_step(check, "steps_done", target->steps_done);
+    require_step(check, "granted_step", target->granted_step);
+    target->ranks = NULL;
+    target->ranks_count = 0;
+    if (source->n_ranks > LS_WIRE_RANKS_MAX) return complain(check, "ranks", "has too many entries");
+    struct ls_rank_info *ranks = calloc(source->n_ranks + 1, sizeof *ranks);
+    if (!ranks) return complain(check, "ranks", "needs more memory than there is");
+    message->storage = ranks;
+    target->ranks = ranks;
+    target->ranks_count = (int64_t)source->n_ranks;
+    for (size_t i = 0; i < source->n_ranks && !check->wrong; i++) {
+        struct ls_rank_info *rank = &ranks[i];
+        if (i > 0) *rank = ranks[i - 1];
+        const Ls__Rank *from = source->ranks[i];
+        rank->rank = from->rank;
+        rank->local_rank = from->local_rank;
+        rank->pid = from->pid;
+#define TAKE_UNLESS_SAME(field)                                                                                        \
+    if (i == 0 || from->field[0]) take_string(check, #field, rank->field, sizeof rank->field, from->field);
+        RANK_STRINGS(TAKE_UNLESS_SAME)
+#undef TAKE_UNLESS_SAME
+        require_range(check, "rank", rank->rank, 0, LS_WIRE_RANKS_MAX - 1);
+        require_range(check, "local_rank", rank->local_rank, 0, LS_WIRE_RANKS_MAX - 1);
+        require_range(check, "pid", rank->pid, 0, INT32_MAX);
+        require_digest(check, "config_digest", rank->config_digest);
+        require_digest(check, "dataset_digest", rank->dataset_digest);
+    }
+}
+
+static bool file_name_is_valid(const char *name) {
+    return ls_file_name_is_safe(strncmp(name, "state/", 6) == 0 ? name + 6 : name);
+}
+
+static void read_part(struct check *check, struct ls_message *message, const Ls__Part *source) {
+    __typeof__(message->part) *target = &message->part;
+    PART_FIELDS(COPY)
+    require_step(check, "step", target->step);
+    require_step(check, "optimizer_steps", target->optimizer_steps);
+    require_range(check, "rank", target->rank, 0, LS_WIRE_RANKS_MAX - 1);
+    target->files = NULL;
+    target->files_count = 0;
+    if (source->n_files > LS_WIRE_FILES_MAX) return complain(check, "files", "has too many entries");
+    struct ls_part_file *files = calloc(source->n_files + 1, sizeof *files);
+    if (!files) return complain(check, "files", "needs more memory than there is");
+    message->storage = files;
+    target->files = files;
+    target->files_count = (int64_t)source->n_files;
+    for (size_t i = 0; i < source->n_files && !check->wrong; i++) {
+        take_string(check, "name", files[i].name, sizeof files[i].name, source->files[i]->name);
+        take_string(check, "hash", files[i].hash, sizeof files[i].hash, source->files[i]->hash);
+        files[i].bytes = source->files[i]->bytes;
+        if (!check->wrong && !file_name_is_valid(files[i].name))
+            complain(check, "name", "is no file name of a checkpoint");
+        if (strlen(files[i].hash) != 32) complain(check, "hash", "is not 32 hex digits");
+        require_digest(check, "hash", files[i].hash);
+        require_range(check, "bytes", files[i].bytes, 0, INT64_MAX);
+    }
+}
+
+static void read_step(struct check *check, struct ls_message *message, const Ls__Step *source) {
+    struct ls_step_report *target = &message->step;
+    STEP_FIELDS(COPY)
+    target->attempt = message->attempt;
+    target->digest.low = source->digest_low;
+    target->digest.high = source->digest_high;
+    require_step(check, "step", target->step);
+    require_step(check, "sequences", target->sequences);
+    require_step(check, "targets", target->targets);
+    if (target->position > INT64_MAX) complain(check, "position", "is out of range");
+}
+
+static void read_setup(struct check *check, struct ls_message *message, const Ls__Setup *source) {
+    struct ls_welcome *target = &message->setup.shape;
+    SETUP_FIELDS(COPY)
+    SETUP_STRINGS(TAKE)
+    target->attempt = message->attempt;
+    message->setup.yaml = NULL;
+    require_range(check, "world_size", target->world_size, 0, LS_WIRE_RANKS_MAX);
+    require_step(check, "start_step", target->start_step);
+    require_step(check, "total_steps", target->total_steps);
+    require_step(check, "optimizer_steps", target->optimizer_steps);
+    int64_t length = check_text(source->yaml, true);
+    if (length < 0) return complain(check, "yaml", "is not plain UTF-8");
+    if (length > LS_WIRE_YAML_BYTES_MAX) return complain(check, "yaml", "is too long");
+    message->storage = message->setup.yaml = strdup(source->yaml);
+    if (!message->storage) complain(check, "yaml", "needs more memory than there is");
+}
+
+static void read_status(struct check *check, struct ls_message *message, const Ls__Status *source) {
+    struct ls_wire_status *target = &message->status;
+    STATUS_FIELDS(COPY)
+    STATUS_STRINGS(TAKE)
+}
+
+static void read_answer(struct check *check, struct ls_message *message, int32_t code, const char *text) {
+    message->answer.code = code;
+    require_code(check, code);
+    take_string(check, "text", message->answer.text, sizeof message->answer.text, text);
+}
+
+#define READ_PLAIN(name, FIELDS)                                                                                       \
+    {                                                                                                                  \
+        __typeof__(message->name) *target = &message->name;                                                            \
+        const __typeof__(*envelope->name) *source = envelope->name;                                                    \
+        FIELDS(COPY)                                                                                                   \
+    }
+
+static void read_body(struct check *check, struct ls_message *message, const Ls__Envelope *envelope) {
+    switch (message->kind) {
+    case LS_MESSAGE_OPEN:
+        take_string(check, "version", message->open.version, sizeof message->open.version, envelope->open->version);
+        break;
+    case LS_MESSAGE_HELLO: read_hello(check, message, envelope->hello); break;
+    case LS_MESSAGE_STEP: read_step(check, message, envelope->step); break;
+    case LS_MESSAGE_VALIDATION:
+        READ_PLAIN(validation, VALIDATION_FIELDS)
+        require_step(check, "step", message->validation.step);
+        break;
+    case LS_MESSAGE_SAVING:
+        READ_PLAIN(saving, SAVING_FIELDS)
+        require_step(check, "step", message->saving.step);
+        break;
+    case LS_MESSAGE_PART: read_part(check, message, envelope->part); break;
+    case LS_MESSAGE_SAVE_FAILED:
+        READ_PLAIN(save_failed, SAVE_FAILED_FIELDS)
+        require_step(check, "step", message->save_failed.step);
+        require_range(check, "rank", message->save_failed.rank, 0, LS_WIRE_RANKS_MAX - 1);
+        take_string(check, "text", message->save_failed.text, sizeof message->save_failed.text,
+                    envelope->save_failed->text);
+        break;
+    case LS_MESSAGE_FAULT:
+        READ_PLAIN(fault, FAULT_FIELDS)
+        require_step(check, "step", message->fault.step);
+        require_range(check, "rank", message->fault.rank, 0, LS_WIRE_RANKS_MAX - 1);
+        require_code(check, message->fault.code);
+        take_string(check, "text", message->fault.text, sizeof message->fault.text, envelope->fault->text);
+        break;
+    case LS_MESSAGE_SETUP: read_setup(check, message, envelope->setup); break;
+    case LS_MESSAGE_WELCOME: READ_PLAIN(welcome, WELCOME_FIELDS) break;
+    case LS_MESSAGE_REFUSED: read_answer(check, message, envelope->refused->code, envelope->refused->text); break;
+    case LS_MESSAGE_GRANT:
+        READ_PLAIN(grant, GRANT_FIELDS)
+        require_step(check, "from_step", message->grant.from_step);
+        require_range(check, "to_step", message->grant.to_step, message->grant.from_step, INT64_C(1) << 60);
+        break;
+    case LS_MESSAGE_ORDER:
+        READ_PLAIN(order, ORDER_FIELDS)
+        require_code(check, message->order.code);
+        break;
+    case LS_MESSAGE_ACK: READ_PLAIN(ack, ACK_FIELDS) break;
+    case LS_MESSAGE_COMMITTED: READ_PLAIN(committed, COMMITTED_FIELDS) break;
+    case LS_MESSAGE_ENDED: read_answer(check, message, envelope->ended->code, envelope->ended->text); break;
+    case LS_MESSAGE_REQUEST:
+        message->request = (enum ls_wire_request)envelope->request->kind;
+        require_range(check, "kind", envelope->request->kind, LS_WIRE_STATUS, LS_WIRE_CHECKPOINT);
+        break;
+    case LS_MESSAGE_REPLY: read_answer(check, message, envelope->reply->code, envelope->reply->text); break;
+    case LS_MESSAGE_STATUS: read_status(check, message, envelope->status); break;
+    case LS_MESSAGE_SAVE_REQUEST:
+    case LS_MESSAGE_GOODBYE:
+    case LS_MESSAGE_PULSE:
+    case LS_MESSAGE_REJOIN:
+    case LS_MESSAGE_KINDS: break;
+    }
+}
+
+static enum ls_message_kind kind_of(const Ls__Envelope *envelope) {
+    static const Ls__Envelope__BodyCase cases[LS_MESSAGE_KINDS] = {
+        LS__ENVELOPE__BODY_OPEN,        LS__ENVELOPE__BODY_HELLO,   LS__ENVELOPE__BODY_STEP,
+        LS__ENVELOPE__BODY_VALIDATION,  LS__ENVELOPE__BODY_SAVING,  LS__ENVELOPE__BODY_PART,
+        LS__ENVELOPE__BODY_SAVE_FAILED, LS__ENVELOPE__BODY_FAULT,   LS__ENVELOPE__BODY_SAVE_REQUEST,
+        LS__ENVELOPE__BODY_GOODBYE,     LS__ENVELOPE__BODY_PULSE,   LS__ENVELOPE__BODY_SETUP,
+        LS__ENVELOPE__BODY_WELCOME,     LS__ENVELOPE__BODY_REFUSED, LS__ENVELOPE__BODY_REJOIN,
+        LS__ENVELOPE__BODY_GRANT,       LS__ENVELOPE__BODY_ORDER,   LS__ENVELOPE__BODY_ACK,
+        LS__ENVELOPE__BODY_COMMITTED,   LS__ENVELOPE__BODY_ENDED,   LS__ENVELOPE__BODY_REQUEST,
+        LS__ENVELOPE__BODY_REPLY,       LS__ENVELOPE__BODY_STATUS};
+    for (int kind = 0; kind < LS_MESSAGE_KINDS; kind++)
+        if (cases[kind] == envelope->body_case) return (enum ls_message_kind)kind;
+    return LS_MESSAGE_KINDS;
+}
+
+enum ls_code ls_wire_decode(const void *bytes, size_t count, struct ls_message *message, struct ls_error *error) {
+    if (count > LS_WIRE_BYTES_MAX)
+        return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "wire: a message of %zu bytes, more than the %d allowed", count,
+                       LS_WIRE_BYTES_MAX);
+    struct budget budget = {LS_WIRE_MEMORY_MAX};
+    ProtobufCAllocator allocator = {budget_alloc, budget_free, &budget};
+    Ls__Envelope *envelope = ls__envelope__unpack(&allocator, count, bytes);
+    if (!envelope) return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "wire: %zu bytes that are no message", count);
+    memset(message, 0, sizeof *message);
+    message->protocol = envelope->protocol;
+    message->attempt = envelope->attempt;
+    message->generation = envelope->generation;
+    message->kind = kind_of(envelope);
+    struct check check = {.message = ls_message_name(message->kind)};
+    if (message->kind == LS_MESSAGE_KINDS)
+        complain(&check, "body", "is of no known kind");
+    else if (message->protocol == LS_PROTOCOL)
+        read_body(&check, message, envelope);
+    ls__envelope__free_unpacked(envelope, &allocator);
+    if (!check.wrong) return LS_OK;
+    ls_message_release(message);
+    return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "wire: a message of kind %s whose %s %s", check.message, check.field,
+                   check.wrong);
+}
+
+void ls_message_release(struct ls_message *message) {
+    free(message->storage);
+    message->storage = NULL;
+}

@@ -1,4 +1,60 @@
-/* lockstep: the command. */
-int main(void) {
-    return 2;
+/* lockstep: the command. One row for each subcommand; `lockstep X` calls its row. */
+#define _GNU_SOURCE
+#include "common/status.h"
+#include "coordinator/command_line.h"
+
+#include <stdio.h>
+#include <string.h>
+
+struct command {
+    const char *name;
+    const char *arguments;
+    const char *summary;
+    int (*run)(int argc, char **argv);
+};
+
+static const struct command commands[] = {
+    {NULL, NULL, NULL, NULL},
+};
+
+static void print_help(FILE *out) {
+    fputs("Usage: lockstep COMMAND ...\n\nData-parallel training of large models.\n\n", out);
+    for (const struct command *command = commands; command->name; command++)
+        fprintf(out, "  %-12s %-34s %s\n", command->name, command->arguments, command->summary);
+    fputs("\n  --help       this text; lockstep COMMAND --help tells more\n  --version    the version\n", out);
+}
+
+static int refuse(const char *name) {
+    const char *names[sizeof commands / sizeof commands[0]];
+    int count = 0;
+    char reason[256];
+    for (const struct command *command = commands; command->name; command++) names[count++] = command->name;
+    const char *nearest = ls_command_nearest(name, names, count);
+    snprintf(reason, sizeof reason, "there is no command '%.64s'%s%s%s", name, nearest ? "; did you mean '" : "",
+             nearest ? nearest : "", nearest ? "'? Commands: lockstep --help" : ". Commands: lockstep --help");
+    return ls_report_exit(LS_USAGE, reason);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        print_help(stderr);
+        return ls_report_exit(LS_USAGE, "no command given");
+    }
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "-?") == 0) {
+        print_help(stdout);
+        return 0;
+    }
+    if (strcmp(name, "--version") == 0) {
+        puts("lockstep " LS_VERSION);
+        return 0;
+    }
+    for (const struct command *command = commands; command->name; command++) {
+        if (strcmp(command->name, name) != 0) continue;
+        char title[64];
+        snprintf(title, sizeof title, "lockstep %s", name);
+        argv[1] = title;
+        return command->run(argc - 1, argv + 1);
+    }
+    return refuse(name);
 }

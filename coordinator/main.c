@@ -25,7 +25,7 @@ static void print_help(FILE *out) {
 }
 
 static int refuse(const char *name) {
-    const char *names[sizeof commands / sizeof commands[0]];
+    const char *names[sizeof commands / sizeof commands[0]] = {NULL};
     int count = 0;
     char reason[256];
     for (const struct command *command = commands; command->name; command++) names[count++] = command->name;

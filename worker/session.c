@@ -1,0 +1,692 @@
+/* The session: one thread owns the socket; what it and the training thread share is under one mutex, held for copies
+ * only. */
+#define _GNU_SOURCE
+#include "worker/session.h"
+
+#include "common/keys.h"
+#include "common/log.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+#include <zmq.h>
+
+enum {
+    REPORTS_MAX = 16384, /* ring of reports not yet acknowledged: steps, validations, parts of all ranks */
+    STEPS_UNACKNOWLEDGED_MAX = 4096,
+    PULSE_MILLISECONDS = 1000, /* between signs of life, and the wait before HELLO is repeated */
+    POLL_MILLISECONDS = 200
+};
+
+/* A report in the ring. PART owns its files. */
+struct report {
+    enum ls_message_kind kind;
+    bool settled; /* acknowledged, or sent and never to be repeated */
+    int64_t queued_ns;
+    union {
+        struct ls_step_report step;
+        struct {
+            int64_t step;
+            double loss, bits_per_byte;
+        } validation;
+        struct {
+            int64_t step;
+            uint64_t order;
+            bool stop;
+        } saving;
+        struct {
+            int64_t step, rank, optimizer_steps;
+            struct ls_part_file *files;
+            int64_t files_count;
+        } part;
+        struct {
+            int64_t rank, step;
+            int32_t code;
+            char text[LS_WIRE_TEXT_BYTES];
+        } words; /* FAULT, SAVE_FAILED */
+    };
+};
+
+struct ls_session {
+    char endpoint[256];
+    void *context, *socket, *monitor;
+    int wake; /* eventfd: the training thread has something for the session's thread */
+    pthread_t thread;
+    bool thread_runs;
+    uint8_t *buffer; /* of one message, the session's thread's */
+
+    atomic_llong heard_ns, steps_done;
+
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    /* All below under the mutex. */
+    uint64_t changes, changes_seen;
+    bool closing, close_now;
+    bool opened, joined, started;
+    uint32_t attempt, generation;
+    int64_t granted_step;
+    struct ls_welcome welcome;
+    char *yaml;
+    struct ls_rank_info *ranks;
+    int64_t ranks_count, world_size;
+    struct ls_session_orders orders;
+    struct report *ring;
+    uint64_t head, sent, tail; /* head <= sent <= tail: oldest unsettled, next to send, next free */
+    int64_t steps_unacknowledged;
+    unsigned refused_handshakes, failed_handshakes, failed_connects;
+};
+
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static struct report *report_at(struct ls_session *session, uint64_t index) {
+    return &session->ring[index % REPORTS_MAX];
+}
+
+static void orders_changed(struct ls_session *session) {
+    session->changes++;
+    pthread_cond_broadcast(&session->changed);
+}
+
+/* ---- the session's thread: sending ---- */
+
+/* Sends; false when the connection takes nothing now. */
+static bool send_message(struct ls_session *session, struct ls_message *message) {
+    struct ls_error error;
+    size_t count;
+    message->attempt = session->attempt;
+    message->generation = session->generation;
+    if (ls_wire_encode(message, session->buffer, LS_WIRE_BYTES_MAX, &count, &error) != LS_OK) {
+        ls_log(LS_LOG_ERROR, "%s", error.text);
+        return true;
+    }
+    return zmq_send(session->socket, session->buffer, count, ZMQ_DONTWAIT) >= 0;
+}
+
+static bool send_plain(struct ls_session *session, enum ls_message_kind kind) {
+    struct ls_message message = {.kind = kind};
+    return send_message(session, &message);
+}
+
+static bool send_open(struct ls_session *session) {
+    struct ls_message message = {.kind = LS_MESSAGE_OPEN};
+    snprintf(message.open.version, sizeof message.open.version, "%s", LS_VERSION);
+    return send_message(session, &message);
+}
+
+/* Says everything this worker holds; called with the mutex held. */
+static bool send_hello(struct ls_session *session) {
+    struct ls_message message = {.kind = LS_MESSAGE_HELLO};
+    snprintf(message.hello.version, sizeof message.hello.version, "%s", LS_VERSION);
+    message.hello.world_size = session->world_size;
+    message.hello.ranks = session->ranks;
+    message.hello.ranks_count = session->ranks_count;
+    message.hello.started = session->started;
+    message.hello.steps_done = atomic_load(&session->steps_done);
+    message.hello.granted_step = session->granted_step;
+    return send_message(session, &message);
+}
+
+static bool send_report(struct ls_session *session, const struct report *report) {
+    struct ls_message message = {.kind = report->kind};
+    switch (report->kind) {
+    case LS_MESSAGE_STEP: message.step = report->step; break;
+    case LS_MESSAGE_VALIDATION:
+        message.validation.step = report->validation.step;
+        message.validation.loss = report->validation.loss;
+        message.validation.bits_per_byte = report->validation.bits_per_byte;
+        break;
+    case LS_MESSAGE_SAVING:
+        message.saving.step = report->saving.step;
+        message.saving.order = report->saving.order;
+        message.saving.stop = report->saving.stop;
+        break;
+    case LS_MESSAGE_PART:
+        message.part.step = report->part.step;
+        message.part.rank = report->part.rank;
+        message.part.optimizer_steps = report->part.optimizer_steps;
+        message.part.files = report->part.files;
+        message.part.files_count = report->part.files_count;
+        break;
+    case LS_MESSAGE_FAULT:
+        message.fault.rank = report->words.rank;
+        message.fault.step = report->words.step;
+        message.fault.code = report->words.code;
+        memcpy(message.fault.text, report->words.text, sizeof message.fault.text);
+        break;
+    case LS_MESSAGE_SAVE_FAILED:
+        message.save_failed.rank = report->words.rank;
+        message.save_failed.step = report->words.step;
+        memcpy(message.save_failed.text, report->words.text, sizeof message.save_failed.text);
+        break;
+    default: break; /* SAVE_REQUEST has no body */
+    }
+    return send_message(session, &message);
+}
+
+/* Removes settled reports from the old end of the ring. */
+static void drop_settled(struct ls_session *session) {
+    bool dropped = false;
+    while (session->head < session->tail && report_at(session, session->head)->settled) {
+        struct report *report = report_at(session, session->head++);
+        if (report->kind == LS_MESSAGE_PART) free(report->part.files);
+        if (report->kind == LS_MESSAGE_STEP) session->steps_unacknowledged--;
+        dropped = true;
+    }
+    if (session->sent < session->head) session->sent = session->head;
+    if (dropped) pthread_cond_broadcast(&session->changed);
+}
+
+static bool is_said_once(enum ls_message_kind kind) {
+    return kind == LS_MESSAGE_FAULT || kind == LS_MESSAGE_SAVE_FAILED || kind == LS_MESSAGE_SAVE_REQUEST;
+}
+
+/* Sends what has not been sent. Faults go out even before the welcome: they may be the reason why there is none. */
+static void send_reports(struct ls_session *session) {
+    uint64_t before = session->sent;
+    for (; session->sent < session->tail; session->sent++) {
+        struct report *report = report_at(session, session->sent);
+        if (report->settled) continue;
+        if (!session->joined && report->kind != LS_MESSAGE_FAULT) break;
+        if (!send_report(session, report)) break;
+        if (is_said_once(report->kind)) report->settled = true;
+    }
+    if (session->sent != before) pthread_cond_broadcast(&session->changed);
+    drop_settled(session);
+}
+
+/* ---- the session's thread: receiving ---- */
+
+static void settle(struct ls_session *session, int64_t step, int64_t validation, int64_t committed) {
+    for (uint64_t i = session->head; i < session->tail; i++) {
+        struct report *report = report_at(session, i);
+        if ((report->kind == LS_MESSAGE_STEP && report->step.step <= step) ||
+            (report->kind == LS_MESSAGE_VALIDATION && report->validation.step <= validation) ||
+            (report->kind == LS_MESSAGE_SAVING && report->saving.step <= committed) ||
+            (report->kind == LS_MESSAGE_PART && report->part.step <= committed))
+            report->settled = true;
+    }
+    drop_settled(session);
+}
+
+static void handle_ended(struct ls_session *session, int32_t code, const char *text) {
+    session->orders.ended = true;
+    session->orders.ended_code = (enum ls_code)code;
+    snprintf(session->orders.ended_text, sizeof session->orders.ended_text, "%s", text);
+}
+
+static void handle_setup(struct ls_session *session, struct ls_message *message) {
+    if (session->opened) return;
+    session->opened = true;
+    session->welcome = message->setup.shape;
+    session->attempt = message->attempt;
+    session->yaml = message->setup.yaml;
+    message->storage = NULL; /* the YAML is ours now */
+}
+
+/* Takes one message; the mutex is held. True when the training thread should look. */
+static bool handle_message(struct ls_session *session, struct ls_message *message) {
+    if (message->protocol != LS_PROTOCOL) {
+        char text[LS_WIRE_TEXT_BYTES];
+        snprintf(text, sizeof text,
+                 "the coordinator speaks protocol %u, this worker %d. Use the same build of lockstep for both.",
+                 message->protocol, LS_PROTOCOL);
+        handle_ended(session, LS_COMMUNICATION, text);
+        return true;
+    }
+    /* An older coordinator may still be on its way out; a message for another attempt is not for us. */
+    if (message->generation < session->generation) return false;
+    if (session->attempt && message->attempt && message->attempt != session->attempt) return false;
+    if (message->generation > session->generation) {
+        session->joined = false;
+        session->generation = message->generation;
+    }
+    struct ls_session_orders *orders = &session->orders;
+    switch (message->kind) {
+    case LS_MESSAGE_SETUP: handle_setup(session, message); return true;
+    case LS_MESSAGE_WELCOME:
+        session->joined = session->started = true;
+        settle(session, message->welcome.acknowledged_step, message->welcome.acknowledged_validation, -1);
+        session->sent = session->head;
+        return true;
+    case LS_MESSAGE_REFUSED:
+    case LS_MESSAGE_ENDED: handle_ended(session, message->answer.code, message->answer.text); return true;
+    case LS_MESSAGE_REJOIN:
+        if (session->ranks)
+            send_hello(session);
+        else
+            send_open(session);
+        return false;
+    case LS_MESSAGE_GRANT:
+        if (message->grant.to_step <= session->granted_step) return false;
+        session->granted_step = message->grant.to_step;
+        orders->grant =
+            (struct ls_grant){message->grant.from_step + 1, message->grant.to_step + 1, message->grant.from_position};
+        return true;
+    case LS_MESSAGE_ORDER:
+        if (message->order.id > orders->checkpoint_id) orders->checkpoint_id = message->order.id;
+        if (message->order.stop && message->order.id > orders->stop_id) {
+            orders->stop_id = message->order.id;
+            orders->stop_code = message->order.code;
+        }
+        return true;
+    case LS_MESSAGE_ACK: settle(session, message->ack.step, message->ack.validation, -1); return false;
+    case LS_MESSAGE_COMMITTED:
+        if (message->committed.step > orders->committed_step) orders->committed_step = message->committed.step;
+        settle(session, -1, -1, message->committed.step);
+        return true;
+    default: return false; /* PULSE: being heard was its purpose */
+    }
+}
+
+/* Takes everything that has arrived. */
+static bool receive_all(struct ls_session *session) {
+    bool heard = false;
+    for (int i = 0; i < 1000; i++) {
+        zmq_msg_t frame;
+        zmq_msg_init(&frame);
+        if (zmq_msg_recv(&frame, session->socket, ZMQ_DONTWAIT) < 0) {
+            zmq_msg_close(&frame);
+            break;
+        }
+        struct ls_message message;
+        if (ls_wire_decode(zmq_msg_data(&frame), zmq_msg_size(&frame), &message, NULL) == LS_OK) {
+            heard = true;
+            pthread_mutex_lock(&session->mutex);
+            if (handle_message(session, &message)) orders_changed(session);
+            pthread_mutex_unlock(&session->mutex);
+            ls_message_release(&message);
+        }
+        zmq_msg_close(&frame);
+    }
+    if (heard) atomic_store(&session->heard_ns, now_ns());
+    return heard;
+}
+
+/* Counts what the socket's monitor says about connecting. */
+static void read_monitor(struct ls_session *session) {
+    for (int i = 0; i < 100; i++) {
+        uint8_t event[6];
+        char address[256];
+        if (zmq_recv(session->monitor, event, sizeof event, ZMQ_DONTWAIT) < 0) return;
+        if (zmq_recv(session->monitor, address, sizeof address, 0) < 0) return;
+        uint16_t kind;
+        memcpy(&kind, event, sizeof kind);
+        pthread_mutex_lock(&session->mutex);
+        if (kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+            session->refused_handshakes++;
+        else if (kind == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL || kind == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+            session->failed_handshakes++;
+        else if (kind == ZMQ_EVENT_CONNECT_RETRIED)
+            session->failed_connects++;
+        pthread_cond_broadcast(&session->changed);
+        pthread_mutex_unlock(&session->mutex);
+    }
+}
+
+/* Something has been asked of the coordinator that it has not answered; the mutex is held. */
+static bool waits_for_answer(struct ls_session *session) {
+    if (!session->opened || (session->ranks && !session->joined)) return true;
+    if (!session->joined) return false;
+    bool old = session->head < session->tail &&
+               now_ns() - report_at(session, session->head)->queued_ns > PULSE_MILLISECONDS * INT64_C(1000000);
+    return old || atomic_load(&session->steps_done) >= session->granted_step;
+}
+
+static void *session_thread(void *argument) {
+    struct ls_session *session = argument;
+    int64_t spoke_ns = 0;
+    for (;;) {
+        zmq_pollitem_t items[] = {{session->socket, 0, ZMQ_POLLIN, 0},
+                                  {NULL, session->wake, ZMQ_POLLIN, 0},
+                                  {session->monitor, 0, ZMQ_POLLIN, 0}};
+        zmq_poll(items, 3, POLL_MILLISECONDS);
+        uint64_t woken;
+        if (items[1].revents && read(session->wake, &woken, sizeof woken) < 0 && errno != EAGAIN) break;
+        if (items[2].revents) read_monitor(session);
+        receive_all(session);
+        pthread_mutex_lock(&session->mutex);
+        bool asked_now = session->ranks && !session->joined && !session->started && items[1].revents;
+        if (asked_now || now_ns() - spoke_ns >= PULSE_MILLISECONDS * INT64_C(1000000)) {
+            bool waits = waits_for_answer(session);
+            bool sent = !waits            ? send_plain(session, LS_MESSAGE_PULSE)
+                        : session->ranks  ? send_hello(session)
+                        : session->opened ? send_plain(session, LS_MESSAGE_PULSE)
+                                          : send_open(session);
+            /* Until the connection stands, try at every turn. */
+            if (sent) spoke_ns = now_ns();
+        }
+        send_reports(session);
+        bool done = session->closing && (session->close_now || session->head == session->tail);
+        if (done) send_plain(session, LS_MESSAGE_GOODBYE);
+        pthread_mutex_unlock(&session->mutex);
+        if (done) break;
+    }
+    return NULL;
+}
+
+static void wake_thread(struct ls_session *session) {
+    uint64_t one = 1;
+    if (write(session->wake, &one, sizeof one) < 0) return; /* full: it will wake up anyway */
+}
+
+/* ---- opening and closing ---- */
+
+static struct timespec deadline_after(double seconds) {
+    struct timespec deadline;
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    if (seconds < 0) seconds = 0;
+    if (seconds > 1e8) seconds = 1e8;
+    int64_t ns = deadline.tv_nsec + (int64_t)((seconds - (double)(int64_t)seconds) * 1e9);
+    deadline.tv_sec += (time_t)seconds + (time_t)(ns / 1000000000);
+    deadline.tv_nsec = ns % 1000000000;
+    return deadline;
+}
+
+static void set_int(void *socket, int option, int value) {
+    zmq_setsockopt(socket, option, &value, sizeof value);
+}
+
+static enum ls_code connect_socket(struct ls_session *session, const struct ls_key *key, struct ls_error *error) {
+    session->context = zmq_ctx_new();
+    session->socket = session->context ? zmq_socket(session->context, ZMQ_DEALER) : NULL;
+    if (!session->socket)
+        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB, "cannot make a ZeroMQ socket: %s", zmq_strerror(errno));
+    void *socket = session->socket;
+    set_int(socket, ZMQ_LINGER, 1000);
+    set_int(socket, ZMQ_IMMEDIATE, 1);
+    set_int(socket, ZMQ_IPV6, 1);
+    set_int(socket, ZMQ_RECONNECT_IVL, 100);
+    set_int(socket, ZMQ_RECONNECT_IVL_MAX, 2000);
+    set_int(socket, ZMQ_HANDSHAKE_IVL, 5000);
+    set_int(socket, ZMQ_HEARTBEAT_IVL, 1000);
+    set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 10000);
+    int64_t largest = LS_WIRE_BYTES_MAX;
+    zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
+    zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, key->server, LS_KEY_CHARACTERS);
+    zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, key->public_key, LS_KEY_CHARACTERS);
+    if (zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, key->secret_key, LS_KEY_CHARACTERS))
+        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
+                       "this libzmq has no CURVE encryption (%s). Install one built with libsodium.",
+                       zmq_strerror(errno));
+    zmq_socket_monitor(socket, "inproc://session-monitor",
+                       ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                           ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_CONNECT_RETRIED);
+    session->monitor = zmq_socket(session->context, ZMQ_PAIR);
+    set_int(session->monitor, ZMQ_LINGER, 0);
+    zmq_connect(session->monitor, "inproc://session-monitor");
+    if (zmq_connect(socket, session->endpoint))
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "'%s' is no address of a coordinator (%s). Give --coordinator tcp://HOST:PORT.",
+                       session->endpoint, zmq_strerror(errno));
+    return LS_OK;
+}
+
+/* Frees everything; the thread is not running. */
+static void destroy(struct ls_session *session) {
+    if (session->monitor) zmq_close(session->monitor);
+    if (session->socket) {
+        zmq_socket_monitor(session->socket, NULL, 0);
+        zmq_close(session->socket);
+    }
+    if (session->context) zmq_ctx_term(session->context);
+    if (session->wake >= 0) close(session->wake);
+    for (uint64_t i = session->head; session->ring && i < session->tail; i++)
+        if (report_at(session, i)->kind == LS_MESSAGE_PART) free(report_at(session, i)->part.files);
+    pthread_cond_destroy(&session->changed);
+    pthread_mutex_destroy(&session->mutex);
+    free(session->ring);
+    free(session->ranks);
+    free(session->yaml);
+    free(session->buffer);
+    free(session);
+}
+
+static struct ls_session *create(const char *endpoint) {
+    struct ls_session *session = calloc(1, sizeof *session);
+    if (!session) return NULL;
+    snprintf(session->endpoint, sizeof session->endpoint, "%s", endpoint);
+    session->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    session->orders.committed_step = -1;
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&session->changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    pthread_mutex_init(&session->mutex, NULL);
+    session->ring = calloc(REPORTS_MAX, sizeof *session->ring);
+    session->buffer = malloc(LS_WIRE_BYTES_MAX);
+    atomic_store(&session->heard_ns, now_ns());
+    if (session->wake >= 0 && session->ring && session->buffer) return session;
+    destroy(session);
+    return NULL;
+}
+
+/* Waits with the mutex held; false once `deadline` has passed. */
+static bool wait_until(struct ls_session *session, const struct timespec *deadline) {
+    return pthread_cond_timedwait(&session->changed, &session->mutex, deadline) != ETIMEDOUT;
+}
+
+/* Why nothing came of the connection; the mutex is held. */
+static enum ls_code explain_silence(struct ls_session *session, double waited_seconds, struct ls_error *error) {
+    if (session->orders.ended)
+        return ls_fail(error, session->orders.ended_code ? session->orders.ended_code : LS_COMMUNICATION, LS_SCOPE_JOB,
+                       "%s", session->orders.ended_text);
+    if (session->refused_handshakes)
+        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
+                       "the coordinator at %s refused the key. Use RUN/keys/worker.key of this very run (--key or "
+                       "LOCKSTEP_KEY_FILE).",
+                       session->endpoint);
+    if (session->failed_handshakes)
+        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
+                       "%u encrypted handshakes with %s failed. Something else listens there, or the key file is of "
+                       "another run: use "
+                       "RUN/keys/worker.key of this run.",
+                       session->failed_handshakes, session->endpoint);
+    return ls_fail(
+        error, LS_COMMUNICATION, LS_SCOPE_JOB,
+        "no coordinator answered at %s within %.0f s (%u connections failed). Check that it runs, the address and the "
+        "firewall.",
+        session->endpoint, waited_seconds, session->failed_connects);
+}
+
+enum ls_code ls_session_open(const char *endpoint, const char *key_path, const char *key_text, double timeout_seconds,
+                             struct ls_session **result, struct ls_welcome *welcome, char **yaml,
+                             struct ls_error *error) {
+    struct ls_key key;
+    enum ls_code code = key_text ? ls_key_parse(key_text, strlen(key_text), "the key on standard input", &key, error)
+                                 : ls_key_read(key_path, &key, error);
+    if (code != LS_OK) return code;
+    struct ls_session *session = create(endpoint);
+    if (!session) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for the session with the coordinator");
+    code = connect_socket(session, &key, error);
+    explicit_bzero(&key, sizeof key);
+    if (code == LS_OK && pthread_create(&session->thread, NULL, session_thread, session))
+        code = ls_fail(error, LS_ERROR, LS_SCOPE_RANK, "cannot start the session's thread: %s", strerror(errno));
+    if (code != LS_OK) {
+        destroy(session);
+        return code;
+    }
+    session->thread_runs = true;
+    struct timespec deadline = deadline_after(timeout_seconds);
+    pthread_mutex_lock(&session->mutex);
+    while (!session->opened && !session->orders.ended && !session->refused_handshakes && wait_until(session, &deadline))
+        ;
+    if (session->opened) {
+        *welcome = session->welcome;
+        *yaml = session->yaml;
+        session->yaml = NULL;
+    } else {
+        code = explain_silence(session, timeout_seconds, error);
+    }
+    pthread_mutex_unlock(&session->mutex);
+    if (code != LS_OK) {
+        ls_session_close(session, 0);
+        return code;
+    }
+    *result = session;
+    return LS_OK;
+}
+
+enum ls_code ls_session_join(struct ls_session *session, const struct ls_rank_info *ranks, int64_t count,
+                             struct ls_error *error) {
+    struct ls_rank_info *copy = malloc((size_t)count * sizeof *copy + 1);
+    if (!copy) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for %lld ranks", (long long)count);
+    memcpy(copy, ranks, (size_t)count * sizeof *copy);
+    enum ls_code code = LS_OK;
+    pthread_mutex_lock(&session->mutex);
+    atomic_store(&session->steps_done, session->welcome.start_step);
+    session->granted_step = session->welcome.start_step;
+    session->world_size = count;
+    session->ranks_count = count;
+    session->ranks = copy;
+    wake_thread(session);
+    while (!session->joined && !session->orders.ended) pthread_cond_wait(&session->changed, &session->mutex);
+    if (!session->joined) code = explain_silence(session, 0, error);
+    pthread_mutex_unlock(&session->mutex);
+    return code;
+}
+
+void ls_session_close(struct ls_session *session, double seconds) {
+    if (!session) return;
+    struct timespec deadline = deadline_after(seconds);
+    pthread_mutex_lock(&session->mutex);
+    session->closing = true;
+    while (session->head < session->tail && !session->orders.ended && wait_until(session, &deadline))
+        ;
+    session->close_now = true;
+    pthread_mutex_unlock(&session->mutex);
+    if (session->thread_runs) {
+        wake_thread(session);
+        pthread_join(session->thread, NULL);
+    }
+    destroy(session);
+}
+
+/* ---- the training thread ---- */
+
+void ls_session_at(struct ls_session *session, int64_t next_step) {
+    atomic_store(&session->steps_done, next_step - 1);
+}
+
+double ls_session_silence(struct ls_session *session) {
+    return (double)(now_ns() - atomic_load(&session->heard_ns)) * 1e-9;
+}
+
+void ls_session_orders(struct ls_session *session, struct ls_session_orders *orders) {
+    pthread_mutex_lock(&session->mutex);
+    *orders = session->orders;
+    session->changes_seen = session->changes;
+    pthread_mutex_unlock(&session->mutex);
+}
+
+void ls_session_wait(struct ls_session *session, double seconds) {
+    struct timespec deadline = deadline_after(seconds);
+    pthread_mutex_lock(&session->mutex);
+    while (session->changes == session->changes_seen && wait_until(session, &deadline))
+        ;
+    session->changes_seen = session->changes;
+    pthread_mutex_unlock(&session->mutex);
+}
+
+/* The next free report, with the mutex locked; waits while the ring is full. */
+static struct report *begin_report(struct ls_session *session, enum ls_message_kind kind) {
+    pthread_mutex_lock(&session->mutex);
+    while (!session->orders.ended &&
+           (session->tail - session->head >= REPORTS_MAX ||
+            (kind == LS_MESSAGE_STEP && session->steps_unacknowledged >= STEPS_UNACKNOWLEDGED_MAX)))
+        pthread_cond_wait(&session->changed, &session->mutex);
+    /* After the end nobody listens: reports beyond the ring are let go. */
+    if (session->tail - session->head >= REPORTS_MAX) {
+        report_at(session, session->head)->settled = true;
+        drop_settled(session);
+    }
+    struct report *report = report_at(session, session->tail);
+    report->kind = kind;
+    report->settled = false;
+    report->queued_ns = now_ns();
+    return report;
+}
+
+static void end_report(struct ls_session *session) {
+    session->tail++;
+    pthread_mutex_unlock(&session->mutex);
+    wake_thread(session);
+}
+
+void ls_session_step_done(struct ls_session *session, const struct ls_step_report *report) {
+    struct report *slot = begin_report(session, LS_MESSAGE_STEP);
+    slot->step = *report;
+    session->steps_unacknowledged++;
+    end_report(session);
+}
+
+void ls_session_validation(struct ls_session *session, int64_t step, double loss, double bits_per_byte) {
+    struct report *slot = begin_report(session, LS_MESSAGE_VALIDATION);
+    slot->validation.step = step;
+    slot->validation.loss = loss;
+    slot->validation.bits_per_byte = bits_per_byte;
+    end_report(session);
+}
+
+void ls_session_saving(struct ls_session *session, int64_t step, uint64_t order_id, bool stop) {
+    struct report *slot = begin_report(session, LS_MESSAGE_SAVING);
+    slot->saving.step = step;
+    slot->saving.order = order_id;
+    slot->saving.stop = stop;
+    end_report(session);
+}
+
+void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int64_t optimizer_steps,
+                     const struct ls_part_file *files, int64_t count) {
+    struct ls_part_file *copy = malloc((size_t)count * sizeof *copy + 1);
+    if (!copy) {
+        ls_session_save_failed(session, step, rank, "no memory for the list of files");
+        return;
+    }
+    memcpy(copy, files, (size_t)count * sizeof *copy);
+    struct report *slot = begin_report(session, LS_MESSAGE_PART);
+    slot->part.step = step;
+    slot->part.rank = rank;
+    slot->part.optimizer_steps = optimizer_steps;
+    slot->part.files = copy;
+    slot->part.files_count = count;
+    end_report(session);
+}
+
+static void say(struct ls_session *session, enum ls_message_kind kind, int64_t rank, int64_t step, int code,
+                const char *text) {
+    struct report *slot = begin_report(session, kind);
+    slot->words.rank = rank;
+    slot->words.step = step;
+    slot->words.code = code;
+    snprintf(slot->words.text, sizeof slot->words.text, "%s", text);
+    end_report(session);
+}
+
+void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t rank, const char *text) {
+    say(session, LS_MESSAGE_SAVE_FAILED, rank, step, 0, text);
+}
+
+void ls_session_request_save(struct ls_session *session) {
+    say(session, LS_MESSAGE_SAVE_REQUEST, 0, 0, 0, "");
+}
+
+void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error) {
+    say(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
+    struct timespec deadline = deadline_after(1);
+    pthread_mutex_lock(&session->mutex);
+    while (session->sent < session->tail && wait_until(session, &deadline))
+        ;
+    pthread_mutex_unlock(&session->mutex);
+}

@@ -1,0 +1,131 @@
+/* Matrix products against a double-precision reference. */
+#include "tests/unit/support.h"
+
+static double gelu(double x) {
+    return 0.5 * x * (1.0 + tanh(sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+static double gelu_derivative(double x) {
+    const double root = sqrt(2.0 / M_PI), t = tanh(root * (x + 0.044715 * x * x * x));
+    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + 3.0 * 0.044715 * x * x);
+}
+
+struct problem {
+    int64_t m, n, k;
+    bool transpose_a, transpose_b, accumulate;
+    enum ls_epilogue epilogue;
+    int threads;
+};
+
+/* Each element may be off by the rounding of each of its k products and sums, of the epilogue's few operations, and no
+ * more: |error| <= (k + 2) u sum |a| |b| (Higham 2002, section 3.5), whatever the order of the sum. */
+static void check(struct problem p) {
+    const int64_t lda = (p.transpose_a ? p.m : p.k) + random_below(5),
+                  ldb = (p.transpose_b ? p.k : p.n) + random_below(5);
+    const int64_t ldc = p.n + random_below(5);
+    const int64_t a_count = (p.transpose_a ? p.k : p.m) * lda, b_count = (p.transpose_b ? p.n : p.k) * ldb,
+                  c_count = p.m * ldc;
+    float *a = random_floats(a_count, 1), *b = random_floats(b_count, 1), *c = random_floats(c_count, 1);
+    float *bias = random_floats(p.n, 1), *aux = random_floats(c_count, 3), *before = copy_floats(c, c_count);
+    float *aux_before = copy_floats(aux, c_count);
+    if (!p.accumulate) /* what is not to be read must not matter */
+        for (int64_t i = 0; i < p.m; i++)
+            for (int64_t j = 0; j < p.n; j++) c[i * ldc + j] = NAN;
+    struct support s = support_open(p.threads, LS_STREAMS_EAGER);
+    ls_op(s.stream, gemm, .c = c, .a = a, .b = b, .m = p.m, .n = p.n, .k = p.k, .lda = lda, .ldb = ldb, .ldc = ldc,
+          .transpose_a = p.transpose_a, .transpose_b = p.transpose_b, .accumulate = p.accumulate,
+          .epilogue = p.epilogue, .bias = bias, .aux = aux);
+    support_close(s);
+    for (int64_t i = 0; i < p.m; i++) {
+        for (int64_t j = 0; j < p.n; j++) {
+            double sum = 0.0, size = 0.0;
+            for (int64_t l = 0; l < p.k; l++) {
+                const double term = (double)(p.transpose_a ? a[l * lda + i] : a[i * lda + l]) *
+                                    (double)(p.transpose_b ? b[j * ldb + l] : b[l * ldb + j]);
+                sum += term;
+                size += fabs(term);
+            }
+            double expected = sum, allowed = (double)(p.k + 2) * ROUNDING * (size + 1.0);
+            const double x = (double)aux_before[i * ldc + j];
+            if (p.accumulate) expected += (double)before[i * ldc + j];
+            if (p.epilogue == LS_EPILOGUE_BIAS) expected += (double)bias[j];
+            if (p.epilogue == LS_EPILOGUE_BIAS_GELU) {
+                expected += (double)bias[j];
+                if (!(fabs((double)aux[i * ldc + j] - expected) <= allowed))
+                    fail_msg("aux[%d, %d] is %g, not %g", (int)i, (int)j, (double)aux[i * ldc + j], expected);
+                expected = gelu(expected),
+                allowed = 1.2 * allowed + 4.0 * ROUNDING * fabs(expected); /* |gelu'| < 1.13 */
+            }
+            if (p.epilogue == LS_EPILOGUE_GELU_GRAD)
+                expected *= gelu_derivative(x), allowed = 1.2 * allowed + 16.0 * ROUNDING * fabs(sum);
+            if (!(fabs((double)c[i * ldc + j] - expected) <= allowed))
+                fail_msg("m %d n %d k %d ta %d tb %d epilogue %d: c[%d, %d] is %.9g, the reference %.9g", (int)p.m,
+                         (int)p.n, (int)p.k, p.transpose_a, p.transpose_b, p.epilogue, (int)i, (int)j,
+                         (double)c[i * ldc + j], expected);
+        }
+        for (int64_t j = p.n; j < ldc; j++) assert_float_equal(c[i * ldc + j], before[i * ldc + j], 0.0f);
+    }
+    free(a), free(b), free(c), free(bias), free(aux), free(before), free(aux_before);
+}
+
+static void product_is_right_for_odd_shapes_transposes_and_strides(void **state) {
+    (void)state;
+    static const int64_t sizes[] = {1, 3, 17, 65, 130};
+    for (int i = 0; i < 5; i++)
+        for (int j = 0; j < 5; j++)
+            for (int kind = 0; kind < 4; kind++)
+                check((struct problem){.m = sizes[i],
+                                       .n = sizes[j],
+                                       .k = sizes[random_below(5)],
+                                       .transpose_a = kind & 1,
+                                       .transpose_b = kind & 2,
+                                       .accumulate = random_below(2),
+                                       .threads = 1});
+}
+
+static void long_sums_of_weight_gradients_are_right(void **state) {
+    (void)state;
+    check((struct problem){.m = 65, .n = 33, .k = 1031, .transpose_a = true, .accumulate = true, .threads = 1});
+    check((struct problem){.m = 1024, .n = 7, .k = 300, .transpose_a = true, .accumulate = true, .threads = 1});
+    check((struct problem){.m = 2, .n = 3, .k = 0, .threads = 1});
+    check((struct problem){.m = 2, .n = 3, .k = 0, .accumulate = true, .threads = 1});
+    check((struct problem){.m = 5, .n = 3, .k = 0, .epilogue = LS_EPILOGUE_BIAS, .threads = 1});
+}
+
+static void epilogues_add_bias_and_apply_gelu_and_its_derivative(void **state) {
+    (void)state;
+    for (int epilogue = LS_EPILOGUE_BIAS; epilogue <= LS_EPILOGUE_GELU_GRAD; epilogue++)
+        for (int kind = 0; kind < 4; kind++)
+            check((struct problem){.m = 257,
+                                   .n = 1 + random_below(70),
+                                   .k = 1 + random_below(70),
+                                   .transpose_a = kind & 1,
+                                   .transpose_b = kind & 2,
+                                   .epilogue = (enum ls_epilogue)epilogue,
+                                   .threads = 1});
+}
+
+static void threads_share_the_product_without_gaps(void **state) {
+    (void)state;
+    for (int threads = 2; threads <= 4; threads++)
+        for (int epilogue = LS_EPILOGUE_NONE; epilogue <= LS_EPILOGUE_GELU_GRAD; epilogue++) {
+            check((struct problem){.m = 301,
+                                   .n = 67,
+                                   .k = 80,
+                                   .transpose_b = true,
+                                   .epilogue = (enum ls_epilogue)epilogue,
+                                   .threads = threads});
+            check((struct problem){
+                .m = 19, .n = 517, .k = 130, .epilogue = (enum ls_epilogue)epilogue, .threads = threads});
+        }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(product_is_right_for_odd_shapes_transposes_and_strides),
+        cmocka_unit_test(long_sums_of_weight_gradients_are_right),
+        cmocka_unit_test(epilogues_add_bias_and_apply_gelu_and_its_derivative),
+        cmocka_unit_test(threads_share_the_product_without_gaps),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,47 @@
+/* What a kind of device provides. device.h's functions call these; only the device kinds themselves include this file.
+ */
+#ifndef LS_WORKER_DEVICE_BACKEND_H
+#define LS_WORKER_DEVICE_BACKEND_H
+
+#include "worker/device/device.h"
+
+enum ls_copy_kind { LS_COPY_TO_DEVICE, LS_COPY_TO_HOST, LS_COPY_WITHIN_DEVICE };
+
+/* Each member has the contract of the function of device.h whose name it bears. */
+struct ls_backend {
+    void (*device_destroy)(struct ls_device *device);
+    void *(*allocate)(struct ls_device *device, size_t bytes);
+    void (*free)(struct ls_device *device, void *memory);
+    void *(*allocate_host)(struct ls_device *device, size_t bytes);
+    void (*free_host)(struct ls_device *device, void *memory);
+    struct ls_stream *(*stream_create)(struct ls_device *device, bool background);
+    void (*stream_destroy)(struct ls_stream *stream);
+    enum ls_code (*stream_synchronize)(struct ls_stream *stream, struct ls_error *error);
+    void (*stream_wait)(struct ls_stream *stream, struct ls_event *event);
+    void (*stream_copy)(struct ls_stream *stream, void *to, const void *from, size_t bytes, enum ls_copy_kind kind);
+    void (*stream_fill_zero)(struct ls_stream *stream, void *memory, size_t bytes);
+    void (*stream_call)(struct ls_stream *stream, ls_host_function *function, const void *argument, size_t bytes);
+    void (*stream_submit)(struct ls_stream *stream, enum ls_op op, const void *arguments, size_t bytes);
+    struct ls_event *(*event_create)(struct ls_device *device);
+    void (*event_destroy)(struct ls_event *event);
+    void (*event_record)(struct ls_event *event, struct ls_stream *stream);
+    enum ls_code (*event_synchronize)(struct ls_event *event, struct ls_error *error);
+    size_t (*workspace)(const struct ls_device *device, enum ls_op op, const void *arguments);
+};
+
+/* The first members of every device, stream and event; a kind appends its own. */
+struct ls_device {
+    const struct ls_backend *backend;
+    char numerics_id[512];
+};
+struct ls_stream {
+    struct ls_device *device;
+};
+struct ls_event {
+    struct ls_device *device;
+};
+
+/* Asserts what every kind of device may rely on: shapes not negative, pointers given where the shape needs them. */
+void ls_op_check(enum ls_op op, const void *arguments, size_t bytes);
+
+#endif

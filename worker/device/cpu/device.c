@@ -1,0 +1,175 @@
+/* The CPU device: its memory, its numerics id, and the way from an operation to its kernel. */
+#include "worker/device/cpu/kernels.h"
+#include "worker/device/cpu/stream.h"
+
+#include <cblas.h>
+#include <dnnl.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { CACHE_LINE = 64, HUGE_PAGE = 2 << 20 };
+
+#define X(name)                                                                                                        \
+    static void run_##name(int threads, const void *arguments) {                                                       \
+        ls_cpu_##name(threads, arguments);                                                                             \
+    }
+LS_OPERATIONS(X)
+#undef X
+
+static void (*const kernels[LS_OP_COUNT])(int threads, const void *arguments) = {
+#define X(name) run_##name,
+    LS_OPERATIONS(X)
+#undef X
+};
+
+static const char *const names[LS_OP_COUNT] = {
+#define X(name) #name,
+    LS_OPERATIONS(X)
+#undef X
+};
+
+/* Where each operation's arguments hold their type; operations without one work on fp32 by definition. */
+static const size_t dtype_offset[LS_OP_COUNT] = {
+#define D(name) [LS_OP_##name] = offsetof(struct ls_op_##name, dtype)
+    D(gemm),
+    D(bias_backward),
+    D(gelu_forward),
+    D(gelu_backward),
+    D(swiglu_forward),
+    D(swiglu_backward),
+    D(layernorm_forward),
+    D(layernorm_backward),
+    D(rmsnorm_forward),
+    D(rmsnorm_backward),
+    D(embedding_forward),
+    D(embedding_backward),
+    D(rope),
+    D(attention_forward),
+    D(attention_backward),
+    D(cross_entropy),
+    D(add),
+    D(squared_norm),
+    D(adamw),
+#undef D
+};
+
+enum ls_code ls_cpu_run(int threads, enum ls_op op, const void *arguments, struct ls_error *error) {
+    enum ls_dtype dtype = LS_FP32;
+    if (dtype_offset[op]) memcpy(&dtype, (const char *)arguments + dtype_offset[op], sizeof dtype);
+    if (dtype != LS_FP32)
+        return ls_fail(
+            error, LS_ERROR, LS_SCOPE_CALL,
+            "device: operation %s was asked for %s; the CPU device computes in fp32 only. Set 'precision: fp32'.",
+            names[op],
+            dtype == LS_BF16   ? "bf16"
+            : dtype == LS_FP16 ? "fp16"
+                               : "an unknown type");
+    /* The libraries size their teams by this thread's setting: one thread each, since the kernels share out the work
+     * themselves. */
+    const int before = omp_get_max_threads();
+    if (before != 1) omp_set_num_threads(1);
+    kernels[op](threads, arguments);
+    if (before != 1) omp_set_num_threads(before);
+    return LS_OK;
+}
+
+static void *allocate(struct ls_device *device, size_t bytes) {
+    (void)device;
+    const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
+    if (bytes > SIZE_MAX - alignment) return NULL;
+    const size_t rounded = bytes ? (bytes + alignment - 1) / alignment * alignment : alignment;
+    void *memory = aligned_alloc(alignment, rounded);
+    if (!memory) return NULL;
+    if (alignment == HUGE_PAGE) madvise(memory, rounded, MADV_HUGEPAGE); /* advice only: without it pages are small */
+    memset(memory, 0, rounded);
+    return memory;
+}
+
+static void release(struct ls_device *device, void *memory) {
+    (void)device;
+    free(memory);
+}
+
+static void destroy(struct ls_device *base) {
+    struct ls_cpu_device *device = (struct ls_cpu_device *)base;
+    ls_cpu_streams_finalize(device);
+    free(device);
+}
+
+static size_t workspace(const struct ls_device *device, enum ls_op op, const void *arguments) {
+    (void)device, (void)op, (void)arguments;
+    return 0; /* what kernels keep fits their stacks */
+}
+
+static const struct ls_backend backend = {
+    .device_destroy = destroy,
+    .allocate = allocate,
+    .free = release,
+    .allocate_host = allocate,
+    .free_host = release,
+    .stream_create = ls_cpu_stream_create,
+    .stream_destroy = ls_cpu_stream_destroy,
+    .stream_synchronize = ls_cpu_stream_synchronize,
+    .stream_wait = ls_cpu_stream_wait,
+    .stream_copy = ls_cpu_stream_copy,
+    .stream_fill_zero = ls_cpu_stream_fill_zero,
+    .stream_call = ls_cpu_stream_call,
+    .stream_submit = ls_cpu_stream_submit,
+    .event_create = ls_cpu_event_create,
+    .event_destroy = ls_cpu_event_destroy,
+    .event_record = ls_cpu_event_record,
+    .event_synchronize = ls_cpu_event_synchronize,
+    .workspace = workspace,
+};
+
+static const char *cpu_model(char *line, size_t size) {
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    const char *model = NULL;
+    while (file && !model && fgets(line, (int)size, file)) {
+        line[strcspn(line, "\n")] = '\0';
+        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) model = strchr(line, ':') + 2;
+    }
+    if (file) fclose(file);
+    return model ? model : "unknown CPU";
+}
+
+static const char *instruction_set(void) {
+#if defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__)
+    return "avx2";
+#else
+    return "baseline";
+#endif
+}
+
+static void describe(char *text, size_t size) {
+    char line[256];
+    const dnnl_version_t *onednn = dnnl_version();
+    snprintf(text, size, "cpu fp32; %s; kernels %s, %s; %s; oneDNN %d.%d.%d isa %d", cpu_model(line, sizeof line),
+             instruction_set(), __VERSION__, openblas_get_config(), onednn->major, onednn->minor, onednn->patch,
+             (int)dnnl_get_effective_cpu_isa());
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < ' ' || (unsigned char)*c > '~') *c = '?';
+}
+
+enum ls_code ls_device_create_cpu(int threads, enum ls_stream_order order, struct ls_device **out,
+                                  struct ls_error *error) {
+    if (threads < 0)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_RANK,
+                       "device: %d threads were asked for. Give 1 or more, or 0 for all.", threads);
+    struct ls_cpu_device *device = calloc(1, sizeof *device);
+    if (!device)
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
+                       "device: no memory for a device of %zu bytes. Free memory on this host.", sizeof *device);
+    device->base.backend = &backend;
+    device->threads = threads ? threads : omp_get_max_threads();
+    device->order = order;
+    ls_cpu_streams_initialize(device);
+    describe(device->base.numerics_id, sizeof device->base.numerics_id);
+    *out = &device->base;
+    return LS_OK;
+}

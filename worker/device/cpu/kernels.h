@@ -1,0 +1,24 @@
+/* The CPU kernels: one function per row of LS_OPERATIONS, run to the end in the calling thread and, for `threads` > 1,
+ * in that many OpenMP threads. fp32 only. Except gemm's, the bits of a result do not depend on `threads`. */
+#ifndef LS_WORKER_DEVICE_CPU_KERNELS_H
+#define LS_WORKER_DEVICE_CPU_KERNELS_H
+
+#include "worker/device/operations.h"
+
+#include <stddef.h>
+
+#define X(name) void ls_cpu_##name(int threads, const struct ls_op_##name *op);
+LS_OPERATIONS(X)
+#undef X
+
+/* One tile: c[m, n] = alpha op(a) op(b) + beta c, in the calling thread alone, by the library that is faster at this
+ * shape. */
+void ls_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
+                  int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+
+/* Runs body(op, begin, end) over ranges that cover [0, count), cut at multiples of `grain`, in up to `threads` OpenMP
+ * threads. With one thread, or no more than one grain, there is a single call and no OpenMP. */
+typedef void ls_cpu_body(const void *op, int64_t begin, int64_t end);
+void ls_cpu_parallel(int threads, int64_t count, int64_t grain, ls_cpu_body *body, const void *op);
+
+#endif

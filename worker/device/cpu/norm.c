@@ -1,0 +1,199 @@
+/* Layer and root-mean-square normalisation. Both are one computation: the second takes the mean as zero and has no
+ * bias. */
+#include "worker/device/cpu/kernels.h"
+
+#include <math.h>
+#include <stddef.h>
+
+/* Rows added up before they join a parameter's gradient; the order of that sum, hence its bits, follows from the shape
+ * alone. */
+enum { ROWS_PER_BLOCK = 32, COLUMNS_PER_TASK = 64, ELEMENTS_PER_TASK = 16384 };
+
+struct norm {
+    bool centred;
+    float *output, *sum, *mean, *rstd;
+    const float *input, *residual, *weight, *bias;
+    int64_t rows, columns;
+    float epsilon;
+};
+
+struct norm_gradient {
+    bool centred, accumulate_input;
+    float *input, *weight, *bias; /* gradients */
+    const float *output_gradient, *x, *scale, *mean, *rstd;
+    int64_t rows, columns;
+};
+
+static int64_t rows_per_task(int64_t columns) {
+    return columns >= ELEMENTS_PER_TASK ? 1 : ELEMENTS_PER_TASK / columns;
+}
+
+static void forward(const void *arguments, int64_t begin, int64_t end) {
+    const struct norm *n = arguments;
+    const int64_t columns = n->columns;
+    for (int64_t row = begin; row < end; row++) {
+        const float *x = n->input + row * columns;
+        float *y = n->output + row * columns;
+        if (n->residual) {
+            const float *residual = n->residual + row * columns;
+            float *sum = n->sum + row * columns;
+#pragma omp simd
+            for (int64_t c = 0; c < columns; c++) sum[c] = x[c] + residual[c];
+            x = sum;
+        }
+        float mean = 0.0f, square = 0.0f;
+        if (n->centred) {
+#pragma omp simd reduction(+ : mean)
+            for (int64_t c = 0; c < columns; c++) mean += x[c];
+            mean /= (float)columns;
+        }
+#pragma omp simd reduction(+ : square)
+        for (int64_t c = 0; c < columns; c++) square += (x[c] - mean) * (x[c] - mean);
+        const float rstd = 1.0f / sqrtf(square / (float)columns + n->epsilon);
+        if (n->bias) {
+#pragma omp simd
+            for (int64_t c = 0; c < columns; c++) y[c] = (x[c] - mean) * rstd * n->weight[c] + n->bias[c];
+        } else {
+#pragma omp simd
+            for (int64_t c = 0; c < columns; c++) y[c] = (x[c] - mean) * rstd * n->weight[c];
+        }
+        if (n->mean) n->mean[row] = mean;
+        if (n->rstd) n->rstd[row] = rstd;
+    }
+}
+
+/* With x^ = (x - mean) rstd and d = dy * weight: dx = rstd (d - mean(d) - x^ mean(d x^)), the second term only where
+ * the mean is taken off. */
+static void backward_input(const void *arguments, int64_t begin, int64_t end) {
+    const struct norm_gradient *n = arguments;
+    const int64_t columns = n->columns;
+    for (int64_t row = begin; row < end; row++) {
+        const float *dy = n->output_gradient + row * columns, *x = n->x + row * columns, *weight = n->scale;
+        float *dx = n->input + row * columns;
+        const float mean = n->centred ? n->mean[row] : 0.0f, rstd = n->rstd[row];
+        float sum = 0.0f, product = 0.0f;
+#pragma omp simd reduction(+ : sum, product)
+        for (int64_t c = 0; c < columns; c++) {
+            const float d = dy[c] * weight[c];
+            sum += d;
+            product += d * ((x[c] - mean) * rstd);
+        }
+        const float d_mean = n->centred ? sum / (float)columns : 0.0f, d_product = product / (float)columns;
+        if (n->accumulate_input) {
+#pragma omp simd
+            for (int64_t c = 0; c < columns; c++)
+                dx[c] += rstd * (dy[c] * weight[c] - d_mean - (x[c] - mean) * rstd * d_product);
+        } else {
+#pragma omp simd
+            for (int64_t c = 0; c < columns; c++)
+                dx[c] = rstd * (dy[c] * weight[c] - d_mean - (x[c] - mean) * rstd * d_product);
+        }
+    }
+}
+
+/* Adds one block of rows to the gradients of weight and bias, columns [begin, end). */
+static void backward_parameters_block(const struct norm_gradient *n, int64_t row, int64_t begin, int64_t end) {
+    const int64_t columns = n->columns;
+    const int64_t rows = n->rows - row < ROWS_PER_BLOCK ? n->rows - row : ROWS_PER_BLOCK;
+    const float *dy = n->output_gradient + row * columns, *x = n->x + row * columns;
+    const float *rstd = n->rstd + row;
+    float *weight = n->weight, *bias = n->bias;
+    if (n->centred) {
+        const float *mean = n->mean + row;
+#pragma omp simd
+        for (int64_t c = begin; c < end; c++) {
+            float product = 0.0f, sum = 0.0f;
+            for (int64_t r = 0; r < rows; r++) {
+                const float d = dy[r * columns + c];
+                product += d * ((x[r * columns + c] - mean[r]) * rstd[r]);
+                sum += d;
+            }
+            weight[c] += product;
+            bias[c] += sum;
+        }
+    } else {
+#pragma omp simd
+        for (int64_t c = begin; c < end; c++) {
+            float product = 0.0f;
+            for (int64_t r = 0; r < rows; r++) product += dy[r * columns + c] * (x[r * columns + c] * rstd[r]);
+            weight[c] += product;
+        }
+    }
+}
+
+static void backward_parameters(const void *arguments, int64_t begin, int64_t end) {
+    const struct norm_gradient *n = arguments;
+    for (int64_t row = 0; row < n->rows; row += ROWS_PER_BLOCK) backward_parameters_block(n, row, begin, end);
+}
+
+static void run_backward(int threads, const struct norm_gradient *n) {
+    if (threads == 1 ||
+        n->rows * n->columns <= ELEMENTS_PER_TASK) { /* both parts while a block is in the cache; the same sums */
+        for (int64_t row = 0; row < n->rows; row += ROWS_PER_BLOCK) {
+            const int64_t end = n->rows - row < ROWS_PER_BLOCK ? n->rows : row + ROWS_PER_BLOCK;
+            backward_input(n, row, end);
+            backward_parameters_block(n, row, 0, n->columns);
+        }
+        return;
+    }
+    ls_cpu_parallel(threads, n->rows, rows_per_task(n->columns), backward_input, n);
+    ls_cpu_parallel(threads, n->columns, COLUMNS_PER_TASK, backward_parameters, n);
+}
+
+void ls_cpu_layernorm_forward(int threads, const struct ls_op_layernorm_forward *op) {
+    const struct norm n = {.centred = true,
+                           .output = op->output,
+                           .sum = op->sum,
+                           .mean = op->mean,
+                           .rstd = op->rstd,
+                           .input = op->input,
+                           .residual = op->residual,
+                           .weight = op->weight,
+                           .bias = op->bias,
+                           .rows = op->rows,
+                           .columns = op->columns,
+                           .epsilon = op->epsilon};
+    ls_cpu_parallel(threads, n.rows, rows_per_task(n.columns), forward, &n);
+}
+
+void ls_cpu_layernorm_backward(int threads, const struct ls_op_layernorm_backward *op) {
+    const struct norm_gradient n = {.centred = true,
+                                    .accumulate_input = op->accumulate_input,
+                                    .input = op->input_gradient,
+                                    .weight = op->weight_gradient,
+                                    .bias = op->bias_gradient,
+                                    .output_gradient = op->output_gradient,
+                                    .x = op->input,
+                                    .scale = op->weight,
+                                    .mean = op->mean,
+                                    .rstd = op->rstd,
+                                    .rows = op->rows,
+                                    .columns = op->columns};
+    run_backward(threads, &n);
+}
+
+void ls_cpu_rmsnorm_forward(int threads, const struct ls_op_rmsnorm_forward *op) {
+    const struct norm n = {.output = op->output,
+                           .sum = op->sum,
+                           .rstd = op->rstd,
+                           .input = op->input,
+                           .residual = op->residual,
+                           .weight = op->weight,
+                           .rows = op->rows,
+                           .columns = op->columns,
+                           .epsilon = op->epsilon};
+    ls_cpu_parallel(threads, n.rows, rows_per_task(n.columns), forward, &n);
+}
+
+void ls_cpu_rmsnorm_backward(int threads, const struct ls_op_rmsnorm_backward *op) {
+    const struct norm_gradient n = {.accumulate_input = op->accumulate_input,
+                                    .input = op->input_gradient,
+                                    .weight = op->weight_gradient,
+                                    .output_gradient = op->output_gradient,
+                                    .x = op->input,
+                                    .scale = op->weight,
+                                    .rstd = op->rstd,
+                                    .rows = op->rows,
+                                    .columns = op->columns};
+    run_backward(threads, &n);
+}

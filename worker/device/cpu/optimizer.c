@@ -1,0 +1,81 @@
+/* The optimizer's step on flat ranges: gradient norm, clip factor, AdamW in one pass over memory. */
+#include "worker/device/cpu/kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { NORM_PIECE = 1024, ELEMENTS_PER_TASK = 16384 };
+
+static void squares(const void *arguments, int64_t begin, int64_t end) {
+    const struct ls_op_squared_norm *op = arguments;
+    const float *x = op->input;
+    for (int64_t piece = begin; piece < end; piece++) {
+        const int64_t first = piece * NORM_PIECE,
+                      last = op->count - first < NORM_PIECE ? op->count : first + NORM_PIECE;
+        double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = first; i < last; i++) sum += (double)x[i] * (double)x[i];
+        op->partial[piece] = sum;
+    }
+}
+
+void ls_cpu_squared_norm(int threads, const struct ls_op_squared_norm *op) {
+    const int64_t pieces = (op->count + NORM_PIECE - 1) / NORM_PIECE;
+    ls_cpu_parallel(threads, pieces, ELEMENTS_PER_TASK / NORM_PIECE, squares, op);
+    double sum = op->result[0];
+    for (int64_t piece = 0; piece < pieces; piece++) sum += op->partial[piece];
+    op->result[0] = sum;
+}
+
+void ls_cpu_clip(int threads, const struct ls_op_clip *op) {
+    (void)threads;
+    const double norm = sqrt(op->squared[0]);
+    *op->norm = (float)norm;
+    *op->factor = op->maximum > 0.0f && norm > (double)op->maximum ? (float)((double)op->maximum / norm) : 1.0f;
+    *op->found_inf = !isfinite(norm);
+}
+
+struct adamw {
+    const struct ls_op_adamw *op;
+    float factor, rate, decay, momentum_scale, variance_scale; /* rate: lr; scales: 1 / bias correction */
+};
+
+static void adamw_range(const struct adamw *a, int64_t begin, int64_t end, float decay) {
+    const struct ls_op_adamw *op = a->op;
+    float *parameter = op->parameter, *m = op->m, *v = op->v;
+    const float *gradient = op->gradient;
+    const float beta1 = op->beta1, beta2 = op->beta2, epsilon = op->epsilon;
+    const float factor = a->factor, rate = a->rate, momentum_scale = a->momentum_scale,
+                variance_scale = a->variance_scale;
+#pragma omp simd
+    for (int64_t i = begin; i < end; i++) {
+        const float g = gradient[i] * factor;
+        const float first = beta1 * m[i] + (1.0f - beta1) * g;
+        const float second = beta2 * v[i] + (1.0f - beta2) * (g * g);
+        m[i] = first;
+        v[i] = second;
+        const float update = first * momentum_scale / (sqrtf(second * variance_scale) + epsilon);
+        parameter[i] -= rate * (update + decay * parameter[i]);
+    }
+}
+
+static void adamw(const void *arguments, int64_t begin, int64_t end) {
+    const struct adamw *a = arguments;
+    const int64_t decayed = a->op->decay_count;
+    if (begin < decayed) adamw_range(a, begin, end < decayed ? end : decayed, a->decay);
+    if (end > decayed) adamw_range(a, begin > decayed ? begin : decayed, end, 0.0f);
+    if (a->op->low_precision)
+        memcpy((float *)a->op->low_precision + begin, a->op->parameter + begin, (size_t)(end - begin) * sizeof(float));
+}
+
+void ls_cpu_adamw(int threads, const struct ls_op_adamw *op) {
+    if (op->found_inf && *op->found_inf) return;
+    const double step = (double)*op->step;
+    const struct adamw a = {.op = op,
+                            .factor = op->factor ? *op->factor : 1.0f,
+                            .rate = *op->learning_rate,
+                            .decay = op->weight_decay,
+                            .momentum_scale = (float)(1.0 / (1.0 - pow((double)op->beta1, step))),
+                            .variance_scale = (float)(1.0 / (1.0 - pow((double)op->beta2, step)))};
+    ls_cpu_parallel(threads, op->count, ELEMENTS_PER_TASK, adamw, &a);
+}

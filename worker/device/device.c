@@ -1,0 +1,179 @@
+/* device.h's functions: checks common to every kind of device, then that kind's own code. */
+#include "worker/device/backend.h"
+
+#include <assert.h>
+
+static const size_t op_bytes[LS_OP_COUNT] = {
+#define X(name) sizeof(struct ls_op_##name),
+    LS_OPERATIONS(X)
+#undef X
+};
+
+#define X(name) _Static_assert(sizeof(struct ls_op_##name) <= LS_STREAM_ARGUMENT_MAX, "a stream's entry holds " #name);
+LS_OPERATIONS(X)
+#undef X
+
+static void check_gemm(const struct ls_op_gemm *op) {
+    assert(op->m >= 0 && op->n >= 0 && op->k >= 0);
+    assert(op->m == 0 || op->n == 0 || (op->c && (op->k == 0 || (op->a && op->b))));
+    assert(op->ldc >= op->n && op->lda >= (op->transpose_a ? op->m : op->k) &&
+           op->ldb >= (op->transpose_b ? op->k : op->n));
+    assert(op->epilogue == LS_EPILOGUE_NONE || !op->accumulate);
+    assert((op->epilogue != LS_EPILOGUE_BIAS && op->epilogue != LS_EPILOGUE_BIAS_GELU) || op->bias);
+    assert((op->epilogue != LS_EPILOGUE_BIAS_GELU && op->epilogue != LS_EPILOGUE_GELU_GRAD) || op->aux);
+    (void)op;
+}
+
+static void check_attention(int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t kv_heads,
+                            int64_t head_size, int64_t q_stride, int64_t kv_stride, int64_t output_stride) {
+    assert(batch >= 0 && queries >= 0 && keys >= queries && heads > 0 && kv_heads > 0 && heads % kv_heads == 0 &&
+           head_size > 0);
+    assert(q_stride >= heads * head_size && kv_stride >= kv_heads * head_size && output_stride >= heads * head_size);
+    (void)batch, (void)queries, (void)keys, (void)heads, (void)kv_heads, (void)head_size;
+    (void)q_stride, (void)kv_stride, (void)output_stride;
+}
+
+void ls_op_check(enum ls_op op, const void *arguments, size_t bytes) {
+    assert((unsigned)op < LS_OP_COUNT && arguments && bytes == op_bytes[op]);
+    (void)bytes;
+    switch (op) {
+    case LS_OP_gemm: check_gemm(arguments); break;
+    case LS_OP_attention_forward: {
+        const struct ls_op_attention_forward *a = arguments;
+        assert(a->output && a->q && a->k && a->v);
+        check_attention(a->batch, a->query_length, a->key_length, a->heads, a->kv_heads, a->head_size, a->q_stride,
+                        a->kv_stride, a->output_stride);
+        break;
+    }
+    case LS_OP_attention_backward: {
+        const struct ls_op_attention_backward *a = arguments;
+        assert(a->q_gradient && a->k_gradient && a->v_gradient && a->output_gradient && a->output);
+        assert(a->q && a->k && a->v && a->lse);
+        check_attention(a->batch, a->length, a->length, a->heads, a->kv_heads, a->head_size, a->q_stride, a->kv_stride,
+                        a->output_stride);
+        break;
+    }
+    case LS_OP_cross_entropy: {
+        const struct ls_op_cross_entropy *a = arguments;
+        assert(a->logits && a->loss && a->targets && a->row_loss && (!a->gradient || a->gradient_scale));
+        assert(a->vocabulary > 0 && a->stride >= a->vocabulary);
+        (void)a;
+        break;
+    }
+    case LS_OP_rope: {
+        const struct ls_op_rope *a = arguments;
+        assert(a->x && a->table && a->length > 0 && a->head_size % 2 == 0 && a->stride >= a->heads * a->head_size);
+        (void)a;
+        break;
+    }
+    case LS_OP_layernorm_forward: {
+        const struct ls_op_layernorm_forward *a = arguments;
+        assert(a->output && a->weight && a->bias && a->columns > 0 && (!a->residual || a->sum));
+        (void)a;
+        break;
+    }
+    case LS_OP_rmsnorm_forward: {
+        const struct ls_op_rmsnorm_forward *a = arguments;
+        assert(a->output && a->weight && a->columns > 0 && (!a->residual || a->sum));
+        (void)a;
+        break;
+    }
+    default: break;
+    }
+}
+
+void ls_device_destroy(struct ls_device *device) {
+    if (device) device->backend->device_destroy(device);
+}
+
+const char *ls_device_numerics_id(const struct ls_device *device) {
+    return device->numerics_id;
+}
+
+void *ls_device_allocate(struct ls_device *device, size_t bytes) {
+    return device->backend->allocate(device, bytes);
+}
+
+void ls_device_free(struct ls_device *device, void *memory) {
+    if (memory) device->backend->free(device, memory);
+}
+
+void *ls_device_allocate_host(struct ls_device *device, size_t bytes) {
+    return device->backend->allocate_host(device, bytes);
+}
+
+void ls_device_free_host(struct ls_device *device, void *memory) {
+    if (memory) device->backend->free_host(device, memory);
+}
+
+struct ls_stream *ls_stream_create(struct ls_device *device, bool background) {
+    return device->backend->stream_create(device, background);
+}
+
+void ls_stream_destroy(struct ls_stream *stream) {
+    if (stream) stream->device->backend->stream_destroy(stream);
+}
+
+struct ls_device *ls_stream_device(struct ls_stream *stream) {
+    return stream->device;
+}
+
+enum ls_code ls_stream_synchronize(struct ls_stream *stream, struct ls_error *error) {
+    return stream->device->backend->stream_synchronize(stream, error);
+}
+
+struct ls_event *ls_event_create(struct ls_device *device) {
+    return device->backend->event_create(device);
+}
+
+void ls_event_destroy(struct ls_event *event) {
+    if (event) event->device->backend->event_destroy(event);
+}
+
+void ls_event_record(struct ls_event *event, struct ls_stream *stream) {
+    assert(event->device == stream->device);
+    event->device->backend->event_record(event, stream);
+}
+
+void ls_stream_wait(struct ls_stream *stream, struct ls_event *event) {
+    assert(event->device == stream->device);
+    stream->device->backend->stream_wait(stream, event);
+}
+
+enum ls_code ls_event_synchronize(struct ls_event *event, struct ls_error *error) {
+    return event->device->backend->event_synchronize(event, error);
+}
+
+void ls_copy_to_device(struct ls_stream *stream, void *device_memory, const void *host_memory, size_t bytes) {
+    assert(bytes == 0 || (device_memory && host_memory));
+    if (bytes) stream->device->backend->stream_copy(stream, device_memory, host_memory, bytes, LS_COPY_TO_DEVICE);
+}
+
+void ls_copy_to_host(struct ls_stream *stream, void *host_memory, const void *device_memory, size_t bytes) {
+    assert(bytes == 0 || (device_memory && host_memory));
+    if (bytes) stream->device->backend->stream_copy(stream, host_memory, device_memory, bytes, LS_COPY_TO_HOST);
+}
+
+void ls_copy(struct ls_stream *stream, void *to, const void *from, size_t bytes) {
+    assert(bytes == 0 || (to && from));
+    if (bytes && to != from) stream->device->backend->stream_copy(stream, to, from, bytes, LS_COPY_WITHIN_DEVICE);
+}
+
+void ls_fill_zero(struct ls_stream *stream, void *memory, size_t bytes) {
+    assert(bytes == 0 || memory);
+    if (bytes) stream->device->backend->stream_fill_zero(stream, memory, bytes);
+}
+
+void ls_stream_call(struct ls_stream *stream, ls_host_function *function, const void *argument, size_t bytes) {
+    assert(bytes <= LS_STREAM_ARGUMENT_MAX);
+    stream->device->backend->stream_call(stream, function, argument, bytes);
+}
+
+void ls_stream_submit(struct ls_stream *stream, enum ls_op op, const void *arguments, size_t bytes) {
+    ls_op_check(op, arguments, bytes);
+    stream->device->backend->stream_submit(stream, op, arguments, bytes);
+}
+
+size_t ls_op_workspace(const struct ls_device *device, enum ls_op op, const void *arguments) {
+    return device->backend->workspace(device, op, arguments);
+}

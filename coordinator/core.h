@@ -58,6 +58,7 @@ struct ls_core_options {
     int64_t global_batch;         /* sequences per step */
     int64_t steps;                /* the run ends after this many steps; 0: end_position says */
     int64_t end_position;         /* the run ends here, its last step truncated; used when steps is 0 */
+    int64_t window_steps;         /* 0: LS_CORE_WINDOW_STEPS, else less than that */
     int64_t span_steps;           /* steps per grant, at least 1 */
     int64_t checkpoint_every;     /* steps; 0: only at the end and on request */
     int64_t evaluation_every;     /* steps; 0: never; passed on in WELCOME */
@@ -69,6 +70,7 @@ struct ls_core_options {
     char version[32];                             /* of this program: workers must be the same */
     char config_digest[33], dataset_digest[33];
     bool numerics_must_match;  /* refuse ranks whose numerics id differs from the first one's */
+    bool restarted;            /* a coordinator before this one served the attempt: its workers may be running */
     bool launched;             /* a launcher of ours runs the workers: a refused worker ends the run */
     int64_t start_timeout_ms;  /* how long ranks may take to join first */
     int64_t rejoin_timeout_ms; /* how long a known rank may stay away (fault.coordinator_timeout_seconds) */
@@ -354,6 +356,10 @@ enum ls_code ls_core_restore(struct ls_core *core, const struct ls_core_record *
 /* Takes one event and lists in `actions` (emptied first) what is to be done, in this order. Never fails: what is wrong
  * with an event becomes an action or a count. After END every further event gives an empty list. */
 void ls_core_handle(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *actions);
+
+/* True if the connection carries a joined rank. The server answers other messages of a worker that is not joined with
+ * REJOIN too. */
+bool ls_core_is_joined(const struct ls_core *core, ls_connection connection);
 
 void ls_core_read_status(const struct ls_core *core, struct ls_core_status *status);
 

@@ -1,0 +1,173 @@
+/* The core's checkpoints: a save is collected part by part, committed when whole and durable, and old ones pruned. */
+#include "coordinator/core_state.h"
+
+#include <string.h>
+
+enum { PRUNES_MAX = 4 }; /* per commit; what is left goes with the next */
+
+static void open_save(struct ls_core *core, int64_t step) {
+    core->save = (struct core_save){.open = true, .step = step};
+    memset(core->parts, 0, (size_t)core->ranks_capacity);
+}
+
+bool core_commit_will_come(const struct ls_core *core) {
+    const struct core_save *save = &core->save;
+    if (!save->open) return false;
+    if (save->committing || core->journal_failed) return save->committing;
+    return save->announced && save->parts_present == core->world_size && core->done_step >= save->step;
+}
+
+void core_try_commit(struct ls_core *core, struct ls_core_actions *out) {
+    struct core_save *save = &core->save;
+    if (core->ended || !save->open || !save->announced || save->committing) return;
+    int32_t needed = core->world_size;
+    if (LS_MUTATED(PART_MISSING) && needed > 1) needed--;
+    if (save->parts_present < needed) return;
+    if (core->done_step < save->step) return;
+    if (core->journaled_step < save->step && !LS_MUTATED(COMMIT_BEFORE_JOURNAL)) return;
+    const struct core_step *step =
+        core_step_find(core, LS_MUTATED(CHAIN_OF_THE_LATEST_STEP) ? core->done_step : save->step);
+    assert(step); /* grants pause before a save in flight falls out of the window */
+    save->committing = true;
+    struct ls_core_action *action = core_act(core, out, LS_ACTION_COMMIT, 0);
+    action->commit.step = save->step;
+    action->commit.position = core_position(core, save->step);
+    action->commit.chain = step->chain;
+    if (LS_MUTATED(COMMITTED_BEFORE_COMMIT)) core_act(core, out, LS_ACTION_COMMITTED, 0)->committed.step = save->step;
+}
+
+/* A save that is over is spoken of again: its COMMITTED got lost. */
+static void repeat_committed(struct ls_core *core, ls_connection connection, struct ls_core_actions *out) {
+    core->duplicates++;
+    core_act(core, out, LS_ACTION_COMMITTED, connection)->committed.step = core->committed_step;
+}
+
+void core_on_saving(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    if (!core_is_voice(core, event, out)) return;
+    int64_t step = event->saving.step;
+    if (step > core->done_step || step < core->options.start_step) {
+        core_ask_rejoin(core, event->connection, out);
+        return;
+    }
+    uint64_t order = event->saving.order;
+    if (order >= core->checkpoint_order) core->checkpoint_order = 0;
+    if (event->saving.stop) core->stopped_step = step;
+    if (step <= core->committed_step) {
+        repeat_committed(core, event->connection, out);
+        core_reply_saved(core, order, core->committed_step, out);
+        core_check_finished(core, out);
+        return;
+    }
+    /* Rank 0 knows what is being saved; parts that came before its word were early, or those of a save it has given up.
+     */
+    if (!core->save.open || core->save.step != step) {
+        assert(!core->save.committing || core->save.step < step);
+        if (core->save.committing) return;
+        open_save(core, step);
+    }
+    core->save.announced = true;
+    if (order > core->save.order) core->save.order = order;
+    if (LS_MUTATED(STOP_WITHOUT_SAVE) && event->saving.stop) {
+        core_end(core, core->stop_code ? core->stop_code : LS_STOPPED, false, "stopped", out);
+        return;
+    }
+    core_try_commit(core, out);
+    core_check_finished(core, out);
+}
+
+void core_on_part(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    if (!core_is_joined(core, event->connection)) {
+        core_ask_rejoin(core, event->connection, out);
+        return;
+    }
+    int64_t step = event->part.step;
+    int32_t rank = event->part.rank;
+    if (rank < 0 || rank >= core->world_size || step > core->end_step) {
+        core->unplaced++;
+        return;
+    }
+    if (step <= core->committed_step) {
+        repeat_committed(core, event->connection, out);
+        return;
+    }
+    if (!core->save.open) open_save(core, step);
+    /* Of another save than rank 0's: its sender says HELLO and sends it again if it still matters. */
+    if (core->save.step != step && !LS_MUTATED(PART_OF_ANOTHER_STEP)) {
+        core->unplaced++;
+        return;
+    }
+    if (core->parts[rank] && !LS_MUTATED(PART_COUNTED_TWICE)) {
+        core->duplicates++;
+        return;
+    }
+    core->parts[rank] = 1;
+    if (core->save.parts_present < core->world_size) core->save.parts_present++;
+    struct ls_core_action *action = core_act(core, out, LS_ACTION_KEEP_PART, 0);
+    action->part.step = step;
+    action->part.rank = rank;
+    core_try_commit(core, out);
+}
+
+void core_on_save_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    if (!core_is_joined(core, event->connection)) {
+        core_ask_rejoin(core, event->connection, out);
+        return;
+    }
+    core_fail(core, CAUSE_EXACT, LS_CHECKPOINT, event->save_failed.rank, out,
+              "checkpoint: rank %d on %s could not write its part of step %lld (%s). Free space in the run directory; "
+              "'lockstep "
+              "run --resume' goes on from step %lld.",
+              event->save_failed.rank, core_host(core, event->save_failed.rank), (long long)event->save_failed.step,
+              event->save_failed.text, (long long)core->committed_step);
+}
+
+static void forget_checkpoint(struct ls_core *core, int32_t index) {
+    core->checkpoints_count--;
+    memmove(core->checkpoints + index, core->checkpoints + index + 1,
+            (size_t)(core->checkpoints_count - index) * sizeof core->checkpoints[0]);
+}
+
+static void prune(struct ls_core *core, struct ls_core_actions *out) {
+    int32_t keep = core->options.checkpoints_keep;
+    for (int i = 0; keep && i < PRUNES_MAX && core->checkpoints_count > keep; i++) {
+        int32_t victim = LS_MUTATED(PRUNE_THE_NEWEST) ? core->checkpoints_count - 1 : 0;
+        core_act(core, out, LS_ACTION_PRUNE, 0)->prune.step = core->checkpoints[victim];
+        forget_checkpoint(core, victim);
+    }
+}
+
+void core_on_commit_done(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    if (!core->save.committing || core->save.step != event->commit.step) {
+        core->unplaced++;
+        return;
+    }
+    int64_t step = core->save.step;
+    uint64_t order = core->save.order;
+    core->save.open = core->save.committing = false;
+    core->committed_step = step;
+    if (core->checkpoints_count == LS_CORE_CHECKPOINTS_MAX) forget_checkpoint(core, 0);
+    core->checkpoints[core->checkpoints_count++] = step;
+    struct ls_core_record *record = core_journal(core, out, LS_RECORD_COMMIT);
+    record->commit.step = step;
+    record->commit.position = core_position(core, step);
+    record->commit.chain = core_step_find(core, step)->chain;
+    core_act(core, out, LS_ACTION_COMMITTED, 0)->committed.step = step;
+    core_reply_saved(core, order, step, out);
+    prune(core, out);
+    core_check_finished(core, out);
+    core_check_cause(core, out);
+    core_grant_ahead(core, out);
+}
+
+void core_on_commit_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    if (!core->save.committing || core->save.step != event->commit.step) {
+        core->unplaced++;
+        return;
+    }
+    core->save.open = core->save.committing = false;
+    core_fail(core, CAUSE_EXACT, LS_CHECKPOINT, -1, out,
+              "checkpoint: step %lld could not be committed (%s). Free space in the run directory; 'lockstep run "
+              "--resume' goes "
+              "on from step %lld.",
+              (long long)event->commit.step, event->commit.text, (long long)core->committed_step);
+}

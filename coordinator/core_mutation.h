@@ -1,0 +1,44 @@
+/* Planted faults: tests/sim compiles the core with them to show that its invariants find each one. In a normal build
+ * LS_MUTATED(...) is the constant 0 and leaves nothing behind. */
+#ifndef LS_COORDINATOR_CORE_MUTATION_H
+#define LS_COORDINATOR_CORE_MUTATION_H
+
+#define LS_CORE_MUTATIONS(X)                                                                                           \
+    X(ACK_BEFORE_FSYNC)                                                                                                \
+    X(OLD_ATTEMPT_ACCEPTED)                                                                                            \
+    X(SPAN_GRANTED_TWICE)                                                                                              \
+    X(GAP_IN_GRANTS)                                                                                                   \
+    X(GRANT_BEYOND_THE_END)                                                                                            \
+    X(GRANT_BEFORE_ALL_JOINED)                                                                                         \
+    X(GRANT_WAITS_FOR_FSYNC)                                                                                           \
+    X(WINDOW_NOT_KEPT)                                                                                                 \
+    X(POSITION_REUSED_AFTER_RESUME)                                                                                    \
+    X(DUPLICATE_STEP_COUNTED)                                                                                          \
+    X(CONFLICT_OVERLOOKED)                                                                                             \
+    X(CHAIN_NOT_ADVANCED)                                                                                              \
+    X(CHAIN_OF_THE_LATEST_STEP)                                                                                        \
+    X(PART_MISSING)                                                                                                    \
+    X(PART_COUNTED_TWICE)                                                                                              \
+    X(PART_OF_ANOTHER_STEP)                                                                                            \
+    X(COMMIT_BEFORE_JOURNAL)                                                                                           \
+    X(COMMITTED_BEFORE_COMMIT)                                                                                         \
+    X(PRUNE_THE_NEWEST)                                                                                                \
+    X(FINAL_CHECKPOINT_LOST)                                                                                           \
+    X(STOP_WITHOUT_SAVE)                                                                                               \
+    X(STOP_FORGOTTEN_ON_RESTART)                                                                                       \
+    X(ORDER_FORGOTTEN_ON_REJOIN)                                                                                       \
+    X(REPLY_BEFORE_JOURNAL)                                                                                            \
+    X(STALE_HELLO_BELIEVED)                                                                                            \
+    X(WRONG_CAUSE)                                                                                                     \
+    X(END_TWICE)
+
+#ifdef LS_CORE_MUTATED
+#define LS_CORE_MUTATION_ENUM(name) LS_MUTATION_##name,
+enum ls_core_mutation { LS_MUTATION_NONE, LS_CORE_MUTATIONS(LS_CORE_MUTATION_ENUM) LS_MUTATION_COUNT };
+extern enum ls_core_mutation ls_core_mutation;
+#define LS_MUTATED(name) (ls_core_mutation == LS_MUTATION_##name)
+#else
+#define LS_MUTATED(name) 0
+#endif
+
+#endif

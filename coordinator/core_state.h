@@ -1,0 +1,170 @@
+/* Inside the core: its state, and what its event handlers (core_join.c, core_span.c, core_checkpoint.c, core_stop.c)
+ * share.
+ *
+ *   start_step <= committed_step <= journaled_step <= done_step <= granted_step <= end_step
+ *                 (folders)         (fsynced)         (reported)   (rank 0 may run)
+ *
+ * holds at all times, but for committed_step right after a restart whose journal is still to be restored. */
+#ifndef LS_COORDINATOR_CORE_STATE_H
+#define LS_COORDINATOR_CORE_STATE_H
+
+#include "coordinator/core.h"
+#include "coordinator/core_mutation.h"
+
+#include <assert.h>
+
+/* A rank as it joined. */
+struct core_rank {
+    bool known;               /* has joined in this generation */
+    ls_connection connection; /* 0: away */
+    int64_t pid;
+    char host[LS_CORE_HOST_BYTES];
+};
+
+/* What is remembered of a step that was done: slot step % LS_CORE_WINDOW_STEPS. */
+struct core_step {
+    int64_t step;
+    struct ls_digest digest, chain;
+    uint64_t sequence;            /* of its record; 0: restored, survives already */
+    uint64_t validation_sequence; /* of its validation's record; 0: none, or restored */
+};
+
+/* A checkpoint on its way. */
+struct core_save {
+    bool open;
+    bool announced;  /* SAVING came; before it, parts of other connections may have come */
+    bool committing; /* COMMIT was asked for, its result is awaited */
+    int64_t step;
+    uint64_t order; /* the highest order it honours */
+    int32_t parts_present;
+};
+
+struct core_request {
+    ls_connection connection; /* 0: free */
+    enum ls_core_request kind;
+    uint64_t order; /* CHECKPOINT: the order that fulfils it */
+};
+
+/* How well an event explains the end of an attempt; the first event of the highest rank is told to the user. */
+enum core_cause {
+    CAUSE_NONE,
+    CAUSE_LAUNCHER,      /* the launcher is gone, nobody knows why */
+    CAUSE_COMMUNICATION, /* a rank says that a peer is gone: a consequence */
+    CAUSE_RANK_LOST,     /* a process is gone: often the origin */
+    CAUSE_EXACT          /* a rank said what is wrong with it, or the core knows: nothing better can come */
+};
+
+struct ls_core {
+    struct ls_core_options options;
+    int64_t end_step, end_position;
+    int64_t now_ms; /* of the last TICK; -1: none yet */
+
+    int32_t world_size; /* 0: not known yet */
+    int32_t ranks_capacity, ranks_here;
+    struct core_rank *ranks; /* [ranks_capacity] */
+    char numerics[LS_CORE_ID_BYTES];
+    bool assembled;           /* every rank has joined the attempt once */
+    int64_t missing_since_ms; /* -1: nobody is missing */
+
+    int64_t granted_step, done_step, journaled_step;
+    int64_t validation_step, validation_journaled; /* -1: none */
+    uint64_t sequence, journaled_sequence;
+    struct core_step *steps; /* [LS_CORE_WINDOW_STEPS] */
+
+    struct core_save save;
+    uint8_t *parts; /* [ranks_capacity], 1: present in `save` */
+    int64_t committed_step;
+    int32_t checkpoints_count;
+    int64_t checkpoints[LS_CORE_CHECKPOINTS_MAX];
+
+    uint32_t order_count;
+    uint64_t checkpoint_order; /* not honoured yet; 0: none */
+    uint64_t stop_order;       /* once the wish is durable; 0: none */
+    enum ls_code stop_code;    /* LS_OK: no wish to stop */
+    uint64_t stop_sequence;    /* of the wish's record */
+    bool stop_signalled;       /* by SIGINT: the next one ends at once */
+    int64_t stopped_step;      /* rank 0 stops behind this step; -1: it has not said so */
+    struct core_request requests[LS_CORE_REQUESTS_MAX];
+
+    enum core_cause cause;
+    enum ls_code cause_code;
+    int32_t cause_rank;
+    char cause_text[LS_CORE_TEXT_BYTES];
+    int64_t cause_since_ms; /* -1: not seen by a TICK yet */
+    bool launcher_exited, journal_failed;
+
+    bool ended;
+    uint64_t old_attempt, duplicates, unplaced, refused;
+};
+
+/* ---- core.c ---- */
+
+/* Appends an action with the attempt and generation filled in, the rest zero. */
+struct ls_core_action *core_act(const struct ls_core *core, struct ls_core_actions *out, enum ls_core_action_kind kind,
+                                ls_connection connection);
+/* Appends a JOURNAL action with the next sequence; the caller fills in the record's own part. */
+struct ls_core_record *core_journal(struct ls_core *core, struct ls_core_actions *out, enum ls_core_record_kind kind);
+/* The position behind `step`, start_step <= step <= end_step. */
+int64_t core_position(const struct ls_core *core, int64_t step);
+/* What is remembered of `step`, NULL if it is not done or too long ago. */
+struct core_step *core_step_find(struct ls_core *core, int64_t step);
+/* Connection that carries rank 0, 0 if it is away. */
+ls_connection core_voice(const struct ls_core *core);
+/* For messages: the host of a rank, "unknown host" if it never joined. */
+const char *core_host(const struct ls_core *core, int32_t rank);
+
+/* ---- core_join.c ---- */
+void core_on_hello(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_connection_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_check_missing(struct ls_core *core, struct ls_core_actions *out);
+/* True for a message from rank 0's connection; otherwise counts it and asks for a HELLO. */
+bool core_is_voice(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+bool core_is_joined(const struct ls_core *core, ls_connection connection);
+void core_ask_rejoin(struct ls_core *core, ls_connection connection, struct ls_core_actions *out);
+
+/* ---- core_span.c ---- */
+void core_on_step_done(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_validation(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_journaled(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_journal_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+/* Grants the next span if rank 0 is here and runs low. */
+void core_grant_ahead(struct ls_core *core, struct ls_core_actions *out);
+/* Books `step` as done and advances the chain; shared by reports and restored records. */
+void core_book_step(struct ls_core *core, const struct ls_core_step *step, uint64_t sequence);
+
+/* ---- core_checkpoint.c ---- */
+void core_on_saving(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_part(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_save_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_commit_done(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_commit_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+/* Asks for the commit once every part is here and every step to it is durable. */
+void core_try_commit(struct ls_core *core, struct ls_core_actions *out);
+/* True if the save in flight needs nothing more from the workers. */
+bool core_commit_will_come(const struct ls_core *core);
+
+/* ---- core_stop.c ---- */
+void core_on_fault(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_rank_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_request(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_signal(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+/* Sends rank 0 the orders it has not honoured. */
+void core_send_orders(struct ls_core *core, struct ls_core_actions *out);
+/* The wish to stop has become durable: answer those who asked, and act on it. */
+void core_stop_is_durable(struct ls_core *core, struct ls_core_actions *out);
+/* Answers the operator requests that a save honouring `order` fulfils. */
+void core_reply_saved(struct ls_core *core, uint64_t order, int64_t step, struct ls_core_actions *out);
+/* Notes why the attempt must end; ends it at once if nothing better can come. `rank` is -1 for none in particular. */
+void core_fail(struct ls_core *core, enum core_cause cause, enum ls_code code, int32_t rank,
+               struct ls_core_actions *out, const char *format, ...) __attribute__((format(printf, 6, 7)));
+/* Ends the attempt for the noted cause if its time has come; called on TICK and after a commit. */
+void core_check_cause(struct ls_core *core, struct ls_core_actions *out);
+/* Ends the run if it is complete, or stopped with everything saved. */
+void core_check_finished(struct ls_core *core, struct ls_core_actions *out);
+/* Workers are gone: ends the run as asked if a stop was asked for and nothing is left to save; returns true then. */
+bool core_end_if_saved(struct ls_core *core, struct ls_core_actions *out);
+/* The last act. `kill`: workers may still be running. */
+void core_end(struct ls_core *core, enum ls_code code, bool kill, const char *text, struct ls_core_actions *out);
+
+#endif

@@ -1,0 +1,250 @@
+/* The core's endings: wishes to stop or save, causes that end an attempt, and the last act. */
+#include "coordinator/core_state.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- the last act ---- */
+
+static void reply(struct ls_core *core, struct core_request *request, enum ls_code code, struct ls_core_actions *out,
+                  const char *format, ...) __attribute__((format(printf, 5, 6)));
+static void reply(struct ls_core *core, struct core_request *request, enum ls_code code, struct ls_core_actions *out,
+                  const char *format, ...) {
+    struct ls_core_action *action = core_act(core, out, LS_ACTION_REPLY, request->connection);
+    action->message.code = code;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(action->message.text, sizeof action->message.text, format, arguments);
+    va_end(arguments);
+    request->connection = 0;
+}
+
+void core_end(struct ls_core *core, enum ls_code code, bool kill, const char *text, struct ls_core_actions *out) {
+    assert(!core->ended);
+    for (int i = 0; i < LS_CORE_REQUESTS_MAX; i++)
+        if (core->requests[i].connection) reply(core, &core->requests[i], code, out, "%s", text);
+    struct ls_core_record *record = core_journal(core, out, LS_RECORD_END);
+    record->end.code = code;
+    record->end.rank = core->cause ? core->cause_rank : -1;
+    record->end.step = core->done_step;
+    snprintf(record->end.text, sizeof record->end.text, "%s", text);
+    if (kill && !core->launcher_exited) core_act(core, out, LS_ACTION_KILL, 0);
+    struct ls_core_action *action = core_act(core, out, LS_ACTION_END, 0);
+    action->message.code = code;
+    snprintf(action->message.text, sizeof action->message.text, "%s", text);
+    if (LS_MUTATED(END_TWICE)) core_act(core, out, LS_ACTION_END, 0)->message = action->message;
+    core->ended = true;
+}
+
+static void end_stopped(struct ls_core *core, struct ls_core_actions *out) {
+    char text[LS_CORE_TEXT_BYTES];
+    enum ls_code code = core->stop_code ? core->stop_code : LS_STOPPED;
+    if (core->committed_step == 0)
+        snprintf(text, sizeof text, "stopped before the first step, nothing to save");
+    else
+        snprintf(text, sizeof text, "stopped, saved at step %lld of %lld; 'lockstep run --resume' goes on from there",
+                 (long long)core->committed_step, (long long)core->end_step);
+    core_end(core, code, false, text, out);
+}
+
+void core_check_finished(struct ls_core *core, struct ls_core_actions *out) {
+    if (core->ended || core->cause == CAUSE_EXACT) return;
+    if (core->committed_step >= core->end_step) {
+        char text[LS_CORE_TEXT_BYTES];
+        snprintf(text, sizeof text, "done: %lld steps, %lld sequences", (long long)core->end_step,
+                 (long long)core->end_position);
+        core_end(core, LS_OK, false, text, out);
+    } else if (core->stopped_step >= 0 && core->committed_step >= core->stopped_step) {
+        end_stopped(core, out);
+    }
+}
+
+bool core_end_if_saved(struct ls_core *core, struct ls_core_actions *out) {
+    if (!core->stop_order || core->done_step > core->committed_step) return false;
+    end_stopped(core, out);
+    return true;
+}
+
+/* ---- causes ---- */
+
+void core_check_cause(struct ls_core *core, struct ls_core_actions *out) {
+    if (core->ended || core->cause == CAUSE_NONE) return;
+    if (core->cause_since_ms < 0) core->cause_since_ms = core->now_ms;
+    bool explained = core->cause == CAUSE_EXACT || (core->launcher_exited && core->cause == CAUSE_RANK_LOST);
+    bool waited = core->cause_since_ms >= 0 && core->now_ms - core->cause_since_ms >= core->options.cause_grace_ms;
+    if (!explained && !waited) return;
+    /* A checkpoint that needs nobody any more is not thrown away. */
+    if (core->cause == CAUSE_EXACT ? core->save.committing : core_commit_will_come(core)) return;
+    core_end(core, core->cause_code, true, core->cause_text, out);
+}
+
+void core_fail(struct ls_core *core, enum core_cause cause, enum ls_code code, int32_t rank,
+               struct ls_core_actions *out, const char *format, ...) {
+    if (core->ended) return;
+    bool better = LS_MUTATED(WRONG_CAUSE) ? core->cause == CAUSE_NONE : cause > core->cause;
+    if (better) {
+        core->cause = cause;
+        core->cause_code = code;
+        core->cause_rank = rank;
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(core->cause_text, sizeof core->cause_text, format, arguments);
+        va_end(arguments);
+        struct ls_core_record *record = core_journal(core, out, LS_RECORD_FAULT);
+        record->end.code = code;
+        record->end.rank = rank;
+        record->end.step = core->done_step;
+        snprintf(record->end.text, sizeof record->end.text, "%s", core->cause_text);
+    }
+    core_check_cause(core, out);
+}
+
+/* The exit code of what a rank says about itself; it cannot say that the run is done or saved. */
+static enum ls_code fault_code(enum ls_code code) {
+    switch (code) {
+    case LS_USAGE:
+    case LS_DATA:
+    case LS_CHECKPOINT:
+    case LS_MEMORY:
+    case LS_COMMUNICATION:
+    case LS_NONFINITE:
+    case LS_STALL: return code;
+    default: return LS_ERROR;
+    }
+}
+
+void core_on_fault(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    enum ls_code code = fault_code(event->fault.code);
+    core_fail(core, code == LS_COMMUNICATION ? CAUSE_COMMUNICATION : CAUSE_EXACT, code, event->fault.rank, out,
+              "rank %d on %s, step %lld: %s", event->fault.rank, core_host(core, event->fault.rank),
+              (long long)event->fault.step, event->fault.text);
+}
+
+void core_on_rank_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    int32_t rank = event->rank_lost.rank;
+    core_fail(
+        core, CAUSE_RANK_LOST, LS_COMMUNICATION, rank, out,
+        "communication: rank %d on %s was lost at step %lld (%s). Look at the end of logs/rank-%05d.log; 'lockstep run "
+        "--resume' goes on from step %lld.",
+        rank, core_host(core, rank), (long long)core->done_step + 1, event->rank_lost.how, rank,
+        (long long)core->committed_step);
+}
+
+void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    core->launcher_exited = true;
+    if (event->launcher_exited.status == 0 && !core->cause && core_end_if_saved(core, out)) return;
+    core_fail(core, CAUSE_LAUNCHER, LS_COMMUNICATION, -1, out,
+              "communication: the launcher ended with status %d at step %lld of %lld, no rank said why. Look at the "
+              "launcher's "
+              "output and at logs/rank-*.log; 'lockstep run --resume' goes on from step %lld.",
+              event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step,
+              (long long)core->committed_step);
+}
+
+/* ---- wishes ---- */
+
+static uint64_t new_order(struct ls_core *core) {
+    return (uint64_t)core->options.generation << 32 | ++core->order_count;
+}
+
+void core_send_orders(struct ls_core *core, struct ls_core_actions *out) {
+    if (!core_voice(core) || !core->assembled || core->stopped_step >= 0 || core->done_step >= core->end_step) return;
+    if (core->checkpoint_order)
+        core_act(core, out, LS_ACTION_ORDER, core_voice(core))->order.id = core->checkpoint_order;
+    if (core->stop_order) {
+        struct ls_core_action *action = core_act(core, out, LS_ACTION_ORDER, core_voice(core));
+        action->order.id = core->stop_order;
+        action->order.stop = true;
+    }
+}
+
+static void reply_stopping(struct ls_core *core, struct ls_core_actions *out) {
+    for (int i = 0; i < LS_CORE_REQUESTS_MAX; i++)
+        if (core->requests[i].connection && core->requests[i].kind == LS_REQUEST_STOP)
+            reply(core, &core->requests[i], LS_OK, out,
+                  "stopping: the step in progress ends, step %lld or a later one is saved", (long long)core->done_step);
+}
+
+void core_stop_is_durable(struct ls_core *core, struct ls_core_actions *out) {
+    core->stop_sequence = 0;
+    reply_stopping(core, out);
+    if (core->stop_order) return; /* only its exit code has changed */
+    core->stop_order = new_order(core);
+    if (!core->assembled && !core->options.restarted)
+        end_stopped(core, out);
+    else
+        core_send_orders(core, out);
+}
+
+/* A stop by the user outweighs one by the scheduler: what somebody stopped is not to be requeued. */
+static void wish_stop(struct ls_core *core, enum ls_code code, struct ls_core_actions *out) {
+    if (core->stop_code == code || core->stop_code == LS_STOPPED) return;
+    core->stop_code = code;
+    struct ls_core_record *record = core_journal(core, out, LS_RECORD_STOP);
+    record->stop.code = code;
+    core->stop_sequence = record->sequence;
+}
+
+/* Orders a save unless one is on order already. Returns its id, 0 if there is nothing to save yet. */
+static uint64_t wish_checkpoint(struct ls_core *core, struct ls_core_actions *out) {
+    if (!core->assembled && !core->options.restarted) return 0;
+    if (!core->checkpoint_order) {
+        core->checkpoint_order = new_order(core);
+        core_send_orders(core, out);
+    }
+    return core->checkpoint_order;
+}
+
+void core_on_request(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    struct core_request *request = NULL;
+    for (int i = 0; i < LS_CORE_REQUESTS_MAX && !request; i++)
+        if (!core->requests[i].connection) request = &core->requests[i];
+    if (!request) {
+        struct core_request refused = {.connection = event->connection};
+        reply(core, &refused, LS_ERROR, out, "coordinator: %d requests are waiting already. Try again in a moment.",
+              LS_CORE_REQUESTS_MAX);
+        return;
+    }
+    *request = (struct core_request){.connection = event->connection, .kind = event->request};
+    if (event->request == LS_REQUEST_STOP) {
+        wish_stop(core, LS_STOPPED, out);
+        if (!core->stop_sequence || LS_MUTATED(REPLY_BEFORE_JOURNAL)) reply_stopping(core, out);
+        return;
+    }
+    request->order = wish_checkpoint(core, out);
+    if (!request->order)
+        reply(core, request, LS_ERROR, out,
+              "coordinator: no step has been run yet, there is nothing to save. Try again when the run has started.");
+}
+
+void core_on_signal(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    switch (event->signal) {
+    case LS_SIGNAL_SAVE: wish_checkpoint(core, out); return;
+    case LS_SIGNAL_REQUEUE: wish_stop(core, LS_REQUEUE, out); return;
+    case LS_SIGNAL_STOP:
+        if (!core->stop_signalled) {
+            core->stop_signalled = true;
+            wish_stop(core, LS_STOPPED, out);
+            return;
+        }
+        break;
+    case LS_SIGNAL_NOW: break;
+    }
+    char text[LS_CORE_TEXT_BYTES];
+    snprintf(text, sizeof text,
+             "stopped at once at step %lld, not saved since step %lld; 'lockstep run --resume' goes on from there",
+             (long long)core->done_step, (long long)core->committed_step);
+    core_end(core, LS_STOPPED, true, text, out);
+}
+
+void core_reply_saved(struct ls_core *core, uint64_t order, int64_t step, struct ls_core_actions *out) {
+    for (int i = 0; i < LS_CORE_REQUESTS_MAX; i++) {
+        struct core_request *request = &core->requests[i];
+        if (!request->connection || request->kind != LS_REQUEST_CHECKPOINT || request->order > order) continue;
+        if (step == 0)
+            reply(core, request, LS_OK, out, "nothing to save before the first step");
+        else
+            reply(core, request, LS_OK, out, "saved: step %lld", (long long)step);
+    }
+}

@@ -1,6 +1,7 @@
 /* lockstep: the command. One row for each subcommand; `lockstep X` calls its row. */
 #define _GNU_SOURCE
 #include "common/status.h"
+#include "coordinator/command_config.h"
 #include "coordinator/command_line.h"
 
 #include <stdio.h>
@@ -14,6 +15,7 @@ struct command {
 };
 
 static const struct command commands[] = {
+    {"config", "CONFIG | --keys", "show the resolved configuration, or every key", ls_command_config},
     {NULL, NULL, NULL, NULL},
 };
 

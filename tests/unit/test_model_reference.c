@@ -1,0 +1,365 @@
+/* GPT-2 and Llama against PyTorch: loss, every gradient and ten AdamW steps (tests/reference/README.md). */
+#include "tests/unit/model_harness.h"
+
+#include "common/safetensors.h"
+
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <unistd.h>
+
+enum { STEPS = 10 };
+
+struct reference {
+    struct ls_safetensors *file;
+    struct ls_config config;
+    int64_t sequences;
+    int32_t *tokens, *targets, *document_start; /* [STEPS + 1, sequences, length] */
+    double losses[STEPS + 1], norms[STEPS];
+};
+
+static const struct ls_tensor_info *find(const struct reference *reference, const char *group, const char *name) {
+    char key[160];
+    snprintf(key, sizeof key, "%s%s", group, name);
+    const struct ls_tensor_info *info = ls_safetensors_find(reference->file, key);
+    if (info == NULL) fail_msg("the reference has no %s", key);
+    return info;
+}
+
+static void read_all(const struct reference *reference, const char *name, void *elements) {
+    const struct ls_tensor_info *info = find(reference, "", name);
+    struct ls_error error;
+    if (ls_safetensors_read(reference->file, info, 0, ls_tensor_elements(info), elements, &error) != LS_OK) {
+        fail_msg("%s", error.text);
+    }
+}
+
+static int32_t *read_batches(const struct reference *reference, const char *name) {
+    int32_t *values = malloc((size_t)ls_tensor_elements(find(reference, "", name)) * sizeof *values);
+    assert_non_null(values);
+    read_all(reference, name, values);
+    return values;
+}
+
+static float *read_tensor(const struct reference *reference, const char *group, const struct ls_tensor *tensor) {
+    const struct ls_tensor_info *info = find(reference, group, tensor->name);
+    assert_int_equal(info->dimensions, tensor->dimensions);
+    for (int i = 0; i < tensor->dimensions; i++) assert_int_equal(info->shape[i], tensor->shape[i]);
+    float *values = malloc((size_t)tensor->count * sizeof *values);
+    struct ls_error error;
+    assert_non_null(values);
+    if (ls_safetensors_read_fp32(reference->file, info, 0, tensor->count, values, &error) != LS_OK) {
+        fail_msg("%s", error.text);
+    }
+    return values;
+}
+
+static json_t *metadata(const struct reference *reference, const char *key) {
+    const char *text = ls_safetensors_metadata(reference->file, key);
+    assert_non_null(text);
+    json_t *json = json_loads(text, 0, NULL);
+    assert_non_null(json);
+    return json;
+}
+
+static double number(json_t *json, const char *key) {
+    return json_number_value(json_object_get(json, key));
+}
+
+static int64_t integer(json_t *json, const char *key) {
+    return json_integer_value(json_object_get(json, key));
+}
+
+static void load(struct reference *reference, const char *name) {
+    *reference = (struct reference){0};
+    int folder = open("tests/reference", O_RDONLY | O_DIRECTORY);
+    if (folder < 0) fail_msg("run this from the top of the source tree");
+    struct ls_error error;
+    if (ls_safetensors_open(folder, name, &reference->file, &error) != LS_OK) fail_msg("%s", error.text);
+    close(folder);
+
+    json_t *json = metadata(reference, "config"), *scaling = json_object_get(json, "rope_scaling");
+    bool gpt2 = strcmp(json_string_value(json_object_get(json, "model_type")), "gpt2") == 0;
+    struct ls_config *config = &reference->config;
+    config->model.model_type = gpt2 ? LS_GPT2 : LS_LLAMA;
+    config->model.vocab_size = integer(json, "vocab_size");
+    config->model.hidden_size = integer(json, "hidden_size");
+    config->model.num_hidden_layers = integer(json, "num_hidden_layers");
+    config->model.num_attention_heads = integer(json, "num_attention_heads");
+    config->model.num_key_value_heads = integer(json, "num_key_value_heads");
+    config->model.head_dim = integer(json, "head_dim");
+    config->model.intermediate_size = integer(json, "intermediate_size");
+    config->model.max_position_embeddings = integer(json, "max_position_embeddings");
+    config->model.tie_word_embeddings = json_is_true(json_object_get(json, "tie_word_embeddings"));
+    config->model.layer_norm_epsilon = number(json, "layer_norm_epsilon");
+    config->model.rms_norm_eps = number(json, "rms_norm_eps");
+    config->model.rope_theta = number(json, "rope_theta");
+    config->model.rope_scaling = (struct ls_config_rope_scaling){
+        .llama3 = scaling != NULL,
+        .factor = number(scaling, "factor"),
+        .low_freq_factor = number(scaling, "low_freq_factor"),
+        .high_freq_factor = number(scaling, "high_freq_factor"),
+        .original_max_position_embeddings = integer(scaling, "original_max_position_embeddings"),
+    };
+    json_decref(json);
+    json = metadata(reference, "optimizer");
+    config->optimizer.lr = number(json, "lr");
+    config->optimizer.beta1 = number(json, "beta1");
+    config->optimizer.beta2 = number(json, "beta2");
+    config->optimizer.eps = number(json, "eps");
+    config->optimizer.weight_decay = number(json, "weight_decay");
+    config->train.gradient_clipping = number(json, "gradient_clipping");
+    json_decref(json);
+
+    const struct ls_tensor_info *tokens = find(reference, "", "tokens");
+    assert_int_equal(tokens->shape[0], STEPS + 1);
+    reference->sequences = tokens->shape[1];
+    config->data.sequence_length = tokens->shape[2];
+    reference->tokens = read_batches(reference, "tokens");
+    reference->targets = read_batches(reference, "targets");
+    reference->document_start = read_batches(reference, "document_start");
+    read_all(reference, "losses", reference->losses);
+    read_all(reference, "gradient_norms", reference->norms);
+}
+
+static void unload(struct reference *reference) {
+    free(reference->tokens);
+    free(reference->targets);
+    free(reference->document_start);
+    ls_safetensors_close(reference->file);
+}
+
+static struct harness *start(const struct reference *reference) {
+    struct harness *h = harness_create(&reference->config, reference->sequences, 2, LS_STREAMS_EAGER);
+    for (int i = 0; i < ls_model_tensor_count(h->model); i++) {
+        const struct ls_tensor *tensor = ls_model_tensor(h->model, i);
+        float *values = read_tensor(reference, "initial/", tensor);
+        harness_upload(h, h->parameters[tensor->block] + tensor->offset, values,
+                       tensor->count * (int64_t)sizeof(float));
+        free(values);
+    }
+    return h;
+}
+
+static struct harness_batch batch_of(const struct reference *reference, int step) {
+    int64_t offset = step * reference->sequences * reference->config.data.sequence_length;
+    return (struct harness_batch){
+        .tokens = reference->tokens + offset,
+        .targets = reference->targets + offset,
+        .document_start = reference->document_start + offset,
+        .sequences = reference->sequences,
+    };
+}
+
+static int64_t count_targets(const struct reference *reference, const struct harness_batch *batch) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < batch->sequences * reference->config.data.sequence_length; i++)
+        count += batch->targets[i] >= 0;
+    return count;
+}
+
+static void assert_close(const char *what, double found, double expected, double tolerance) {
+    if (!(fabs(found - expected) <= tolerance * fabs(expected))) {
+        fail_msg("%s is %.9g, PyTorch has %.9g: off by %.2g", what, found, expected, fabs(found / expected - 1));
+    }
+}
+
+struct difference {
+    double norm, largest, reference_norm, reference_largest;
+};
+
+static struct difference compare(const float *found, const float *expected, int64_t first, int64_t count) {
+    struct difference d = {0};
+    for (int64_t i = first; i < first + count; i++) {
+        double difference = fabs((double)found[i] - (double)expected[i]), reference = fabs((double)expected[i]);
+        d.norm += difference * difference;
+        d.reference_norm += reference * reference;
+        if (!(difference <= d.largest)) d.largest = difference;
+        if (reference > d.reference_largest) d.reference_largest = reference;
+    }
+    d.norm = sqrt(d.norm);
+    d.reference_norm = sqrt(d.reference_norm);
+    return d;
+}
+
+/* GPT-2's key bias adds the same to all scores of a query: its gradient is zero and only rounding remains. The middle
+ * third of c_attn.bias. */
+static bool has_key_bias(const struct ls_tensor *tensor) {
+    return strstr(tensor->name, "c_attn.bias") != NULL;
+}
+
+static void check_gradient(const struct ls_tensor *tensor, const float *found, const float *expected, int64_t first,
+                           int64_t count) {
+    struct difference d = compare(found, expected, first, count);
+    if (!(d.norm <= 1e-5 * d.reference_norm)) {
+        fail_msg("gradient of %s: the difference has norm %.3g, PyTorch's gradient %.3g", tensor->name, d.norm,
+                 d.reference_norm);
+    }
+    if (!(d.largest <= 1e-4 * d.reference_largest)) {
+        fail_msg("gradient of %s: an element is off by %.3g, PyTorch's largest is %.3g", tensor->name, d.largest,
+                 d.reference_largest);
+    }
+}
+
+static void check_loss_and_gradients(const char *name) {
+    struct reference reference;
+    load(&reference, name);
+    struct harness *h = start(&reference);
+    struct harness_batch batch = batch_of(&reference, 0);
+    double targets = (double)count_targets(&reference, &batch);
+
+    double loss = harness_run(h, &batch, (float)(1 / targets)) / targets;
+    assert_close("the loss", loss, reference.losses[0], 1e-5);
+    for (int i = 0; i < ls_model_tensor_count(h->model); i++) {
+        const struct ls_tensor *tensor = ls_model_tensor(h->model, i);
+        float *found = harness_tensor(h, h->gradients, i), *expected = read_tensor(&reference, "gradient/", tensor);
+        if (has_key_bias(tensor)) {
+            int64_t third = tensor->count / 3;
+            check_gradient(tensor, found, expected, 0, third);
+            check_gradient(tensor, found, expected, 2 * third, third);
+            /* the rest: rounding of sums of about 70 terms below 0.1, single precision */
+            for (int64_t j = third; j < 2 * third; j++) assert_true(fabsf(found[j]) < 1e-7F);
+        } else {
+            check_gradient(tensor, found, expected, 0, tensor->count);
+        }
+        free(found);
+        free(expected);
+    }
+    harness_destroy(h);
+    unload(&reference);
+}
+
+static void check_loss_without_documents(const char *name) {
+    struct reference reference;
+    load(&reference, name);
+    struct harness *h = start(&reference);
+    struct harness_batch batch = batch_of(&reference, 0);
+    double expected, targets = (double)count_targets(&reference, &batch);
+    read_all(&reference, "loss_without_documents", &expected);
+    batch.document_start = NULL;
+    assert_close("the loss", harness_run(h, &batch, 0) / targets, expected, 1e-5);
+    harness_destroy(h);
+    unload(&reference);
+}
+
+/* The optimizer's device memory: moments of each block and the scalars of a step. */
+struct optimizer {
+    float *m[16], *v[16], *factor, *norm, *learning_rate;
+    double *squared, *partial;
+    int64_t *step;
+    int32_t *found_inf;
+};
+
+static void optimizer_create(struct harness *h, struct optimizer *o) {
+    int64_t most = 0;
+    for (int i = 0; i < h->blocks; i++) {
+        int64_t count = ls_model_block(h->model, i)->count;
+        o->m[i] = harness_buffer(h, count * (int64_t)sizeof(float));
+        o->v[i] = harness_buffer(h, count * (int64_t)sizeof(float));
+        if (count > most) most = count;
+    }
+    o->factor = harness_buffer(h, sizeof(float));
+    o->norm = harness_buffer(h, sizeof(float));
+    o->learning_rate = harness_buffer(h, sizeof(float));
+    o->squared = harness_buffer(h, sizeof(double));
+    o->partial = harness_buffer(h, (most + 1023) / 1024 * (int64_t)sizeof(double));
+    o->step = harness_buffer(h, sizeof(int64_t));
+    o->found_inf = harness_buffer(h, sizeof(int32_t));
+}
+
+static double optimizer_step(struct harness *h, struct optimizer *o, const struct ls_config *config, int64_t step) {
+    float rate = (float)config->optimizer.lr, norm;
+    harness_upload(h, o->learning_rate, &rate, sizeof rate);
+    harness_upload(h, o->step, &step, sizeof step);
+    ls_fill_zero(h->stream, o->squared, sizeof *o->squared);
+    for (int i = 0; i < h->blocks; i++) {
+        ls_op(h->stream, squared_norm, .result = o->squared, .input = h->gradients[i],
+              .count = ls_model_block(h->model, i)->count, .partial = o->partial);
+    }
+    ls_op(h->stream, clip, .factor = o->factor, .norm = o->norm, .found_inf = o->found_inf, .squared = o->squared,
+          .maximum = (float)config->train.gradient_clipping);
+    for (int i = 0; i < h->blocks; i++) {
+        const struct ls_block *block = ls_model_block(h->model, i);
+        ls_op(h->stream, adamw, .parameter = h->parameters[i], .m = o->m[i], .v = o->v[i], .gradient = h->gradients[i],
+              .factor = o->factor, .learning_rate = o->learning_rate, .step = o->step, .found_inf = o->found_inf,
+              .count = block->count, .decay_count = block->decay_count, .beta1 = (float)config->optimizer.beta1,
+              .beta2 = (float)config->optimizer.beta2, .epsilon = (float)config->optimizer.eps,
+              .weight_decay = (float)config->optimizer.weight_decay);
+    }
+    harness_download(h, &norm, o->norm, sizeof norm);
+    return norm;
+}
+
+static void check_ten_steps(const char *name) {
+    struct reference reference;
+    load(&reference, name);
+    struct harness *h = start(&reference);
+    struct optimizer optimizer;
+    optimizer_create(h, &optimizer);
+    for (int step = 1; step <= STEPS; step++) {
+        struct harness_batch batch = batch_of(&reference, step);
+        double targets = (double)count_targets(&reference, &batch);
+        harness_zero_gradients(h);
+        double loss = harness_run(h, &batch, (float)(1 / targets)) / targets;
+        assert_close("the loss of a step", loss, reference.losses[step], 1e-5);
+        double norm = optimizer_step(h, &optimizer, &reference.config, step);
+        assert_close("the norm of the gradient", norm, reference.norms[step - 1], 1e-5);
+    }
+    for (int i = 0; i < ls_model_tensor_count(h->model); i++) {
+        const struct ls_tensor *tensor = ls_model_tensor(h->model, i);
+        float *found = harness_tensor(h, h->parameters, i), *expected = read_tensor(&reference, "final/", tensor);
+        float *initial = read_tensor(&reference, "initial/", tensor);
+        int64_t third = tensor->count / 3;
+        /* Adam divides the key bias's rounding by itself: those weights move by any sign, and change nothing. */
+        struct difference d = compare(found, expected, 0, has_key_bias(tensor) ? third : tensor->count);
+        struct difference last = compare(found, expected, has_key_bias(tensor) ? 2 * third : 0, third);
+        struct difference moved = compare(found, initial, 0, third);
+        if (!(d.norm <= 1e-5 * d.reference_norm) || !(last.norm <= 1e-5 * last.reference_norm)) {
+            fail_msg("%s after %d steps: the difference has norm %.3g, PyTorch's weights %.3g", tensor->name, STEPS,
+                     fmax(d.norm, last.norm), d.reference_norm);
+        }
+        assert_true(moved.norm > 1e-3 * moved.reference_norm);
+        free(found);
+        free(expected);
+        free(initial);
+    }
+    harness_destroy(h);
+    unload(&reference);
+}
+
+static void gpt2_loss_and_gradients_are_pytorchs(void **state) {
+    (void)state;
+    check_loss_and_gradients("gpt2.safetensors");
+}
+
+static void llama_loss_and_gradients_are_pytorchs(void **state) {
+    (void)state;
+    check_loss_and_gradients("llama.safetensors");
+}
+
+static void losses_without_documents_are_pytorchs(void **state) {
+    (void)state;
+    check_loss_without_documents("gpt2.safetensors");
+    check_loss_without_documents("llama.safetensors");
+}
+
+static void gpt2_takes_ten_adamw_steps_as_pytorch_does(void **state) {
+    (void)state;
+    check_ten_steps("gpt2.safetensors");
+}
+
+static void llama_takes_ten_adamw_steps_as_pytorch_does(void **state) {
+    (void)state;
+    check_ten_steps("llama.safetensors");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gpt2_loss_and_gradients_are_pytorchs),
+        cmocka_unit_test(llama_loss_and_gradients_are_pytorchs),
+        cmocka_unit_test(losses_without_documents_are_pytorchs),
+        cmocka_unit_test(gpt2_takes_ten_adamw_steps_as_pytorch_does),
+        cmocka_unit_test(llama_takes_ten_adamw_steps_as_pytorch_does),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

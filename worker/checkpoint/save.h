@@ -25,6 +25,7 @@ enum { LS_CHECKPOINT_RANK_FILES_MAX = 6 };
 
 struct ls_checkpoint_writer;
 
+/* What it points to must outlive the writer. */
 struct ls_checkpoint_writer_options {
     const char *folder; /* the build folder, with its state/ (checkpoint_folder.h) */
     const struct ls_model *model;

@@ -1,0 +1,258 @@
+/* Hugging Face's config.json, read and written. */
+#include "common/hf_config.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { SIZE_MAX_ALLOWED = 1 << 30 };
+
+static enum ls_code refuse(struct ls_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static enum ls_code refuse(struct ls_error *error, const char *format, ...) {
+    char text[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "config.json: %s", text);
+}
+
+static const char *text_of(const json_t *root, const char *key) {
+    const char *text = json_string_value(json_object_get(root, key));
+    return text ? text : "";
+}
+
+/* The first of up to two spellings that is there and not null. */
+static const json_t *member(const json_t *root, const char *key, const char *other) {
+    const json_t *value = json_object_get(root, key);
+    if (json_is_null(value)) value = NULL;
+    if (!value && other) value = json_object_get(root, other);
+    return json_is_null(value) ? NULL : value;
+}
+
+/* Reads a size >= 1; absent: `standard`, or refused when that is 0. */
+static enum ls_code read_size(const json_t *root, const char *key, const char *other, int64_t standard, int64_t *size,
+                              struct ls_error *error) {
+    const json_t *value = member(root, key, other);
+    if (!value && standard > 0) {
+        *size = standard;
+        return LS_OK;
+    }
+    if (!json_is_integer(value) || json_integer_value(value) < 1 || json_integer_value(value) > SIZE_MAX_ALLOWED)
+        return refuse(error, "'%s' is missing or not a number from 1 to 2^30", key);
+    *size = json_integer_value(value);
+    return LS_OK;
+}
+
+static enum ls_code read_number(const json_t *root, const char *key, double standard, double *number,
+                                struct ls_error *error) {
+    const json_t *value = member(root, key, NULL);
+    *number = value ? json_number_value(value) : standard;
+    if ((value && !json_is_number(value)) || !isfinite(*number) || *number <= 0)
+        return refuse(error, "'%s' is not a number above 0", key);
+    return LS_OK;
+}
+
+static enum ls_code read_flag(const json_t *root, const char *key, bool standard, bool *flag, struct ls_error *error) {
+    const json_t *value = member(root, key, NULL);
+    if (value && !json_is_boolean(value)) return refuse(error, "'%s' is neither true nor false", key);
+    *flag = value ? json_is_true(value) : standard;
+    return LS_OK;
+}
+
+/* Features that change the arithmetic: each key must be absent, null or the value this program computes. */
+static enum ls_code require_flag(const json_t *root, const char *key, bool required, struct ls_error *error) {
+    bool flag = required;
+    enum ls_code code = read_flag(root, key, required, &flag, error);
+    if (code || flag == required) return code;
+    return refuse(error, "'%s': %s is not supported here, only %s", key, flag ? "true" : "false",
+                  required ? "true" : "false");
+}
+
+static enum ls_code read_tokens(const json_t *root, struct ls_hf_tokens *tokens, struct ls_error *error) {
+    const json_t *bos = member(root, "bos_token_id", NULL), *eos = member(root, "eos_token_id", NULL);
+    size_t ends = json_is_array(eos) ? json_array_size(eos) : eos ? 1 : 0;
+    if ((bos && !json_is_integer(bos)) || ends > LS_HF_END_TOKENS_MAX)
+        return refuse(error, "bos_token_id is not a number, or eos_token_id is a list of more than %d",
+                      LS_HF_END_TOKENS_MAX);
+    *tokens = (struct ls_hf_tokens){.bos = bos ? json_integer_value(bos) : -1};
+    for (size_t i = 0; i < ends; i++) {
+        const json_t *end = json_is_array(eos) ? json_array_get(eos, i) : eos;
+        if (!json_is_integer(end)) return refuse(error, "eos_token_id holds something that is not a number");
+        tokens->ends[tokens->end_count++] = json_integer_value(end);
+    }
+    return LS_OK;
+}
+
+static enum ls_code parse_gpt2(const json_t *root, struct ls_config *config, struct ls_error *error) {
+    const char *activation = text_of(root, "activation_function");
+    bool known =
+        *activation == 0 || strcmp(activation, "gelu_new") == 0 || strcmp(activation, "gelu_pytorch_tanh") == 0;
+    if (!known) return refuse(error, "'activation_function': '%.60s' is not supported, only gelu_new", activation);
+    enum ls_code code = read_size(root, "n_embd", "hidden_size", 768, &config->model.hidden_size, error);
+    if (!code) code = read_size(root, "n_layer", "num_hidden_layers", 12, &config->model.num_hidden_layers, error);
+    if (!code) code = read_size(root, "n_head", "num_attention_heads", 12, &config->model.num_attention_heads, error);
+    if (!code)
+        code = read_size(root, "n_positions", "max_position_embeddings", 1024, &config->model.max_position_embeddings,
+                         error);
+    if (!code)
+        code = read_size(root, "n_inner", NULL, 4 * config->model.hidden_size, &config->model.intermediate_size, error);
+    if (!code) code = read_number(root, "layer_norm_epsilon", 1e-5, &config->model.layer_norm_epsilon, error);
+    if (!code) code = read_flag(root, "tie_word_embeddings", true, &config->model.tie_word_embeddings, error);
+    if (!code) code = require_flag(root, "scale_attn_weights", true, error);
+    if (!code) code = require_flag(root, "scale_attn_by_inverse_layer_idx", false, error);
+    if (!code) code = require_flag(root, "add_cross_attention", false, error);
+    config->model.num_key_value_heads = config->model.num_attention_heads;
+    return code;
+}
+
+/* `rope` is rope_parameters or rope_scaling. */
+static enum ls_code parse_rope(const json_t *rope, struct ls_config *config, struct ls_error *error) {
+    const char *type = text_of(rope, "rope_type");
+    if (*type == 0) type = text_of(rope, "type");
+    if (*type == 0 || strcmp(type, "default") == 0) return LS_OK;
+    if (strcmp(type, "llama3") != 0)
+        return refuse(error, "the rope type '%.60s' is not supported, only default and llama3", type);
+    config->model.rope_scaling.llama3 = true;
+    enum ls_code code = read_number(rope, "factor", 0, &config->model.rope_scaling.factor, error);
+    if (!code) code = read_number(rope, "low_freq_factor", 0, &config->model.rope_scaling.low_freq_factor, error);
+    if (!code) code = read_number(rope, "high_freq_factor", 0, &config->model.rope_scaling.high_freq_factor, error);
+    if (!code)
+        code = read_size(rope, "original_max_position_embeddings", NULL, 0,
+                         &config->model.rope_scaling.original_max_position_embeddings, error);
+    if (!code && config->model.rope_scaling.high_freq_factor <= config->model.rope_scaling.low_freq_factor)
+        code = refuse(error, "high_freq_factor must be above low_freq_factor");
+    return code;
+}
+
+static enum ls_code parse_llama_rope(const json_t *root, struct ls_config *config, struct ls_error *error) {
+    const json_t *parameters = member(root, "rope_parameters", "rope_scaling");
+    if (parameters && !json_is_object(parameters)) return refuse(error, "the rope parameters are not an object");
+    const json_t *theta_holder = member(parameters, "rope_theta", NULL) ? parameters : root;
+    double rotary = 1;
+    enum ls_code code = read_number(theta_holder, "rope_theta", 10000, &config->model.rope_theta, error);
+    if (!code) code = read_number(root, "partial_rotary_factor", 1, &rotary, error);
+    if (!code && member(parameters, "partial_rotary_factor", NULL))
+        code = read_number(parameters, "partial_rotary_factor", 1, &rotary, error);
+    if (!code && rotary < 1) code = refuse(error, "'partial_rotary_factor' below 1 is not supported");
+    return code ? code : parse_rope(parameters, config, error);
+}
+
+static enum ls_code parse_llama(const json_t *root, struct ls_config *config, struct ls_error *error) {
+    const char *activation = text_of(root, "hidden_act");
+    if (*activation && strcmp(activation, "silu") != 0)
+        return refuse(error, "'hidden_act': '%.60s' is not supported, only silu", activation);
+    enum ls_code code = read_size(root, "hidden_size", NULL, 0, &config->model.hidden_size, error);
+    if (!code) code = read_size(root, "num_hidden_layers", NULL, 0, &config->model.num_hidden_layers, error);
+    if (!code) code = read_size(root, "num_attention_heads", NULL, 0, &config->model.num_attention_heads, error);
+    if (!code)
+        code = read_size(root, "num_key_value_heads", NULL, config->model.num_attention_heads,
+                         &config->model.num_key_value_heads, error);
+    if (!code) code = read_size(root, "intermediate_size", NULL, 0, &config->model.intermediate_size, error);
+    if (!code)
+        code = read_size(root, "max_position_embeddings", NULL, 2048, &config->model.max_position_embeddings, error);
+    if (!code) code = read_number(root, "rms_norm_eps", 1e-6, &config->model.rms_norm_eps, error);
+    if (!code) code = read_flag(root, "tie_word_embeddings", false, &config->model.tie_word_embeddings, error);
+    if (!code) code = require_flag(root, "attention_bias", false, error);
+    if (!code) code = require_flag(root, "mlp_bias", false, error);
+    return code ? code : parse_llama_rope(root, config, error);
+}
+
+/* The rules between sizes that the arithmetic needs. */
+static enum ls_code check_heads(const json_t *root, struct ls_config *config, struct ls_error *error) {
+    int64_t heads = config->model.num_attention_heads, hidden = config->model.hidden_size;
+    int64_t standard = hidden % heads == 0 ? hidden / heads : 0;
+    bool llama = config->model.model_type == LS_LLAMA;
+    if (!llama && !standard)
+        return refuse(error, "n_embd %lld is no multiple of n_head %lld", (long long)hidden, (long long)heads);
+    config->model.head_dim = standard;
+    enum ls_code code = llama ? read_size(root, "head_dim", NULL, standard, &config->model.head_dim, error) : LS_OK;
+    if (code) return code;
+    if (heads % config->model.num_key_value_heads)
+        return refuse(error, "num_attention_heads %lld is no multiple of num_key_value_heads %lld", (long long)heads,
+                      (long long)config->model.num_key_value_heads);
+    if (llama && config->model.head_dim % 2)
+        return refuse(error, "head_dim %lld is odd; rotary embeddings need pairs", (long long)config->model.head_dim);
+    return LS_OK;
+}
+
+static enum ls_code parse_model(const json_t *root, struct ls_config *config, struct ls_hf_tokens *tokens,
+                                struct ls_error *error) {
+    const char *type = text_of(root, "model_type");
+    bool llama = strcmp(type, "llama") == 0;
+    memset(&config->model, 0, sizeof config->model);
+    if (!llama && strcmp(type, "gpt2") != 0)
+        return refuse(error, "'model_type': '%.60s' is not supported, only gpt2 and llama", type);
+    if (member(root, "quantization_config", NULL)) return refuse(error, "quantised weights are not supported");
+    config->model.model_type = llama ? LS_LLAMA : LS_GPT2;
+    config->model.layer_norm_epsilon = 1e-5;
+    config->model.rms_norm_eps = 1e-6;
+    config->model.rope_theta = 10000;
+    enum ls_code code = read_size(root, "vocab_size", NULL, llama ? 0 : 50257, &config->model.vocab_size, error);
+    if (!code) code = read_number(root, "initializer_range", 0.02, &config->model.initializer_range, error);
+    if (!code) code = read_tokens(root, tokens, error);
+    if (!code) code = llama ? parse_llama(root, config, error) : parse_gpt2(root, config, error);
+    return code ? code : check_heads(root, config, error);
+}
+
+enum ls_code ls_hf_config_parse(const char *json, size_t count, struct ls_config *config, struct ls_hf_tokens *tokens,
+                                struct ls_error *error) {
+    json_error_t cause;
+    json_t *root = json_loadb(json, count, JSON_REJECT_DUPLICATES, &cause);
+    if (!root) return refuse(error, "not valid JSON (line %d: %.100s)", cause.line, cause.text);
+    enum ls_code code = parse_model(root, config, tokens, error);
+    json_decref(root);
+    return code;
+}
+
+static json_t *token_or_null(int64_t token) {
+    return token < 0 ? json_null() : json_integer(token);
+}
+
+static json_t *write_gpt2(const struct ls_config *config) {
+    return json_pack("{s:s,s:[s],s:I,s:I,s:I,s:I,s:I,s:s,s:f,s:f,s:f,s:f,s:b,s:b}", "model_type", "gpt2",
+                     "architectures", "GPT2LMHeadModel", "n_embd", (json_int_t)config->model.hidden_size, "n_layer",
+                     (json_int_t)config->model.num_hidden_layers, "n_head",
+                     (json_int_t)config->model.num_attention_heads, "n_positions",
+                     (json_int_t)config->model.max_position_embeddings, "n_inner",
+                     (json_int_t)config->model.intermediate_size, "activation_function", "gelu_new",
+                     "layer_norm_epsilon", config->model.layer_norm_epsilon, "resid_pdrop", 0.0, "embd_pdrop", 0.0,
+                     "attn_pdrop", 0.0, "scale_attn_weights", 1, "use_cache", 1);
+}
+
+static json_t *write_llama(const struct ls_config *config) {
+    const struct ls_config_rope_scaling *scaling = &config->model.rope_scaling;
+    json_t *rope =
+        scaling->llama3
+            ? json_pack("{s:s,s:f,s:f,s:f,s:I}", "rope_type", "llama3", "factor", scaling->factor, "low_freq_factor",
+                        scaling->low_freq_factor, "high_freq_factor", scaling->high_freq_factor,
+                        "original_max_position_embeddings", (json_int_t)scaling->original_max_position_embeddings)
+            : json_null();
+    return json_pack("{s:s,s:[s],s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:f,s:f,s:o,s:f,s:b,s:b,s:b}", "model_type", "llama",
+                     "architectures", "LlamaForCausalLM", "hidden_size", (json_int_t)config->model.hidden_size,
+                     "num_hidden_layers", (json_int_t)config->model.num_hidden_layers, "num_attention_heads",
+                     (json_int_t)config->model.num_attention_heads, "num_key_value_heads",
+                     (json_int_t)config->model.num_key_value_heads, "head_dim", (json_int_t)config->model.head_dim,
+                     "intermediate_size", (json_int_t)config->model.intermediate_size, "max_position_embeddings",
+                     (json_int_t)config->model.max_position_embeddings, "hidden_act", "silu", "rms_norm_eps",
+                     config->model.rms_norm_eps, "rope_theta", config->model.rope_theta, "rope_scaling", rope,
+                     "attention_dropout", 0.0, "attention_bias", 0, "mlp_bias", 0, "use_cache", 1);
+}
+
+enum ls_code ls_hf_config_write(const struct ls_config *config, int64_t document_token, char **json,
+                                struct ls_error *error) {
+    json_t *root = config->model.model_type == LS_LLAMA ? write_llama(config) : write_gpt2(config);
+    json_t *common = json_pack("{s:I,s:f,s:b,s:s,s:o,s:o}", "vocab_size", (json_int_t)config->model.vocab_size,
+                               "initializer_range", config->model.initializer_range, "tie_word_embeddings",
+                               (int)config->model.tie_word_embeddings, "torch_dtype", "float32", "bos_token_id",
+                               token_or_null(document_token), "eos_token_id", token_or_null(document_token));
+    char *text = root && common && json_object_update(root, common) == 0 ? json_dumps(root, JSON_INDENT(2)) : NULL;
+    json_decref(common);
+    json_decref(root);
+    if (!text) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "config.json: no memory");
+    *json = text;
+    return LS_OK;
+}

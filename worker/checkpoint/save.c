@@ -1,0 +1,339 @@
+/* One rank's files of a checkpoint. */
+#include "worker/checkpoint/save.h"
+
+#include "common/byte_tokenizer.h"
+#include "common/files.h"
+#include "common/hf_config.h"
+#include "common/safetensors.h"
+#include "worker/checkpoint/part.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { STATE_KINDS = 3, STATE_NAME_MAX = 128, TOKENIZER_BYTES_MAX = 256 << 20 };
+static const char *const state_kinds[STATE_KINDS] = {"master", "exp_avg", "exp_avg_sq"};
+static const int64_t model_file_bytes_standard = 64 << 20;
+
+struct ls_checkpoint_writer {
+    struct ls_checkpoint_writer_options options;
+    int *owners; /* [tensors] the rank that writes the tensor's weights */
+    int64_t model_files;
+    struct ls_part model, state; /* model.file is -1 when this rank writes no weights */
+    int next_block;
+};
+
+void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t *first, int64_t *length) {
+    int64_t piece = count / world_size + (count % world_size != 0);
+    *first = rank * piece < count ? rank * piece : count;
+    *length = count - *first < piece ? count - *first : piece;
+}
+
+int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size) {
+    /* A slice begins inside a tensor once per rank and block; every piece costs a header entry and a metadata pair. */
+    int64_t pieces = ls_model_tensor_count(model) + ls_model_block_count(model) * world_size;
+    int64_t header_bytes = 512 * (STATE_KINDS + 2) * pieces + (1 << 20);
+    return (1 + STATE_KINDS) * (int64_t)sizeof(float) * ls_model_parameter_count(model) + header_bytes;
+}
+
+/* Dealing whole tensors: the largest first, each to the file with the fewest bytes so far. */
+
+struct dealt_tensor {
+    int tensor;
+    int64_t count;
+};
+
+static int compare_sizes(const void *left, const void *right) {
+    const struct dealt_tensor *a = left, *b = right;
+    if (a->count != b->count) return a->count > b->count ? -1 : 1;
+    return a->tensor - b->tensor;
+}
+
+static int64_t count_model_files(const struct ls_checkpoint_writer_options *options) {
+    int64_t bytes = ls_model_parameter_count(options->model) * (int64_t)sizeof(float);
+    int64_t per_file = options->model_file_bytes ? options->model_file_bytes : model_file_bytes_standard;
+    int64_t files = bytes / per_file + (bytes % per_file != 0);
+    if (files > options->world_size) files = options->world_size;
+    if (files > ls_model_tensor_count(options->model)) files = ls_model_tensor_count(options->model);
+    return files < 1 ? 1 : files;
+}
+
+static enum ls_code deal_tensors(struct ls_checkpoint_writer *writer, struct ls_error *error) {
+    const struct ls_model *model = writer->options.model;
+    int tensors = ls_model_tensor_count(model);
+    struct dealt_tensor *sorted = calloc((size_t)tensors + 1, sizeof *sorted);
+    int64_t *loads = calloc((size_t)writer->model_files, sizeof *loads);
+    writer->owners = calloc((size_t)tensors + 1, sizeof *writer->owners);
+    enum ls_code code = LS_OK;
+    if (!sorted || !loads || !writer->owners)
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory to deal %d tensors", tensors);
+    for (int i = 0; i < tensors && !code; i++)
+        sorted[i] = (struct dealt_tensor){.tensor = i, .count = ls_model_tensor(model, i)->count};
+    if (!code) qsort(sorted, (size_t)tensors, sizeof *sorted, compare_sizes);
+    for (int i = 0; i < tensors && !code; i++) {
+        int least = 0;
+        for (int file = 1; file < writer->model_files; file++)
+            if (loads[file] < loads[least]) least = file;
+        writer->owners[sorted[i].tensor] = least;
+        loads[least] += sorted[i].count;
+    }
+    free(sorted);
+    free(loads);
+    return code;
+}
+
+static void model_file_name(const struct ls_checkpoint_writer *writer, int64_t file, char name[LS_RECORD_NAME_MAX]) {
+    if (writer->model_files == 1)
+        snprintf(name, LS_RECORD_NAME_MAX, "model.safetensors");
+    else
+        snprintf(name, LS_RECORD_NAME_MAX, "model-%05" PRId64 "-of-%05" PRId64 ".safetensors", file + 1,
+                 writer->model_files);
+}
+
+/* Makes the file `name` of `count` tensors and writes its header. */
+static enum ls_code begin_part(struct ls_part *part, const char *folder, const char *name,
+                               struct ls_tensor_info *tensors, size_t count, const struct ls_safetensors_pair *metadata,
+                               size_t metadata_count, struct ls_error *error) {
+    char *header;
+    size_t header_bytes = 0;
+    enum ls_code code = ls_safetensors_header(tensors, count, metadata, metadata_count, &header, &header_bytes, error);
+    if (code) return code;
+    int64_t total = (int64_t)header_bytes + (count ? tensors[count - 1].end : 0);
+    code = ls_part_create(part, folder, name, total, error);
+    if (!code) code = ls_part_write(part, header, header_bytes, error);
+    free(header);
+    return code;
+}
+
+static enum ls_code begin_model_part(struct ls_checkpoint_writer *writer, struct ls_error *error) {
+    const struct ls_model *model = writer->options.model;
+    char name[LS_RECORD_NAME_MAX];
+    size_t count = 0;
+    if (writer->options.rank >= writer->model_files) return LS_OK;
+    struct ls_tensor_info *infos = calloc((size_t)ls_model_tensor_count(model) + 1, sizeof *infos);
+    if (!infos) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for a header");
+    for (int i = 0; i < ls_model_tensor_count(model); i++) {
+        const struct ls_tensor *tensor = ls_model_tensor(model, i);
+        if (writer->owners[i] != writer->options.rank) continue;
+        infos[count++] = (struct ls_tensor_info){.name = tensor->name,
+                                                 .type = LS_TENSOR_F32,
+                                                 .dimensions = tensor->dimensions,
+                                                 .shape = {tensor->shape[0], tensor->shape[1]}};
+    }
+    model_file_name(writer, writer->options.rank, name);
+    enum ls_code code = begin_part(&writer->model, writer->options.folder, name, infos, count, NULL, 0, error);
+    free(infos);
+    return code;
+}
+
+/* What a tensor and this rank's slice of its block have in common: elements [*first, *first + *count) of the tensor. */
+static bool meet(const struct ls_checkpoint_writer *writer, const struct ls_tensor *tensor, int64_t *first,
+                 int64_t *count) {
+    int64_t begin, length;
+    ls_checkpoint_slice(ls_model_block(writer->options.model, tensor->block)->count, writer->options.rank,
+                        writer->options.world_size, &begin, &length);
+    int64_t low = begin > tensor->offset ? begin : tensor->offset;
+    int64_t high = begin + length < tensor->offset + tensor->count ? begin + length : tensor->offset + tensor->count;
+    *first = low - tensor->offset;
+    *count = high - low;
+    return high > low;
+}
+
+/* The strings of the state file's header. */
+struct state_name {
+    char name[STATE_NAME_MAX], first[24];
+};
+
+static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct ls_error *error) {
+    const struct ls_model *model = writer->options.model;
+    size_t tensors = (size_t)ls_model_tensor_count(model), count = 0, pairs = 0;
+    struct ls_tensor_info *infos = calloc(STATE_KINDS * tensors + 1, sizeof *infos);
+    struct state_name *names = calloc(STATE_KINDS * tensors + 1, sizeof *names);
+    struct ls_safetensors_pair *metadata = calloc(tensors + 1, sizeof *metadata);
+    char name[LS_RECORD_NAME_MAX];
+    enum ls_code code = LS_OK;
+    if (!infos || !names || !metadata)
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for a header");
+    for (int b = 0; b < ls_model_block_count(model) && !code; b++) {
+        const struct ls_block *block = ls_model_block(model, b);
+        for (int kind = 0; kind < STATE_KINDS; kind++)
+            for (int i = block->first_tensor; i < block->first_tensor + block->tensor_count; i++) {
+                const struct ls_tensor *tensor = ls_model_tensor(model, i);
+                int64_t first, elements;
+                if (!meet(writer, tensor, &first, &elements)) continue;
+                snprintf(names[count].name, STATE_NAME_MAX, "%s:%s", state_kinds[kind], tensor->name);
+                snprintf(names[count].first, sizeof names[count].first, "%" PRId64, first);
+                if (kind == 0)
+                    metadata[pairs++] = (struct ls_safetensors_pair){.key = tensor->name, .value = names[count].first};
+                infos[count] = (struct ls_tensor_info){
+                    .name = names[count].name, .type = LS_TENSOR_F32, .dimensions = 1, .shape = {elements}};
+                count++;
+            }
+    }
+    snprintf(name, sizeof name, "state/rank-%05" PRId64 ".safetensors", writer->options.rank);
+    if (!code) code = begin_part(&writer->state, writer->options.folder, name, infos, count, metadata, pairs, error);
+    free(metadata);
+    free(names);
+    free(infos);
+    return code;
+}
+
+enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_options *options,
+                                         struct ls_checkpoint_writer **result, struct ls_error *error) {
+    struct ls_checkpoint_writer *writer = calloc(1, sizeof *writer);
+    if (!writer) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for a writer");
+    writer->options = *options;
+    writer->model.file = writer->state.file = -1;
+    writer->model_files = count_model_files(options);
+    enum ls_code code = deal_tensors(writer, error);
+    if (!code) code = begin_model_part(writer, error);
+    if (!code) code = begin_state_part(writer, error);
+    if (code) {
+        ls_checkpoint_writer_destroy(writer);
+        return code;
+    }
+    *result = writer;
+    return LS_OK;
+}
+
+bool ls_checkpoint_writer_needs_block(const struct ls_checkpoint_writer *writer, int block) {
+    const struct ls_block *description = ls_model_block(writer->options.model, block);
+    for (int i = 0; i < description->tensor_count; i++)
+        if (writer->owners[description->first_tensor + i] == writer->options.rank) return true;
+    return false;
+}
+
+/* Where a block's values lie: `values` points to element `first` of the block's flat range. */
+struct block_values {
+    const float *values;
+    int64_t first;
+};
+
+static enum ls_code put_state(struct ls_checkpoint_writer *writer, const struct ls_block *block,
+                              const struct block_values sources[STATE_KINDS], struct ls_error *error) {
+    enum ls_code code = LS_OK;
+    for (int kind = 0; kind < STATE_KINDS; kind++)
+        for (int i = 0; i < block->tensor_count && !code; i++) {
+            const struct ls_tensor *tensor = ls_model_tensor(writer->options.model, block->first_tensor + i);
+            int64_t first, count;
+            if (!meet(writer, tensor, &first, &count)) continue;
+            const float *values = sources[kind].values + (tensor->offset + first - sources[kind].first);
+            code = ls_part_write(&writer->state, values, (size_t)count * sizeof *values, error);
+        }
+    return code;
+}
+
+enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer, int block, const float *parameters,
+                                            const float *m, const float *v, struct ls_error *error) {
+    const struct ls_model *model = writer->options.model;
+    const struct ls_block *description = ls_model_block(model, block);
+    int64_t first, length;
+    enum ls_code code = LS_OK;
+    assert(block == writer->next_block);
+    writer->next_block++;
+    for (int i = 0; i < description->tensor_count && !code; i++) {
+        const struct ls_tensor *tensor = ls_model_tensor(model, description->first_tensor + i);
+        if (writer->owners[description->first_tensor + i] == writer->options.rank)
+            code = ls_part_write(&writer->model, parameters + tensor->offset, (size_t)tensor->count * sizeof(float),
+                                 error);
+    }
+    ls_checkpoint_slice(description->count, writer->options.rank, writer->options.world_size, &first, &length);
+    struct block_values sources[STATE_KINDS] = {{parameters, 0}, {m, first}, {v, first}};
+    return code ? code : put_state(writer, description, sources, error);
+}
+
+/* Small files, whole. */
+
+static enum ls_code write_small(struct ls_checkpoint_writer *writer, const char *name, const char *bytes, size_t count,
+                                struct ls_file_record *record, struct ls_error *error) {
+    struct ls_part part;
+    enum ls_code code = ls_part_create(&part, writer->options.folder, name, (int64_t)count, error);
+    if (!code) code = ls_part_write(&part, bytes, count, error);
+    if (!code) code = ls_part_finish(&part, record, error);
+    ls_part_abandon(&part);
+    return code;
+}
+
+/* Writes `text` unless making it failed with `code`, and frees it. */
+static enum ls_code write_made(struct ls_checkpoint_writer *writer, enum ls_code code, const char *name, char *text,
+                               struct ls_file_record *files, size_t *count, struct ls_error *error) {
+    if (code) return code;
+    code = write_small(writer, name, text, strlen(text), &files[*count], error);
+    free(text);
+    if (!code) ++*count;
+    return code;
+}
+
+static enum ls_code write_index(struct ls_checkpoint_writer *writer, struct ls_file_record *files, size_t *count,
+                                struct ls_error *error) {
+    const struct ls_model *model = writer->options.model;
+    size_t tensors = (size_t)ls_model_tensor_count(model);
+    struct ls_safetensors_pair *entries = calloc(tensors + 1, sizeof *entries);
+    char(*names)[LS_RECORD_NAME_MAX] = calloc((size_t)writer->model_files, sizeof *names);
+    char *json = NULL;
+    enum ls_code code = LS_OK;
+    if (!entries || !names) code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for the index");
+    for (int64_t file = 0; file < writer->model_files && !code; file++) model_file_name(writer, file, names[file]);
+    for (size_t i = 0; i < tensors && !code; i++)
+        entries[i] = (struct ls_safetensors_pair){.key = ls_model_tensor(model, (int)i)->name,
+                                                  .value = names[writer->owners[i]]};
+    if (!code)
+        code = ls_weight_map_write(entries, tensors, ls_model_parameter_count(model) * (int64_t)sizeof(float), &json,
+                                   error);
+    code = write_made(writer, code, "model.safetensors.index.json", json, files, count, error);
+    free(names);
+    free(entries);
+    return code;
+}
+
+static enum ls_code write_tokenizer(struct ls_checkpoint_writer *writer, struct ls_file_record *files, size_t *count,
+                                    struct ls_error *error) {
+    const char *tokenizer = writer->options.tokenizer ? writer->options.tokenizer : "";
+    char *text = NULL;
+    size_t bytes = 0;
+    if (strcmp(tokenizer, "byte") == 0) {
+        enum ls_code code = ls_byte_tokenizer_write(&text, error);
+        code = write_made(writer, code, "tokenizer.json", text, files, count, error);
+        if (!code) code = ls_byte_tokenizer_config_write(&text, error);
+        return write_made(writer, code, "tokenizer_config.json", text, files, count, error);
+    }
+    if (!strchr(tokenizer, '/')) return LS_OK;
+    enum ls_code code = ls_file_read(tokenizer, TOKENIZER_BYTES_MAX, &text, &bytes, LS_CHECKPOINT, error);
+    if (code) return code;
+    code = write_small(writer, "tokenizer.json", text, bytes, &files[*count], error);
+    free(text);
+    if (!code) ++*count;
+    return code;
+}
+
+static enum ls_code write_descriptions(struct ls_checkpoint_writer *writer, struct ls_file_record *files, size_t *count,
+                                       struct ls_error *error) {
+    char *json = NULL;
+    enum ls_code code = ls_hf_config_write(writer->options.config, writer->options.document_token, &json, error);
+    code = write_made(writer, code, "config.json", json, files, count, error);
+    if (!code) code = write_tokenizer(writer, files, count, error);
+    if (!code && writer->model_files > 1) code = write_index(writer, files, count, error);
+    return code;
+}
+
+enum ls_code ls_checkpoint_writer_finish(struct ls_checkpoint_writer *writer, struct ls_file_record *files,
+                                         size_t *count, struct ls_error *error) {
+    size_t made = 0;
+    assert(writer->next_block == ls_model_block_count(writer->options.model));
+    enum ls_code code = LS_OK;
+    if (writer->model.file >= 0) code = ls_part_finish(&writer->model, &files[made++], error);
+    if (!code) code = ls_part_finish(&writer->state, &files[made++], error);
+    if (!code && writer->options.rank == 0) code = write_descriptions(writer, files, &made, error);
+    if (!code) *count = made;
+    return code;
+}
+
+void ls_checkpoint_writer_destroy(struct ls_checkpoint_writer *writer) {
+    if (!writer) return;
+    ls_part_abandon(&writer->model);
+    ls_part_abandon(&writer->state);
+    free(writer->owners);
+    free(writer);
+}

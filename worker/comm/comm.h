@@ -1,12 +1,17 @@
-/* Collectives that sharding needs, over the ranks of one attempt. Those on device memory are put on a stream and run in its order;
- * every rank puts the same collectives in the same order. Knows nothing of models. Implementations: mpi.c (CPU devices), threads.c
- * (ranks as threads of one process, for tests); later nccl.c. */
+/* Collectives that sharding needs, over the ranks of one attempt. Those on device memory are put on a stream and run in
+ * its order; every rank puts the same collectives in the same order. Knows nothing of models. Implementations: mpi.c
+ * (CPU devices), threads.c (ranks as threads of one process, for tests).
+ *
+ * Every rank ends with the same bits: MPI requires it of MPI_Allreduce (MPI 3.1, section 5.9.6), threads.c has each
+ * slice summed by one rank, in rank order. So replicas that start equal stay equal. */
 #ifndef LS_WORKER_COMM_COMM_H
 #define LS_WORKER_COMM_COMM_H
 
 #include "common/status.h"
 #include "worker/device/device.h"
 
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct ls_comm;
@@ -19,33 +24,48 @@ int ls_comm_size(const struct ls_comm *comm);
 int ls_comm_local_rank(const struct ls_comm *comm);
 int ls_comm_local_size(const struct ls_comm *comm);
 
-/* On a stream, device memory, in place. `block` names the block in debug builds' agreement check (number, block, bytes, type). */
+/* On a stream of a CPU device, in place; an error becomes the stream's. `block` names the block in the agreement check.
+ * `count` may be 0 and need not divide by anything. */
 void ls_comm_all_reduce_sum(struct ls_comm *comm, struct ls_stream *stream, void *buffer, int64_t count,
                             enum ls_comm_type type, int block);
-/* buffer[size * count]: rank r ends with the sum of everybody's slice r in slice r; other slices are undefined afterwards. */
+/* buffer[size * count]: rank r ends with the sum of everybody's slice r in slice r; other slices are undefined
+ * afterwards. */
 void ls_comm_reduce_scatter_sum(struct ls_comm *comm, struct ls_stream *stream, void *buffer, int64_t count,
                                 enum ls_comm_type type, int block);
-/* buffer[size * count]: slice r comes from rank r. `bytes` of one slice. */
+/* buffer[size * bytes]: slice r comes from rank r. */
 void ls_comm_all_gather(struct ls_comm *comm, struct ls_stream *stream, void *buffer, int64_t bytes, int block);
 
-/* Small collectives on host memory that wait; called by the training thread only, while the stream given to the others is either
- * idle or has a thread of its own (they use a communicator of their own). */
+/* Small collectives on host memory that wait for every rank; called by the training thread only. They have a channel of
+ * their own, so collectives on streams may be under way meanwhile. Errors are LS_COMMUNICATION. */
+enum { LS_COMM_SUM_MAX = 64 };
+/* values[i] becomes the sum over the ranks mod 2^64, on every rank; count <= LS_COMM_SUM_MAX. */
 enum ls_code ls_comm_sum_u64(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error);
 enum ls_code ls_comm_broadcast(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error);
-/* all[size * count] on every rank. */
-enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_t count, void *all, struct ls_error *error);
+/* all[size * count] on every rank, in rank order; count < 2^31. */
+enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_t count, void *all,
+                                  struct ls_error *error);
 enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error);
 
-/* Bytes this rank has sent in collectives on streams, by the ring's count: all-reduce 2 (N-1)/N, the others (N-1)/N of the buffer. */
+/* Agreement check: before each collective the ranks compare (number, block, bytes, kind and type), and all of them fail
+ * with LS_COMMUNICATION, naming two that differ. On in debug builds (LS_DEBUG). All ranks set the same, while no
+ * collective is under way. */
+void ls_comm_set_checks(struct ls_comm *comm, bool on);
+/* Where to store the number of the collective on streams that is running, for whoever watches this rank; NULL: nowhere.
+ */
+void ls_comm_set_watch(struct ls_comm *comm, _Atomic uint64_t *collective);
+
+/* Bytes this rank has sent in collectives on streams, by the ring's count: all-reduce 2 (N-1)/N, the others (N-1)/N of
+ * the buffer. */
 uint64_t ls_comm_wire_bytes(const struct ls_comm *comm);
-/* Seconds the streams' collectives ran, in total. */
+/* Seconds the streams' collectives ran, waiting for other ranks included. */
 double ls_comm_seconds(const struct ls_comm *comm);
 
+/* Collective over MPI. Streams that were given collectives must be idle. Takes NULL. */
 void ls_comm_destroy(struct ls_comm *comm);
 
-/* After MPI_Init_thread(MPI_THREAD_MULTIPLE). Duplicates MPI_COMM_WORLD. */
+/* After MPI_Init_thread(MPI_THREAD_MULTIPLE). Duplicates MPI_COMM_WORLD, whose errors are returned from here on. */
 enum ls_code ls_comm_create_mpi(struct ls_comm **comm, struct ls_error *error);
-/* `size` communicators for threads of this process: comms[r] belongs to thread r. */
+/* `size` communicators for threads of this process: comms[r] belongs to thread r. Each is destroyed by itself. */
 enum ls_code ls_comm_create_threads(int size, struct ls_comm **comms, struct ls_error *error);
 
 #endif

@@ -1,4 +1,5 @@
-/* The arena: one allocation whose layout is computed before the first step. Plan first (pure), then allocate, then place by number. */
+/* The arena: one allocation whose layout is computed before the first step. Plan first (pure), then allocate, then
+ * place by number. */
 #ifndef LS_WORKER_MEMORY_ARENA_H
 #define LS_WORKER_MEMORY_ARENA_H
 

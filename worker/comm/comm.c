@@ -1,0 +1,170 @@
+/* What all communicators have in common: numbering, the agreement check, and the way onto a stream. */
+#include "worker/comm/implementation.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+enum ls_code ls_comm_initialize(struct ls_comm *comm, const struct ls_comm_operations *operations, int rank, int size,
+                                int local_rank, int local_size, struct ls_error *error) {
+    *comm = (struct ls_comm){
+        .operations = operations, .rank = rank, .size = size, .local_rank = local_rank, .local_size = local_size};
+#ifdef LS_DEBUG
+    comm->checks = true;
+#endif
+    comm->signatures = calloc((size_t)LS_CHANNEL_COUNT * (size_t)size * 4, sizeof *comm->signatures);
+    if (!comm->signatures)
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "communication: no memory for the records of %d ranks", size);
+    return LS_OK;
+}
+
+int ls_comm_rank(const struct ls_comm *comm) {
+    return comm->rank;
+}
+int ls_comm_size(const struct ls_comm *comm) {
+    return comm->size;
+}
+int ls_comm_local_rank(const struct ls_comm *comm) {
+    return comm->local_rank;
+}
+int ls_comm_local_size(const struct ls_comm *comm) {
+    return comm->local_size;
+}
+uint64_t ls_comm_wire_bytes(const struct ls_comm *comm) {
+    return comm->wire_bytes;
+}
+double ls_comm_seconds(const struct ls_comm *comm) {
+    return 1e-9 * (double)atomic_load_explicit(&comm->nanoseconds, memory_order_relaxed);
+}
+void ls_comm_set_checks(struct ls_comm *comm, bool on) {
+    comm->checks = on;
+}
+void ls_comm_set_watch(struct ls_comm *comm, _Atomic uint64_t *collective) {
+    comm->watch = collective;
+}
+
+void ls_comm_destroy(struct ls_comm *comm) {
+    if (!comm) return;
+    free(comm->signatures);
+    comm->operations->destroy(comm);
+}
+
+/* Compares signature[4] = (number, block, bytes, kind and type) over the ranks. */
+static enum ls_code check_agreement(struct ls_comm *comm, enum ls_comm_channel channel, const uint64_t signature[4],
+                                    struct ls_error *error) {
+    uint64_t(*all)[4] = (void *)(comm->signatures + (size_t)channel * (size_t)comm->size * 4);
+    enum ls_code code = comm->operations->gather(comm, channel, signature, 4 * sizeof *signature, all, error);
+    if (code) return code;
+    for (int rank = 1; rank < comm->size; rank++)
+        if (memcmp(all[0], all[rank], sizeof all[0]) != 0)
+            return ls_fail(
+                error, LS_COMMUNICATION, LS_SCOPE_JOB,
+                "communication: ranks disagree about the next collective: rank 0 is at number %llu, block %lld, %llu "
+                "bytes, kind %llu; rank %d at number %llu, block %lld, %llu bytes, kind %llu. This is an error of "
+                "the program: please report it.",
+                (unsigned long long)all[0][0], (long long)all[0][1], (unsigned long long)all[0][2],
+                (unsigned long long)all[0][3], rank, (unsigned long long)all[rank][0], (long long)all[rank][1],
+                (unsigned long long)all[rank][2], (unsigned long long)all[rank][3]);
+    return LS_OK;
+}
+
+/* Host collectives have no block. Kinds 16 and up, so that they differ from those on streams. */
+static enum ls_code check_host(struct ls_comm *comm, uint64_t kind, int64_t bytes, struct ls_error *error) {
+    uint64_t number = ++comm->host_collectives;
+    if (!comm->checks) return LS_OK;
+    return check_agreement(comm, LS_CHANNEL_HOST, (uint64_t[4]){number, (uint64_t)-1, (uint64_t)bytes, 16 + kind},
+                           error);
+}
+
+struct submission {
+    struct ls_comm *comm;
+    struct ls_collective collective;
+};
+
+static enum ls_code run_on_stream(const void *argument, struct ls_error *error) {
+    const struct submission *submission = argument;
+    struct ls_comm *comm = submission->comm;
+    const struct ls_collective *collective = &submission->collective;
+    uint64_t begin = now_ns();
+    if (comm->watch) atomic_store_explicit(comm->watch, collective->number, memory_order_relaxed);
+    enum ls_code code = LS_OK;
+    if (comm->checks) {
+        uint64_t element = collective->kind == LS_ALL_GATHER ? 1 : ls_comm_type_bytes(collective->type);
+        code = check_agreement(comm, LS_CHANNEL_STREAM,
+                               (uint64_t[4]){collective->number, (uint64_t)(int64_t)collective->block,
+                                             (uint64_t)collective->count * element,
+                                             (uint64_t)collective->kind * 2 + (uint64_t)collective->type},
+                               error);
+    }
+    if (!code && collective->count > 0) code = comm->operations->run(comm, collective, error);
+    atomic_fetch_add_explicit(&comm->nanoseconds, now_ns() - begin, memory_order_relaxed);
+    return code;
+}
+
+static void submit(struct ls_comm *comm, struct ls_stream *stream, struct ls_collective collective,
+                   uint64_t wire_bytes) {
+    collective.number = ++comm->submitted;
+    comm->wire_bytes += wire_bytes;
+    if (comm->size == 1) return;
+    struct submission submission = {comm, collective};
+    static_assert(sizeof submission <= LS_STREAM_ARGUMENT_MAX, "a collective fits a stream's argument");
+    ls_stream_call(stream, run_on_stream, &submission, sizeof submission);
+}
+
+void ls_comm_all_reduce_sum(struct ls_comm *comm, struct ls_stream *stream, void *buffer, int64_t count,
+                            enum ls_comm_type type, int block) {
+    assert(count >= 0);
+    uint64_t others = (uint64_t)comm->size - 1, bytes = (uint64_t)count * ls_comm_type_bytes(type);
+    submit(
+        comm, stream,
+        (struct ls_collective){.kind = LS_ALL_REDUCE, .type = type, .block = block, .buffer = buffer, .count = count},
+        2 * others * bytes / (uint64_t)comm->size);
+}
+
+void ls_comm_reduce_scatter_sum(struct ls_comm *comm, struct ls_stream *stream, void *buffer, int64_t count,
+                                enum ls_comm_type type, int block) {
+    assert(count >= 0);
+    uint64_t others = (uint64_t)comm->size - 1, bytes = (uint64_t)count * ls_comm_type_bytes(type);
+    submit(comm, stream,
+           (struct ls_collective){
+               .kind = LS_REDUCE_SCATTER, .type = type, .block = block, .buffer = buffer, .count = count},
+           others * bytes);
+}
+
+void ls_comm_all_gather(struct ls_comm *comm, struct ls_stream *stream, void *buffer, int64_t bytes, int block) {
+    assert(bytes >= 0);
+    submit(comm, stream,
+           (struct ls_collective){.kind = LS_ALL_GATHER, .block = block, .buffer = buffer, .count = bytes},
+           ((uint64_t)comm->size - 1) * (uint64_t)bytes);
+}
+
+enum ls_code ls_comm_sum_u64(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error) {
+    assert(count >= 0 && count <= LS_COMM_SUM_MAX);
+    enum ls_code code = check_host(comm, 0, (int64_t)count * 8, error);
+    return code ? code : comm->operations->sum_u64(comm, values, count, error);
+}
+
+enum ls_code ls_comm_broadcast(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error) {
+    assert(count >= 0 && root >= 0 && root < comm->size);
+    enum ls_code code = check_host(comm, 1, count, error);
+    return code ? code : comm->operations->broadcast(comm, bytes, count, root, error);
+}
+
+enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_t count, void *all,
+                                  struct ls_error *error) {
+    assert(count >= 0 && count < INT32_MAX);
+    enum ls_code code = check_host(comm, 2, count, error);
+    return code ? code : comm->operations->gather(comm, LS_CHANNEL_HOST, mine, count, all, error);
+}
+
+enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error) {
+    uint64_t nothing = 0;
+    return ls_comm_sum_u64(comm, &nothing, 1, error);
+}

@@ -1,0 +1,56 @@
+/* What the implementations of comm.h share: the common part of a communicator and the table of what each does itself.
+ */
+#ifndef LS_WORKER_COMM_IMPLEMENTATION_H
+#define LS_WORKER_COMM_IMPLEMENTATION_H
+
+#include "worker/comm/comm.h"
+
+#include <stddef.h>
+
+enum ls_collective_kind { LS_ALL_REDUCE, LS_REDUCE_SCATTER, LS_ALL_GATHER };
+
+/* A collective on a stream, in place. */
+struct ls_collective {
+    enum ls_collective_kind kind;
+    enum ls_comm_type type; /* not for LS_ALL_GATHER */
+    int block;
+    void *buffer;
+    int64_t count;   /* all-reduce: elements; reduce-scatter: elements of a slice; all-gather: bytes of a slice */
+    uint64_t number; /* counts the collectives put on streams */
+};
+
+/* Collectives on streams and on the host may be under way at the same time: two channels that never mix. */
+enum ls_comm_channel { LS_CHANNEL_STREAM, LS_CHANNEL_HOST, LS_CHANNEL_COUNT };
+
+/* All of them wait until done. */
+struct ls_comm_operations {
+    enum ls_code (*run)(struct ls_comm *comm, const struct ls_collective *collective, struct ls_error *error);
+    enum ls_code (*sum_u64)(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error);
+    enum ls_code (*broadcast)(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error);
+    enum ls_code (*gather)(struct ls_comm *comm, enum ls_comm_channel channel, const void *mine, int64_t count,
+                           void *all, struct ls_error *error);
+    void (*destroy)(struct ls_comm *comm);
+};
+
+/* The first member of every implementation's structure. */
+struct ls_comm {
+    const struct ls_comm_operations *operations;
+    int rank, size, local_rank, local_size;
+    bool checks;
+    uint64_t submitted; /* collectives put on streams so far */
+    uint64_t host_collectives;
+    uint64_t wire_bytes;
+    _Atomic uint64_t nanoseconds; /* added to where the stream runs, read by the training thread */
+    _Atomic uint64_t *watch;
+    uint64_t *signatures; /* [2][size][4], for the check: one half per channel */
+};
+
+/* Fills the common part, `checks` included. LS_MEMORY. */
+enum ls_code ls_comm_initialize(struct ls_comm *comm, const struct ls_comm_operations *operations, int rank, int size,
+                                int local_rank, int local_size, struct ls_error *error);
+
+static inline size_t ls_comm_type_bytes(enum ls_comm_type type) {
+    return type == LS_COMM_FLOAT ? sizeof(float) : sizeof(double);
+}
+
+#endif

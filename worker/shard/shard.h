@@ -1,5 +1,14 @@
-/* Parameter shards: every block's flat parameters, gradients and optimizer state, cut over the ranks by ZeRO stage, and the collectives
- * that bring them together beside the compute stream. Stage 0: nothing is cut, each block's gradients are all-reduced as its backward ends. */
+/* Parameter shards: every block's flat parameters, gradients and optimizer state, cut over the ranks by ZeRO stage, and
+ * the collectives that bring them together beside the compute stream. Stage 0: nothing is cut, each block's gradients
+ * are all-reduced as its backward ends.
+ *
+ *     parameters   [ block 0 .... pad ][ block 1 ......... pad ] ...      one buffer per block, and the same for
+ * gradients, m, v slices       [ rank 0 ][ rank 1 ]                                   a block's padded length is a
+ * multiple of ranks * 16
+ *
+ * Order of a step: acquire, release and gradients as the blocks are computed; reduce once per block, each after the
+ * last micro-batch's backward of it; reduce_value for the loss; update. Every rank does all of it, with or without
+ * sequences. */
 #ifndef LS_WORKER_SHARD_SHARD_H
 #define LS_WORKER_SHARD_SHARD_H
 
@@ -10,28 +19,51 @@
 
 struct ls_shard;
 
-/* Adds what the shards need to the arena's plan; pure, so that `plan` can call it without a device. */
-void ls_shard_plan(const struct ls_model *model, int64_t ranks, struct ls_arena_plan *plan);
+/* Adds what the shards need to the arena's plan and returns the number of their first buffer; pure, so that `plan` can
+ * call it without a device. */
+int ls_shard_plan(const struct ls_model *model, int64_t ranks, struct ls_arena_plan *plan);
+
+/* `first_buffer` is what ls_shard_plan() returned for the arena's plan. Config, model, comm, stream and arena must
+ * outlive the shards. All is zero at first: parameters come by ls_model_initialize() or a checkpoint. LS_MEMORY. */
 enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_model *model, struct ls_comm *comm,
-                             struct ls_stream *compute, struct ls_arena *arena, struct ls_shard **shard,
-                             struct ls_error *error);
+                             struct ls_stream *compute, struct ls_arena *arena, int first_buffer,
+                             struct ls_shard **shard, struct ls_error *error);
+/* Waits for what is under way. Takes NULL. */
 void ls_shard_destroy(struct ls_shard *shard);
 
 /* The block's whole flat parameters, valid on the compute stream until released. */
 const float *ls_shard_acquire(struct ls_shard *shard, int block);
 void ls_shard_release(struct ls_shard *shard, int block);
-/* Where the block's gradients accumulate. */
-float *ls_shard_gradients(struct ls_shard *shard, int block);
-/* The block's gradients of the step are complete on the compute stream: its reduction starts beside what follows. */
-void ls_shard_reduce(struct ls_shard *shard, int block);
-/* After every block was reduced: norm, clipping, the optimizer's step on the own slices, gradients zeroed. Scalars stay on the device. */
-void ls_shard_update(struct ls_shard *shard);
 
-/* This rank's slice [first, first + count) of the block's master parameters, m and v, for checkpoints; device memory. */
+/* Where the block's gradients accumulate; zero at the start of a step. */
+float *ls_shard_gradients(struct ls_shard *shard, int block);
+/* The block's gradients of the step are complete on the compute stream: their sum over the ranks starts beside what
+ * follows. A tied head adds to the embedding's gradients, so the embedding comes last. */
+void ls_shard_reduce(struct ls_shard *shard, int block);
+/* The same for one number in device memory. */
+void ls_shard_reduce_value(struct ls_shard *shard, double *value);
+
+/* Results of an update, in device memory. */
+struct ls_shard_scalars {
+    float *norm;        /* of all gradients, before clipping */
+    int32_t *found_inf; /* 1: the norm is not finite, and nothing was changed */
+};
+struct ls_shard_scalars ls_shard_scalars(struct ls_shard *shard);
+/* After every block was reduced: norm, clipping, the optimizer's step number `step` (from 1) at `learning_rate`,
+ * gradients zeroed. The compute stream must be synchronised between two updates. */
+void ls_shard_update(struct ls_shard *shard, float learning_rate, int64_t step);
+/* Seconds the compute stream waited for reductions so far; up to date after it was synchronised. */
+double ls_shard_exposed_seconds(const struct ls_shard *shard);
+
+/* This rank's part [first, first + count) of the block's master parameters, m and v, for checkpoints; device memory.
+ * The ranks' parts are consecutive and cover the block's count (without padding); late ranks may have nothing. */
 struct ls_shard_slice {
     int64_t first, count;
     float *parameters, *m, *v;
 };
 struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int block);
+/* This rank's memory for elements [first, first + count) of the block, for filling parameters, m and v: at stage 0 the
+ * whole block, padding left out. */
+struct ls_shard_slice ls_shard_held(struct ls_shard *shard, int block);
 
 #endif

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* Slices start at multiples of 64 bytes. */
-enum { SLICE_ELEMENTS = 16, NORM_STRETCH = 1024 };
+/* Elements behind each of squared_norm's partial sums. */
+enum { NORM_STRETCH = 1024 };
 
 /* Buffers of a block in the arena's plan, after one another; scalars and the norm's scratch follow the last block's. */
 enum { BUFFER_PARAMETERS, BUFFER_GRADIENTS, BUFFER_M, BUFFER_V, BUFFERS_PER_BLOCK };
@@ -45,8 +45,7 @@ struct ls_shard {
 };
 
 static int64_t padded_count(int64_t count, int64_t ranks) {
-    int64_t unit = ranks * SLICE_ELEMENTS;
-    return (count + unit - 1) / unit * unit;
+    return (count + ranks - 1) / ranks * ranks;
 }
 
 int ls_shard_plan(const struct ls_model *model, int64_t ranks, struct ls_arena_plan *plan) {
@@ -212,6 +211,10 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, int64_t step) 
               .weight_decay = (float)shard->config->optimizer.weight_decay, .dtype = LS_FP32);
         ls_fill_zero(stream, block->gradients, (size_t)block->count * sizeof(float));
     }
+}
+
+void ls_shard_await_value(struct ls_shard *shard) {
+    wait_for(shard, shard->value_reduced);
 }
 
 double ls_shard_exposed_seconds(const struct ls_shard *shard) {

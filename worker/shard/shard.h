@@ -40,8 +40,10 @@ float *ls_shard_gradients(struct ls_shard *shard, int block);
 /* The block's gradients of the step are complete on the compute stream: their sum over the ranks starts beside what
  * follows. A tied head adds to the embedding's gradients, so the embedding comes last. */
 void ls_shard_reduce(struct ls_shard *shard, int block);
-/* The same for one number in device memory. */
+/* The same for one number in device memory. What follows on the compute stream sees the sum after ls_shard_update() or
+ * ls_shard_await_value(). */
 void ls_shard_reduce_value(struct ls_shard *shard, double *value);
+void ls_shard_await_value(struct ls_shard *shard);
 
 /* Results of an update, in device memory. */
 struct ls_shard_scalars {

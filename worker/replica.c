@@ -1,0 +1,300 @@
+/* The replica's memory, the walk over the blocks and back, and where reductions start. */
+#include "worker/replica.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+/* Numbers in device memory. */
+struct replica_scalars {
+    double loss, own_loss;
+    float gradient_scale;
+};
+
+/* Their host side. */
+struct replica_staging {
+    float gradient_scale;
+    double loss, own_loss;
+    float norm;
+    int32_t found_inf;
+};
+
+/* Numbers of the buffers in the arena's plan. */
+struct replica_layout {
+    int shard, tables, scalars, inputs, targets, document_start, stream_gradient, scratch;
+    int first_residual; /* layers + 1: what enters each layer, and the head */
+    int first_saved;    /* one for each block */
+};
+
+struct ls_replica {
+    const struct ls_config *config;
+    struct ls_device *device;
+    struct ls_model *model;
+    struct ls_stream *stream;
+    struct ls_arena *arena;
+    struct ls_shard *shard;
+    struct ls_progress_record *progress;
+    struct replica_staging *staging;
+    struct replica_scalars *scalars;
+    int32_t *inputs, *targets, *document_start;
+    float *stream_gradient;
+    void *tables, *scratch;
+    struct replica_layout layout;
+    int64_t bytes;
+    uint64_t step, micro_batch; /* for the progress */
+};
+
+static struct replica_layout plan_memory(const struct ls_config *config, const struct ls_model *model,
+                                         const struct ls_device *device, int64_t ranks, struct ls_arena_plan *plan) {
+    const int64_t B = config->train.micro_batch_size, T = config->data.sequence_length, C = config->model.hidden_size;
+    const int64_t ids = B * T * (int64_t)sizeof(int32_t), residual = B * T * C * (int64_t)sizeof(float);
+    const int blocks = ls_model_block_count(model);
+    struct replica_layout layout = {0};
+    layout.shard = ls_shard_plan(model, ranks, plan);
+    layout.tables = ls_arena_reserve(plan, LS_MEMORY_PARAMETERS, ls_model_table_bytes(model));
+    layout.scalars = ls_arena_reserve(plan, LS_MEMORY_SCALARS, sizeof(struct replica_scalars));
+    layout.inputs = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
+    layout.targets = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
+    layout.document_start = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
+    layout.first_residual = plan->count;
+    for (int block = 0; block < blocks - 1; block++) ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
+    layout.first_saved = plan->count;
+    for (int block = 0; block < blocks; block++)
+        ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, ls_model_saved_bytes(model, block, B));
+    layout.stream_gradient = ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
+    layout.scratch = ls_arena_reserve(plan, LS_MEMORY_WORKSPACE, ls_model_scratch_bytes(model, device, B));
+    return layout;
+}
+
+static enum ls_code allocate_memory(struct ls_replica *replica, struct ls_comm *comm, struct ls_error *error) {
+    const int buffers = (ls_model_block_count(replica->model) + 2) * 8;
+    if (buffers > LS_ARENA_BUFFERS_MAX)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "model: %lld layers need about %d buffers, %d are possible. Lower model.num_hidden_layers.",
+                       (long long)replica->config->model.num_hidden_layers, buffers, LS_ARENA_BUFFERS_MAX);
+    struct ls_arena_plan *plan = calloc(1, sizeof *plan);
+    if (!plan) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the plan of %d buffers", buffers);
+    replica->layout = plan_memory(replica->config, replica->model, replica->device, ls_comm_size(comm), plan);
+    replica->bytes = plan->bytes;
+    enum ls_code code = ls_arena_create(replica->device, plan, &replica->arena, error);
+    free(plan);
+    if (code) return code;
+    const struct replica_layout *layout = &replica->layout;
+    replica->tables = ls_arena_buffer(replica->arena, layout->tables);
+    replica->scalars = ls_arena_buffer(replica->arena, layout->scalars);
+    replica->inputs = ls_arena_buffer(replica->arena, layout->inputs);
+    replica->targets = ls_arena_buffer(replica->arena, layout->targets);
+    replica->document_start = ls_arena_buffer(replica->arena, layout->document_start);
+    replica->stream_gradient = ls_arena_buffer(replica->arena, layout->stream_gradient);
+    replica->scratch = ls_arena_buffer(replica->arena, layout->scratch);
+    return ls_shard_create(replica->config, replica->model, comm, replica->stream, replica->arena, layout->shard,
+                           &replica->shard, error);
+}
+
+enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device *device, struct ls_comm *comm,
+                               struct ls_progress_record *progress, struct ls_replica **replica,
+                               struct ls_error *error) {
+    struct ls_replica *made = calloc(1, sizeof *made);
+    if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the replica's records");
+    made->config = config;
+    made->device = device;
+    made->progress = progress;
+    made->stream = ls_stream_create(device, false);
+    made->staging = ls_device_allocate_host(device, sizeof *made->staging);
+    enum ls_code code = LS_OK;
+    if (!made->stream || !made->staging)
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the compute stream");
+    if (!code) code = ls_model_create(config, &made->model, error);
+    if (!code) code = allocate_memory(made, comm, error);
+    if (!code) code = ls_model_fill_tables(made->model, made->stream, made->tables, error);
+    if (code) {
+        ls_replica_destroy(made);
+        return code;
+    }
+    *replica = made;
+    return LS_OK;
+}
+
+void ls_replica_destroy(struct ls_replica *replica) {
+    if (!replica) return;
+    ls_shard_destroy(replica->shard);
+    if (replica->stream) ls_stream_destroy(replica->stream);
+    ls_arena_destroy(replica->arena);
+    ls_model_destroy(replica->model);
+    if (replica->staging) ls_device_free_host(replica->device, replica->staging);
+    free(replica);
+}
+
+const struct ls_model *ls_replica_model(const struct ls_replica *replica) {
+    return replica->model;
+}
+struct ls_shard *ls_replica_shard(struct ls_replica *replica) {
+    return replica->shard;
+}
+struct ls_stream *ls_replica_stream(struct ls_replica *replica) {
+    return replica->stream;
+}
+int64_t ls_replica_bytes(const struct ls_replica *replica) {
+    return replica->bytes;
+}
+
+void ls_replica_initialize(struct ls_replica *replica) {
+    for (int block = 0; block < ls_model_block_count(replica->model); block++) {
+        struct ls_shard_slice held = ls_shard_held(replica->shard, block);
+        ls_model_initialize(replica->model, block, held.first, held.count, replica->config->train.seed, replica->stream,
+                            held.parameters);
+    }
+}
+
+static void mark(struct ls_replica *replica, enum ls_phase phase, int block) {
+    if (replica->progress)
+        ls_progress_mark(replica->progress, phase, replica->step, replica->micro_batch, (uint64_t)block);
+}
+
+void ls_replica_begin(struct ls_replica *replica, int64_t step, int64_t targets) {
+    replica->step = (uint64_t)step;
+    replica->micro_batch = 0;
+    replica->staging->gradient_scale = targets > 0 ? (float)(1.0 / (double)targets) : 0.0f;
+    ls_copy_to_device(replica->stream, &replica->scalars->gradient_scale, &replica->staging->gradient_scale,
+                      sizeof replica->scalars->gradient_scale);
+    ls_fill_zero(replica->stream, &replica->scalars->loss, sizeof replica->scalars->loss);
+}
+
+/* What enters layer `layer`, counted from 0; the head comes after the last layer. */
+static float *residual(struct ls_replica *replica, int layer) {
+    return ls_arena_buffer(replica->arena, replica->layout.first_residual + layer);
+}
+
+static struct ls_block_pass pass_of(struct ls_replica *replica, int64_t sequences, int block) {
+    return (struct ls_block_pass){
+        .stream = replica->stream,
+        .sequences = sequences,
+        .length = replica->config->data.sequence_length,
+        .tables = replica->tables,
+        .tokens = replica->inputs,
+        .targets = replica->targets,
+        .document_start = replica->config->data.document_mask ? replica->document_start : NULL,
+        .input = block > 0 ? residual(replica, block - 1) : NULL,
+        .output = block < ls_model_block_count(replica->model) - 1 ? residual(replica, block) : NULL,
+        .saved = ls_arena_buffer(replica->arena, replica->layout.first_saved + block),
+        .scratch = replica->scratch,
+        .loss = &replica->scalars->loss,
+        .gradient_scale = &replica->scalars->gradient_scale,
+    };
+}
+
+static void copy_batch(struct ls_replica *replica, const struct ls_micro_batch *batch) {
+    assert(batch->sequences <= replica->config->train.micro_batch_size);
+    size_t bytes = (size_t)(batch->sequences * replica->config->data.sequence_length) * sizeof(int32_t);
+    ls_copy_to_device(replica->stream, replica->inputs, batch->inputs, bytes);
+    ls_copy_to_device(replica->stream, replica->targets, batch->targets, bytes);
+    if (replica->config->data.document_mask)
+        ls_copy_to_device(replica->stream, replica->document_start, batch->document_start, bytes);
+}
+
+/* Embedding and layers. */
+static void run_forward(struct ls_replica *replica, int64_t sequences) {
+    for (int block = 0; block < ls_model_block_count(replica->model) - 1; block++) {
+        mark(replica, LS_PHASE_FORWARD, block);
+        struct ls_block_pass pass = pass_of(replica, sequences, block);
+        pass.parameters = ls_shard_acquire(replica->shard, block);
+        ls_block_forward(replica->model, block, &pass);
+        ls_shard_release(replica->shard, block);
+    }
+}
+
+/* The head: its loss and, when training, its whole backward. */
+static void run_head(struct ls_replica *replica, int64_t sequences, bool train) {
+    const int head = ls_model_block_count(replica->model) - 1;
+    const bool tied = ls_model_head_is_tied(replica->model);
+    mark(replica, train ? LS_PHASE_BACKWARD : LS_PHASE_FORWARD, head);
+    struct ls_block_pass pass = pass_of(replica, sequences, head);
+    pass.parameters = ls_shard_acquire(replica->shard, head);
+    if (tied) pass.tied_parameters = ls_shard_acquire(replica->shard, 0);
+    if (train) {
+        pass.gradients = ls_shard_gradients(replica->shard, head);
+        if (tied) pass.tied_gradients = ls_shard_gradients(replica->shard, 0);
+        pass.stream_gradient = replica->stream_gradient;
+    }
+    ls_head_loss(replica->model, &pass);
+    if (tied) ls_shard_release(replica->shard, 0);
+    ls_shard_release(replica->shard, head);
+}
+
+static void run_backward(struct ls_replica *replica, int64_t sequences, int block) {
+    mark(replica, LS_PHASE_BACKWARD, block);
+    struct ls_block_pass pass = pass_of(replica, sequences, block);
+    pass.parameters = ls_shard_acquire(replica->shard, block);
+    pass.gradients = ls_shard_gradients(replica->shard, block);
+    pass.stream_gradient = replica->stream_gradient;
+    ls_block_backward(replica->model, block, &pass);
+    ls_shard_release(replica->shard, block);
+}
+
+/* The sum of losses, this rank's kept beside it. */
+static void reduce_loss(struct ls_replica *replica) {
+    ls_copy(replica->stream, &replica->scalars->own_loss, &replica->scalars->loss, sizeof(double));
+    ls_shard_reduce_value(replica->shard, &replica->scalars->loss);
+}
+
+void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *batch, bool last) {
+    const int head = ls_model_block_count(replica->model) - 1;
+    const bool compute = batch->sequences > 0;
+    if (compute) {
+        copy_batch(replica, batch);
+        run_forward(replica, batch->sequences);
+        run_head(replica, batch->sequences, true);
+    }
+    if (last) {
+        reduce_loss(replica);
+        ls_shard_reduce(replica->shard, head);
+    }
+    for (int block = head - 1; block >= 0; block--) {
+        if (compute) run_backward(replica, batch->sequences, block);
+        if (last) ls_shard_reduce(replica->shard, block);
+    }
+    replica->micro_batch++;
+}
+
+void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t optimizer_step) {
+    mark(replica, LS_PHASE_REDUCE, 0);
+    ls_shard_update(replica->shard, learning_rate, optimizer_step);
+}
+
+enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_result *result, struct ls_error *error) {
+    struct ls_shard_scalars scalars = ls_shard_scalars(replica->shard);
+    struct replica_staging *staging = replica->staging;
+    ls_copy_to_host(replica->stream, &staging->loss, &replica->scalars->loss, sizeof staging->loss);
+    ls_copy_to_host(replica->stream, &staging->own_loss, &replica->scalars->own_loss, sizeof staging->own_loss);
+    ls_copy_to_host(replica->stream, &staging->norm, scalars.norm, sizeof staging->norm);
+    ls_copy_to_host(replica->stream, &staging->found_inf, scalars.found_inf, sizeof staging->found_inf);
+    mark(replica, LS_PHASE_UPDATE, 0);
+    enum ls_code code = ls_stream_synchronize(replica->stream, error);
+    if (code) return code;
+    *result = (struct ls_replica_result){.loss = staging->loss,
+                                         .own_loss = staging->own_loss,
+                                         .norm = staging->norm,
+                                         .not_finite = staging->found_inf != 0};
+    return LS_OK;
+}
+
+void ls_replica_forward(struct ls_replica *replica, const struct ls_micro_batch *batch) {
+    if (batch->sequences > 0) {
+        copy_batch(replica, batch);
+        run_forward(replica, batch->sequences);
+        run_head(replica, batch->sequences, false);
+    }
+    replica->micro_batch++;
+}
+
+enum ls_code ls_replica_finish_forward(struct ls_replica *replica, double *loss, struct ls_error *error) {
+    reduce_loss(replica);
+    ls_shard_await_value(replica->shard);
+    ls_copy_to_host(replica->stream, &replica->staging->loss, &replica->scalars->loss, sizeof(double));
+    enum ls_code code = ls_stream_synchronize(replica->stream, error);
+    if (!code) *loss = replica->staging->loss;
+    return code;
+}
+
+double ls_replica_exposed_seconds(const struct ls_replica *replica) {
+    return ls_shard_exposed_seconds(replica->shard);
+}

@@ -260,6 +260,11 @@ void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t 
     ls_shard_update(replica->shard, learning_rate, optimizer_step);
 }
 
+static enum ls_code synchronize(struct ls_replica *replica, struct ls_error *error) {
+    enum ls_code code = ls_stream_synchronize(replica->stream, error);
+    return code ? code : ls_shard_synchronize(replica->shard, error);
+}
+
 enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_result *result, struct ls_error *error) {
     struct ls_shard_scalars scalars = ls_shard_scalars(replica->shard);
     struct replica_staging *staging = replica->staging;
@@ -268,7 +273,7 @@ enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_res
     ls_copy_to_host(replica->stream, &staging->norm, scalars.norm, sizeof staging->norm);
     ls_copy_to_host(replica->stream, &staging->found_inf, scalars.found_inf, sizeof staging->found_inf);
     mark(replica, LS_PHASE_UPDATE, 0);
-    enum ls_code code = ls_stream_synchronize(replica->stream, error);
+    enum ls_code code = synchronize(replica, error);
     if (code) return code;
     *result = (struct ls_replica_result){.loss = staging->loss,
                                          .own_loss = staging->own_loss,
@@ -290,7 +295,7 @@ enum ls_code ls_replica_finish_forward(struct ls_replica *replica, double *loss,
     reduce_loss(replica);
     ls_shard_await_value(replica->shard);
     ls_copy_to_host(replica->stream, &replica->staging->loss, &replica->scalars->loss, sizeof(double));
-    enum ls_code code = ls_stream_synchronize(replica->stream, error);
+    enum ls_code code = synchronize(replica, error);
     if (!code) *loss = replica->staging->loss;
     return code;
 }

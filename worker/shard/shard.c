@@ -217,6 +217,10 @@ void ls_shard_await_value(struct ls_shard *shard) {
     wait_for(shard, shard->value_reduced);
 }
 
+enum ls_code ls_shard_synchronize(struct ls_shard *shard, struct ls_error *error) {
+    return ls_stream_synchronize(shard->communication, error);
+}
+
 double ls_shard_exposed_seconds(const struct ls_shard *shard) {
     return 1e-9 * (double)shard->waited_ns;
 }

@@ -2,9 +2,8 @@
  * the collectives that bring them together beside the compute stream. Stage 0: nothing is cut, each block's gradients
  * are all-reduced as its backward ends.
  *
- *     parameters   [ block 0 .... pad ][ block 1 ......... pad ] ...      one buffer per block, and the same for
- * gradients, m, v slices       [ rank 0 ][ rank 1 ]                                   a block's padded length is a
- * multiple of ranks * 16
+ *     parameters   [ block 0 .... pad ][ block 1 ......... pad ] ...   a buffer per block; also for gradients, m, v
+ *     slices       [ rank 0 ][ rank 1 ]                                a block's length, padded to a multiple of ranks
  *
  * Order of a step: acquire, release and gradients as the blocks are computed; reduce once per block, each after the
  * last micro-batch's backward of it; reduce_value for the loss; update. Every rank does all of it, with or without
@@ -54,6 +53,8 @@ struct ls_shard_scalars ls_shard_scalars(struct ls_shard *shard);
 /* After every block was reduced: norm, clipping, the optimizer's step number `step` (from 1) at `learning_rate`,
  * gradients zeroed. The compute stream must be synchronised between two updates. */
 void ls_shard_update(struct ls_shard *shard, float learning_rate, int64_t step);
+/* Waits for the communication stream; returns what its collectives met. */
+enum ls_code ls_shard_synchronize(struct ls_shard *shard, struct ls_error *error);
 /* Seconds the compute stream waited for reductions so far; up to date after it was synchronised. */
 double ls_shard_exposed_seconds(const struct ls_shard *shard);
 

@@ -12,7 +12,8 @@ CUDA ?= auto
 
 OPTIMISE ?= -O3
 SANITIZE ?=
-WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wno-format-truncation
+WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla \
+	$(if $(findstring clang,$(CC)),-Wno-pass-failed,-Wno-format-truncation)
 PACKAGES := libzmq libprotobuf-c sqlite3 yaml-0.1 jansson libxxhash zlib
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 

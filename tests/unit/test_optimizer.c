@@ -1,0 +1,201 @@
+/* Gradient norm, clipping, AdamW and initialisation. */
+#include "tests/unit/support.h"
+
+static void squared_norm_adds_ordered_sums_in_double(void **state) {
+    (void)state;
+    static const int64_t counts[] = {1, 1023, 1024, 1025, 70001};
+    for (int i = 0; i < 5; i++) {
+        float *x = random_floats(counts[i], 1);
+        double *partial = zero_doubles(counts[i] / 1024 + 1), results[3], expected = 3.0;
+        x[0] = 1e25f; /* its square is beyond float */
+        for (int64_t j = 0; j < counts[i]; j++) expected += (double)x[j] * (double)x[j];
+        for (int threads = 1; threads <= 3; threads++) {
+            struct support s = support_open(threads, LS_STREAMS_EAGER);
+            results[threads - 1] = 3.0;
+            ls_op(s.stream, squared_norm, .result = &results[threads - 1], .input = x, .count = counts[i],
+                  .partial = partial);
+            support_close(s);
+        }
+        assert_true(fabs(results[0] - expected) <= 1e-12 * expected); /* 70001 roundings of 2^-53 */
+        assert_true(results[0] == results[1] && results[0] == results[2]);
+        /* The cut is at multiples of 1024: two halves cut there add to the same partial sums. */
+        if (counts[i] > 1024) {
+            double halves = 3.0, *partials = zero_doubles(counts[i] / 1024 + 1);
+            struct support s = support_open(1, LS_STREAMS_EAGER);
+            ls_op(s.stream, squared_norm, .result = &halves, .input = x, .count = 1024, .partial = partials);
+            ls_op(s.stream, squared_norm, .result = &halves, .input = x + 1024, .count = counts[i] - 1024,
+                  .partial = partials);
+            support_close(s);
+            assert_true(halves == results[0]);
+            free(partials);
+        }
+        free(x), free(partial);
+    }
+}
+
+static void clip_scales_only_norms_above_the_maximum(void **state) {
+    (void)state;
+    static const struct {
+        double squared;
+        float maximum, factor, norm;
+        int32_t found_inf;
+    } rows[] = {{16.0, 1.0f, 0.25f, 4.0f, 0}, {0.25, 1.0f, 1.0f, 0.5f, 0},         {16.0, 0.0f, 1.0f, 4.0f, 0},
+                {0.0, 1.0f, 1.0f, 0.0f, 0},   {INFINITY, 1.0f, 0.0f, INFINITY, 1}, {1e60, 0.5f, 5e-31f, 1e30f, 0}};
+    struct support s = support_open(1, LS_STREAMS_EAGER);
+    for (int i = 0; i < 6; i++) {
+        float factor = -1.0f, norm = -1.0f;
+        int32_t found_inf = -1;
+        ls_op(s.stream, clip, .factor = &factor, .norm = &norm, .found_inf = &found_inf, .squared = &rows[i].squared,
+              .maximum = rows[i].maximum);
+        assert_true(factor == rows[i].factor && norm == rows[i].norm);
+        assert_int_equal(found_inf, rows[i].found_inf);
+    }
+    float factor, norm;
+    int32_t found_inf = 0;
+    const double nan = NAN;
+    ls_op(s.stream, clip, .factor = &factor, .norm = &norm, .found_inf = &found_inf, .squared = &nan, .maximum = 1.0f);
+    assert_int_equal(found_inf, 1);
+    support_close(s);
+}
+
+/* Loshchilov & Hutter 2019, algorithm 2, in double over three steps; floats add a few roundings a step. */
+static void adamw_follows_the_algorithm_and_decays_only_the_first_part(void **state) {
+    (void)state;
+    for (int threads = 1; threads <= 2; threads++) {
+        const int64_t count = threads == 1 ? 301 : 40001, decayed = count / 3;
+        const float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, decay = 0.1f, factor = 0.5f, rate = 1e-2f;
+        float *parameter = random_floats(count, 1), *m = calloc((size_t)count, 4), *v = calloc((size_t)count, 4);
+        float *low_precision = random_floats(count, 1);
+        double *p = zero_doubles(count), *pm = zero_doubles(count), *pv = zero_doubles(count);
+        for (int64_t i = 0; i < count; i++) p[i] = (double)parameter[i];
+        struct support s = support_open(threads, LS_STREAMS_EAGER);
+        for (int64_t step = 1; step <= 3; step++) {
+            float *gradient = random_floats(count, 1);
+            const int32_t found_inf = 0;
+            ls_op(s.stream, adamw, .parameter = parameter, .m = m, .v = v, .low_precision = low_precision,
+                  .gradient = gradient, .factor = &factor, .learning_rate = &rate, .step = &step,
+                  .found_inf = &found_inf, .count = count, .decay_count = decayed, .beta1 = beta1, .beta2 = beta2,
+                  .epsilon = epsilon, .weight_decay = decay);
+            for (int64_t i = 0; i < count; i++) {
+                const double g = (double)gradient[i] * (double)factor;
+                pm[i] = (double)beta1 * pm[i] + (1.0 - (double)beta1) * g;
+                pv[i] = (double)beta2 * pv[i] + (1.0 - (double)beta2) * g * g;
+                const double m_hat = pm[i] / (1.0 - pow((double)beta1, (double)step));
+                const double v_hat = pv[i] / (1.0 - pow((double)beta2, (double)step));
+                p[i] -= (double)rate *
+                        (m_hat / (sqrt(v_hat) + (double)epsilon) + (i < decayed ? (double)decay * p[i] : 0.0));
+            }
+            free(gradient);
+        }
+        /* 1 - beta in float is off by up to 2^-25 / (1 - beta): 6e-7 of v */
+        check_close("m", m, pm, count, 2e-6);
+        check_close("v", v, pv, count, 2e-6);
+        check_close("parameter", parameter, p, count, 4.0 * ROUNDING);
+        check_same_bits("copy", low_precision, parameter, count);
+        const int32_t found_inf = 1;
+        const int64_t step = 4;
+        float *before = copy_floats(parameter, count);
+        ls_op(s.stream, adamw, .parameter = parameter, .m = m, .v = v, .gradient = before, .factor = &factor,
+              .learning_rate = &rate, .step = &step, .found_inf = &found_inf, .count = count, .decay_count = decayed,
+              .beta1 = beta1, .beta2 = beta2, .epsilon = epsilon, .weight_decay = decay);
+        check_same_bits("parameter after found_inf", parameter, before, count);
+        support_close(s);
+        free(parameter), free(m), free(v), free(low_precision), free(p), free(pm), free(pv), free(before);
+    }
+}
+
+/* Philox 4x32-10 as its authors write it: two multiplications, high words crossed and mixed with counter and key. */
+static void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t word[4]) {
+    uint32_t k0 = key[0], k1 = key[1];
+    memcpy(word, counter, 4 * sizeof *word);
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9, k1 += 0xBB67AE85) {
+        const uint64_t p0 = (uint64_t)word[0] * 0xD2511F53, p1 = (uint64_t)word[2] * 0xCD9E8D57;
+        const uint32_t x1 = word[1], x3 = word[3];
+        word[0] = (uint32_t)(p1 >> 32) ^ x1 ^ k0;
+        word[1] = (uint32_t)p1;
+        word[2] = (uint32_t)(p0 >> 32) ^ x3 ^ k1;
+        word[3] = (uint32_t)p0;
+    }
+}
+
+/* The three known answers that Random123 publishes for Philox 4x32-10. */
+static void the_reference_philox_gives_the_published_answers(void **state) {
+    (void)state;
+    static const uint32_t vectors[3][10] = {
+        {0, 0, 0, 0, 0, 0, 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
+        {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd},
+        {0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0xd16cfe09, 0x94fdcceb, 0x5001e420,
+         0x24126ea1}};
+    for (int i = 0; i < 3; i++) {
+        uint32_t word[4];
+        philox(vectors[i], vectors[i] + 4, word);
+        assert_memory_equal(word, vectors[i] + 6, sizeof word);
+    }
+}
+
+static float expected_normal(uint64_t seed, uint64_t tensor, uint64_t element, float mean, float deviation) {
+    const uint32_t counter[4] = {(uint32_t)(element / 4), (uint32_t)(element / 4 >> 32), (uint32_t)tensor,
+                                 (uint32_t)(tensor >> 32)};
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    uint32_t word[4];
+    philox(counter, key, word);
+    const int pair = (int)(element % 4) / 2 * 2;
+    const double radius = sqrt(-2.0 * log(((double)word[pair] + 1.0) / 4294967296.0));
+    const double angle = 2.0 * M_PI * (double)word[pair + 1] / 4294967296.0;
+    return (float)((double)mean + (double)deviation * radius * (element % 2 ? sin(angle) : cos(angle)));
+}
+
+static void initialisation_depends_on_seed_tensor_and_index_alone(void **state) {
+    (void)state;
+    const uint64_t seed = random_bits(), tensor = random_bits();
+    const int64_t first = (int64_t)(random_bits() >> 3), count = 9001;
+    float *whole = random_floats(count, 1), *pieces = random_floats(count, 1);
+    struct support s = support_open(1, LS_STREAMS_EAGER), s3 = support_open(3, LS_STREAMS_EAGER);
+    ls_op(s3.stream, initialize, .output = whole, .seed = seed, .tensor = tensor, .first = (uint64_t)first,
+          .count = count, .mean = 0.5f, .deviation = 0.02f);
+    for (int64_t i = 0, step; i < count; i += step) {
+        step = 1 + random_below(700);
+        if (step > count - i) step = count - i;
+        ls_op(s.stream, initialize, .output = pieces + i, .seed = seed, .tensor = tensor,
+              .first = (uint64_t)(first + i), .count = step, .mean = 0.5f, .deviation = 0.02f);
+    }
+    check_same_bits("cut at random", pieces, whole, count);
+    for (int64_t i = 0; i < count;
+         i++) /* the same formula in double: one rounding, and a last bit of the library's functions */
+        assert_float_equal(whole[i], expected_normal(seed, tensor, (uint64_t)(first + i), 0.5f, 0.02f), 1e-7f);
+    ls_op(s.stream, initialize, .output = pieces, .seed = seed, .tensor = tensor, .count = count, .mean = 1.0f);
+    for (int64_t i = 0; i < count; i++) assert_true(pieces[i] == 1.0f);
+    support_close(s), support_close(s3);
+    free(whole), free(pieces);
+}
+
+/* 200,000 draws: the mean lies within 6 / sqrt(n), the variance within 6 sqrt(2 / n), and one in 15,787 is beyond 4
+ * deviations. */
+static void initialisation_is_normal(void **state) {
+    (void)state;
+    const int64_t count = 200000;
+    float *x = random_floats(count, 1);
+    double mean = 0.0, square = 0.0;
+    int64_t far = 0;
+    struct support s = support_open(1, LS_STREAMS_EAGER);
+    ls_op(s.stream, initialize, .output = x, .seed = random_bits(), .tensor = 3, .count = count, .deviation = 1.0f);
+    support_close(s);
+    for (int64_t i = 0; i < count; i++) mean += (double)x[i] / (double)count, far += fabsf(x[i]) > 4.0f;
+    for (int64_t i = 0; i < count; i++) square += ((double)x[i] - mean) * ((double)x[i] - mean) / (double)count;
+    assert_true(fabs(mean) < 6.0 / sqrt((double)count));
+    assert_true(fabs(square - 1.0) < 6.0 * sqrt(2.0 / (double)count));
+    assert_in_range(far, 0, 40); /* 12.7 expected */
+    free(x);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(squared_norm_adds_ordered_sums_in_double),
+        cmocka_unit_test(clip_scales_only_norms_above_the_maximum),
+        cmocka_unit_test(adamw_follows_the_algorithm_and_decays_only_the_first_part),
+        cmocka_unit_test(the_reference_philox_gives_the_published_answers),
+        cmocka_unit_test(initialisation_depends_on_seed_tensor_and_index_alone),
+        cmocka_unit_test(initialisation_is_normal),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -31,7 +31,7 @@ struct shard {
 };
 
 struct ls_dataset {
-    int64_t sequence_length, samples, tokens, text_bytes;
+    int64_t sequence_length, samples, tokens, documents, text_bytes;
     int64_t vocab_size, document_token;
     bool document_token_at_end;
     char tokenizer[256];
@@ -173,6 +173,7 @@ static void describe_by_json(struct ls_dataset *dataset, const struct ls_dataset
     dataset->vocab_size = description->vocab_size;
     dataset->document_token = description->document_token;
     dataset->document_token_at_end = description->document_token_at_end;
+    dataset->documents = description->documents;
     dataset->text_bytes = description->text_bytes;
     memcpy(dataset->tokenizer, description->tokenizer, sizeof dataset->tokenizer);
 }
@@ -344,6 +345,18 @@ int64_t ls_dataset_document_token(const struct ls_dataset *dataset) {
     return dataset->document_token;
 }
 
+bool ls_dataset_document_token_at_end(const struct ls_dataset *dataset) {
+    return dataset->document_token_at_end;
+}
+
+int64_t ls_dataset_documents(const struct ls_dataset *dataset) {
+    return dataset->documents;
+}
+
+int64_t ls_dataset_text_bytes(const struct ls_dataset *dataset) {
+    return dataset->text_bytes;
+}
+
 double ls_dataset_bytes_per_token(const struct ls_dataset *dataset) {
     return (double)dataset->text_bytes / (double)dataset->tokens;
 }
@@ -404,14 +417,20 @@ static int32_t synthetic_token(int64_t position) {
     return (int32_t)(z & z >> 8 & 0xff);
 }
 
-static enum ls_code read_tokens(const struct shard *shard, int64_t first, int64_t count, int64_t vocab, int32_t *tokens,
-                                struct ls_error *error) {
-    if (shard->tokens.file < 0) {
-        for (int64_t i = 0; i < count; i++) tokens[i] = synthetic_token(first + i);
-    } else {
-        enum ls_code code = ls_token_shard_read(&shard->tokens, shard->path, first, count, tokens, error);
-        if (code) return code;
-    }
+enum ls_code ls_dataset_read_tokens(const struct ls_dataset *dataset, size_t number, int64_t first, int64_t count,
+                                    int32_t *tokens, struct ls_error *error) {
+    const struct shard *shard = &dataset->shards[number];
+    assert(number < dataset->shard_count && first >= 0 && count >= 1 && first + count <= shard->tokens.tokens);
+    if (shard->tokens.file >= 0) return ls_token_shard_read(&shard->tokens, shard->path, first, count, tokens, error);
+    for (int64_t i = 0; i < count; i++) tokens[i] = synthetic_token(first + i);
+    return LS_OK;
+}
+
+/* The same, with ids checked. */
+static enum ls_code read_known_tokens(const struct ls_dataset *dataset, size_t number, int64_t first, int64_t count,
+                                      int64_t vocab, int32_t *tokens, struct ls_error *error) {
+    enum ls_code code = ls_dataset_read_tokens(dataset, number, first, count, tokens, error);
+    if (code) return code;
     int32_t largest = 0;
     for (int64_t i = 0; i < count; i++) largest = tokens[i] > largest ? tokens[i] : largest;
     if (largest < vocab) return LS_OK;
@@ -420,7 +439,7 @@ static enum ls_code read_tokens(const struct shard *shard, int64_t first, int64_
     return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
                    "data: token %lld of %s is %d, the model's vocabulary has %lld. Set model.vocab_size to the "
                    "tokenizer's, or prepare the text again.",
-                   (long long)(first + offset), shard->path, tokens[offset], (long long)vocab);
+                   (long long)(first + offset), dataset->shards[number].path, tokens[offset], (long long)vocab);
 }
 
 enum ls_code ls_dataset_read(const struct ls_dataset *dataset, int64_t sample, int64_t vocab, bool document_mask,
@@ -429,10 +448,9 @@ enum ls_code ls_dataset_read(const struct ls_dataset *dataset, int64_t sample, i
     uint32_t number;
     uint64_t index;
     ls_dataset_locate(dataset, sample, &number, &index);
-    const struct shard *shard = &dataset->shards[number];
     const int64_t first = (int64_t)index * T;
-    enum ls_code code = read_tokens(shard, first, T, vocab, inputs, error);
-    if (!code) code = read_tokens(shard, first + T, 1, vocab, &targets[T - 1], error);
+    enum ls_code code = read_known_tokens(dataset, number, first, T, vocab, inputs, error);
+    if (!code) code = read_known_tokens(dataset, number, first + T, 1, vocab, &targets[T - 1], error);
     if (code) return code;
     memcpy(targets, inputs + 1, (size_t)(T - 1) * sizeof *targets);
     const bool at_end = dataset->document_token_at_end;

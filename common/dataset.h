@@ -38,6 +38,9 @@ int64_t ls_dataset_samples(const struct ls_dataset *dataset);
 int64_t ls_dataset_tokens(const struct ls_dataset *dataset);
 int64_t ls_dataset_vocab_size(const struct ls_dataset *dataset);     /* 257 for bytes, 50257, 128256; 0: unknown */
 int64_t ls_dataset_document_token(const struct ls_dataset *dataset); /* -1: none known */
+bool ls_dataset_document_token_at_end(const struct ls_dataset *dataset);
+int64_t ls_dataset_documents(const struct ls_dataset *dataset);  /* by dataset.json; 0: unknown */
+int64_t ls_dataset_text_bytes(const struct ls_dataset *dataset); /* by dataset.json; 0: unknown */
 /* Bytes of text behind one token on average, from dataset.json; 0: unknown. For bits per byte. */
 double ls_dataset_bytes_per_token(const struct ls_dataset *dataset);
 /* "byte", "gpt2", "llama3", a path, or "" when unknown. */
@@ -59,5 +62,10 @@ void ls_dataset_locate(const struct ls_dataset *dataset, int64_t sample, uint32_
  * naming shard and offset; a file that became shorter is LS_DATA too. */
 enum ls_code ls_dataset_read(const struct ls_dataset *dataset, int64_t sample, int64_t vocab, bool document_mask,
                              int32_t *inputs, int32_t *targets, int32_t *document_start, struct ls_error *error);
+
+/* Reads tokens[count], count >= 1, of a shard from its token `first` on, tail tokens included; first + count is at most
+ * the shard's tokens. Ids are not checked against a vocabulary. Errors are LS_DATA. */
+enum ls_code ls_dataset_read_tokens(const struct ls_dataset *dataset, size_t shard, int64_t first, int64_t count,
+                                    int32_t *tokens, struct ls_error *error);
 
 #endif

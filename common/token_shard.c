@@ -1,12 +1,15 @@
 /* Headers and tokens of one data shard. */
 #define _GNU_SOURCE
+#define XXH_STATIC_LINKING_ONLY /* for the layout of the streaming state */
 #include "common/token_shard.h"
 #include "common/files.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "token files are little-endian and read as they are");
 
@@ -119,6 +122,57 @@ enum ls_code ls_token_shard_read(const struct ls_token_shard *shard, const char 
                            "data: token %lld of %s is %u, more than any vocabulary has. Run 'lockstep data verify'.",
                            (long long)(first + i), name, (unsigned)tokens[i]);
     return LS_OK;
+}
+
+/* The first of `count` raw tokens that is not below `vocab`, or `count`. */
+static int64_t find_foreign_token(const unsigned char *raw, int64_t count, int token_bytes, int64_t vocab,
+                                  uint32_t *token) {
+    for (int64_t i = 0; i < count; i++) {
+        *token = 0;
+        memcpy(token, raw + i * token_bytes, (size_t)token_bytes);
+        if (*token >= vocab) return i;
+    }
+    return count;
+}
+
+enum ls_code ls_token_shard_scan(const struct ls_token_shard *shard, const char *name, int64_t vocab,
+                                 struct ls_digest *hash, bool (*progress)(void *context, int64_t bytes), void *context,
+                                 struct ls_error *error) {
+    enum { PIECE_BYTES = 1 << 20 };
+    unsigned char *piece = malloc(PIECE_BYTES);
+    if (!piece) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to read %s", name);
+    XXH3_state_t state;
+    XXH3_INITSTATE(&state);
+    XXH3_128bits_reset(&state);
+    enum ls_code code = LS_OK;
+    for (int64_t offset = 0; offset < shard->bytes && !code;) {
+        /* The header is a piece of its own, so that tokens never lie across two pieces. */
+        const int64_t end = offset < shard->data_offset ? shard->data_offset : shard->bytes;
+        const int64_t bytes = end - offset < PIECE_BYTES ? end - offset : PIECE_BYTES;
+        if (ls_pread_all(shard->file, piece, (size_t)bytes, offset)) {
+            code = ls_fail(error, LS_DATA, LS_SCOPE_CALL,
+                           "data: cannot read %s at byte %lld: %s. Check the disk or copy the file again.", name,
+                           (long long)offset, errno == ENODATA ? "it became shorter" : strerror(errno));
+            break;
+        }
+        XXH3_128bits_update(&state, piece, (size_t)bytes);
+        const int64_t count = offset < shard->data_offset || vocab == 0 ? 0 : bytes / shard->token_bytes;
+        uint32_t token;
+        const int64_t foreign = find_foreign_token(piece, count, shard->token_bytes, vocab, &token);
+        if (foreign < count)
+            code = ls_fail(
+                error, LS_DATA, LS_SCOPE_CALL,
+                "data: token %lld of %s is %u, its vocabulary has %lld. Copy the file again, or prepare it again.",
+                (long long)((offset - shard->data_offset) / shard->token_bytes + foreign), name, token,
+                (long long)vocab);
+        else if (progress && !progress(context, bytes))
+            code = ls_fail(error, LS_STOPPED, LS_SCOPE_CALL, "stopped while reading %s", name);
+        offset += bytes;
+    }
+    free(piece);
+    const XXH128_hash_t hashed = XXH3_128bits_digest(&state);
+    if (!code) *hash = (struct ls_digest){.low = hashed.low64, .high = hashed.high64};
+    return code;
 }
 
 void ls_token_shard_header(int64_t tokens, unsigned char header[LS_SHARD_HEADER_BYTES]) {

@@ -8,6 +8,7 @@
 #ifndef LS_COMMON_TOKEN_SHARD_H
 #define LS_COMMON_TOKEN_SHARD_H
 
+#include "common/digest.h"
 #include "common/status.h"
 
 #include <stdbool.h>
@@ -38,6 +39,13 @@ enum ls_code ls_token_shard_inspect(int file, const char *name, bool headerless,
  * LS_DATA, as are ids of 2^31 and above. Safe from several threads. */
 enum ls_code ls_token_shard_read(const struct ls_token_shard *shard, const char *name, int64_t first, int64_t count,
                                  int32_t *tokens, struct ls_error *error);
+
+/* Reads the whole file: *hash becomes XXH3-128 of its bytes, and every id is checked against `vocab` (0: not checked).
+ * `progress` (may be NULL) is told the bytes of each piece; when it returns false, the scan ends with LS_STOPPED.
+ * Errors are LS_DATA, LS_MEMORY. */
+enum ls_code ls_token_shard_scan(const struct ls_token_shard *shard, const char *name, int64_t vocab,
+                                 struct ls_digest *hash, bool (*progress)(void *context, int64_t bytes), void *context,
+                                 struct ls_error *error);
 
 /* Fills the header of a uint16 shard of `tokens` tokens. */
 void ls_token_shard_header(int64_t tokens, unsigned char header[LS_SHARD_HEADER_BYTES]);

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "common/status.h"
 #include "coordinator/command_config.h"
+#include "coordinator/command_data.h"
 #include "coordinator/command_line.h"
 
 #include <stdio.h>
@@ -16,6 +17,7 @@ struct command {
 
 static const struct command commands[] = {
     {"config", "CONFIG | --keys", "show the resolved configuration, or every key", ls_command_config},
+    {"data", "prepare | inspect | verify", "text to token shards, and a look at them", ls_command_data},
     {NULL, NULL, NULL, NULL},
 };
 

@@ -1,0 +1,162 @@
+/* Showing datasets to a person. */
+#define _GNU_SOURCE
+#include "coordinator/data_inspect.h"
+
+#include "common/byte_tokenizer.h"
+#include "common/dataset.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { FIRST_TOKENS = 72, PIECE_TOKENS = 1 << 16, SHARDS_SHOWN = 20 };
+
+static enum ls_code open_for_reading(const char *path, const char *dtype, struct ls_dataset **dataset,
+                                     struct ls_error *error) {
+    struct ls_config_source source = {.document_token_id = -1};
+    if (snprintf(source.path, sizeof source.path, "%s", path) >= (int)sizeof source.path)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "the path %.200s... is too long", path);
+    snprintf(source.dtype, sizeof source.dtype, "%s", dtype);
+    return ls_dataset_open(&source, 1, dataset, error); /* T = 1: whatever has two tokens can be shown */
+}
+
+static bool holds_bytes(const struct ls_dataset *dataset) {
+    return strcmp(ls_dataset_tokenizer(dataset), "byte") == 0;
+}
+
+/* Bytes as text in one line: line ends as "\n", what is not printable ASCII as '.', a bar before a further document. */
+static void print_bytes(const int32_t *tokens, int64_t count, FILE *out) {
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t token = tokens[i];
+        if (token >= LS_BYTE_TOKEN_DOCUMENT)
+            fputs(i ? " | " : "", out); /* a document starts */
+        else if (token == '\n')
+            fputs("\\n", out);
+        else
+            fputc((token >= ' ' && token < 127) ? token : '.', out);
+    }
+}
+
+static enum ls_code print_first_tokens(const struct ls_dataset *dataset, FILE *out, struct ls_error *error) {
+    size_t shard = 0;
+    while (ls_dataset_shard(dataset, shard)->tokens == 0) shard++; /* an open dataset has tokens */
+    const int64_t tokens_there = ls_dataset_shard(dataset, shard)->tokens;
+    int32_t tokens[FIRST_TOKENS];
+    int64_t count = holds_bytes(dataset) ? FIRST_TOKENS : FIRST_TOKENS / 6;
+    if (count > tokens_there) count = tokens_there;
+    enum ls_code code = ls_dataset_read_tokens(dataset, shard, 0, count, tokens, error);
+    if (code) return code;
+    fputs("  begins      ", out);
+    if (holds_bytes(dataset))
+        print_bytes(tokens, count, out);
+    else
+        for (int64_t i = 0; i < count; i++) fprintf(out, "%s%d", i ? " " : "", tokens[i]);
+    fputc('\n', out);
+    return LS_OK;
+}
+
+static void print_shards(const struct ls_dataset *dataset, int64_t T, FILE *out) {
+    const size_t shards = ls_dataset_shard_count(dataset);
+    int64_t samples = 0, tail = 0;
+    for (size_t i = 0; i < shards; i++) {
+        const struct ls_shard_info *shard = ls_dataset_shard(dataset, i);
+        const int64_t here = shard->tokens > 0 ? (shard->tokens - 1) / T : 0;
+        samples += here;
+        tail += shard->tokens - (here ? here * T + 1 : 0);
+    }
+    fprintf(out, "  samples     %lld of %lld tokens each; %lld tokens at the ends of shards are in none\n",
+            (long long)samples, (long long)T, (long long)tail);
+    fprintf(out, "  shards      %zu\n", shards);
+    for (size_t i = 0; i < shards && i < SHARDS_SHOWN; i++) {
+        const struct ls_shard_info *shard = ls_dataset_shard(dataset, i);
+        fprintf(out, "    %-24s %14lld tokens of %d bytes\n", shard->name, (long long)shard->tokens,
+                shard->token_bytes);
+    }
+    if (shards > SHARDS_SHOWN) fprintf(out, "    and %zu more\n", shards - SHARDS_SHOWN);
+}
+
+static enum ls_code inspect_one(const char *path, const char *dtype, int64_t T, FILE *out, struct ls_error *error) {
+    struct ls_dataset *dataset;
+    enum ls_code code = open_for_reading(path, dtype, &dataset, error);
+    if (code) return code;
+    fprintf(out, "%s\n  tokens      %lld\n", path, (long long)ls_dataset_tokens(dataset));
+    const char *tokenizer = ls_dataset_tokenizer(dataset);
+    if (ls_dataset_vocab_size(dataset))
+        fprintf(out, "  tokenizer   %s, %lld ids\n", tokenizer[0] ? tokenizer : "not named",
+                (long long)ls_dataset_vocab_size(dataset));
+    else
+        fputs("  tokenizer   not known; set model.vocab_size\n", out);
+    if (ls_dataset_document_token(dataset) >= 0)
+        fprintf(out, "  documents   token %lld stands at the %s of each", (long long)ls_dataset_document_token(dataset),
+                ls_dataset_document_token_at_end(dataset) ? "end" : "start");
+    else
+        fputs("  documents   no boundaries known", out);
+    if (ls_dataset_documents(dataset)) fprintf(out, "; there are %lld", (long long)ls_dataset_documents(dataset));
+    fputc('\n', out);
+    if (ls_dataset_text_bytes(dataset))
+        fprintf(out, "  text        %lld bytes, %.3f a token\n", (long long)ls_dataset_text_bytes(dataset),
+                ls_dataset_bytes_per_token(dataset));
+    print_shards(dataset, T, out);
+    code = print_first_tokens(dataset, out, error);
+    ls_dataset_close(dataset);
+    return code;
+}
+
+/* "PATH/NAME" if it has a dataset.json, else NULL. The caller frees. */
+static char *prepared_split(const char *path, const char *name) {
+    char *folder, *json;
+    if (asprintf(&folder, "%s/%s", path, name) < 0) return NULL;
+    if (asprintf(&json, "%s/dataset.json", folder) < 0) {
+        free(folder);
+        return NULL;
+    }
+    const bool there = access(json, F_OK) == 0;
+    free(json);
+    if (there) return folder;
+    free(folder);
+    return NULL;
+}
+
+enum ls_code ls_data_inspect(const char *path, const char *dtype, int64_t sequence_length, FILE *out,
+                             struct ls_error *error) {
+    assert(sequence_length >= 1);
+    char *train = prepared_split(path, "train"), *validation = prepared_split(path, "validation");
+    enum ls_code code = LS_OK;
+    if (!train && !validation) code = inspect_one(path, dtype, sequence_length, out, error);
+    if (train) code = inspect_one(train, dtype, sequence_length, out, error);
+    if (!code && validation) code = inspect_one(validation, dtype, sequence_length, out, error);
+    free(train);
+    free(validation);
+    return code;
+}
+
+static enum ls_code print_shard_text(const struct ls_dataset *dataset, size_t shard, FILE *out,
+                                     struct ls_error *error) {
+    int32_t tokens[PIECE_TOKENS];
+    const int64_t all = ls_dataset_shard(dataset, shard)->tokens;
+    for (int64_t first = 0; first < all; first += PIECE_TOKENS) {
+        const int64_t count = all - first < PIECE_TOKENS ? all - first : PIECE_TOKENS;
+        enum ls_code code = ls_dataset_read_tokens(dataset, shard, first, count, tokens, error);
+        if (code) return code;
+        for (int64_t i = 0; i < count; i++)
+            if (tokens[i] < LS_BYTE_TOKEN_DOCUMENT && fputc(tokens[i], out) == EOF)
+                return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "cannot write the text: %s", strerror(errno));
+    }
+    return LS_OK;
+}
+
+enum ls_code ls_data_print_text(const char *path, FILE *out, struct ls_error *error) {
+    struct ls_dataset *dataset;
+    enum ls_code code = open_for_reading(path, "", &dataset, error);
+    if (code) return code;
+    if (!holds_bytes(dataset))
+        code = ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
+                       "%s does not hold byte tokens; only those can be turned back into text here", path);
+    for (size_t i = 0; i < ls_dataset_shard_count(dataset) && !code; i++)
+        code = print_shard_text(dataset, i, out, error);
+    ls_dataset_close(dataset);
+    return code;
+}

@@ -1,0 +1,37 @@
+/* The shard writer: text in, a dataset folder out (uint16 token shards of byte tokens, and dataset.json). */
+#ifndef LS_COORDINATOR_SHARD_WRITER_H
+#define LS_COORDINATOR_SHARD_WRITER_H
+
+#include "common/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct ls_shard_writer;
+
+struct ls_shard_writer_totals {
+    int64_t documents, tokens, text_bytes;
+    size_t shards;
+};
+
+/* Makes the folder `folder` (its parent exists) for shards "PREFIX-000.bin" and so on, of `shard_tokens` tokens but for
+ * the last (1 to LS_SHARD_TOKENS_MAX). Errors: LS_DATA, LS_MEMORY. */
+enum ls_code ls_shard_writer_create(const char *folder, const char *prefix, int64_t shard_tokens,
+                                    struct ls_shard_writer **writer, struct ls_error *error);
+
+/* Appends bytes of text; `starts_document` puts the document token in front. Errors are LS_DATA (a full disk, with what
+ * was written). */
+enum ls_code ls_shard_writer_add(struct ls_shard_writer *writer, const char *bytes, size_t count, bool starts_document,
+                                 struct ls_error *error);
+
+/* Completes the last shard and writes dataset.json; all of it has reached the disk on return. */
+enum ls_code ls_shard_writer_finish(struct ls_shard_writer *writer, struct ls_error *error);
+
+/* What was added so far. */
+struct ls_shard_writer_totals ls_shard_writer_totals(const struct ls_shard_writer *writer);
+
+/* Closes what is open and frees; the files stay. Takes NULL. */
+void ls_shard_writer_destroy(struct ls_shard_writer *writer);
+
+#endif

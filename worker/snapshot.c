@@ -1,0 +1,131 @@
+/* Block by block: device, host memory, file, and back. */
+#include "worker/snapshot.h"
+
+#include "worker/checkpoint/load.h"
+#include "worker/checkpoint/save.h"
+
+#include <stdlib.h>
+
+struct ls_snapshot {
+    const struct ls_config *config;
+    const struct ls_corpus *corpus;
+    struct ls_comm *comm;
+    struct ls_device *device;
+    struct ls_replica *replica;
+    float *parameters; /* of the largest block */
+    float *m, *v;      /* of the largest slice */
+    int64_t slice_elements;
+};
+
+enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
+                                struct ls_device *device, struct ls_replica *replica, struct ls_snapshot **snapshot,
+                                struct ls_error *error) {
+    const struct ls_model *model = ls_replica_model(replica);
+    int64_t largest = 1;
+    for (int block = 0; block < ls_model_block_count(model); block++)
+        if (ls_model_block(model, block)->count > largest) largest = ls_model_block(model, block)->count;
+    struct ls_snapshot *made = calloc(1, sizeof *made);
+    if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of checkpoints");
+    *made = (struct ls_snapshot){.config = config,
+                                 .corpus = corpus,
+                                 .comm = comm,
+                                 .device = device,
+                                 .replica = replica,
+                                 .slice_elements = (largest - 1) / ls_comm_size(comm) + 1};
+    made->parameters = ls_device_allocate_host(device, (size_t)largest * sizeof(float));
+    made->m = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
+    made->v = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
+    if (!made->parameters || !made->m || !made->v) {
+        ls_snapshot_destroy(made);
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
+                       "memory: no %lld bytes of host memory for saving checkpoints. Run on more memory.",
+                       (long long)(largest * (int64_t)sizeof(float)));
+    }
+    *snapshot = made;
+    return LS_OK;
+}
+
+void ls_snapshot_destroy(struct ls_snapshot *snapshot) {
+    if (!snapshot) return;
+    ls_device_free_host(snapshot->device, snapshot->parameters);
+    ls_device_free_host(snapshot->device, snapshot->m);
+    ls_device_free_host(snapshot->device, snapshot->v);
+    free(snapshot);
+}
+
+int64_t ls_snapshot_bytes(const struct ls_snapshot *snapshot) {
+    return ls_checkpoint_bytes(ls_replica_model(snapshot->replica), ls_comm_size(snapshot->comm));
+}
+
+static enum ls_code write_block(struct ls_snapshot *snapshot, struct ls_checkpoint_writer *writer, int block,
+                                struct ls_error *error) {
+    struct ls_shard *shard = ls_replica_shard(snapshot->replica);
+    struct ls_stream *stream = ls_replica_stream(snapshot->replica);
+    const struct ls_shard_slice slice = ls_shard_slice(shard, block);
+    const size_t slice_bytes = (size_t)slice.count * sizeof(float);
+    if (ls_checkpoint_writer_needs_block(writer, block)) {
+        const size_t bytes = (size_t)ls_model_block(ls_replica_model(snapshot->replica), block)->count * sizeof(float);
+        ls_copy_to_host(stream, snapshot->parameters, ls_shard_acquire(shard, block), bytes);
+        ls_shard_release(shard, block);
+    } else {
+        ls_copy_to_host(stream, snapshot->parameters + slice.first, slice.parameters, slice_bytes);
+    }
+    ls_copy_to_host(stream, snapshot->m, slice.m, slice_bytes);
+    ls_copy_to_host(stream, snapshot->v, slice.v, slice_bytes);
+    enum ls_code code = ls_stream_synchronize(stream, error);
+    if (code) return code;
+    return ls_checkpoint_writer_put_block(writer, block, snapshot->parameters, snapshot->m, snapshot->v, error);
+}
+
+enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder, struct ls_file_record *files,
+                               size_t *count, struct ls_error *error) {
+    const struct ls_model *model = ls_replica_model(snapshot->replica);
+    const struct ls_dataset *dataset = snapshot->corpus->train[0];
+    const struct ls_checkpoint_writer_options options = {.folder = folder,
+                                                         .model = model,
+                                                         .config = snapshot->config,
+                                                         .tokenizer = ls_dataset_tokenizer(dataset),
+                                                         .document_token = ls_dataset_document_token(dataset),
+                                                         .rank = ls_comm_rank(snapshot->comm),
+                                                         .world_size = ls_comm_size(snapshot->comm)};
+    struct ls_checkpoint_writer *writer;
+    enum ls_code code = ls_checkpoint_writer_create(&options, &writer, error);
+    if (code) return code;
+    for (int block = 0; block < ls_model_block_count(model) && !code; block++)
+        code = write_block(snapshot, writer, block, error);
+    if (!code) code = ls_checkpoint_writer_finish(writer, files, count, error);
+    ls_checkpoint_writer_destroy(writer);
+    return code;
+}
+
+/* A piece at a time, so that it fits the memory of a slice. */
+static enum ls_code read_block(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
+                               struct ls_error *error) {
+    struct ls_stream *stream = ls_replica_stream(snapshot->replica);
+    const struct ls_shard_slice held = ls_shard_held(ls_replica_shard(snapshot->replica), block);
+    for (int64_t done = 0; done < held.count; done += snapshot->slice_elements) {
+        const int64_t left = held.count - done;
+        const int64_t count = left < snapshot->slice_elements ? left : snapshot->slice_elements;
+        const size_t bytes = (size_t)count * sizeof(float);
+        enum ls_code code = ls_checkpoint_reader_read(reader, block, held.first + done, count, snapshot->parameters,
+                                                      snapshot->m, snapshot->v, error);
+        if (code) return code;
+        ls_copy_to_device(stream, held.parameters + done, snapshot->parameters, bytes);
+        ls_copy_to_device(stream, held.m + done, snapshot->m, bytes);
+        ls_copy_to_device(stream, held.v + done, snapshot->v, bytes);
+        code = ls_stream_synchronize(stream, error);
+        if (code) return code;
+    }
+    return LS_OK;
+}
+
+enum ls_code ls_snapshot_read(struct ls_snapshot *snapshot, const char *folder, struct ls_error *error) {
+    const struct ls_model *model = ls_replica_model(snapshot->replica);
+    struct ls_checkpoint_reader *reader;
+    enum ls_code code = ls_checkpoint_reader_open(folder, model, &reader, error);
+    if (code) return code;
+    for (int block = 0; block < ls_model_block_count(model) && !code; block++)
+        code = read_block(snapshot, reader, block, error);
+    ls_checkpoint_reader_close(reader);
+    return code;
+}

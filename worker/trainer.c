@@ -1,0 +1,466 @@
+/* Boundaries, steps, evaluations. */
+#include "worker/trainer.h"
+
+#include "worker/data/prefetch.h"
+#include "worker/optim/schedule.h"
+#include "worker/replica.h"
+#include "worker/snapshot.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+/* Steps read ahead, and how many granted steps the prefetch is told of at least. */
+enum { PREFETCH_DEPTH = 3, PREFETCH_STEPS_AHEAD = 32 };
+
+/* A rank's share of a step's cost. */
+struct step_times {
+    double seconds, compute, exposed, data_wait;
+    uint64_t memory_peak_bytes;
+};
+
+struct ls_trainer {
+    struct ls_trainer_options options;
+    const struct ls_config *config;
+    struct ls_comm *comm;
+    struct ls_replica *replica;
+    struct ls_snapshot *snapshot;
+    struct ls_prefetch *prefetch, *evaluation; /* evaluation: NULL when never due */
+    int64_t steps_done, optimizer_steps;
+    uint64_t position;     /* sequences used */
+    int64_t granted_end;   /* steps below it may run */
+    int64_t prefetch_end;  /* of them, steps below it were given to the prefetch */
+    bool has_batch;        /* `batch` is the next step's */
+    struct ls_batch batch; /* of this rank */
+    int64_t targets;       /* of the next step, all ranks */
+    struct ls_digest digest;
+    double opening_seconds, opening_wait, data_wait; /* of the boundary that opened the step */
+    float last_norm;
+    int failed_rank;
+    struct ls_error *errors;   /* [ranks], for sharing */
+    struct step_times *times;  /* [ranks] */
+    unsigned char *not_finite; /* [ranks] */
+};
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void mark(struct ls_trainer *trainer, enum ls_phase phase) {
+    if (trainer->options.progress)
+        ls_progress_mark(trainer->options.progress, phase, (uint64_t)trainer->steps_done + 1, 0, 0);
+}
+
+static void *allocate_host(size_t bytes, void *device) {
+    return ls_device_allocate_host(device, bytes);
+}
+static void release_host(void *memory, void *device) {
+    ls_device_free_host(device, memory);
+}
+
+static enum ls_code create_prefetch(struct ls_trainer *trainer, bool evaluation, struct ls_prefetch **prefetch,
+                                    struct ls_error *error) {
+    const struct ls_config *config = trainer->config;
+    const struct ls_corpus *corpus = trainer->options.corpus;
+    struct ls_dataset *const *datasets = evaluation ? corpus->validation : corpus->train;
+    const struct ls_prefetch_options options = {
+        .order = evaluation ? NULL : corpus->order,
+        .datasets = (const struct ls_dataset *const *)datasets,
+        .dataset_count = evaluation ? corpus->validation_count : corpus->train_count,
+        .rank = ls_comm_rank(trainer->comm),
+        .world_size = ls_comm_size(trainer->comm),
+        .sequence_length = config->data.sequence_length,
+        .vocab = config->model.vocab_size,
+        .document_mask = config->data.document_mask,
+        .micro_batch = config->train.micro_batch_size,
+        .global_batch_max = config->train.global_batch_size,
+        .depth = PREFETCH_DEPTH,
+        .allocator = {.allocate = allocate_host, .release = release_host, .context = trainer->options.device},
+    };
+    return ls_prefetch_create(&options, prefetch, error);
+}
+
+static enum ls_code allocate_records(struct ls_trainer *trainer, struct ls_error *error) {
+    size_t ranks = (size_t)ls_comm_size(trainer->comm);
+    trainer->errors = calloc(ranks, sizeof *trainer->errors);
+    trainer->times = calloc(ranks, sizeof *trainer->times);
+    trainer->not_finite = calloc(ranks, sizeof *trainer->not_finite);
+    if (trainer->errors && trainer->times && trainer->not_finite) return LS_OK;
+    return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of %zu ranks", ranks);
+}
+
+enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct ls_trainer **trainer,
+                               struct ls_error *error) {
+    const struct ls_config *config = options->config;
+    enum ls_code code = ls_config_check_ranks(config, ls_comm_size(options->comm), error);
+    if (code) return code;
+    struct ls_trainer *made = calloc(1, sizeof *made);
+    if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the trainer's records");
+    made->options = *options;
+    made->config = config;
+    made->comm = options->comm;
+    made->steps_done = options->start_step;
+    made->optimizer_steps = options->optimizer_steps;
+    made->position = options->start_position;
+    made->granted_end = made->prefetch_end = options->start_step + 1;
+    made->failed_rank = -1;
+    code = allocate_records(made, error);
+    if (!code)
+        code = ls_replica_create(config, options->device, options->comm, options->progress, &made->replica, error);
+    if (!code)
+        code = ls_snapshot_create(config, options->corpus, options->comm, options->device, made->replica,
+                                  &made->snapshot, error);
+    if (!code) code = create_prefetch(made, false, &made->prefetch, error);
+    if (!code && config->evaluation.every_steps > 0 && options->corpus->validation_count > 0)
+        code = create_prefetch(made, true, &made->evaluation, error);
+    if (code) {
+        ls_trainer_destroy(made);
+        return code;
+    }
+    *trainer = made;
+    return LS_OK;
+}
+
+void ls_trainer_destroy(struct ls_trainer *trainer) {
+    if (!trainer) return;
+    ls_prefetch_destroy(trainer->evaluation);
+    ls_prefetch_destroy(trainer->prefetch);
+    ls_snapshot_destroy(trainer->snapshot);
+    ls_replica_destroy(trainer->replica);
+    free(trainer->errors);
+    free(trainer->times);
+    free(trainer->not_finite);
+    free(trainer);
+}
+
+enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error) {
+    ls_replica_initialize(trainer->replica);
+    return ls_stream_synchronize(ls_replica_stream(trainer->replica), error);
+}
+
+enum ls_code ls_trainer_load(struct ls_trainer *trainer, const char *folder, struct ls_error *error) {
+    return ls_snapshot_read(trainer->snapshot, folder, error);
+}
+
+enum ls_code ls_trainer_save(struct ls_trainer *trainer, const char *folder, struct ls_file_record *files,
+                             size_t *count, struct ls_error *error) {
+    mark(trainer, LS_PHASE_CHECKPOINT);
+    return ls_snapshot_write(trainer->snapshot, folder, files, count, error);
+}
+
+int64_t ls_trainer_save_bytes(const struct ls_trainer *trainer) {
+    return ls_snapshot_bytes(trainer->snapshot);
+}
+int64_t ls_trainer_steps_done(const struct ls_trainer *trainer) {
+    return trainer->steps_done;
+}
+uint64_t ls_trainer_position(const struct ls_trainer *trainer) {
+    return trainer->position;
+}
+int64_t ls_trainer_optimizer_steps(const struct ls_trainer *trainer) {
+    return trainer->optimizer_steps;
+}
+int ls_trainer_failed_rank(const struct ls_trainer *trainer) {
+    return trainer->failed_rank;
+}
+bool ls_trainer_may_step(const struct ls_trainer *trainer) {
+    return trainer->has_batch;
+}
+const struct ls_model *ls_trainer_model(const struct ls_trainer *trainer) {
+    return ls_replica_model(trainer->replica);
+}
+
+/* After the ranks found that one of them met an error: all get that of the lowest rank that did, under its name. */
+static enum ls_code share_error(struct ls_trainer *trainer, const struct ls_error *own, struct ls_error *error) {
+    struct ls_error mine = *own;
+    enum ls_code code = ls_comm_gather_bytes(trainer->comm, &mine, sizeof mine, trainer->errors, error);
+    if (code) return code;
+    for (int rank = 0; rank < ls_comm_size(trainer->comm); rank++) {
+        if (trainer->errors[rank].code == LS_OK) continue;
+        trainer->failed_rank = rank;
+        if (!error) return trainer->errors[rank].code;
+        *error = trainer->errors[rank];
+        return ls_fail_within(error, "rank %d", rank);
+    }
+    return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "a rank reported an error and took it back: please report this");
+}
+
+/* Tells the prefetch of granted steps, a few dozen at a time: it holds a limited number of spans. */
+static enum ls_code extend_prefetch(struct ls_trainer *trainer, struct ls_error *error) {
+    const int64_t next = trainer->steps_done + 1;
+    if (trainer->prefetch_end >= trainer->granted_end || trainer->prefetch_end - next > PREFETCH_STEPS_AHEAD)
+        return LS_OK;
+    const int64_t batch = trainer->config->train.global_batch_size;
+    const uint64_t position = trainer->options.start_position +
+                              (uint64_t)(trainer->prefetch_end - 1 - trainer->options.start_step) * (uint64_t)batch;
+    enum ls_code code = ls_prefetch_grant(trainer->prefetch, trainer->prefetch_end, trainer->granted_end, position,
+                                          batch, trainer->options.end_position, error);
+    if (!code) trainer->prefetch_end = trainer->granted_end;
+    return code;
+}
+
+/* What the collective at a boundary sums. Orders come from rank 0 alone, the others add zeros. */
+enum opening {
+    OPENING_GRANTED_END,
+    OPENING_SAVE_ID,
+    OPENING_STOP_ID,
+    OPENING_STOP_CODE,
+    OPENING_LEAVE,
+    OPENING_LEAVE_CODE,
+    OPENING_ERRORS,  /* ranks that met one */
+    OPENING_BATCHES, /* ranks that hold a batch */
+    OPENING_TARGETS,
+    OPENING_NORM, /* what the last gradient norm hashes to: the number of ranks times the own one, or replicas differ */
+    OPENING_DIGEST, /* four limbs of 32 bits, so that sums do not overflow */
+    OPENING_COUNT = OPENING_DIGEST + 4
+};
+
+static void put_orders(const struct ls_trainer_orders *orders, uint64_t values[OPENING_COUNT]) {
+    values[OPENING_GRANTED_END] = (uint64_t)orders->granted_end;
+    values[OPENING_SAVE_ID] = orders->save_id;
+    values[OPENING_STOP_ID] = orders->stop_id;
+    values[OPENING_STOP_CODE] = (uint64_t)orders->stop_code;
+    values[OPENING_LEAVE] = orders->leave;
+    values[OPENING_LEAVE_CODE] = (uint64_t)orders->leave_code;
+}
+
+static struct ls_trainer_orders get_orders(const uint64_t values[OPENING_COUNT]) {
+    return (struct ls_trainer_orders){.granted_end = (int64_t)values[OPENING_GRANTED_END],
+                                      .save_id = values[OPENING_SAVE_ID],
+                                      .stop_id = values[OPENING_STOP_ID],
+                                      .stop_code = (int)values[OPENING_STOP_CODE],
+                                      .leave = values[OPENING_LEAVE] != 0,
+                                      .leave_code = (int)values[OPENING_LEAVE_CODE]};
+}
+
+static void put_digest(struct ls_digest digest, uint64_t limbs[4]) {
+    limbs[0] = digest.low & UINT32_MAX;
+    limbs[1] = digest.low >> 32;
+    limbs[2] = digest.high & UINT32_MAX;
+    limbs[3] = digest.high >> 32;
+}
+
+/* The sum mod 2^128 from sums of limbs. */
+static struct ls_digest get_digest(const uint64_t limbs[4]) {
+    struct ls_digest digest = {0};
+    for (int i = 3; i >= 0; i--) {
+        digest.high = digest.high << 32 | digest.low >> 32;
+        digest.low <<= 32;
+        digest = ls_digest_add(digest, (struct ls_digest){.low = limbs[i]});
+    }
+    return digest;
+}
+
+/* Spreads the bits over the word, so that sums of different norms are not the same by accident (Steele et al. 2014). */
+static uint64_t hash_norm(float norm) {
+    uint32_t bits;
+    memcpy(&bits, &norm, sizeof bits);
+    uint64_t x = bits + UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    return x ^ x >> 31;
+}
+
+static void take_batch(struct ls_trainer *trainer, struct ls_error *error) {
+    mark(trainer, LS_PHASE_DATA);
+    trainer->data_wait = 0;
+    if (ls_prefetch_next(trainer->prefetch, &trainer->batch, &trainer->data_wait, error)) return;
+    trainer->has_batch = true;
+}
+
+enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_orders *orders, struct ls_error *error) {
+    const double begin = seconds_now();
+    struct ls_error own = {.code = LS_OK};
+    if (!trainer->has_batch && trainer->steps_done + 1 < trainer->prefetch_end) take_batch(trainer, &own);
+    mark(trainer, LS_PHASE_STEP_OPEN);
+    uint64_t values[OPENING_COUNT] = {0};
+    if (ls_comm_rank(trainer->comm) == 0) put_orders(orders, values);
+    values[OPENING_ERRORS] = own.code != LS_OK;
+    values[OPENING_NORM] = hash_norm(trainer->last_norm);
+    if (trainer->has_batch) {
+        values[OPENING_BATCHES] = 1;
+        values[OPENING_TARGETS] = (uint64_t)trainer->batch.targets;
+        put_digest(trainer->batch.digest, &values[OPENING_DIGEST]);
+    }
+    const double collective = seconds_now();
+    enum ls_code code = ls_comm_sum_u64(trainer->comm, values, OPENING_COUNT, error);
+    if (code) return code;
+    if (values[OPENING_ERRORS] > 0) return share_error(trainer, &own, error);
+    const uint64_t ranks = (uint64_t)ls_comm_size(trainer->comm);
+    if (values[OPENING_NORM] != ranks * hash_norm(trainer->last_norm))
+        return ls_fail(
+            error, LS_COMMUNICATION, LS_SCOPE_JOB,
+            "the replicas differ: after step %lld the ranks hold different gradient norms (%.9g on rank %d). A rank "
+            "computed or received something wrong: run 'lockstep doctor' on every host and start again from the last "
+            "checkpoint.",
+            (long long)trainer->steps_done, (double)trainer->last_norm, ls_comm_rank(trainer->comm));
+    assert(values[OPENING_BATCHES] == (trainer->has_batch ? ranks : 0));
+    *orders = get_orders(values);
+    trainer->targets = (int64_t)values[OPENING_TARGETS];
+    trainer->digest = get_digest(&values[OPENING_DIGEST]);
+    if (orders->granted_end > trainer->granted_end) trainer->granted_end = orders->granted_end;
+    code = extend_prefetch(trainer, error);
+    const double end = seconds_now();
+    trainer->opening_seconds = end - begin;
+    trainer->opening_wait = end - collective;
+    return code;
+}
+
+static struct ls_micro_batch micro_batch_of(const struct ls_trainer *trainer, const struct ls_batch *batch,
+                                            int64_t index) {
+    const int64_t B = trainer->config->train.micro_batch_size, T = trainer->config->data.sequence_length;
+    const int64_t left = batch->sequences - index * B, first = index * B * T;
+    return (struct ls_micro_batch){.inputs = batch->inputs + first,
+                                   .targets = batch->target_ids + first,
+                                   .document_start = batch->document_start + first,
+                                   .sequences = left < 0   ? 0
+                                                : left < B ? left
+                                                           : B};
+}
+
+/* Loss or gradient are not finite, which every rank sees. Who saw it first is found in the ranks' own losses. */
+static enum ls_code refuse_not_finite(struct ls_trainer *trainer, const struct ls_replica_result *result, double loss,
+                                      struct ls_error *error) {
+    const unsigned char mine = !isfinite(result->own_loss);
+    enum ls_code code = ls_comm_gather_bytes(trainer->comm, &mine, 1, trainer->not_finite, error);
+    if (code) return code;
+    char where[64] = "on no rank alone";
+    for (int rank = 0; rank < ls_comm_size(trainer->comm) && trainer->failed_rank < 0; rank++)
+        if (trainer->not_finite[rank]) trainer->failed_rank = rank;
+    if (trainer->failed_rank >= 0) snprintf(where, sizeof where, "first on rank %d", trainer->failed_rank);
+    return ls_fail(
+        error, LS_NONFINITE, LS_SCOPE_JOB,
+        "step %lld is not finite: loss %g, gradient norm %g, seen %s. The update was not applied. Lower optimizer.lr "
+        "or lengthen lr_schedule.warmup_steps, then --resume from the last checkpoint.",
+        (long long)trainer->steps_done + 1, loss, (double)result->norm, where);
+}
+
+/* Times of the rank that computed longest: the others wait for it. Memory is the largest. */
+static enum ls_code report_times(struct ls_trainer *trainer, double seconds, double exposed,
+                                 struct ls_step_report *report, struct ls_error *error) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    const struct step_times mine = {.seconds = seconds,
+                                    .compute = seconds - exposed - trainer->data_wait,
+                                    .exposed = exposed,
+                                    .data_wait = trainer->data_wait,
+                                    .memory_peak_bytes = (uint64_t)usage.ru_maxrss * 1024};
+    enum ls_code code = ls_comm_gather_bytes(trainer->comm, &mine, sizeof mine, trainer->times, error);
+    if (code) return code;
+    const struct step_times *slowest = trainer->times;
+    for (int rank = 0; rank < ls_comm_size(trainer->comm); rank++) {
+        const struct step_times *times = &trainer->times[rank];
+        if (times->compute + times->data_wait > slowest->compute + slowest->data_wait) slowest = times;
+        if (times->seconds > report->step_seconds) report->step_seconds = times->seconds;
+        if (times->memory_peak_bytes > report->memory_peak_bytes) report->memory_peak_bytes = times->memory_peak_bytes;
+    }
+    report->compute_seconds = slowest->compute;
+    report->comm_exposed_seconds = slowest->exposed;
+    report->data_wait_seconds = slowest->data_wait;
+    return LS_OK;
+}
+
+static void finish_step(struct ls_trainer *trainer) {
+    trainer->steps_done++;
+    trainer->optimizer_steps++;
+    trainer->position += (uint64_t)trainer->batch.step_sequences;
+    trainer->has_batch = false;
+    ls_prefetch_release(trainer->prefetch);
+}
+
+enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *report, struct ls_error *error) {
+    assert(trainer->has_batch && trainer->batch.step == trainer->steps_done + 1);
+    const double begin = seconds_now(), exposed = ls_replica_exposed_seconds(trainer->replica);
+    const struct ls_batch *batch = &trainer->batch;
+    const double learning_rate = ls_schedule_learning_rate(trainer->config, batch->step, trainer->options.total_steps);
+    ls_replica_begin(trainer->replica, batch->step, trainer->targets);
+    for (int64_t i = 0; i < batch->micro_batches; i++) {
+        const struct ls_micro_batch micro = micro_batch_of(trainer, batch, i);
+        ls_replica_train(trainer->replica, &micro, i == batch->micro_batches - 1);
+    }
+    ls_replica_update(trainer->replica, (float)learning_rate, trainer->optimizer_steps + 1);
+    struct ls_replica_result result;
+    enum ls_code code = ls_replica_finish(trainer->replica, &result, error);
+    if (code) return code;
+    const double loss = trainer->targets > 0 ? result.loss / (double)trainer->targets : 0;
+    if (result.not_finite || !isfinite(loss)) return refuse_not_finite(trainer, &result, loss, error);
+    trainer->last_norm = result.norm;
+    *report = (struct ls_step_report){.step = batch->step,
+                                      .position = batch->position + (uint64_t)batch->step_sequences,
+                                      .sequences = batch->step_sequences,
+                                      .targets = trainer->targets,
+                                      .loss = loss,
+                                      .grad_norm = result.norm,
+                                      .lr = learning_rate,
+                                      .digest = trainer->digest};
+    const uint64_t epoch_length = trainer->options.corpus->epoch_length;
+    if (epoch_length > 0) report->epoch = (double)report->position / (double)epoch_length;
+    finish_step(trainer);
+    code = report_times(trainer, trainer->opening_seconds + seconds_now() - begin,
+                        trainer->opening_wait + ls_replica_exposed_seconds(trainer->replica) - exposed, report, error);
+    if (code) return code;
+    report->tokens_per_second =
+        (double)(report->sequences * trainer->config->data.sequence_length) / report->step_seconds;
+    return LS_OK;
+}
+
+bool ls_trainer_evaluation_due(const struct ls_trainer *trainer) {
+    return trainer->evaluation && (trainer->steps_done % trainer->config->evaluation.every_steps == 0 ||
+                                   trainer->steps_done == trainer->options.total_steps);
+}
+
+/* Runs this rank's share of one batch of the evaluation; its buffers are handed back when the stream has passed them.
+ */
+static enum ls_code evaluate_batch(struct ls_trainer *trainer, int64_t *targets, struct ls_error *error) {
+    struct ls_batch batch;
+    enum ls_code code = ls_prefetch_next(trainer->evaluation, &batch, NULL, error);
+    if (code) return code;
+    for (int64_t i = 0; i < batch.micro_batches; i++) {
+        const struct ls_micro_batch micro = micro_batch_of(trainer, &batch, i);
+        ls_replica_forward(trainer->replica, &micro);
+    }
+    *targets += batch.targets;
+    code = ls_stream_synchronize(ls_replica_stream(trainer->replica), error);
+    ls_prefetch_release(trainer->evaluation);
+    return code;
+}
+
+enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, double *bits_per_byte,
+                                 struct ls_error *error) {
+    const struct ls_corpus *corpus = trainer->options.corpus;
+    const int64_t batch = trainer->config->train.global_batch_size, batches = trainer->config->evaluation.batches;
+    int64_t sequences = corpus->validation_samples, targets = 0;
+    if (batches > 0 && sequences / batch >= batches) sequences = batches * batch;
+    const int64_t steps = (sequences + batch - 1) / batch;
+    mark(trainer, LS_PHASE_EVALUATE);
+    struct ls_error own = {.code = LS_OK};
+    ls_replica_begin(trainer->replica, trainer->steps_done, 0);
+    enum ls_code code = ls_prefetch_grant(trainer->evaluation, 0, steps, 0, batch, (uint64_t)sequences, &own);
+    for (int64_t step = 0; step < steps && !code; step++) code = evaluate_batch(trainer, &targets, &own);
+    uint64_t values[2] = {code != LS_OK, (uint64_t)targets};
+    code = ls_comm_sum_u64(trainer->comm, values, 2, error);
+    if (code) return code;
+    if (values[0] > 0) return share_error(trainer, &own, error);
+    double sum;
+    code = ls_replica_finish_forward(trainer->replica, &sum, error);
+    if (code) return code;
+    *loss = values[1] > 0 ? sum / (double)values[1] : 0;
+    const double bytes_per_token = corpus->validation_bytes_per_token;
+    *bits_per_byte = bytes_per_token > 0 ? *loss / M_LN2 / bytes_per_token : NAN;
+    return LS_OK;
+}
+
+enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, float *parameters, struct ls_error *error) {
+    struct ls_shard *shard = ls_replica_shard(trainer->replica);
+    struct ls_stream *stream = ls_replica_stream(trainer->replica);
+    const size_t bytes = (size_t)ls_model_block(ls_trainer_model(trainer), block)->count * sizeof(float);
+    ls_copy_to_host(stream, parameters, ls_shard_acquire(shard, block), bytes);
+    ls_shard_release(shard, block);
+    return ls_stream_synchronize(stream, error);
+}

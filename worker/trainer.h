@@ -1,0 +1,103 @@
+/* The trainer: the training loop of one rank, without sockets or signals. At every step boundary rank 0's orders spread
+ * to all ranks in the one small collective that opens a step; then either a step runs, or an evaluation, or a save, the
+ * same on every rank. Everything is allocated at creation.
+ *
+ *     ls_trainer_boundary -> [save: every rank writes its part] -> ls_trainer_step -> [ls_trainer_evaluate] -> boundary
+ * ...
+ *
+ * Every function returns the same code on all ranks where it can: an error met by one rank before the collective
+ * reaches all of them, with that rank's number in its text. Steps count from 1. */
+#ifndef LS_WORKER_TRAINER_H
+#define LS_WORKER_TRAINER_H
+
+#include "common/config.h"
+#include "common/corpus.h"
+#include "common/manifest.h"
+#include "common/progress.h"
+#include "common/status.h"
+#include "common/wire.h" /* struct ls_step_report */
+#include "worker/comm/comm.h"
+#include "worker/device/device.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct ls_trainer;
+
+/* All pointers must outlive the trainer. */
+struct ls_trainer_options {
+    const struct ls_config *config; /* vocab_size set */
+    const struct ls_corpus *corpus;
+    struct ls_device *device;
+    struct ls_comm *comm;
+    struct ls_progress_record *progress; /* NULL: none */
+    int64_t start_step;                  /* steps done before */
+    uint64_t start_position;             /* sequences used before */
+    int64_t optimizer_steps;             /* updates done before */
+    int64_t total_steps;                 /* of the whole run, for the learning rate */
+    uint64_t end_position;               /* the last step is truncated there; UINT64_MAX: never */
+};
+
+/* Errors: LS_USAGE (shapes, fewer sequences in a full step than ranks), LS_MEMORY, LS_ERROR. Parameters are zero until
+ * ls_trainer_initialize() or ls_trainer_load(). Not collective. */
+enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct ls_trainer **trainer,
+                               struct ls_error *error);
+/* Takes NULL. */
+void ls_trainer_destroy(struct ls_trainer *trainer);
+
+/* Parameters from train.seed, the same at any number of ranks. */
+enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error);
+/* Parameters and optimizer state from a checkpoint folder, written at any number of ranks. Not collective.
+ * LS_CHECKPOINT. */
+enum ls_code ls_trainer_load(struct ls_trainer *trainer, const char *folder, struct ls_error *error);
+
+/* What rank 0 wants at a boundary. */
+struct ls_trainer_orders {
+    int64_t granted_end; /* steps below this one may run */
+    uint64_t save_id;    /* the newest request to save */
+    uint64_t stop_id;    /* not 0: save and leave with `stop_code` */
+    int stop_code;
+    bool leave; /* leave at once with `leave_code` */
+    int leave_code;
+};
+
+/* Collective. On rank 0 *orders is what it wants, on return it is that on every rank. Takes the next step's batch when
+ * that step was granted before. Errors: what any rank met since (LS_DATA mostly); LS_COMMUNICATION, also when the
+ * ranks' last gradient norms differ, which equal replicas' cannot. */
+enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_orders *orders, struct ls_error *error);
+/* True when the next step's batch was taken at the last boundary, on all ranks. */
+bool ls_trainer_may_step(const struct ls_trainer *trainer);
+
+/* Collective. Runs the next step; *report (attempt and checkpoint_seconds stay 0) is the same on every rank but for the
+ * times, which are those of the slowest rank. Errors: LS_NONFINITE when loss or gradient are not finite; the update is
+ * not applied when the gradient is not. */
+enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *report, struct ls_error *error);
+
+/* Collective. Loss over the validation datasets, or their first evaluation.batches global batches, in nats per target;
+ * *bits_per_byte is NAN where the bytes behind a token are unknown. Only with data.validation and
+ * evaluation.every_steps. */
+enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, double *bits_per_byte,
+                                 struct ls_error *error);
+/* True after a step that evaluation.every_steps asks for, or the last one. */
+bool ls_trainer_evaluation_due(const struct ls_trainer *trainer);
+
+/* Writes this rank's files into the build folder and describes them in files[LS_CHECKPOINT_RANK_FILES_MAX]. Not
+ * collective. LS_CHECKPOINT. */
+enum ls_code ls_trainer_save(struct ls_trainer *trainer, const char *folder, struct ls_file_record *files,
+                             size_t *count, struct ls_error *error);
+/* Bytes that all ranks' files take together. */
+int64_t ls_trainer_save_bytes(const struct ls_trainer *trainer);
+
+/* Steps done, sequences used, updates done, over the whole run. */
+int64_t ls_trainer_steps_done(const struct ls_trainer *trainer);
+uint64_t ls_trainer_position(const struct ls_trainer *trainer);
+int64_t ls_trainer_optimizer_steps(const struct ls_trainer *trainer);
+/* The rank that the last error came from, -1: none in particular. */
+int ls_trainer_failed_rank(const struct ls_trainer *trainer);
+
+/* Copies the flat parameters of a block to host memory. */
+enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, float *parameters, struct ls_error *error);
+const struct ls_model *ls_trainer_model(const struct ls_trainer *trainer);
+
+#endif

@@ -581,6 +581,63 @@ static void a_head_in_chunks_gives_the_same_loss_and_gradients(void **state) {
     harness_destroy(h);
 }
 
+/* One pass through the layers of one sequence with caches, ending in logits. */
+static void infer(struct harness *h, float *const *caches, const int32_t *tokens, int64_t cached, int64_t length,
+                  float *device_logits, float *logits, int64_t vocabulary) {
+    harness_upload(h, h->tokens, tokens, length * (int64_t)sizeof *tokens);
+    struct ls_block_pass pass = {.stream = h->stream,
+                                 .sequences = 1,
+                                 .length = length,
+                                 .cached = cached,
+                                 .tables = h->tables,
+                                 .tokens = h->tokens,
+                                 .scratch = h->scratch};
+    for (int i = 0; i < h->blocks; i++) {
+        pass.parameters = h->parameters[i];
+        pass.input = i == 0 ? NULL : h->outputs[i - 1];
+        pass.output = h->outputs[i];
+        pass.saved = h->saved[i];
+        pass.cache = caches == NULL ? NULL : caches[i];
+        if (i + 1 < h->blocks) ls_block_forward(h->model, i, &pass);
+    }
+    pass.tied_parameters = h->parameters[0];
+    ls_head_logits(h->model, &pass, device_logits);
+    harness_download(h, logits, device_logits, vocabulary * (int64_t)sizeof *logits);
+}
+
+/* The same logits, but for rounding, whether a text is read at once, in pieces or without a cache. */
+static void a_cache_stands_for_the_tokens_before(void **state) {
+    (void)state;
+    static const int64_t PIECES[][4] = {{T}, {7, 12}, {1, 10, 7, 1}, {5, 1, 1, 12}};
+    int32_t tokens[T], targets[T];
+    fill_batch(tokens, targets, T, 53);
+    for (int v = 0; v < VARIANTS; v++) {
+        struct ls_config config = variant(v);
+        config.model.initializer_range = 0.2; /* so that attention matters */
+        struct harness *h = harness_create(&config, 1, 2, LS_STREAMS_EAGER);
+        harness_initialize(h, 3);
+        float *caches[16] = {0}, *device_logits = harness_buffer(h, 53 * (int64_t)sizeof(float));
+        for (int i = 1; i + 1 < h->blocks; i++) caches[i] = harness_buffer(h, ls_model_cache_bytes(h->model));
+        float expected[53], logits[53], first[53], largest = 0;
+        infer(h, NULL, tokens, 0, T, device_logits, expected, 53);
+        for (int j = 0; j < 53; j++) largest = fmaxf(largest, fabsf(expected[j]));
+        assert_true(largest > 0.1F);
+        for (size_t p = 0; p < sizeof PIECES / sizeof *PIECES; p++) {
+            int64_t at = 0;
+            for (int i = 0; i < 4 && PIECES[p][i] > 0; at += PIECES[p][i++]) {
+                infer(h, caches, tokens + at, at, PIECES[p][i], device_logits, logits, 53);
+            }
+            assert_int_equal(at, T);
+            for (int j = 0; j < 53; j++) assert_float_equal(logits[j], expected[j], 1e-5F * largest);
+        }
+        infer(h, NULL, tokens + 1, 0, T - 1, device_logits, first, 53); /* the first token matters */
+        float moved = 0;
+        for (int j = 0; j < 53; j++) moved = fmaxf(moved, fabsf(first[j] - expected[j]));
+        assert_true(moved > 1e-3F * largest);
+        harness_destroy(h);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(published_models_have_their_published_parameter_counts),
@@ -602,6 +659,7 @@ int main(void) {
         cmocka_unit_test(losses_do_not_see_the_future),
         cmocka_unit_test(heads_take_rows_in_even_chunks),
         cmocka_unit_test(a_head_in_chunks_gives_the_same_loss_and_gradients),
+        cmocka_unit_test(a_cache_stands_for_the_tokens_before),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* Causal self-attention of a layer over packed rows [q | k | v] of (NH + 2 NKV) HD floats, as both families use it. */
+/* Causal self-attention of a layer over packed rows of q, k and v, or over a cache, as both families use it. */
 #include "worker/model/family.h"
 
 #include <math.h>
@@ -32,11 +32,13 @@ void ls_attention_forward(const struct ls_model *model, const struct ls_block_pa
                           const float *qkv) {
     const int64_t B = pass->sequences, T = pass->length;
     const int64_t HD = model->head_size, NH = model->heads, NKV = model->kv_heads;
-    const int64_t row = (NH + 2 * NKV) * HD;
-    ls_op(pass->stream, attention_forward, .output = output, .lse = lse, .q = qkv, .k = qkv + NH * HD,
-          .v = qkv + (NH + NKV) * HD, .document_start = pass->document_start, .batch = B, .query_length = T,
-          .key_length = T, .heads = NH, .kv_heads = NKV, .head_size = HD, .q_stride = row, .kv_stride = row,
-          .output_stride = NH * HD, .q_batch_stride = T * row, .kv_batch_stride = T * row,
+    const bool cached = pass->cache != NULL;
+    const int64_t q_row = cached ? NH * HD : (NH + 2 * NKV) * HD, kv_row = cached ? 2 * NKV * HD : q_row;
+    const float *k = cached ? pass->cache : qkv + NH * HD;
+    ls_op(pass->stream, attention_forward, .output = output, .lse = lse, .q = qkv, .k = k, .v = k + NKV * HD,
+          .document_start = pass->document_start, .batch = B, .query_length = T, .key_length = pass->cached + T,
+          .heads = NH, .kv_heads = NKV, .head_size = HD, .q_stride = q_row, .kv_stride = kv_row,
+          .output_stride = NH * HD, .q_batch_stride = T * q_row, .kv_batch_stride = T * kv_row,
           .output_batch_stride = T * NH * HD, .scale = 1 / sqrtf((float)HD));
 }
 

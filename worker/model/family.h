@@ -64,15 +64,20 @@ struct ls_layout {
 /* The next `count` floats, aligned for every device; NULL while only sizes are asked for. */
 float *ls_layout_floats(struct ls_layout *layout, int64_t count);
 
-/* Arguments of the causal self-attention of a layer, or their gradient: rows [B * T] of `width` floats, and the parts
- * of a row. */
+/* The causal self-attention of a layer. Rows of `qkv` and of its gradient are [q: NH, k: NKV, v: NKV] heads of HD
+ * floats; with a cache in the pass rows hold q alone, and keys and values come from the cache. */
 int64_t ls_attention_workspace_bytes(const struct ls_model *model, const struct ls_device *device, int64_t sequences);
 void ls_attention_forward(const struct ls_model *model, const struct ls_block_pass *pass, float *output, float *lse,
                           const float *qkv);
 void ls_attention_backward(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv_gradient,
                            const float *output_gradient, const float *output, const float *lse, const float *qkv);
 
-/* y[R, OUT] = x[R, IN] w[OUT, IN]^T. Leading dimensions of y: `stride`. */
+/* Where the keys and values of the pass's first token go in its cache. */
+static inline float *ls_cache_row(const struct ls_model *model, const struct ls_block_pass *pass) {
+    return pass->cache + pass->cached * 2 * model->kv_heads * model->head_size;
+}
+
+/* y[R, OUT] = x[R, IN] w[OUT, IN]^T; rows of y are `stride` apart. */
 void ls_linear_forward(struct ls_stream *stream, float *y, int64_t stride, const float *x, const float *w, int64_t R,
                        int64_t IN, int64_t OUT);
 /* dw += dy^T x, then dx = dy w; dx may be x, and dy has rows of `stride`. */

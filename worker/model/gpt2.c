@@ -75,7 +75,8 @@ static void gpt2_embedding_forward(const struct ls_model *model, const struct ls
     const struct ls_tensor *t = ls_model_tensors(model, 0);
     ls_op(pass->stream, embedding_forward, .output = pass->output, .tokens = pass->tokens,
           .token_table = pass->parameters + t[WTE].offset, .position_table = pass->parameters + t[WPE].offset,
-          .batch = pass->sequences, .length = pass->length, .channels = model->channels);
+          .batch = pass->sequences, .length = pass->length, .channels = model->channels,
+          .first_position = pass->cached);
 }
 
 static void gpt2_embedding_backward(const struct ls_model *model, const struct ls_block_pass *pass) {
@@ -130,6 +131,21 @@ static void conv1d_forward(struct ls_stream *stream, float *y, const float *x, c
           .epilogue = LS_EPILOGUE_BIAS, .bias = bias);
 }
 
+/* qkv[R, 3 C]; with a cache q[R, C], and keys and values into the cache: the same product, cut by columns of the
+ * matrix. */
+static void project_qkv(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv, const float *x,
+                        const float *w, const float *bias) {
+    const int64_t R = pass->sequences * pass->length, C = model->channels;
+    if (pass->cache == NULL) {
+        conv1d_forward(pass->stream, qkv, x, w, bias, R, C, 3 * C);
+        return;
+    }
+    ls_op(pass->stream, gemm, .c = qkv, .a = x, .b = w, .m = R, .n = C, .k = C, .lda = C, .ldb = 3 * C, .ldc = C,
+          .epilogue = LS_EPILOGUE_BIAS, .bias = bias);
+    ls_op(pass->stream, gemm, .c = ls_cache_row(model, pass), .a = x, .b = w + C, .m = R, .n = 2 * C, .k = C, .lda = C,
+          .ldb = 3 * C, .ldc = 2 * C, .epilogue = LS_EPILOGUE_BIAS, .bias = bias + C);
+}
+
 /* dw += x^T dy, dbias += the sum of dy's rows. */
 static void conv1d_backward_weight(struct ls_stream *stream, float *dw, float *dbias, const float *dy, const float *x,
                                    int64_t R, int64_t IN, int64_t OUT) {
@@ -156,7 +172,7 @@ static void gpt2_layer_forward(const struct ls_model *model, int block, const st
     ls_op(stream, layernorm_forward, .output = s.ln_1, .mean = s.mean_1, .rstd = s.rstd_1, .input = x,
           .weight = w + t[LN_1].offset, .bias = w + t[LN_1_BIAS].offset, .rows = R, .columns = C,
           .epsilon = model->epsilon);
-    conv1d_forward(stream, s.qkv, s.ln_1, w + t[C_ATTN].offset, w + t[C_ATTN_BIAS].offset, R, C, 3 * C);
+    project_qkv(model, pass, s.qkv, s.ln_1, w + t[C_ATTN].offset, w + t[C_ATTN_BIAS].offset);
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
     /* `output` is free until the last line: it carries what attention adds to the stream. */
     conv1d_forward(stream, pass->output, s.attention, w + t[C_PROJ].offset, w + t[C_PROJ_BIAS].offset, R, C, C);

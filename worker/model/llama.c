@@ -120,16 +120,34 @@ static int64_t llama_saved_bytes(const struct ls_model *model, int64_t sequences
     return llama_layout(model, sequences * model->length, NULL, &(struct llama_saved){0});
 }
 
-/* Rotates the heads of q and k, which are neighbours in a row; `inverse` rotates gradients back. */
-static void rotate(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv, bool inverse) {
-    ls_op(pass->stream, rope, .x = qkv, .table = pass->tables, .rows = pass->sequences * pass->length,
-          .length = pass->length, .heads = model->heads + model->kv_heads, .head_size = model->head_size,
-          .stride = (model->heads + 2 * model->kv_heads) * model->head_size, .inverse = inverse);
+/* Rotates neighbouring heads of rows that are `stride` apart; `inverse` rotates gradients back. */
+static void rotate(const struct ls_model *model, const struct ls_block_pass *pass, float *x, int64_t heads,
+                   int64_t stride, bool inverse) {
+    ls_op(pass->stream, rope, .x = x, .table = pass->tables, .rows = pass->sequences * pass->length,
+          .length = pass->length, .heads = heads, .head_size = model->head_size, .stride = stride,
+          .first_position = pass->cached, .inverse = inverse);
+}
+
+/* qkv[R, W], q and k rotated; with a cache q[R, Q], and keys and values into the cache. */
+static void project_qkv(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv, const float *x,
+                        const float *q_proj, const float *k_proj) {
+    const int64_t R = pass->sequences * pass->length, C = model->channels, NH = model->heads, NKV = model->kv_heads;
+    const int64_t Q = NH * model->head_size, KV = 2 * NKV * model->head_size, W = Q + KV;
+    if (pass->cache == NULL) {
+        ls_linear_forward(pass->stream, qkv, W, x, q_proj, R, C, W);
+        rotate(model, pass, qkv, NH + NKV, W, false);
+        return;
+    }
+    float *kv = ls_cache_row(model, pass);
+    ls_linear_forward(pass->stream, qkv, Q, x, q_proj, R, C, Q);
+    ls_linear_forward(pass->stream, kv, KV, x, k_proj, R, C, KV);
+    rotate(model, pass, qkv, NH, Q, false);
+    rotate(model, pass, kv, NKV, KV, false);
 }
 
 static void llama_layer_forward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
-    const int64_t Q = model->heads * model->head_size, W = Q + 2 * model->kv_heads * model->head_size;
+    const int64_t Q = model->heads * model->head_size;
     const struct ls_tensor *t = ls_model_tensors(model, block);
     const float *w = pass->parameters, *x = pass->input;
     struct ls_stream *stream = pass->stream;
@@ -138,8 +156,7 @@ static void llama_layer_forward(const struct ls_model *model, int block, const s
 
     ls_op(stream, rmsnorm_forward, .output = s.norm_1, .rstd = s.rstd_1, .input = x,
           .weight = w + t[INPUT_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
-    ls_linear_forward(stream, s.qkv, W, s.norm_1, w + t[Q_PROJ].offset, R, C, W);
-    rotate(model, pass, s.qkv, false);
+    project_qkv(model, pass, s.qkv, s.norm_1, w + t[Q_PROJ].offset, w + t[K_PROJ].offset);
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
     /* `output` is free until the last lines: it carries what attention adds to the stream. */
     ls_linear_forward(stream, pass->output, C, s.attention, w + t[O_PROJ].offset, R, Q, C);
@@ -178,7 +195,7 @@ static void llama_layer_backward(const struct ls_model *model, int block, const 
     float *dattention = s.swiglu, *dqkv = s.gate_up, *dnorm_1 = s.norm_1;
     ls_linear_backward(stream, dattention, dw + t[O_PROJ].offset, dx, C, s.attention, w + t[O_PROJ].offset, R, Q, C);
     ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qkv);
-    rotate(model, pass, dqkv, true);
+    rotate(model, pass, dqkv, model->heads + model->kv_heads, W, true);
     ls_linear_backward(stream, dnorm_1, dw + t[Q_PROJ].offset, dqkv, W, s.norm_1, w + t[Q_PROJ].offset, R, C, W);
     ls_op(stream, rmsnorm_backward, .input_gradient = dx, .weight_gradient = dw + t[INPUT_LAYERNORM].offset,
           .output_gradient = dnorm_1, .input = x, .weight = w + t[INPUT_LAYERNORM].offset, .rstd = s.rstd_1, .rows = R,

@@ -243,7 +243,8 @@ enum ls_code ls_model_fill_tables(const struct ls_model *model, struct ls_stream
 
 void ls_block_forward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     enum ls_block_kind kind = ls_model_block(model, block)->kind;
-    assert(kind != LS_BLOCK_HEAD && pass->length <= model->length);
+    assert(kind != LS_BLOCK_HEAD && pass->cached + pass->length <= model->length);
+    assert(pass->cache == NULL || (pass->sequences == 1 && pass->document_start == NULL));
     if (pass->sequences == 0) return;
     if (kind == LS_BLOCK_EMBEDDING) {
         model->family->embedding_forward(model, pass);
@@ -268,6 +269,10 @@ float *ls_layout_floats(struct ls_layout *layout, int64_t count) {
     int64_t bytes = count * (int64_t)sizeof(float);
     layout->bytes += (bytes + LAYOUT_ALIGNMENT - 1) / LAYOUT_ALIGNMENT * LAYOUT_ALIGNMENT;
     return floats;
+}
+
+int64_t ls_model_cache_bytes(const struct ls_model *model) {
+    return model->length * 2 * model->kv_heads * model->head_size * (int64_t)sizeof(float);
 }
 
 int64_t ls_model_saved_bytes(const struct ls_model *model, int block, int64_t sequences) {

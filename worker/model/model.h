@@ -74,6 +74,8 @@ struct ls_block_pass {
     void *saved, *scratch;
     double *loss;                /* head: += sum of token losses */
     const float *gradient_scale; /* head: what a token's gradient is multiplied by, 1 / (target tokens of the step) */
+    float *cache;   /* layers, inference of one sequence: keys and values of its earlier tokens, to which these are added; else NULL */
+    int64_t cached; /* how many those are: `tokens` begins at this position. 0 without a cache */
 };
 
 /* Embedding and layers. Forward leaves in `saved` what backward needs; `input` is still there in backward. A pass of 0 sequences puts
@@ -83,6 +85,10 @@ void ls_block_backward(const struct ls_model *model, int block, const struct ls_
 /* Head: final norm, projection, loss, in chunks of rows so that all logits are never stored. With `gradients`, its backward in the same go:
  * stream_gradient is written. */
 void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass);
+/* Inference: writes logits[vocabulary] of the last token of a pass of one sequence. */
+void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pass, float *logits);
+/* Bytes of one layer's `cache` for the configured length: rows [2, NKV, HD], one a position. */
+int64_t ls_model_cache_bytes(const struct ls_model *model);
 /* Rows of logits held at once by ls_head_loss. */
 int64_t ls_model_head_chunk(const struct ls_model *model, int64_t rows);
 

@@ -1,0 +1,486 @@
+/* The journal: SQLite statements, and the thread that runs them. */
+#define _GNU_SOURCE
+#include "coordinator/journal.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sqlite3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { QUEUE_MAX = 4096, SCHEMA_VERSION = 1 };
+
+struct ls_journal {
+    sqlite3 *database;
+    sqlite3_stmt *insert;
+    char path[1100];
+    uint32_t generation;
+    int wake;
+    ls_journal_durable_entry *on_durable;
+    void *context;
+    pthread_t thread;
+    bool thread_runs;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    /* Under the mutex. */
+    struct ls_journal_entry *queue;
+    uint64_t head, tail;
+    uint64_t durable;
+    bool closing, failed;
+    char failure[LS_WIRE_TEXT_BYTES];
+};
+
+static const char schema[] =
+    "CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS attempts(attempt INTEGER PRIMARY KEY, world_size INTEGER, start_step INTEGER,"
+    " start_position INTEGER, optimizer_steps INTEGER, tokens INTEGER, start_chain TEXT, checkpoint TEXT,"
+    " parent_manifest TEXT, started_at REAL);"
+    "CREATE TABLE IF NOT EXISTS generations(generation INTEGER PRIMARY KEY, attempt INTEGER, host TEXT,"
+    " pid INTEGER, started_at REAL);"
+    "CREATE TABLE IF NOT EXISTS records(id INTEGER PRIMARY KEY, attempt INTEGER, generation INTEGER,"
+    " sequence INTEGER, kind TEXT, step INTEGER, position INTEGER, sequences INTEGER, targets INTEGER,"
+    " loss_sum REAL, loss REAL, bits_per_byte REAL, digest TEXT, chain TEXT, world_size INTEGER,"
+    " code INTEGER, rank INTEGER, text TEXT, at REAL, UNIQUE(generation, sequence));"
+    "CREATE INDEX IF NOT EXISTS records_of_step ON records(attempt, kind, step);";
+
+static double now_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static enum ls_code failed(struct ls_journal *journal, struct ls_error *error) {
+    int cause = sqlite3_extended_errcode(journal->database);
+    const char *advice = "Check the disk: free space, quota, permissions.";
+    if ((cause & 0xff) == SQLITE_BUSY || (cause & 0xff) == SQLITE_LOCKED)
+        advice = "Another process has it open: end that first.";
+    else if ((cause & 0xff) == SQLITE_NOTADB || (cause & 0xff) == SQLITE_CORRUPT)
+        advice = "It is damaged: put a copy back, or start a new run directory from a checkpoint.";
+    return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "the journal %s cannot be used: %s (SQLite %d). %s",
+                   journal->path, sqlite3_errmsg(journal->database), cause, advice);
+}
+
+static enum ls_code execute(struct ls_journal *journal, const char *sql, struct ls_error *error) {
+    return sqlite3_exec(journal->database, sql, NULL, NULL, NULL) == SQLITE_OK ? LS_OK : failed(journal, error);
+}
+
+/* ---- opening ---- */
+
+static enum ls_code check_schema(struct ls_journal *journal, struct ls_error *error) {
+    char version[16], ours[16];
+    enum ls_code code = ls_journal_read_meta(journal, "schema", version, sizeof version, error);
+    if (code != LS_OK) return code;
+    snprintf(ours, sizeof ours, "%d", SCHEMA_VERSION);
+    if (!version[0]) return ls_journal_write_meta(journal, "schema", ours, error);
+    if (strcmp(version, ours) == 0) return LS_OK;
+    return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                   "the journal %s has format %s, this program reads %d. Use the version of lockstep that wrote it.",
+                   journal->path, version, SCHEMA_VERSION);
+}
+
+static struct ls_journal *create(const char *path) {
+    struct ls_journal *journal = calloc(1, sizeof *journal);
+    if (!journal) return NULL;
+    snprintf(journal->path, sizeof journal->path, "%s", path);
+    pthread_mutex_init(&journal->mutex, NULL);
+    pthread_cond_init(&journal->changed, NULL);
+    journal->wake = -1;
+    return journal;
+}
+
+enum ls_code ls_journal_open(const char *path, struct ls_journal **result, struct ls_error *error) {
+    struct ls_journal *journal = create(path);
+    if (!journal) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the journal");
+    enum ls_code code = LS_OK;
+    if (sqlite3_open_v2(path, &journal->database, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL) != SQLITE_OK)
+        code = failed(journal, error);
+    sqlite3_busy_timeout(journal->database, 2000);
+    if (code == LS_OK)
+        code =
+            execute(journal, "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", error);
+    if (code == LS_OK) code = execute(journal, "BEGIN IMMEDIATE", error);
+    if (code == LS_OK) code = execute(journal, schema, error);
+    if (code == LS_OK) code = check_schema(journal, error);
+    if (code == LS_OK) code = execute(journal, "COMMIT", error);
+    if (code != LS_OK) {
+        ls_journal_close(journal);
+        return code;
+    }
+    *result = journal;
+    return LS_OK;
+}
+
+enum ls_code ls_journal_open_existing(const char *path, struct ls_journal **result, struct ls_error *error) {
+    struct ls_journal *journal = create(path);
+    if (!journal) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the journal");
+    enum ls_code code = LS_OK;
+    /* Read-write without creating: a WAL that a crash left behind has to be read too. */
+    if (sqlite3_open_v2(path, &journal->database, SQLITE_OPEN_READWRITE, NULL) != SQLITE_OK)
+        code = failed(journal, error);
+    if (code == LS_OK) code = execute(journal, "PRAGMA locking_mode=EXCLUSIVE; BEGIN", error);
+    if (code == LS_OK) code = check_schema(journal, error);
+    if (code == LS_OK) code = execute(journal, "COMMIT", error);
+    if (code != LS_OK) {
+        ls_journal_close(journal);
+        return code;
+    }
+    *result = journal;
+    return LS_OK;
+}
+
+void ls_journal_close(struct ls_journal *journal) {
+    if (!journal) return;
+    if (journal->thread_runs) {
+        pthread_mutex_lock(&journal->mutex);
+        journal->closing = true;
+        pthread_cond_broadcast(&journal->changed);
+        pthread_mutex_unlock(&journal->mutex);
+        pthread_join(journal->thread, NULL);
+    }
+    sqlite3_finalize(journal->insert);
+    sqlite3_close(journal->database);
+    pthread_cond_destroy(&journal->changed);
+    pthread_mutex_destroy(&journal->mutex);
+    free(journal->queue);
+    free(journal);
+}
+
+/* ---- reading and writing before the thread runs ---- */
+
+static void copy_column(sqlite3_stmt *statement, int column, char *text, size_t size) {
+    const unsigned char *value = sqlite3_column_text(statement, column);
+    snprintf(text, size, "%s", value ? (const char *)value : "");
+}
+
+static struct ls_digest digest_column(sqlite3_stmt *statement, int column) {
+    struct ls_digest digest = {0, 0};
+    const unsigned char *value = sqlite3_column_text(statement, column);
+    if (value) ls_digest_parse((const char *)value, &digest);
+    return digest;
+}
+
+enum ls_code ls_journal_read_meta(struct ls_journal *journal, const char *key, char *value, size_t size,
+                                  struct ls_error *error) {
+    sqlite3_stmt *statement = NULL;
+    value[0] = 0;
+    if (sqlite3_prepare_v2(journal->database, "SELECT value FROM meta WHERE key=?", -1, &statement, NULL) != SQLITE_OK)
+        return failed(journal, error);
+    sqlite3_bind_text(statement, 1, key, -1, SQLITE_STATIC);
+    int row = sqlite3_step(statement);
+    if (row == SQLITE_ROW) copy_column(statement, 0, value, size);
+    enum ls_code code = row == SQLITE_ROW || row == SQLITE_DONE ? LS_OK : failed(journal, error);
+    sqlite3_finalize(statement);
+    return code;
+}
+
+/* Runs a prepared statement that returns nothing, and frees it. */
+static enum ls_code run(struct ls_journal *journal, sqlite3_stmt *statement, struct ls_error *error) {
+    enum ls_code code = sqlite3_step(statement) == SQLITE_DONE ? LS_OK : failed(journal, error);
+    sqlite3_finalize(statement);
+    return code;
+}
+
+enum ls_code ls_journal_write_meta(struct ls_journal *journal, const char *key, const char *value,
+                                   struct ls_error *error) {
+    sqlite3_stmt *statement;
+    if (sqlite3_prepare_v2(journal->database, "INSERT OR REPLACE INTO meta VALUES(?,?)", -1, &statement, NULL) !=
+        SQLITE_OK)
+        return failed(journal, error);
+    sqlite3_bind_text(statement, 1, key, -1, SQLITE_STATIC);
+    sqlite3_bind_text(statement, 2, value, -1, SQLITE_STATIC);
+    return run(journal, statement, error);
+}
+
+enum ls_code ls_journal_last_attempt(struct ls_journal *journal, struct ls_journal_attempt *attempt,
+                                     struct ls_error *error) {
+    sqlite3_stmt *statement;
+    memset(attempt, 0, sizeof *attempt);
+    if (sqlite3_prepare_v2(
+            journal->database,
+            "SELECT attempt, world_size, start_step, start_position, optimizer_steps, tokens, start_chain, checkpoint,"
+            " parent_manifest FROM attempts ORDER BY attempt DESC LIMIT 1",
+            -1, &statement, NULL) != SQLITE_OK)
+        return failed(journal, error);
+    int row = sqlite3_step(statement);
+    if (row == SQLITE_ROW) {
+        attempt->attempt = sqlite3_column_int64(statement, 0);
+        attempt->world_size = sqlite3_column_int64(statement, 1);
+        attempt->start_step = sqlite3_column_int64(statement, 2);
+        attempt->start_position = sqlite3_column_int64(statement, 3);
+        attempt->optimizer_steps = sqlite3_column_int64(statement, 4);
+        attempt->tokens = sqlite3_column_int64(statement, 5);
+        attempt->start_chain = digest_column(statement, 6);
+        copy_column(statement, 7, attempt->checkpoint, sizeof attempt->checkpoint);
+        copy_column(statement, 8, attempt->parent_manifest, sizeof attempt->parent_manifest);
+    }
+    enum ls_code code = row == SQLITE_ROW || row == SQLITE_DONE ? LS_OK : failed(journal, error);
+    sqlite3_finalize(statement);
+    return code;
+}
+
+enum ls_code ls_journal_begin_attempt(struct ls_journal *journal, const struct ls_journal_attempt *attempt,
+                                      struct ls_error *error) {
+    sqlite3_stmt *statement;
+    char chain[33];
+    ls_digest_format(attempt->start_chain, chain);
+    if (sqlite3_prepare_v2(journal->database, "INSERT INTO attempts VALUES(?,?,?,?,?,?,?,?,?,?)", -1, &statement,
+                           NULL) != SQLITE_OK)
+        return failed(journal, error);
+    sqlite3_bind_int64(statement, 1, attempt->attempt);
+    sqlite3_bind_int64(statement, 2, attempt->world_size);
+    sqlite3_bind_int64(statement, 3, attempt->start_step);
+    sqlite3_bind_int64(statement, 4, attempt->start_position);
+    sqlite3_bind_int64(statement, 5, attempt->optimizer_steps);
+    sqlite3_bind_int64(statement, 6, attempt->tokens);
+    sqlite3_bind_text(statement, 7, chain, -1, SQLITE_STATIC);
+    sqlite3_bind_text(statement, 8, attempt->checkpoint, -1, SQLITE_STATIC);
+    sqlite3_bind_text(statement, 9, attempt->parent_manifest, -1, SQLITE_STATIC);
+    sqlite3_bind_double(statement, 10, now_seconds());
+    return run(journal, statement, error);
+}
+
+enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t attempt, uint32_t *generation,
+                                         struct ls_error *error) {
+    sqlite3_stmt *statement;
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    if (sqlite3_prepare_v2(journal->database, "INSERT INTO generations(attempt, host, pid, started_at) VALUES(?,?,?,?)",
+                           -1, &statement, NULL) != SQLITE_OK)
+        return failed(journal, error);
+    sqlite3_bind_int64(statement, 1, attempt);
+    sqlite3_bind_text(statement, 2, host, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(statement, 3, getpid());
+    sqlite3_bind_double(statement, 4, now_seconds());
+    enum ls_code code = run(journal, statement, error);
+    if (code == LS_OK) *generation = (uint32_t)sqlite3_last_insert_rowid(journal->database);
+    return code;
+}
+
+#define RECORD_COLUMNS                                                                                                 \
+    "attempt, generation, sequence, kind, step, position, sequences, targets, loss_sum, digest, chain, world_size, "   \
+    "code, rank, text"
+
+static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
+    memset(record, 0, sizeof *record);
+    const char *kind = (const char *)sqlite3_column_text(row, 3);
+    for (record->kind = 0; record->kind < LS_RECORD_KINDS; record->kind++)
+        if (kind && strcmp(kind, ls_core_record_name(record->kind)) == 0) break;
+    record->attempt = (uint32_t)sqlite3_column_int64(row, 0);
+    record->generation = (uint32_t)sqlite3_column_int64(row, 1);
+    record->sequence = (uint64_t)sqlite3_column_int64(row, 2);
+    switch (record->kind) {
+    case LS_RECORD_JOINED: record->joined.world_size = sqlite3_column_int(row, 11); return true;
+    case LS_RECORD_STEP:
+        record->step.step = sqlite3_column_int64(row, 4);
+        record->step.position = sqlite3_column_int64(row, 5);
+        record->step.sequences = sqlite3_column_int64(row, 6);
+        record->step.targets = sqlite3_column_int64(row, 7);
+        record->step.loss_sum = sqlite3_column_double(row, 8);
+        record->step.digest = digest_column(row, 9);
+        record->step.chain = digest_column(row, 10);
+        return true;
+    case LS_RECORD_VALIDATION: record->validation.step = sqlite3_column_int64(row, 4); return true;
+    case LS_RECORD_STOP: record->stop.code = (enum ls_code)sqlite3_column_int(row, 12); return true;
+    case LS_RECORD_COMMIT:
+        record->commit.step = sqlite3_column_int64(row, 4);
+        record->commit.position = sqlite3_column_int64(row, 5);
+        record->commit.chain = digest_column(row, 10);
+        return true;
+    case LS_RECORD_FAULT:
+    case LS_RECORD_END:
+        record->end.code = (enum ls_code)sqlite3_column_int(row, 12);
+        record->end.rank = sqlite3_column_int(row, 13);
+        record->end.step = sqlite3_column_int64(row, 4);
+        copy_column(row, 14, record->end.text, sizeof record->end.text);
+        return true;
+    case LS_RECORD_KINDS: return false; /* of a later version */
+    }
+    return false;
+}
+
+enum ls_code ls_journal_read_records(struct ls_journal *journal, int64_t attempt, ls_journal_take *take, void *context,
+                                     struct ls_error *error) {
+    sqlite3_stmt *statement;
+    if (sqlite3_prepare_v2(journal->database, "SELECT " RECORD_COLUMNS " FROM records WHERE attempt=? ORDER BY id", -1,
+                           &statement, NULL) != SQLITE_OK)
+        return failed(journal, error);
+    sqlite3_bind_int64(statement, 1, attempt);
+    enum ls_code code = LS_OK;
+    int row = SQLITE_DONE;
+    struct ls_core_record record;
+    while (code == LS_OK && (row = sqlite3_step(statement)) == SQLITE_ROW)
+        if (record_from_row(statement, &record)) code = take(context, &record, error);
+    if (code == LS_OK && row != SQLITE_DONE) code = failed(journal, error);
+    sqlite3_finalize(statement);
+    return code;
+}
+
+bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind kind, struct ls_core_record *record) {
+    sqlite3_stmt *statement;
+    if (sqlite3_prepare_v2(journal->database,
+                           "SELECT " RECORD_COLUMNS " FROM records WHERE kind=? ORDER BY id DESC LIMIT 1", -1,
+                           &statement, NULL) != SQLITE_OK)
+        return false;
+    sqlite3_bind_text(statement, 1, ls_core_record_name(kind), -1, SQLITE_STATIC);
+    bool found = sqlite3_step(statement) == SQLITE_ROW && record_from_row(statement, record);
+    sqlite3_finalize(statement);
+    return found;
+}
+
+/* ---- the thread ---- */
+
+/* Columns of `insert`, from 1 on. */
+enum {
+    ATTEMPT = 1,
+    GENERATION,
+    SEQUENCE,
+    KIND,
+    STEP,
+    POSITION,
+    SEQUENCES,
+    TARGETS,
+    LOSS_SUM,
+    LOSS,
+    BITS,
+    DIGEST,
+    CHAIN,
+    WORLD,
+    CODE,
+    RANK,
+    TEXT,
+    AT
+};
+
+static void bind_digest(sqlite3_stmt *statement, int column, struct ls_digest digest) {
+    char hex[33];
+    ls_digest_format(digest, hex);
+    sqlite3_bind_text(statement, column, hex, -1, SQLITE_TRANSIENT);
+}
+
+static bool insert_entry(struct ls_journal *journal, const struct ls_journal_entry *entry) {
+    sqlite3_stmt *row = journal->insert;
+    const struct ls_core_record *record = &entry->record;
+    sqlite3_reset(row);
+    sqlite3_clear_bindings(row);
+    sqlite3_bind_int64(row, ATTEMPT, record->attempt);
+    sqlite3_bind_int64(row, GENERATION, record->generation);
+    sqlite3_bind_int64(row, SEQUENCE, (int64_t)record->sequence);
+    sqlite3_bind_text(row, KIND, ls_core_record_name(record->kind), -1, SQLITE_STATIC);
+    sqlite3_bind_double(row, AT, now_seconds());
+    switch (record->kind) {
+    case LS_RECORD_JOINED: sqlite3_bind_int(row, WORLD, record->joined.world_size); break;
+    case LS_RECORD_STEP:
+        sqlite3_bind_int64(row, STEP, record->step.step);
+        sqlite3_bind_int64(row, POSITION, record->step.position);
+        sqlite3_bind_int64(row, SEQUENCES, record->step.sequences);
+        sqlite3_bind_int64(row, TARGETS, record->step.targets);
+        sqlite3_bind_double(row, LOSS_SUM, record->step.loss_sum);
+        sqlite3_bind_double(row, LOSS, entry->report.loss);
+        bind_digest(row, DIGEST, record->step.digest);
+        bind_digest(row, CHAIN, record->step.chain);
+        break;
+    case LS_RECORD_VALIDATION:
+        sqlite3_bind_int64(row, STEP, record->validation.step);
+        sqlite3_bind_double(row, LOSS, entry->loss);
+        sqlite3_bind_double(row, BITS, entry->bits_per_byte);
+        break;
+    case LS_RECORD_STOP: sqlite3_bind_int(row, CODE, (int)record->stop.code); break;
+    case LS_RECORD_COMMIT:
+        sqlite3_bind_int64(row, STEP, record->commit.step);
+        sqlite3_bind_int64(row, POSITION, record->commit.position);
+        bind_digest(row, CHAIN, record->commit.chain);
+        break;
+    case LS_RECORD_FAULT:
+    case LS_RECORD_END:
+        sqlite3_bind_int64(row, STEP, record->end.step);
+        sqlite3_bind_int(row, CODE, (int)record->end.code);
+        sqlite3_bind_int(row, RANK, record->end.rank);
+        sqlite3_bind_text(row, TEXT, record->end.text, -1, SQLITE_TRANSIENT);
+        break;
+    case LS_RECORD_KINDS: break;
+    }
+    return sqlite3_step(row) == SQLITE_DONE;
+}
+
+/* Writes entries [from, to) in one transaction; the slots are not touched by others meanwhile. */
+static enum ls_code write_batch(struct ls_journal *journal, uint64_t from, uint64_t to, struct ls_error *error) {
+    enum ls_code code = execute(journal, "BEGIN", error);
+    for (uint64_t i = from; code == LS_OK && i < to; i++)
+        if (!insert_entry(journal, &journal->queue[i % QUEUE_MAX])) code = failed(journal, error);
+    sqlite3_reset(journal->insert);
+    if (code == LS_OK) code = execute(journal, "COMMIT", error);
+    if (code != LS_OK) sqlite3_exec(journal->database, "ROLLBACK", NULL, NULL, NULL);
+    return code;
+}
+
+static void *journal_thread(void *argument) {
+    struct ls_journal *journal = argument;
+    struct ls_error error;
+    pthread_mutex_lock(&journal->mutex);
+    for (;;) {
+        while (journal->head == journal->tail && !journal->closing)
+            pthread_cond_wait(&journal->changed, &journal->mutex);
+        if (journal->head == journal->tail || journal->failed) break;
+        uint64_t from = journal->head, to = journal->tail;
+        pthread_mutex_unlock(&journal->mutex);
+        enum ls_code code = write_batch(journal, from, to, &error);
+        for (uint64_t i = from; code == LS_OK && i < to; i++)
+            journal->on_durable(journal->context, &journal->queue[i % QUEUE_MAX]);
+        pthread_mutex_lock(&journal->mutex);
+        if (code == LS_OK) {
+            journal->durable = journal->queue[(to - 1) % QUEUE_MAX].record.sequence;
+        } else {
+            journal->failed = true;
+            snprintf(journal->failure, sizeof journal->failure, "%s", error.text);
+        }
+        journal->head = to;
+        pthread_cond_broadcast(&journal->changed);
+        uint64_t one = 1;
+        if (write(journal->wake, &one, sizeof one) < 0 && errno != EAGAIN) break;
+    }
+    pthread_mutex_unlock(&journal->mutex);
+    return NULL;
+}
+
+enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, int wake,
+                              ls_journal_durable_entry *on_durable, void *context, struct ls_error *error) {
+    static const char insert[] =
+        "INSERT INTO records(attempt, generation, sequence, kind, step, position, sequences, targets, loss_sum,"
+        " loss, bits_per_byte, digest, chain, world_size, code, rank, text, at)"
+        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
+    if (sqlite3_prepare_v2(journal->database, insert, -1, &journal->insert, NULL) != SQLITE_OK)
+        return failed(journal, error);
+    journal->queue = calloc(QUEUE_MAX, sizeof *journal->queue);
+    if (!journal->queue) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the journal's queue");
+    journal->generation = generation;
+    journal->wake = wake;
+    journal->on_durable = on_durable;
+    journal->context = context;
+    if (pthread_create(&journal->thread, NULL, journal_thread, journal))
+        return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot start the journal's thread: %s", strerror(errno));
+    journal->thread_runs = true;
+    return LS_OK;
+}
+
+void ls_journal_append(struct ls_journal *journal, const struct ls_journal_entry *entry) {
+    pthread_mutex_lock(&journal->mutex);
+    while (journal->tail - journal->head >= QUEUE_MAX && !journal->failed)
+        pthread_cond_wait(&journal->changed, &journal->mutex);
+    if (!journal->failed) {
+        journal->queue[journal->tail++ % QUEUE_MAX] = *entry;
+        pthread_cond_broadcast(&journal->changed);
+    }
+    pthread_mutex_unlock(&journal->mutex);
+}
+
+bool ls_journal_durable(struct ls_journal *journal, uint64_t *sequence, char text[LS_WIRE_TEXT_BYTES]) {
+    pthread_mutex_lock(&journal->mutex);
+    *sequence = journal->durable;
+    bool fine = !journal->failed;
+    if (!fine) memcpy(text, journal->failure, LS_WIRE_TEXT_BYTES);
+    pthread_mutex_unlock(&journal->mutex);
+    return fine;
+}

@@ -1,0 +1,82 @@
+/* The journal of a run: RUN/journal.db, an SQLite file that outlives every process of the run. Opened exclusively by
+ * the coordinator that holds the run's lock; locking_mode=EXCLUSIVE comes before WAL, so that no shared memory is
+ * needed and it also works on network file systems; synchronous=FULL. A thread of its own writes, so that an fsync
+ * never delays a grant:
+ *
+ *   server: ls_journal_append() ---> ring ---> journal's thread: INSERT..., COMMIT (fsync), on_durable() for each, wake
+ *   server: woken, ls_journal_durable() says up to which record everything survives a crash
+ *
+ * Tables: meta(key, value); attempts; generations; records (ls_core_record, one row each). docs/protocol.md lists the
+ * columns. */
+#ifndef LS_COORDINATOR_JOURNAL_H
+#define LS_COORDINATOR_JOURNAL_H
+
+#include "common/status.h"
+#include "common/wire.h"
+#include "coordinator/core.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct ls_journal;
+
+/* A life of the set of workers, as it began. */
+struct ls_journal_attempt {
+    int64_t attempt, world_size;
+    int64_t start_step, start_position, optimizer_steps, tokens;
+    struct ls_digest start_chain;
+    char checkpoint[1024];    /* folder it loads, "" for none */
+    char parent_manifest[33]; /* hash of that folder's manifest, "" for none */
+};
+
+/* A record with what the step line and metrics.jsonl say beside it. */
+struct ls_journal_entry {
+    struct ls_core_record record;
+    struct ls_step_report report; /* STEP */
+    double loss, bits_per_byte;   /* VALIDATION */
+};
+
+/* Opens (makes) the journal. LS_CHECKPOINT: cannot be opened, is of another format, or another process has it. */
+enum ls_code ls_journal_open(const char *path, struct ls_journal **journal, struct ls_error *error);
+/* Opens an existing journal for reading only, when nobody has it. LS_CHECKPOINT. Only the reading functions may be
+ * called. */
+enum ls_code ls_journal_open_existing(const char *path, struct ls_journal **journal, struct ls_error *error);
+/* Writes what is queued, ends the thread, closes. */
+void ls_journal_close(struct ls_journal *journal);
+
+/* Before ls_journal_start(), on the caller's thread. */
+
+/* The value of `key`, "" when there is none. */
+enum ls_code ls_journal_read_meta(struct ls_journal *journal, const char *key, char *value, size_t size,
+                                  struct ls_error *error);
+enum ls_code ls_journal_write_meta(struct ls_journal *journal, const char *key, const char *value,
+                                   struct ls_error *error);
+/* The newest attempt; attempt->attempt is 0 when there is none. */
+enum ls_code ls_journal_last_attempt(struct ls_journal *journal, struct ls_journal_attempt *attempt,
+                                     struct ls_error *error);
+enum ls_code ls_journal_begin_attempt(struct ls_journal *journal, const struct ls_journal_attempt *attempt,
+                                      struct ls_error *error);
+/* Registers this coordinator: *generation is one more than the last one's. Durable on return. */
+enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t attempt, uint32_t *generation,
+                                         struct ls_error *error);
+/* Calls `take` for every record of `attempt` in the order written, until it returns something else than LS_OK. */
+typedef enum ls_code ls_journal_take(void *context, const struct ls_core_record *record, struct ls_error *error);
+enum ls_code ls_journal_read_records(struct ls_journal *journal, int64_t attempt, ls_journal_take *take, void *context,
+                                     struct ls_error *error);
+/* The newest record of `kind` of any attempt; false when there is none. */
+bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind kind, struct ls_core_record *record);
+
+/* The thread. */
+
+/* Called on the journal's thread for each entry once it is durable, in order. */
+typedef void ls_journal_durable_entry(void *context, const struct ls_journal_entry *entry);
+/* Starts the thread. `wake` is an eventfd written to whenever ls_journal_durable() has news. */
+enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, int wake,
+                              ls_journal_durable_entry *on_durable, void *context, struct ls_error *error);
+/* Queues an entry (copied). Waits only when 4096 entries wait for the disk. */
+void ls_journal_append(struct ls_journal *journal, const struct ls_journal_entry *entry);
+/* The sequence up to which records of this generation are durable. After a failure: false, and `text` says what the
+ * disk said; nothing is written any more. */
+bool ls_journal_durable(struct ls_journal *journal, uint64_t *sequence, char text[LS_WIRE_TEXT_BYTES]);
+
+#endif

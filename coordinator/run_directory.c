@@ -1,0 +1,259 @@
+/* Making, checking and locking run directories. */
+#define _GNU_SOURCE
+#include "coordinator/run_directory.h"
+
+#include "common/files.h"
+#include "common/key_table.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+enum { TAIL_BYTES = 1 << 16, CONFIG_BYTES_MAX = 1 << 20 };
+
+static bool under(const struct ls_run_directory *run, const char *name, char path[PATH_MAX]) {
+    return snprintf(path, PATH_MAX, "%s/%s", run->path, name) < PATH_MAX;
+}
+
+/* Sets the absolute path, links resolved, and the run id. RUN exists. */
+static enum ls_code identify(const char *path, struct ls_run_directory *run, struct ls_error *error) {
+    char resolved[PATH_MAX];
+    if (!realpath(path, resolved))
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "cannot use the run directory %s: %s", path, strerror(errno));
+    if (snprintf(run->path, sizeof run->path, "%s", resolved) >= (int)sizeof run->path)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "the path of the run directory is longer than %d bytes: %.100s...", LS_RUN_PATH_MAX - 1,
+                       resolved);
+    snprintf(run->run_id, sizeof run->run_id, "%016llx", (unsigned long long)XXH3_64bits(run->path, strlen(run->path)));
+    run->lock = -1;
+    return LS_OK;
+}
+
+int64_t ls_run_directory_last_step(const struct ls_run_directory *run) {
+    char path[PATH_MAX];
+    int64_t last = -1;
+    int file = under(run, "metrics.jsonl", path) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (file < 0) return -1;
+    off_t end = lseek(file, 0, SEEK_END), from = end > TAIL_BYTES ? end - TAIL_BYTES : 0;
+    char *text = malloc(TAIL_BYTES + 1);
+    if (text && end > 0 && ls_pread_all(file, text, (size_t)(end - from), from) == 0) {
+        text[end - from] = 0;
+        for (char *line = text, *next; line; line = next) {
+            next = strchr(line, '\n');
+            if (next) *next++ = 0;
+            json_t *object = json_loads(line, 0, NULL);
+            const char *kind = json_string_value(json_object_get(object, "kind"));
+            if (kind && strcmp(kind, "step") == 0) last = json_integer_value(json_object_get(object, "step"));
+            json_decref(object);
+        }
+    }
+    free(text);
+    close(file);
+    return last;
+}
+
+static enum ls_code refuse_existing(const struct ls_run_directory *run, struct ls_error *error) {
+    char state[64];
+    int64_t last = ls_run_directory_last_step(run);
+    if (last >= 0)
+        snprintf(state, sizeof state, "its last step is %lld", (long long)last);
+    else
+        snprintf(state, sizeof state, "it has no step yet");
+    return ls_fail(
+        error, LS_USAGE, LS_SCOPE_JOB,
+        "the run directory %s exists, %s. Add --resume to go on, or --run-dir DIR to start anew elsewhere; nothing is "
+        "overwritten.",
+        run->path, state);
+}
+
+static bool is_run_directory(const struct ls_run_directory *run) {
+    char path[PATH_MAX];
+    return under(run, "config.yaml", path) && access(path, F_OK) == 0;
+}
+
+/* A start that failed before config.yaml was written leaves the folders only. */
+static bool was_begun(const char *path) {
+    struct stat status;
+    char logs[PATH_MAX];
+    return snprintf(logs, sizeof logs, "%s/logs", path) < PATH_MAX && stat(logs, &status) == 0;
+}
+
+enum ls_code ls_run_directory_make(const char *path, const char *name, bool resume, struct ls_run_directory *run,
+                                   struct ls_error *error) {
+    char chosen[PATH_MAX], folder[PATH_MAX];
+    if (snprintf(chosen, sizeof chosen, path ? "%s" : "runs/%s", path ? path : name) >= LS_RUN_PATH_MAX)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "the path of the run directory is longer than %d bytes: %.100s...", LS_RUN_PATH_MAX - 1, chosen);
+    struct stat status;
+    if (stat(chosen, &status) == 0) {
+        if (!S_ISDIR(status.st_mode))
+            return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "%s is there and is no folder. Choose another --run-dir.",
+                           chosen);
+        enum ls_code code = identify(chosen, run, error);
+        if (code != LS_OK) return code;
+        if (!resume) return refuse_existing(run, error);
+        if (!is_run_directory(run) && !was_begun(chosen))
+            return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                           "%s is there but is no run directory (no config.yaml). Choose another --run-dir.", chosen);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (snprintf(folder, sizeof folder, "%s/%s", chosen, i ? "checkpoints" : "logs") >= (int)sizeof folder) break;
+        enum ls_code code = ls_folder_make(folder, LS_CHECKPOINT, error);
+        if (code != LS_OK) return code;
+    }
+    return identify(chosen, run, error);
+}
+
+enum ls_code ls_run_directory_find(const char *path, struct ls_run_directory *run, struct ls_error *error) {
+    enum ls_code code = identify(path, run, error);
+    if (code == LS_OK && !is_run_directory(run))
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "%s is no run directory (no config.yaml). Name the folder that 'lockstep run' made.", path);
+    return code;
+}
+
+/* ---- the lock ---- */
+
+static void read_boot_id(char text[64]) {
+    int file = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t count = file >= 0 ? read(file, text, 63) : -1;
+    if (file >= 0) close(file);
+    text[count > 0 ? count : 0] = 0;
+    text[strcspn(text, "\n")] = 0;
+}
+
+static void read_lock(int file, char *text, size_t size) {
+    ssize_t count = pread(file, text, size - 1, 0);
+    text[count > 0 ? count : 0] = 0;
+    for (char *c = text; *c; c++)
+        if (*c == '\n') *c = c[1] ? ',' : 0;
+}
+
+enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds, struct ls_error *error) {
+    char path[PATH_MAX], owner[256];
+    if (!under(run, "lock", path)) return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "path too long: %s", run->path);
+    int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+    if (file < 0) return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot open %s: %s", path, strerror(errno));
+    for (double waited = 0; flock(file, LOCK_EX | LOCK_NB); waited += 0.05) {
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            enum ls_code code =
+                ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot lock %s: %s", path, strerror(errno));
+            close(file);
+            return code;
+        }
+        if (waited >= seconds) {
+            read_lock(file, owner, sizeof owner);
+            close(file);
+            return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                           "the run %s is in use (%s). Wait for it, or end it with 'lockstep stop %s'.", run->path,
+                           owner, run->path);
+        }
+        nanosleep(&(struct timespec){0, 50000000}, NULL);
+    }
+    run->lock = file;
+    return LS_OK;
+}
+
+enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t generation, struct ls_error *error) {
+    char text[256], host[64] = "", boot[64];
+    gethostname(host, sizeof host - 1);
+    read_boot_id(boot);
+    int length =
+        snprintf(text, sizeof text, "host %s\npid %d\nboot %s\ngeneration %u\n", host, (int)getpid(), boot, generation);
+    if (ls_pwrite_all(run->lock, text, (size_t)length, 0) || ftruncate(run->lock, length) || fsync(run->lock))
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot write %s/lock: %s", run->path, strerror(errno));
+    return LS_OK;
+}
+
+bool ls_run_directory_is_ours(const struct ls_run_directory *run, uint32_t generation) {
+    /* By name, not by our descriptor: the file may have been replaced. */
+    char path[PATH_MAX], text[256], ours[32];
+    int file = under(run, "lock", path) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (file < 0) return false;
+    read_lock(file, text, sizeof text);
+    close(file);
+    snprintf(ours, sizeof ours, ",generation %u", generation);
+    size_t length = strlen(text), tail = strlen(ours);
+    return length >= tail && strcmp(text + length - tail, ours) == 0;
+}
+
+bool ls_run_directory_is_locked(const struct ls_run_directory *run) {
+    char path[PATH_MAX];
+    int file = under(run, "lock", path) ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    if (file < 0) return false;
+    bool locked = flock(file, LOCK_EX | LOCK_NB) != 0;
+    close(file);
+    return locked;
+}
+
+void ls_run_directory_unlock(struct ls_run_directory *run) {
+    if (run->lock >= 0) close(run->lock);
+    run->lock = -1;
+}
+
+/* ---- the configuration of the run ---- */
+
+/* True when a scalar key of the identity has another value in `a` than in `b`. */
+static bool differs(const struct ls_key *key, const struct ls_config *a, const struct ls_config *b) {
+    static const size_t sizes[] = {[LS_KEY_INTEGER] = sizeof(int64_t),
+                                   [LS_KEY_NUMBER] = sizeof(double),
+                                   [LS_KEY_PAIR] = 2 * sizeof(double),
+                                   [LS_KEY_BOOLEAN] = sizeof(bool),
+                                   [LS_KEY_CHOICE] = sizeof(int)};
+    const char *left = (const char *)a + key->offset, *right = (const char *)b + key->offset;
+    if (key->type == LS_KEY_TEXT) return strcmp(left, right) != 0;
+    if (key->type == LS_KEY_TEXTS || key->type == LS_KEY_SOURCES) return false;
+    size_t size = key->type == LS_KEY_CHOICE && key->size ? key->size : sizes[key->type];
+    return memcmp(left, right, size) != 0;
+}
+
+static const char *first_difference(const struct ls_config *a, const struct ls_config *b) {
+    for (int i = 0; i < ls_config_keys.count; i++) {
+        const struct ls_key *key = &ls_config_keys.keys[i];
+        if (key->identity && (ls_key_applies(key, a) || ls_key_applies(key, b)) && differs(key, a, b)) return key->name;
+    }
+    return "data.train";
+}
+
+static enum ls_code write_config(const char *path, const struct ls_config *config, struct ls_error *error) {
+    char *yaml;
+    enum ls_code code = ls_config_write(config, &yaml, error);
+    if (code != LS_OK) return code;
+    code = ls_file_replace(path, yaml, strlen(yaml), LS_CHECKPOINT, error);
+    free(yaml);
+    return code;
+}
+
+enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, const struct ls_config *config,
+                                           struct ls_error *error) {
+    char path[PATH_MAX];
+    if (!under(run, "config.yaml", path)) return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "path too long: %s", run->path);
+    if (access(path, F_OK)) return write_config(path, config, error);
+    struct ls_config *before = malloc(sizeof *before);
+    if (!before) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the configuration");
+    char ours[33], theirs[33];
+    enum ls_code code = ls_config_load(path, NULL, 0, before, error);
+    if (code == LS_OK) {
+        ls_config_digest(config, ours);
+        ls_config_digest(before, theirs);
+        if (strcmp(ours, theirs) != 0)
+            code = ls_fail(
+                error, LS_USAGE, LS_SCOPE_JOB,
+                "%s differs from the configuration of the run %s, which it would change: its result would belong to "
+                "neither. Set it back, or start anew with --run-dir DIR.",
+                first_difference(before, config), run->path);
+        else /* What is no identity (ports, intervals, ranks) may change from start to start. */
+            code = write_config(path, config, error);
+    }
+    free(before);
+    return code;
+}

@@ -1,0 +1,47 @@
+/* The run directory: making it, refusing one that is there, and the lock that makes one coordinator its owner. */
+#ifndef LS_COORDINATOR_RUN_DIRECTORY_H
+#define LS_COORDINATOR_RUN_DIRECTORY_H
+
+#include "common/config.h"
+#include "common/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { LS_RUN_PATH_MAX = 1000 };
+
+struct ls_run_directory {
+    char path[LS_RUN_PATH_MAX]; /* absolute */
+    char run_id[17];            /* 16 hex digits of the path's hash */
+    int lock;                   /* descriptor of RUN/lock while it is held, else -1 */
+};
+
+/* Finds RUN for a new or resumed run: `path` or, when NULL, runs/NAME. Without `resume` an existing one is refused
+ * (LS_USAGE) with its last step and both ways on; with it, it must be a run directory or absent. Makes RUN with logs/
+ * and checkpoints/ when absent. */
+enum ls_code ls_run_directory_make(const char *path, const char *name, bool resume, struct ls_run_directory *run,
+                                   struct ls_error *error);
+/* Finds an existing RUN for a command about it (LS_USAGE when it is none). */
+enum ls_code ls_run_directory_find(const char *path, struct ls_run_directory *run, struct ls_error *error);
+
+/* Takes RUN/lock (flock; text: host, pid, boot id, generation), or says who has it (LS_CHECKPOINT). A coordinator that
+ * was killed may take a moment to leave: waits for up to `seconds`. */
+enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds, struct ls_error *error);
+/* Writes the generation into the lock that is held. */
+enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t generation, struct ls_error *error);
+/* False when the lock file no longer says `generation`: a newer coordinator has taken over, this one may commit
+ * nothing. */
+bool ls_run_directory_is_ours(const struct ls_run_directory *run, uint32_t generation);
+/* True when some process holds the lock. */
+bool ls_run_directory_is_locked(const struct ls_run_directory *run);
+void ls_run_directory_unlock(struct ls_run_directory *run);
+
+/* The last step in metrics.jsonl; -1 when there is none. */
+int64_t ls_run_directory_last_step(const struct ls_run_directory *run);
+
+/* Compares `config` with RUN/config.yaml, which is written first if absent. LS_USAGE names the first key of the run's
+ * identity that differs. */
+enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, const struct ls_config *config,
+                                           struct ls_error *error);
+
+#endif

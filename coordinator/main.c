@@ -3,6 +3,7 @@
 #include "common/status.h"
 #include "coordinator/command_config.h"
 #include "coordinator/command_data.h"
+#include "coordinator/command_generate.h"
 #include "coordinator/command_line.h"
 
 #include <stdio.h>
@@ -18,6 +19,7 @@ struct command {
 static const struct command commands[] = {
     {"config", "CONFIG | --keys", "show the resolved configuration, or every key", ls_command_config},
     {"data", "prepare | inspect | verify", "text to token shards, and a look at them", ls_command_data},
+    {"generate", "FOLDER --prompt TEXT", "continue a text with the model of a checkpoint", ls_command_generate},
     {NULL, NULL, NULL, NULL},
 };
 

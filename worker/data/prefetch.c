@@ -201,7 +201,6 @@ enum ls_code ls_prefetch_create(const struct ls_prefetch_options *options, struc
     const struct ls_prefetch_allocator *allocator = &made->options.allocator;
     memcpy(made->datasets, options->datasets, (size_t)options->dataset_count * sizeof *options->datasets);
     made->options.datasets = made->datasets;
-    made->rows = micro_batches(options, options->global_batch_max) * options->micro_batch;
     const size_t bytes = ls_prefetch_bytes(options);
     made->memory = bytes == SIZE_MAX ? NULL : allocator->allocate(bytes, allocator->context);
     if (!made->memory) {
@@ -211,6 +210,7 @@ enum ls_code ls_prefetch_create(const struct ls_prefetch_options *options, struc
                        "use more ranks.",
                        bytes, options->depth);
     }
+    made->rows = micro_batches(options, options->global_batch_max) * options->micro_batch;
     memset(made->memory, 0, bytes); /* so that a lack of memory shows now and not in a step */
     pthread_mutex_init(&made->mutex, NULL);
     pthread_cond_init(&made->changed, NULL);

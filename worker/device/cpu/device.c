@@ -79,7 +79,7 @@ enum ls_code ls_cpu_run(int threads, enum ls_op op, const void *arguments, struc
 static void *allocate(struct ls_device *device, size_t bytes) {
     (void)device;
     const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
-    if (bytes > SIZE_MAX - alignment) return NULL;
+    if (bytes > PTRDIFF_MAX - alignment) return NULL;
     const size_t rounded = bytes ? (bytes + alignment - 1) / alignment * alignment : alignment;
     void *memory = aligned_alloc(alignment, rounded);
     if (!memory) return NULL;

@@ -19,7 +19,7 @@ OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 
 CPPFLAGS := -I. -I$(BUILD)/generated -DLS_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PACKAGES)) \
 	$(if $(OPENBLAS),-I$(subst /usr/lib,/usr/include,$(OPENBLAS)))
-CFLAGS := -std=gnu11 -g $(OPTIMISE) $(WARNINGS) $(SANITIZE) -march=$(ARCH) -fopenmp -fno-math-errno -fno-trapping-math -pthread
+CFLAGS := -std=gnu11 -g $(OPTIMISE) $(WARNINGS) $(SANITIZE) -march=$(ARCH) -mprefer-vector-width=512 -fopenmp -fno-math-errno -fno-trapping-math -pthread
 LDFLAGS := $(SANITIZE) -fopenmp -pthread
 LDLIBS := $(shell pkg-config --libs $(PACKAGES)) -ldnnl \
 	$(if $(OPENBLAS),-L$(OPENBLAS) -Wl$(comma)-rpath$(comma)$(OPENBLAS)) -l:libopenblas.so.0 -lm
@@ -72,6 +72,10 @@ $(BUILD)/tests/sim/test_%: $(BUILD)/tests/sim/test_%.o $(LIBRARY)
 	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 $(BUILD)/tests/unit/mpi_%: $(BUILD)/tests/unit/mpi_%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+# Benchmarks: `make build/scripts/bench/kernels` and run it on a quiet host.
+$(BUILD)/scripts/bench/%: $(BUILD)/scripts/bench/%.o $(LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # Fuzzers are whole builds of their own: clang, coverage and sanitizers in every file they call (scripts/fuzz).
 fuzzers: $(FUZZERS)

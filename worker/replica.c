@@ -13,7 +13,7 @@ struct replica_scalars {
 /* Their host side. */
 struct replica_staging {
     float gradient_scale;
-    double loss, own_loss;
+    double loss, own_loss, parameters;
     float norm;
     int32_t found_inf;
 };
@@ -271,6 +271,7 @@ enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_res
     ls_copy_to_host(replica->stream, &staging->loss, &replica->scalars->loss, sizeof staging->loss);
     ls_copy_to_host(replica->stream, &staging->own_loss, &replica->scalars->own_loss, sizeof staging->own_loss);
     ls_copy_to_host(replica->stream, &staging->norm, scalars.norm, sizeof staging->norm);
+    ls_copy_to_host(replica->stream, &staging->parameters, scalars.parameters, sizeof staging->parameters);
     ls_copy_to_host(replica->stream, &staging->found_inf, scalars.found_inf, sizeof staging->found_inf);
     mark(replica, LS_PHASE_UPDATE, 0);
     enum ls_code code = synchronize(replica, error);
@@ -278,6 +279,7 @@ enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_res
     *result = (struct ls_replica_result){.loss = staging->loss,
                                          .own_loss = staging->own_loss,
                                          .norm = staging->norm,
+                                         .parameters = staging->parameters,
                                          .not_finite = staging->found_inf != 0};
     return LS_OK;
 }

@@ -52,10 +52,11 @@ void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t 
 
 /* What came of a step. */
 struct ls_replica_result {
-    double loss;     /* sum of token losses, all ranks */
-    double own_loss; /* of this rank */
-    float norm;      /* of the gradient, before clipping */
-    bool not_finite; /* the norm is not finite: nothing was updated */
+    double loss;       /* sum of token losses, all ranks */
+    double own_loss;   /* of this rank */
+    float norm;        /* of the gradient, before clipping */
+    double parameters; /* of the updated parameters, see struct ls_shard_scalars */
+    bool not_finite;   /* the norm is not finite: nothing was updated */
 };
 /* Waits for the step. Errors: what the streams met, LS_COMMUNICATION mostly. */
 enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_result *result, struct ls_error *error);

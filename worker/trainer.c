@@ -39,7 +39,7 @@ struct ls_trainer {
     int64_t targets;       /* of the next step, all ranks */
     struct ls_digest digest;
     double opening_seconds, opening_wait, data_wait; /* of the boundary that opened the step */
-    float last_norm;
+    double parameters;                               /* what the last step left, see struct ls_shard_scalars */
     int failed_rank;
     struct ls_error *errors;   /* [ranks], for sharing */
     struct step_times *times;  /* [ranks] */
@@ -216,8 +216,8 @@ enum opening {
     OPENING_ERRORS,  /* ranks that met one */
     OPENING_BATCHES, /* ranks that hold a batch */
     OPENING_TARGETS,
-    OPENING_NORM, /* what the last gradient norm hashes to: the number of ranks times the own one, or replicas differ */
-    OPENING_DIGEST, /* four limbs of 32 bits, so that sums do not overflow */
+    OPENING_REPLICA, /* a hash of the parameters' norm: the number of ranks times the own one, or replicas differ */
+    OPENING_DIGEST,  /* four limbs of 32 bits, so that sums do not overflow */
     OPENING_COUNT = OPENING_DIGEST + 4
 };
 
@@ -258,8 +258,8 @@ static struct ls_digest get_digest(const uint64_t limbs[4]) {
 }
 
 /* Spreads the bits over the word, so that sums of different norms are not the same by accident (Steele et al. 2014). */
-static uint64_t hash_norm(float norm) {
-    uint32_t bits;
+static uint64_t hash_norm(double norm) {
+    uint64_t bits;
     memcpy(&bits, &norm, sizeof bits);
     uint64_t x = bits + UINT64_C(0x9e3779b97f4a7c15);
     x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
@@ -282,7 +282,7 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
     uint64_t values[OPENING_COUNT] = {0};
     if (ls_comm_rank(trainer->comm) == 0) put_orders(orders, values);
     values[OPENING_ERRORS] = own.code != LS_OK;
-    values[OPENING_NORM] = hash_norm(trainer->last_norm);
+    values[OPENING_REPLICA] = hash_norm(trainer->parameters);
     if (trainer->has_batch) {
         values[OPENING_BATCHES] = 1;
         values[OPENING_TARGETS] = (uint64_t)trainer->batch.targets;
@@ -293,13 +293,13 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
     if (code) return code;
     if (values[OPENING_ERRORS] > 0) return share_error(trainer, &own, error);
     const uint64_t ranks = (uint64_t)ls_comm_size(trainer->comm);
-    if (values[OPENING_NORM] != ranks * hash_norm(trainer->last_norm))
+    if (values[OPENING_REPLICA] != ranks * hash_norm(trainer->parameters))
         return ls_fail(
             error, LS_COMMUNICATION, LS_SCOPE_JOB,
-            "the replicas differ: after step %lld the ranks hold different gradient norms (%.9g on rank %d). A rank "
-            "computed or received something wrong: run 'lockstep doctor' on every host and start again from the last "
-            "checkpoint.",
-            (long long)trainer->steps_done, (double)trainer->last_norm, ls_comm_rank(trainer->comm));
+            "the replicas differ: after step %lld the ranks hold different parameters (squared norm %.17g on rank %d). "
+            "A rank computed or received something wrong: run 'lockstep doctor' on every host and start again from "
+            "the last checkpoint.",
+            (long long)trainer->steps_done, trainer->parameters, ls_comm_rank(trainer->comm));
     assert(values[OPENING_BATCHES] == (trainer->has_batch ? ranks : 0));
     *orders = get_orders(values);
     trainer->targets = (int64_t)values[OPENING_TARGETS];
@@ -390,7 +390,7 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
     if (code) return code;
     const double loss = trainer->targets > 0 ? result.loss / (double)trainer->targets : 0;
     if (result.not_finite || !isfinite(loss)) return refuse_not_finite(trainer, &result, loss, error);
-    trainer->last_norm = result.norm;
+    trainer->parameters = result.parameters;
     *report = (struct ls_step_report){.step = batch->step,
                                       .position = batch->position + (uint64_t)batch->step_sequences,
                                       .sequences = batch->step_sequences,

@@ -64,7 +64,7 @@ struct ls_trainer_orders {
 
 /* Collective. On rank 0 *orders is what it wants, on return it is that on every rank. Takes the next step's batch when
  * that step was granted before. Errors: what any rank met since (LS_DATA mostly); LS_COMMUNICATION, also when the
- * ranks' last gradient norms differ, which equal replicas' cannot. */
+ * ranks' parameters are found to differ: one block is compared after each step. */
 enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_orders *orders, struct ls_error *error);
 /* True when the next step's batch was taken at the last boundary, on all ranks. */
 bool ls_trainer_may_step(const struct ls_trainer *trainer);

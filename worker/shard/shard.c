@@ -19,7 +19,7 @@ struct shard_block {
 
 /* The scalars in device memory, each on a line of its own. */
 struct scalars {
-    double squared;
+    double squared, parameters;
     float norm, factor, learning_rate;
     int32_t found_inf;
     int64_t step;
@@ -180,7 +180,9 @@ static void wait_for(struct ls_shard *shard, struct ls_event *reduced) {
 }
 
 struct ls_shard_scalars ls_shard_scalars(struct ls_shard *shard) {
-    return (struct ls_shard_scalars){.norm = &shard->scalars->norm, .found_inf = &shard->scalars->found_inf};
+    return (struct ls_shard_scalars){.norm = &shard->scalars->norm,
+                                     .found_inf = &shard->scalars->found_inf,
+                                     .parameters = &shard->scalars->parameters};
 }
 
 void ls_shard_update(struct ls_shard *shard, float learning_rate, int64_t step) {
@@ -211,6 +213,10 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, int64_t step) 
               .weight_decay = (float)shard->config->optimizer.weight_decay, .dtype = LS_FP32);
         ls_fill_zero(stream, block->gradients, (size_t)block->count * sizeof(float));
     }
+    const struct shard_block *checked = &shard->blocks[step % shard->block_count];
+    ls_fill_zero(stream, &scalars->parameters, sizeof scalars->parameters);
+    ls_op(stream, squared_norm, .result = &scalars->parameters, .input = checked->parameters, .count = checked->count,
+          .partial = shard->partial, .dtype = LS_FP32);
 }
 
 void ls_shard_await_value(struct ls_shard *shard) {

@@ -48,6 +48,8 @@ void ls_shard_await_value(struct ls_shard *shard);
 struct ls_shard_scalars {
     float *norm;        /* of all gradients, before clipping */
     int32_t *found_inf; /* 1: the norm is not finite, and nothing was changed */
+    double *
+        parameters; /* squared norm of the updated parameters of one block, each in its turn: equal on equal replicas */
 };
 struct ls_shard_scalars ls_shard_scalars(struct ls_shard *shard);
 /* After every block was reduced: norm, clipping, the optimizer's step number `step` (from 1) at `learning_rate`,

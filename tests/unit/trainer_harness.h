@@ -1,0 +1,215 @@
+/* Runs training with ranks as threads of the test, each with a device of its own. */
+#ifndef TESTS_TRAINER_HARNESS_H
+#define TESTS_TRAINER_HARNESS_H
+
+#include "common/checkpoint_folder.h"
+#include "worker/checkpoint/save.h"
+#include "worker/model/model.h"
+#include "worker/trainer.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+enum { HARNESS_RANKS_MAX = 4, HARNESS_STEPS_MAX = 64 };
+
+/* A training run: what goes in, and what rank 0 saw of it. */
+struct run {
+    struct ls_config config, config_of_last; /* config_of_last: what the last rank has, when `differs` */
+    bool differs;
+    int ranks;
+    enum ls_stream_order order;
+    int64_t start_step, steps; /* steps done before, steps to do */
+    const char *load;          /* checkpoint folder, NULL: initial weights */
+    const char *save;          /* run directory: the state after the last step is committed there */
+    bool evaluate;             /* after the last step */
+    struct ls_step_report reports[HARNESS_STEPS_MAX];
+    double validation_loss, bits_per_byte;
+    float *weights; /* all blocks of rank 0; freed by harness_free */
+    int64_t weight_count;
+    enum ls_code codes[HARNESS_RANKS_MAX];
+    struct ls_error errors[HARNESS_RANKS_MAX];
+    int failed_ranks[HARNESS_RANKS_MAX];
+    bool weights_agree; /* every rank's are rank 0's */
+};
+
+/* What the threads share. */
+struct harness {
+    struct run *run;
+    struct ls_comm *comms[HARNESS_RANKS_MAX];
+    char folder[LS_CHECKPOINT_PATH_MAX];
+    struct ls_file_record records[HARNESS_RANKS_MAX][LS_CHECKPOINT_RANK_FILES_MAX];
+    size_t record_counts[HARNESS_RANKS_MAX];
+    float *weights[HARNESS_RANKS_MAX];
+};
+
+struct harness_rank {
+    struct harness *harness;
+    int rank;
+};
+
+static inline enum ls_code harness_copy_weights(struct ls_trainer *trainer, float **weights, int64_t *count,
+                                                struct ls_error *error) {
+    const struct ls_model *model = ls_trainer_model(trainer);
+    *count = ls_model_parameter_count(model);
+    *weights = malloc((size_t)*count * sizeof **weights);
+    enum ls_code code = LS_OK;
+    int64_t offset = 0;
+    for (int block = 0; block < ls_model_block_count(model) && !code; block++) {
+        code = ls_trainer_parameters(trainer, block, *weights + offset, error);
+        offset += ls_model_block(model, block)->count;
+    }
+    return code;
+}
+
+/* Every rank writes, rank 0 begins and commits. */
+static inline enum ls_code harness_save(struct harness *harness, int rank, struct ls_trainer *trainer,
+                                        struct ls_error *error) {
+    struct run *run = harness->run;
+    const uint64_t step = (uint64_t)ls_trainer_steps_done(trainer);
+    enum ls_code code = LS_OK;
+    if (rank == 0)
+        code = ls_checkpoint_begin(run->save, step, 1, ls_trainer_save_bytes(trainer), harness->folder, error);
+    if (!code) code = ls_comm_barrier(harness->comms[rank], error);
+    if (!code)
+        code = ls_trainer_save(trainer, harness->folder, harness->records[rank], &harness->record_counts[rank], error);
+    if (!code) code = ls_comm_barrier(harness->comms[rank], error);
+    if (code || rank != 0) return code;
+    struct ls_file_record files[HARNESS_RANKS_MAX * LS_CHECKPOINT_RANK_FILES_MAX];
+    size_t count = 0;
+    for (int other = 0; other < run->ranks; other++)
+        for (size_t i = 0; i < harness->record_counts[other]; i++) files[count++] = harness->records[other][i];
+    struct ls_trainer_state state = {.step = step,
+                                     .attempt = 1,
+                                     .position = ls_trainer_position(trainer),
+                                     .optimizer_steps = (uint64_t)ls_trainer_optimizer_steps(trainer),
+                                     .world_size = (uint64_t)run->ranks,
+                                     .ledger_chain = "00000000000000000000000000000000"};
+    ls_config_digest(&run->config, state.config_digest);
+    snprintf(state.dataset_digest, sizeof state.dataset_digest, "%s", state.config_digest);
+    return ls_checkpoint_commit(run->save, step, 1, files, count, &state, NULL, error);
+}
+
+/* Steps are granted in spans of 3, so that the ranks learn of them on the way. */
+static inline enum ls_code harness_train(struct harness *harness, int rank, struct ls_trainer *trainer,
+                                         struct ls_error *error) {
+    struct run *run = harness->run;
+    const int64_t last = run->start_step + run->steps;
+    enum ls_code code = LS_OK;
+    while (ls_trainer_steps_done(trainer) < last && !code) {
+        struct ls_trainer_orders orders = {0};
+        int64_t end = ls_trainer_steps_done(trainer) + 1 + 3;
+        if (rank == 0) orders.granted_end = end < last + 1 ? end : last + 1;
+        code = ls_trainer_boundary(trainer, &orders, error);
+        if (code || !ls_trainer_may_step(trainer)) continue;
+        struct ls_step_report report;
+        code = ls_trainer_step(trainer, &report, error);
+        if (!code && rank == 0) run->reports[report.step - run->start_step - 1] = report;
+    }
+    return code;
+}
+
+static inline enum ls_code harness_run_rank(struct harness *harness, int rank, struct ls_device *device,
+                                            struct ls_trainer **trainer, struct ls_corpus **corpus,
+                                            struct ls_error *error) {
+    struct run *run = harness->run;
+    const struct ls_config *config = run->differs && rank == run->ranks - 1 ? &run->config_of_last : &run->config;
+    struct ls_trainer_options options = {.config = config,
+                                         .device = device,
+                                         .comm = harness->comms[rank],
+                                         .start_step = run->start_step,
+                                         .start_position =
+                                             (uint64_t)(run->start_step * run->config.train.global_batch_size),
+                                         .optimizer_steps = run->start_step};
+    enum ls_code code = ls_corpus_open(config, corpus, error);
+    options.corpus = *corpus;
+    if (!code) code = ls_corpus_end(*corpus, config, &options.total_steps, &options.end_position, error);
+    if (!code) code = ls_trainer_create(&options, trainer, error);
+    if (!code) code = run->load ? ls_trainer_load(*trainer, run->load, error) : ls_trainer_initialize(*trainer, error);
+    if (!code) code = harness_train(harness, rank, *trainer, error);
+    double loss = 0, bits = 0;
+    if (!code && run->evaluate) code = ls_trainer_evaluate(*trainer, &loss, &bits, error);
+    if (!code && run->save) code = harness_save(harness, rank, *trainer, error);
+    int64_t count = 0;
+    if (!code) code = harness_copy_weights(*trainer, &harness->weights[rank], &count, error);
+    if (rank == 0) {
+        run->validation_loss = loss;
+        run->bits_per_byte = bits;
+        run->weight_count = count;
+    }
+    return code;
+}
+
+static inline void *harness_thread(void *argument) {
+    struct harness_rank *own = argument;
+    struct run *run = own->harness->run;
+    struct ls_device *device = NULL;
+    struct ls_trainer *trainer = NULL;
+    struct ls_corpus *corpus = NULL;
+    struct ls_error *error = &run->errors[own->rank];
+    run->codes[own->rank] = ls_device_create_cpu(1, run->order, &device, error);
+    if (!run->codes[own->rank])
+        run->codes[own->rank] = harness_run_rank(own->harness, own->rank, device, &trainer, &corpus, error);
+    run->failed_ranks[own->rank] = trainer ? ls_trainer_failed_rank(trainer) : -1;
+    ls_trainer_destroy(trainer);
+    ls_corpus_close(corpus);
+    ls_device_destroy(device);
+    return NULL;
+}
+
+/* Runs it; the caller looks at codes[]. */
+static inline void harness_run(struct run *run) {
+    struct harness *harness = calloc(1, sizeof *harness);
+    struct harness_rank ranks[HARNESS_RANKS_MAX];
+    pthread_t threads[HARNESS_RANKS_MAX];
+    harness->run = run;
+    assert_int_equal(ls_comm_create_threads(run->ranks, harness->comms, NULL), LS_OK);
+    for (int rank = 0; rank < run->ranks; rank++) {
+        ranks[rank] = (struct harness_rank){harness, rank};
+        assert_int_equal(pthread_create(&threads[rank], NULL, harness_thread, &ranks[rank]), 0);
+    }
+    for (int rank = 0; rank < run->ranks; rank++) pthread_join(threads[rank], NULL);
+    run->weights = harness->weights[0];
+    run->weights_agree = true;
+    for (int rank = 1; rank < run->ranks; rank++) {
+        if (!harness->weights[0] || !harness->weights[rank] ||
+            memcmp(harness->weights[0], harness->weights[rank], (size_t)run->weight_count * sizeof(float)) != 0)
+            run->weights_agree = false;
+        free(harness->weights[rank]);
+    }
+    for (int rank = 0; rank < run->ranks; rank++) ls_comm_destroy(harness->comms[rank]);
+    free(harness);
+}
+
+/* The same, and it has to succeed. */
+static inline void harness_run_well(struct run *run) {
+    harness_run(run);
+    for (int rank = 0; rank < run->ranks; rank++)
+        if (run->codes[rank]) fail_msg("rank %d: %s", rank, run->errors[rank].text);
+    assert_true(run->weights_agree);
+}
+
+static inline void harness_free(struct run *run) {
+    free(run->weights);
+    run->weights = NULL;
+}
+
+/* A configuration from YAML, its vocabulary that of the data. */
+static inline struct ls_config harness_config(const char *yaml) {
+    struct ls_config config;
+    struct ls_corpus *corpus;
+    struct ls_error error = {0};
+    if (ls_config_parse(yaml, strlen(yaml), "test", NULL, 0, &config, &error)) fail_msg("%s", error.text);
+    if (ls_corpus_open(&config, &corpus, &error)) fail_msg("%s", error.text);
+    if (ls_corpus_resolve_vocab(corpus, &config, &error)) fail_msg("%s", error.text);
+    ls_corpus_close(corpus);
+    return config;
+}
+
+#endif

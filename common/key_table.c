@@ -1,4 +1,5 @@
-/* The table of keys and what can be asked of it. The listing (config --keys, docs/configuration.md) is in key_table_print.c.
+/* The table of keys and what can be asked of it. The listing (config --keys, docs/configuration.md) is in
+ * key_table_print.c.
  */
 #include "common/key_table.h"
 

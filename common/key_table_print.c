@@ -40,7 +40,8 @@ static void print_table(FILE *out, const struct ls_key_table *table, bool markdo
 static const char INTRODUCTION[] =
     "# Configuration\n"
     "\n"
-    "This page is printed by `lockstep config --keys --markdown` from the table in `common/key_table.c`; a test compares "
+    "This page is printed by `lockstep config --keys --markdown` from the table in `common/key_table.c`; a test "
+    "compares "
     "them.\n"
     "\n"
     "A run is one YAML file. `lockstep run CONFIG` reads it, `--set key=value` overrides one key (the value is YAML, "

@@ -11,7 +11,7 @@ static void replace_control_characters(char *text) {
         if (iscntrl((unsigned char)*text) && *text != '\n') *text = '?';
 }
 
-enum ls_code ls_fail(struct ls_error *error, enum ls_code code, enum ls_scope scope, const char *format, ...) {
+enum ls_code(ls_fail)(struct ls_error *error, enum ls_code code, enum ls_scope scope, const char *format, ...) {
     if (!error) return code;
     /* The arguments may point into error->text itself. */
     char text[sizeof error->text];

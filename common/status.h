@@ -32,14 +32,19 @@ struct ls_error {
 enum ls_code ls_fail(struct ls_error *error, enum ls_code code, enum ls_scope scope, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
+#ifdef __clang_analyzer__
+/* clang's analyzer looks at one file at a time; this tells it that the result is the code. */
+#define ls_fail(error, code, ...) ((void)(ls_fail)(error, code, __VA_ARGS__), (code))
+#endif
+
 /* Puts "context: " in front of the text of an error on its way up. Returns the error's code. */
 enum ls_code ls_fail_within(struct ls_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* One word for a code: "done", "usage", "data", ... Static storage. */
 const char *ls_code_name(enum ls_code code);
-/* Prints why a command ends, on standard error: "lockstep: TEXT" if the reason is longer than one sentence, and as the last
- * line "lockstep: exit 2 (usage): FIRST SENTENCE". Prints nothing for LS_OK. Returns the code, so that a command can end with
- * `return ls_report_exit(error.code, error.text)`. */
+/* Prints why a command ends, on standard error: "lockstep: TEXT" if the reason is longer than one sentence, and as the
+ * last line "lockstep: exit 2 (usage): FIRST SENTENCE". Prints nothing for LS_OK. Returns the code, so that a command
+ * can end with `return ls_report_exit(error.code, error.text)`. */
 int ls_report_exit(enum ls_code code, const char *reason);
 
 /* One word for a scope: "call", "rank", "node", "job". Static storage. */

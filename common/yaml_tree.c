@@ -1,6 +1,7 @@
 /* Builds the tree from libyaml's events, so that every limit holds before memory is spent. */
 #include "common/yaml_tree.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -149,7 +150,10 @@ static enum ls_code add_event(struct builder *builder, const yaml_event_t *event
         if (event->data.mapping_start.tag) return refuse(builder, event->start_mark, NO_TAGS);
         return open_container(builder, LS_YAML_MAP, event->start_mark);
     case YAML_SEQUENCE_END_EVENT:
-    case YAML_MAPPING_END_EVENT: builder->depth--; return LS_OK;
+    case YAML_MAPPING_END_EVENT:
+        assert(builder->depth > 0); /* libyaml's events are balanced */
+        builder->depth--;
+        return LS_OK;
     default: return LS_OK;
     }
 }

@@ -1,6 +1,6 @@
-/* Any bytes as a configuration: it is refused with a usage error, or what it says survives being written and read again.
- * What follows a NUL byte is given as --set, since a file cannot hold one.
- * covers: common/config.c common/config_rules.c common/config_write.c common/key_table.c common/yaml_tree.c */
+/* Any bytes as a configuration: it is refused with a usage error, or what it says survives being written and read
+ * again. What follows a NUL byte is given as --set, since a file cannot hold one. */
+/* covers: common/config.c common/config_rules.c common/config_write.c common/key_table.c common/yaml_tree.c */
 #include "common/config.h"
 
 #include <stdint.h>
@@ -16,10 +16,9 @@ static void require(bool fact) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static struct ls_config config, again;
     struct ls_error error = {0};
-    char *text = malloc(size + 1);
+    char *text = calloc(1, size + 1);
     require(text);
     if (size) memcpy(text, data, size);
-    text[size] = 0;
     size_t length = strlen(text);
     const char *setting = length < size ? text + length + 1 : NULL;
     enum ls_code code = ls_config_parse(text, length, "fuzz.yaml", &setting, setting != NULL, &config, &error);

@@ -87,7 +87,7 @@ static void gpt2_embedding_backward(const struct ls_model *model, const struct l
           .vocabulary = model->vocabulary);
 }
 
-/* What a layer's forward leaves: 11 C + 2 I floats a row and its statistics. Backward puts its own intermediate results
+/* What a layer's forward leaves: 7 C + 2 I floats a row and its statistics. Backward puts its own intermediate results
  * over parts it is done with. */
 struct gpt2_saved {
     float *ln_1;            /* [R, C]; backward: its gradient */

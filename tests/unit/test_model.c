@@ -638,6 +638,46 @@ static void a_cache_stands_for_the_tokens_before(void **state) {
     }
 }
 
+/* What recomputing activations rests on: the forward of a layer leaves the same bits every time, wherever it leaves
+ * them. */
+static void a_forward_run_again_leaves_the_same_bits(void **state) {
+    (void)state;
+    int32_t tokens[B * T], targets[B * T];
+    fill_batch(tokens, targets, B * T, 53);
+    struct harness_batch batch = {tokens, targets, NULL, B};
+    for (int v = 0; v < VARIANTS; v++) {
+        struct ls_config config = variant(v);
+        struct harness *h = harness_create(&config, B, 2, LS_STREAMS_EAGER);
+        harness_initialize(h, 3);
+        harness_run(h, &batch, 0);
+        int64_t bytes = ls_model_saved_bytes(h->model, 1, B);
+        void *elsewhere = harness_buffer(h, bytes);
+        float *output = harness_buffer(h, B * T * h->channels * (int64_t)sizeof(float));
+        struct ls_block_pass pass = {.stream = h->stream,
+                                     .sequences = B,
+                                     .length = T,
+                                     .tables = h->tables,
+                                     .parameters = h->parameters[1],
+                                     .input = h->outputs[0],
+                                     .output = output,
+                                     .saved = elsewhere,
+                                     .scratch = h->scratch};
+        ls_block_forward(h->model, 1, &pass);
+        char *first = malloc((size_t)bytes), *again = malloc((size_t)bytes);
+        assert_non_null(first);
+        assert_non_null(again);
+        harness_download(h, first, h->saved[1], bytes);
+        harness_download(h, again, elsewhere, bytes);
+        assert_memory_equal(first, again, (size_t)bytes);
+        harness_download(h, first, h->outputs[1], B * T * h->channels * (int64_t)sizeof(float));
+        harness_download(h, again, output, B * T * h->channels * (int64_t)sizeof(float));
+        assert_memory_equal(first, again, (size_t)(B * T * h->channels) * sizeof(float));
+        free(first);
+        free(again);
+        harness_destroy(h);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(published_models_have_their_published_parameter_counts),
@@ -659,6 +699,7 @@ int main(void) {
         cmocka_unit_test(losses_do_not_see_the_future),
         cmocka_unit_test(heads_take_rows_in_even_chunks),
         cmocka_unit_test(a_head_in_chunks_gives_the_same_loss_and_gradients),
+        cmocka_unit_test(a_forward_run_again_leaves_the_same_bits),
         cmocka_unit_test(a_cache_stands_for_the_tokens_before),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,7 +11,7 @@
 
 /* Rows of a tile with an epilogue; the unit of cutting between threads; multiply-adds below which threads do not pay.
  */
-enum { EPILOGUE_ROWS = 128, CUT = 16, THREADED_MIN = 1 << 20 };
+enum { EPILOGUE_ROWS = 256, CUT = 16, THREADED_MIN = 1 << 20 };
 
 /* oneDNN is 1.1 to 1.4 times faster, but for weight gradients (a transposed, long k): there OpenBLAS wins on CPUs
  * without AVX-512, and everywhere when the rows of `a` lie a multiple of 4 KiB apart, which oneDNN reads against the

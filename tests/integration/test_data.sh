@@ -1,0 +1,195 @@
+#!/usr/bin/env bash
+# `lockstep data` from outside: what prepare writes, what inspect and verify say, and every command of docs/data.md.
+source "$(dirname "$0")/lib.sh"
+repository=$PWD
+mkdir "$work/bin" "$work/here"
+ln -s "$lockstep" "$work/bin/lockstep"
+export PATH=$work/bin:$PATH
+cd "$work/here" || exit 1
+
+text() { lockstep data inspect "$1" --text; }
+tokens() { od -An -v -w2 -tu2 -j1024 "$1" | tr -d ' '; } # one a line
+documents() { lockstep data inspect "$1" | sed -n 's/.*there are \([0-9]*\)$/\1/p'; }
+same() { # WHAT EXPECTED FOUND
+    if [ "$2" = "$3" ]; then ok "$1"; else echo "expected: $2, found: $3" >"$work/same.log"; not_ok "$1" "$work/same.log"; fi
+}
+# nothing_left WHAT: no half-made dataset is beside the others.
+nothing_left() { same "$1" "" "$(ls -A | grep preparing)"; }
+
+# 200 lines of different lengths, 20 a chapter; the last without a line end.
+book() { awk 'BEGIN { for (i = 0; i < 200; i++) { if (i % 20 == 0) printf "Chapter %d\n", i / 20 + 1; printf "line %d %*s%s", i, i % 17, "", i < 199 ? "\n" : "." } }'; }
+book >book.txt
+bytes=$(stat -c %s book.txt)
+
+# --- what prepare writes
+check "a text is prepared" lockstep data prepare book.txt -o book
+same "train and validation together are the text" "$(md5sum <book.txt)" "$( (text book/train; text book/validation) | md5sum)"
+validation=$(text book/validation | wc -c)
+same "validation is the last 5 % of a single text or less, by a line at most" 1 $((validation <= bytes / 20 + 1 && validation >= bytes / 20 - 25))
+same "validation of a single text begins with a line" 1 "$(text book/validation | head -n 1 | grep -cE '^(line|Chapter) ')"
+same "the header is llm.c's: magic, version, count" "20240520 1 $((bytes - validation + 1))" "$(echo $(od -An -td4 -N12 book/train/train-000.bin))"
+same "the file ends after its tokens" $((1024 + 2 * (bytes - validation + 1))) "$(stat -c %s book/train/train-000.bin)"
+same "tokens are the document token and bytes" "$(echo 256; printf 'Chapter 1\nline 0' | od -An -v -w1 -tu1 | tr -d ' ')" "$(tokens book/train/train-000.bin | head -n 17)"
+same "the samples of T tokens are floor((tokens - 1) / T)" "$(((bytes - validation) / 64))" "$(lockstep data inspect book/train -T 64 | sed -n 's/^ *samples *\([0-9]*\) .*/\1/p')"
+
+gzip -k book.txt
+cp book.txt.gz unnamed
+check "gzip is recognised by its bytes, not by its name" lockstep data prepare unnamed -o packed
+check "two preparations of the same text have the same bytes" diff -r book packed
+check "pieces of any size make the same tokens" lockstep data prepare book.txt --shard-tokens 101 -o pieces
+same "shards hold 101 tokens but for the last" "101" "$(for file in pieces/train/*.bin; do echo $((($(stat -c %s "$file") - 1024) / 2)); done | head -n -1 | sort -u)"
+same "and hold the same tokens one after the other" "$(tokens book/train/train-000.bin | md5sum)" "$(for file in pieces/train/*.bin; do tokens "$file"; done | md5sum)"
+same "inspect shows the first words" 1 "$(lockstep data inspect book/train | grep -c 'begins *Chapter 1\\nline 0')"
+
+# --- documents
+check "documents start at each match" lockstep data prepare book.txt --split-on '^Chapter' --validation 0.2 -o chapters
+same "8 of 10 chapters are for training" 8 "$(documents chapters/train)"
+same "the last 2 are for validation" "$(sed -n '/^Chapter 9/,$p' book.txt | md5sum)" "$(text chapters/validation | md5sum)"
+same "each begins with the document token" 8 "$(tokens chapters/train/train-000.bin | grep -cx 256)"
+check "what stands before the first match is a document" lockstep data prepare book.txt --split-on '^line 5 ' --validation 0.5 -o two
+same "of two documents one is for validation" "1 1" "$(documents two/train) $(documents two/validation)"
+check "a pattern that matches nothing but a place works" lockstep data prepare book.txt --split-on '(?=^Chapter)' --validation 0.2 -o places
+check "and finds the same documents" diff -r chapters places
+check "a pattern that matches everywhere makes a document of each byte" lockstep data prepare book.txt --split-on '' --validation 0 -o letters
+same "as many as there are bytes" "$bytes" "$(documents letters/train)"
+same "--validation 0 makes no validation" "train" "$(ls letters)"
+
+printf '%s\n' '{"text": "one\n\u00e9\u0000", "id": 1}' '' '   ' '{"id": 2, "text": "two"}' '{"text": ""}' '{"text": "three"}' | sed 's/$/\r/' >lines.jsonl
+printf '{"text": "four"}' >>lines.jsonl
+check "JSONL is prepared" lockstep data prepare lines.jsonl -o lines
+same "a line is a document, empty ones are left out" "3 1" "$(documents lines/train) $(documents lines/validation)"
+same "with its escapes resolved" "$(printf 'one\n\303\251\0twothree' | md5sum)" "$(text lines/train | md5sum)"
+same "the last line needs no line end" four "$(text lines/validation)"
+cp lines.jsonl lines.data
+check "--format jsonl says what the name does not" lockstep data prepare --format jsonl lines.data -o lines-2
+check "and gives the same" diff -r lines lines-2
+awk 'BEGIN { printf "{\"text\": \""; for (i = 0; i < 400000; i++) printf "%d ", i; print "\"}"; print "{\"text\": \"end\"}" }' | gzip >long.jsonl.gz
+check "a line of megabytes is one document" lockstep data prepare long.jsonl.gz -o long
+same "whole" "$(seq -s ' ' 0 399999 | tr '\n' ' ' | md5sum)" "$(text long/train | md5sum)"
+check "several inputs are taken in their order" lockstep data prepare lines.jsonl book.txt -o several
+same "each a document or more" "$(md5sum <book.txt)" "$(text several/validation | md5sum)"
+printf 'no line end in here' >line.txt
+check "a text without line ends is cut where 5 % are left" lockstep data prepare line.txt --validation 0.21 -o line
+same "at the byte" here "$(text line/validation)"
+printf 'first line\nand a long second line without an end' >second.txt
+check "a text whose last line is long is cut before it" lockstep data prepare second.txt -o second
+same "so that validation is a line" "and a long second line without an end" "$(text second/validation)"
+
+# --- what prepare refuses
+expect 2 'exists already' "an existing folder is not overwritten" lockstep data prepare line.txt -o book
+check "and left as it was" diff -r book packed
+expect 2 'exists already' "nor one written with a slash" lockstep data prepare line.txt -o book/
+ln -s nowhere dangling
+expect 2 'exists already' "nor a link to nothing" lockstep data prepare line.txt -o dangling
+expect 2 'name of a folder' "the output needs a name" lockstep data prepare line.txt -o absent/..
+expect 2 'at least one file' "an input is needed" lockstep data prepare -o x
+expect 2 '-o DIR' "an output is needed" lockstep data prepare line.txt
+expect 2 "'gpt2' is not known" "a tokenizer that does not exist is refused" lockstep data prepare line.txt -o x --tokenizer gpt2
+expect 2 'fraction' "a validation of 1 is refused" lockstep data prepare line.txt -o x --validation 1
+expect 2 'fraction' "a validation that is no number is refused" lockstep data prepare line.txt -o x --validation nan
+expect 2 'whole number' "shards of no tokens are refused" lockstep data prepare line.txt -o x --shard-tokens 0
+expect 2 'at character 1' "a bad pattern is refused with its place" lockstep data prepare line.txt -o x --split-on '('
+expect 2 'plain or jsonl' "an unknown format is refused" lockstep data prepare line.txt -o x --format xml
+expect 2 'are its lines' "--split-on is refused for JSONL" lockstep data prepare lines.jsonl -o x --split-on x
+expect 3 'No such file' "a missing input is named" lockstep data prepare absent.txt -o x
+expect 3 'not a regular file' "a folder is no input" lockstep data prepare book -o x
+mkfifo pipe
+expect 3 'not a regular file' "a pipe is no input" lockstep data prepare pipe -o x
+: >empty.txt
+expect 3 'no text' "an empty text is refused" lockstep data prepare empty.txt -o x
+printf a >a.txt
+expect 3 'too few to split' "a text of one byte cannot be split" lockstep data prepare a.txt -o x
+expect 3 'holds tokens already' "token files are not text" lockstep data prepare book/train/train-000.bin -o x
+head -c 300 book.txt.gz >cut.gz
+expect 3 'truncated' "a truncated gzip file is refused" lockstep data prepare cut.gz -o x
+(head -c 300 book.txt.gz; printf 'xxxxxxxxxxxx'; tail -c +313 book.txt.gz) >damaged.gz
+expect 3 'damaged.gz' "a damaged gzip file is refused" lockstep data prepare damaged.gz -o x
+printf '{"text": "a"}\n\n{"text": 3}\n' >number.jsonl
+expect 3 'line 3: no member "text"' "a line without text is named" lockstep data prepare number.jsonl -o x
+printf '{"text": "a"}\n{"text": "b"\n' >open.jsonl
+expect 3 'line 2: ' "a line that is no JSON is named" lockstep data prepare open.jsonl -o x
+same "what fails leaves nothing" "" "$(ls -d x 2>/dev/null)"
+
+cat >full-disk <<'END'
+ulimit -f 3
+trap '' XFSZ
+exec lockstep data prepare "$@"
+END
+expect 3 'cannot write .*Make room' "a full disk is told" bash full-disk book.txt -o full
+nothing_left "and what was written is removed"
+if mkdir small && unshare -rm true 2>/dev/null; then
+    cat >small-disk <<'END'
+mount -t tmpfs -o size=64k none small && lockstep data prepare "$@" -o small/x
+status=$?
+ls -A small
+exit $status
+END
+    head -c 100000 /dev/zero >zeros
+    expect 3 'disk of small has 0 MB left' "a disk that is too small is told before anything is written" unshare -rm bash small-disk zeros
+else
+    skip "a disk that is too small is told before anything is written" "user namespaces are not allowed here"
+fi
+awk 'BEGIN { for (i = 0; i < 300000; i++) print "some text to be written in very many shards" }' >slow.txt
+lockstep data prepare slow.txt --shard-tokens 300 -o slow >slow.log 2>&1 &
+preparation=$!
+until ls -d .slow.preparing-* >/dev/null 2>&1 || ! kill -0 $preparation 2>/dev/null; do sleep 0.01; done
+kill -TERM $preparation
+wait $preparation
+same "SIGTERM ends it with 130" 130 $?
+same "and leaves no dataset" "" "$(ls -d slow 2>/dev/null)"
+nothing_left "nor parts of one"
+
+# --- what verify finds
+check "a good dataset verifies" lockstep data verify pieces
+shards=$(ls pieces/train/*.bin pieces/validation/*.bin | wc -l)
+same "every shard has its line" "$shards" "$(lockstep data verify pieces | grep -c '^ok ')"
+cp -r pieces flipped
+printf 'X' | dd of=flipped/train/train-003.bin bs=1 seek=1100 conv=notrunc status=none
+expect 3 'train-003.bin have the hash' "a changed byte is found and the shard named" lockstep data verify flipped
+truncate -s -1 flipped/train/train-005.bin
+expect 3 'BAD .*train-005.bin: .*truncated copy' "a truncated shard is found" lockstep data verify flipped
+same "one bad shard does not hide another" 2 "$(lockstep data verify flipped 2>/dev/null | grep -c '^BAD')"
+same "the good ones are told too" $((shards - 2)) "$(lockstep data verify flipped 2>/dev/null | grep -c '^ok ')"
+expect 3 'exit 3 .data.: 2 of .* shards bad: .*train-003.bin' "the last line names the first bad shard" lockstep data verify flipped
+expect 3 'train-005.bin' "inspect refuses a truncated shard" lockstep data inspect flipped
+rm flipped/train/train-005.bin
+expect 3 'train-005.bin: No such file' "a missing shard is found" lockstep data verify flipped
+sed -i 's/train-003.bin/..\/train-003.bin/' flipped/train/dataset.json
+expect 3 'not one component' "a hostile name is not opened" lockstep data verify flipped
+expect 3 'No such file' "a missing dataset is told" lockstep data verify absent
+expect 3 'no dataset.json and no' "a folder without shards is told" lockstep data verify small
+
+mkdir foreign
+cp book/train/train-000.bin foreign/a.bin
+check "llm.c files without dataset.json verify" lockstep data verify foreign
+check "a single one does too" lockstep data verify foreign/a.bin
+printf '\377\377' | dd of=foreign/a.bin bs=1 seek=1124 conv=notrunc status=none
+expect 3 'token 50 of foreign/a.bin is 65535' "an id outside the vocabulary is found with its place" lockstep data verify foreign
+expect 2 'is not known' "an unknown subcommand is refused" lockstep data inspekt
+expect 2 'one dataset too many' "inspect takes one dataset" lockstep data inspect book book
+expect 2 'does not hold byte tokens' "text comes back from byte tokens only" lockstep data inspect foreign --text
+expect 0 'synthetic' "synthetic data can be looked at" lockstep data inspect synthetic:1000
+
+# --- the commands of docs/data.md, in a folder that holds what they name
+mkdir "$work/docs" && cd "$work/docs" || exit 1
+book >book.txt
+cp "$work/here/lines.jsonl" more-articles.jsonl
+cp "$work/here/lines.jsonl" export.json
+gzip <more-articles.jsonl >articles.jsonl.gz
+for i in 1 2 3 4 5; do printf 'From somebody@example.org\n%s\n\n' "$(head -c 900 book.txt)"; done >mail.mbox
+mkdir fineweb10B openwebtext
+for i in 0 1; do cp "$work/here/book/train/train-000.bin" fineweb10B/fineweb_train_00000$i.bin; done
+tail -c +1025 "$work/here/book/train/train-000.bin" >openwebtext/train.bin
+commands=0
+while IFS= read -r command; do
+    commands=$((commands + 1))
+    check "docs/data.md: $command" bash -c "$command"
+done < <(awk '/^```sh$/ { shell = 1; next } /^```/ { shell = 0 } shell' "$repository/docs/data.md")
+same "docs/data.md has commands" 1 $((commands >= 10))
+awk '/^```yaml$/ { yaml = 1; next } /^```/ { yaml = 0 } yaml' "$repository/docs/data.md" >mixture.yaml
+cat >>mixture.yaml <<'END'
+model: {model_type: gpt2, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1}
+train: {steps: 1, global_batch_size: 1, micro_batch_size: 1}
+END
+check "docs/data.md: its configuration is one" lockstep config mixture.yaml
+for path in data/book/train 'fineweb10B/fineweb_train_*.bin'; do check "docs/data.md: $path is a dataset" lockstep data inspect "$path"; done

@@ -49,22 +49,25 @@ void core_on_saving(struct ls_core *core, const struct ls_core_event *event, str
         core_ask_rejoin(core, event->connection, out);
         return;
     }
+    /* Rank 0 knows what is being saved: parts that came before its word were early, or belong to a save that it has
+     * given up. Only a commit under way cannot be taken back; then it is rank 0 that is mistaken. */
+    bool needed = step > core->committed_step;
+    bool other = core->save.open && core->save.step != step;
+    bool backward = other && (core->save.committing || (core->save.announced && step < core->save.step));
+    if (needed && (backward || !core_step_find(core, step))) {
+        core->unplaced++;
+        return;
+    }
     uint64_t order = event->saving.order;
     if (order >= core->checkpoint_order) core->checkpoint_order = 0;
     if (event->saving.stop) core->stopped_step = step;
-    if (step <= core->committed_step) {
+    if (!needed) {
         repeat_committed(core, event->connection, out);
         core_reply_saved(core, order, core->committed_step, out);
         core_check_finished(core, out);
         return;
     }
-    /* Rank 0 knows what is being saved; parts that came before its word were early, or those of a save it has given up.
-     */
-    if (!core->save.open || core->save.step != step) {
-        assert(!core->save.committing || core->save.step < step);
-        if (core->save.committing) return;
-        open_save(core, step);
-    }
+    if (!core->save.open || other) open_save(core, step);
     core->save.announced = true;
     if (order > core->save.order) core->save.order = order;
     if (LS_MUTATED(STOP_WITHOUT_SAVE) && event->saving.stop) {

@@ -164,6 +164,7 @@ void core_on_hello(struct ls_core *core, const struct ls_core_event *event, stru
     for (int32_t i = 0; i < hello->ranks_count; i++) {
         struct core_rank *rank = &core->ranks[hello->ranks[i].rank];
         if (!rank->connection) core->ranks_here++;
+        if (!rank->known) core->ranks_known++;
         rank->known = true;
         rank->connection = event->connection;
         rank->pid = hello->ranks[i].pid;
@@ -184,8 +185,8 @@ void core_on_hello(struct ls_core *core, const struct ls_core_event *event, stru
     action->welcome.acked_step = core->journaled_step;
     action->welcome.acked_validation = core->validation_journaled;
 
-    bool complete = core->ranks_here == core->world_size;
-    if (complete) core->missing_since_ms = -1;
+    if (core->ranks_here == core->world_size) core->missing_since_ms = -1;
+    bool complete = core->ranks_known == core->world_size;
     if (LS_MUTATED(GRANT_BEFORE_ALL_JOINED)) complete = true;
     if (!core->assembled && complete) {
         core->assembled = true;

@@ -158,7 +158,7 @@ void core_on_journaled(struct ls_core *core, const struct ls_core_event *event, 
         action->ack.step = core->journaled_step;
         action->ack.validation = core->validation_journaled;
     }
-    if (core->stop_sequence && core->stop_sequence <= sequence) core_stop_is_durable(core, out);
+    core_stop_journaled(core, out);
     core_try_commit(core, out);
     core_grant_ahead(core, out);
 }

@@ -60,7 +60,7 @@ struct ls_core {
     int64_t now_ms; /* of the last TICK; -1: none yet */
 
     int32_t world_size; /* 0: not known yet */
-    int32_t ranks_capacity, ranks_here;
+    int32_t ranks_capacity, ranks_known, ranks_here;
     struct core_rank *ranks; /* [ranks_capacity] */
     char numerics[LS_CORE_ID_BYTES];
     bool assembled;           /* every rank has joined the attempt once */
@@ -81,9 +81,11 @@ struct ls_core {
     uint64_t checkpoint_order; /* not honoured yet; 0: none */
     uint64_t stop_order;       /* once the wish is durable; 0: none */
     enum ls_code stop_code;    /* LS_OK: no wish to stop */
-    uint64_t stop_sequence;    /* of the wish's record */
-    bool stop_signalled;       /* by SIGINT: the next one ends at once */
-    int64_t stopped_step;      /* rank 0 stops behind this step; -1: it has not said so */
+    /* Records of the wish: the first one makes it an order, the latest one (its code may change) is what is confirmed.
+     */
+    uint64_t stop_first_sequence, stop_sequence; /* 0: none, or durable */
+    bool stop_signalled;                         /* by SIGINT: the next one ends at once */
+    int64_t stopped_step;                        /* rank 0 stops behind this step; -1: it has not said so */
     struct core_request requests[LS_CORE_REQUESTS_MAX];
 
     enum core_cause cause;
@@ -151,8 +153,9 @@ void core_on_request(struct ls_core *core, const struct ls_core_event *event, st
 void core_on_signal(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
 /* Sends rank 0 the orders it has not honoured. */
 void core_send_orders(struct ls_core *core, struct ls_core_actions *out);
-/* The wish to stop has become durable: answer those who asked, and act on it. */
-void core_stop_is_durable(struct ls_core *core, struct ls_core_actions *out);
+/* More of the journal is durable: answers those who asked for a stop and orders it, once a crash would not forget it.
+ */
+void core_stop_journaled(struct ls_core *core, struct ls_core_actions *out);
 /* Answers the operator requests that a save honouring `order` fulfils. */
 void core_reply_saved(struct ls_core *core, uint64_t order, int64_t step, struct ls_core_actions *out);
 /* Notes why the attempt must end; ends it at once if nothing better can come. `rank` is -1 for none in particular. */

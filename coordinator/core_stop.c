@@ -123,6 +123,7 @@ void core_on_fault(struct ls_core *core, const struct ls_core_event *event, stru
 
 void core_on_rank_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     int32_t rank = event->rank_lost.rank;
+    if (!core->cause && core_end_if_saved(core, out)) return;
     core_fail(
         core, CAUSE_RANK_LOST, LS_COMMUNICATION, rank, out,
         "communication: rank %d on %s was lost at step %lld (%s). Look at the end of logs/rank-%05d.log; 'lockstep run "
@@ -133,7 +134,7 @@ void core_on_rank_lost(struct ls_core *core, const struct ls_core_event *event, 
 
 void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     core->launcher_exited = true;
-    if (event->launcher_exited.status == 0 && !core->cause && core_end_if_saved(core, out)) return;
+    if (!core->cause && core_end_if_saved(core, out)) return;
     core_fail(core, CAUSE_LAUNCHER, LS_COMMUNICATION, -1, out,
               "communication: the launcher ended with status %d at step %lld of %lld, no rank said why. Look at the "
               "launcher's "
@@ -166,10 +167,12 @@ static void reply_stopping(struct ls_core *core, struct ls_core_actions *out) {
                   "stopping: the step in progress ends, step %lld or a later one is saved", (long long)core->done_step);
 }
 
-void core_stop_is_durable(struct ls_core *core, struct ls_core_actions *out) {
-    core->stop_sequence = 0;
-    reply_stopping(core, out);
-    if (core->stop_order) return; /* only its exit code has changed */
+void core_stop_journaled(struct ls_core *core, struct ls_core_actions *out) {
+    if (core->stop_sequence && core->stop_sequence <= core->journaled_sequence) {
+        core->stop_sequence = 0;
+        reply_stopping(core, out);
+    }
+    if (!core->stop_code || core->stop_order || core->stop_first_sequence > core->journaled_sequence) return;
     core->stop_order = new_order(core);
     if (!core->assembled && !core->options.restarted)
         end_stopped(core, out);
@@ -180,9 +183,10 @@ void core_stop_is_durable(struct ls_core *core, struct ls_core_actions *out) {
 /* A stop by the user outweighs one by the scheduler: what somebody stopped is not to be requeued. */
 static void wish_stop(struct ls_core *core, enum ls_code code, struct ls_core_actions *out) {
     if (core->stop_code == code || core->stop_code == LS_STOPPED) return;
-    core->stop_code = code;
     struct ls_core_record *record = core_journal(core, out, LS_RECORD_STOP);
     record->stop.code = code;
+    if (!core->stop_code) core->stop_first_sequence = record->sequence;
+    core->stop_code = code;
     core->stop_sequence = record->sequence;
 }
 

@@ -1,0 +1,325 @@
+/* Everything that can go wrong. */
+
+static const char *fault_name(enum fault_kind kind) {
+#define FAULT_NAME(name) #name,
+    static const char *const names[FAULT_COUNT] = {FAULT_KINDS(FAULT_NAME)};
+    return names[kind];
+}
+
+static void local_event(struct world *w, struct item item, int64_t delay_ms) {
+    item.kind = ITEM_LOCAL;
+    item.time_ms = w->now_ms + delay_ms;
+    push(w, &item);
+}
+
+static void signal_core(struct world *w, enum ls_core_signal signal, int64_t delay_ms) {
+    struct item item = report(w, LS_EVENT_SIGNAL);
+    item.event.signal = signal;
+    local_event(w, item, delay_ms);
+}
+
+static void ask_core(struct world *w, enum ls_core_request request) {
+    struct item item = report(w, LS_EVENT_REQUEST);
+    item.event.connection = new_connection(w, LINK_OPERATOR);
+    item.event.request = request;
+    local_event(w, item, below(w, 20));
+    if (!chance(w, 30)) return;
+    item.event.kind = LS_EVENT_CONNECTION_LOST;
+    local_event(w, item, between(w, 20, 400));
+}
+
+/* Messages in flight on an old connection: a beginning of them arrives, perhaps after those of the new one. */
+static void break_connection(struct world *w, int index) {
+    struct link *link = &w->team.link[index];
+    if (!link->connection) return;
+    ls_connection old = link->connection;
+    uint64_t low = UINT64_MAX, high = 0;
+    for (int i = 0; i < w->items_count; i++) {
+        const struct item *item = &pool[heap[i].slot];
+        if (item->kind != ITEM_TO_CORE || item->event.connection != old) continue;
+        if (item->order < low) low = item->order;
+        if (item->order > high) high = item->order;
+    }
+    if (high) {
+        uint64_t cut = low + (uint64_t)below(w, (int64_t)(high - low) + 2);
+        for (int i = 0; i < w->items_count; i++) {
+            struct item *item = &pool[heap[i].slot];
+            if (item->kind == ITEM_TO_CORE && item->event.connection == old && item->order >= cut)
+                item->variant = FAULT_CONNECTION_BREAKS;
+        }
+    }
+    connect_link(w, index, chance(w, 60));
+    if (!chance(w, 60)) return;
+    struct item item = report(w, LS_EVENT_CONNECTION_LOST);
+    item.event.connection = old;
+    local_event(w, item, between(w, 0, 500));
+}
+
+static void kill_rank(struct world *w, int rank) {
+    struct team *team = &w->team;
+    if (!team->running || team->dead[rank]) return;
+    team->dead[rank] = true;
+    team->stuck = true;
+    push_plain(w, ITEM_DEATH, between(w, 300, 2500), 0, 0);
+}
+
+static void rank_faults(struct world *w, int rank, enum ls_code code, const char *text) {
+    struct team *team = &w->team;
+    if (!team->running || team->dead[rank]) return;
+    struct item item = report(w, LS_EVENT_FAULT);
+    item.event.fault.rank = rank;
+    item.event.fault.step = team->done + 1;
+    item.event.fault.code = code;
+    item.event.fault.text = text;
+    send_to_core(w, link_of(team, rank), &item);
+}
+
+static void old_attempt_speaks(struct world *w) {
+    static const enum ls_core_event_kind kinds[] = {
+        LS_EVENT_HELLO,       LS_EVENT_STEP_DONE, LS_EVENT_VALIDATION, LS_EVENT_SAVING,          LS_EVENT_PART,
+        LS_EVENT_SAVE_FAILED, LS_EVENT_FAULT,     LS_EVENT_RANK_LOST,  LS_EVENT_LAUNCHER_EXITED, LS_EVENT_COMMIT_DONE};
+    struct item item = report(w, kinds[below(w, (int64_t)(sizeof kinds / sizeof *kinds))]);
+    struct ls_core_status status;
+    ls_core_read_status(w->core, &status);
+    item.variant = FAULT_OLD_ATTEMPT_SPEAKS;
+    item.event.attempt = w->options.attempt > 1 && chance(w, 70) ? w->options.attempt - 1 : w->options.attempt + 5;
+    item.event.connection = chance(w, 50) ? w->team.link[0].connection : new_connection(w, LINK_IMPOSTOR);
+    int64_t step = status.step < w->end_step ? status.step + 1 : status.step;
+    switch (item.event.kind) {
+    case LS_EVENT_HELLO:
+        item.event.hello.attempt = item.event.attempt;
+        item.event.connection = new_connection(w, LINK_IMPOSTOR);
+        item.event.hello.started = true;
+        item.event.hello.steps_done = item.event.hello.granted_step = step;
+        break;
+    case LS_EVENT_STEP_DONE:
+        item.event.step =
+            (struct ls_core_step){.step = step, .position = w->truth_position[status.step], .sequences = w->batch};
+        break;
+    case LS_EVENT_VALIDATION: item.event.validation.step = status.step; break;
+    case LS_EVENT_SAVING: item.event.saving.step = status.step; break;
+    case LS_EVENT_PART: item.event.part.step = step; break;
+    case LS_EVENT_SAVE_FAILED: item.event.save_failed.text = "old"; break;
+    case LS_EVENT_FAULT:
+        item.event.fault.text = "old";
+        item.event.fault.code = LS_DATA;
+        break;
+    case LS_EVENT_RANK_LOST: item.event.rank_lost.how = "old"; break;
+    case LS_EVENT_COMMIT_DONE: item.event.commit.step = status.saving_step; break;
+    default: break;
+    }
+    local_event(w, item, 0);
+}
+
+/* Messages that make no sense, from the right worker and from strangers. */
+static void talk_nonsense(struct world *w) {
+    struct ls_core_status status;
+    ls_core_read_status(w->core, &status);
+    struct item item = report(w, LS_EVENT_HELLO);
+    struct ls_core_rank rank;
+    item.variant = FAULT_NONSENSE;
+    item.event.connection = w->team.link[0].connection;
+    switch (below(w, 9)) {
+    case 0:
+        item.event.kind = LS_EVENT_STEP_DONE;
+        item.event.step.step = status.step + between(w, 2, 1000);
+        break;
+    case 1:
+        item.event.kind = LS_EVENT_VALIDATION;
+        item.event.validation.step = status.step + between(w, 1, 1000);
+        break;
+    case 2:
+        item.event.kind = LS_EVENT_SAVING;
+        item.event.saving.step = chance(w, 50) ? status.step + between(w, 1, 9) : status.start_step - between(w, 1, 9);
+        break;
+    case 3:
+        item.event.kind = LS_EVENT_PART;
+        item.event.part.step = status.step;
+        item.event.part.rank = chance(w, 50) ? -1 : w->team.ranks + (int)below(w, 9);
+        break;
+    case 4:
+        item.event.kind = LS_EVENT_PART;
+        item.event.part.step = w->end_step + between(w, 1, 9);
+        break;
+    case 5: /* a part of a save that is not the one in flight */
+        item.event.kind = LS_EVENT_PART;
+        item.event.part.step = status.saving_step ? status.saving_step + between(w, 1, 3) : status.committed_step;
+        item.event.part.rank = (int)below(w, w->team.ranks);
+        break;
+    case 6:
+        item.event.kind = LS_EVENT_PART;
+        item.event.part.step = status.step + 1;
+        item.event.connection = new_connection(w, LINK_IMPOSTOR);
+        break;
+    case 7:
+        item.event.kind = LS_EVENT_STEP_DONE;
+        item.event.step.step = status.step + 1;
+        item.event.connection = new_connection(w, LINK_IMPOSTOR);
+        break;
+    default: {
+        rank = rank_described(w, 0);
+        struct ls_core_hello *hello = &item.event.hello;
+        describe_process(w, hello);
+        hello->ranks = &rank;
+        hello->ranks_count = 1;
+        hello->started = true;
+        hello->steps_done = status.step;
+        hello->granted_step = status.granted_step;
+        int what = (int)below(w, 4);
+        if (what == 0) hello->ranks_count = 0;
+        if (what == 1) rank.rank = w->team.ranks;
+        if (what == 2) hello->granted_step = w->end_step + 1;
+        if (what == 3) hello->granted_step = hello->steps_done - 1;
+    }
+    }
+    handle(w, &item.event, FAULT_NONSENSE);
+}
+
+/* A report of rank 0 that contradicts what it was granted. */
+static void disobey(struct world *w) {
+    struct ls_core_status status;
+    ls_core_read_status(w->core, &status);
+    if (!w->seen.voice) return;
+    struct item item = report(w, LS_EVENT_STEP_DONE);
+    item.event.connection = w->seen.voice;
+    item.event.step = (struct ls_core_step){.step = status.step + 1,
+                                            .position = w->truth_position[status.step] + (chance(w, 50) ? 1 : 0),
+                                            .sequences = w->batch};
+    bool allowed = status.step < status.granted_step && !w->seen.stopped;
+    if (allowed && item.event.step.position == w->truth_position[status.step]) item.event.step.position++;
+    handle(w, &item.event, -1);
+}
+
+static void change_digest(struct world *w) {
+    struct ls_core_status status;
+    ls_core_read_status(w->core, &status);
+    if (!w->seen.voice || status.step == status.start_step) return;
+    struct item item = report(w, LS_EVENT_STEP_DONE);
+    item.event.connection = w->seen.voice;
+    item.event.step = executed_step(w, status.step);
+    item.event.step.digest.low ^= 1;
+    handle(w, &item.event, -1);
+}
+
+static void inject(struct world *w, enum fault_kind kind) {
+    struct team *team = &w->team;
+    int rank = (int)below(w, team->ranks);
+    int link = (int)below(w, team->links);
+    bool counted = true;
+    trace(w, "FAULT %s", fault_name(kind));
+    switch (kind) {
+    case FAULT_CONNECTION_BREAKS: break_connection(w, link); break;
+    case FAULT_MESSAGES_VANISH:
+        if (chance(w, 50))
+            team->link[link].vanish_to_core += (int)between(w, 1, 5);
+        else
+            team->link[link].vanish_to_team += (int)between(w, 1, 5);
+        break;
+    case FAULT_COORDINATOR_CRASHES:
+        counted = w->core;
+        if (w->core) crash_coordinator(w, between(w, 50, 1000));
+        break;
+    case FAULT_COORDINATOR_IS_LONG_AWAY:
+        counted = w->core;
+        if (w->core) crash_coordinator(w, between(w, COORDINATOR_TIMEOUT_MS / 2, 2 * COORDINATOR_TIMEOUT_MS));
+        break;
+    case FAULT_CRASH_BEFORE_END:
+        counted = false;
+        w->crash_before_end = true;
+        break;
+    case FAULT_RANK_KILLED: kill_rank(w, rank); break;
+    case FAULT_PEERS_COMPLAIN_FIRST:
+        rank_faults(w, (rank + 1) % team->ranks, LS_COMMUNICATION, "communication: the connection to a peer is gone");
+        kill_rank(w, rank);
+        break;
+    case FAULT_RANK_NEVER_JOINS:
+        team->absent[rank] = true;
+        counted = !w->attempt_joined[rank];
+        break;
+    case FAULT_WRONG_VERSION:
+    case FAULT_WRONG_DATASET: team->wrong[rank] = (int)kind; break;
+    case FAULT_WRONG_WORLD_SIZE:
+        if (w->options.world_size) team->wrong[rank] = (int)kind;
+        break;
+    case FAULT_IMPOSTOR: {
+        if (!w->core || !w->seen.joined[rank]) return;
+        struct item item = report(w, LS_EVENT_HELLO);
+        item.variant = kind;
+        item.event.connection = new_connection(w, LINK_IMPOSTOR);
+        item.event.hello.attempt = w->options.attempt;
+        item.rank = rank;
+        local_event(w, item, 0);
+        break;
+    }
+    case FAULT_OLD_ATTEMPT_SPEAKS:
+        counted = w->core;
+        if (w->core) old_attempt_speaks(w);
+        break;
+    case FAULT_NONSENSE:
+        counted = w->core;
+        if (w->core && w->seen.voice && w->seen.voice == team->link[0].connection) talk_nonsense(w);
+        break;
+    case FAULT_SLOW_FSYNC: w->slow_fsyncs += (int)between(w, 1, 3); break;
+    case FAULT_SLOW_COMMIT: w->slow_commits += (int)between(w, 1, 3); break;
+    case FAULT_JOURNAL_FAILS:
+        w->fsync_fails = true;
+        counted = false;
+        break;
+    case FAULT_COMMIT_FAILS:
+        w->commit_fails = true;
+        counted = false;
+        break;
+    case FAULT_SAVE_FAILS:
+        w->save_fails++;
+        counted = false;
+        break;
+    case FAULT_LATE_PART: w->late_parts += (int)between(w, 1, 3); break;
+    case FAULT_NONFINITE:
+        rank_faults(w, rank, LS_NONFINITE, "the loss is not finite");
+        kill_rank(w, rank);
+        break;
+    case FAULT_OUT_OF_MEMORY:
+        rank_faults(w, rank, LS_MEMORY, "no memory for activations");
+        kill_rank(w, rank);
+        break;
+    case FAULT_DIGEST_CHANGES:
+        if (w->core) change_digest(w);
+        break;
+    case FAULT_STEP_NOT_GRANTED:
+        if (w->core) disobey(w);
+        break;
+    case FAULT_LAUNCHER_DIES: leave(w, 1); break;
+    case FAULT_SIGNAL_SAVE: signal_core(w, LS_SIGNAL_SAVE, 0); break;
+    case FAULT_SIGNAL_REQUEUE: signal_core(w, LS_SIGNAL_REQUEUE, 0); break;
+    case FAULT_SIGNAL_STOP: signal_core(w, LS_SIGNAL_STOP, 0); break;
+    case FAULT_SIGNAL_STOP_TWICE:
+        signal_core(w, LS_SIGNAL_STOP, 0);
+        signal_core(w, LS_SIGNAL_STOP, below(w, 300));
+        break;
+    case FAULT_SIGNAL_NOW: signal_core(w, LS_SIGNAL_NOW, 0); break;
+    case FAULT_OPERATOR_STOPS: ask_core(w, LS_REQUEST_STOP); break;
+    case FAULT_OPERATOR_SAVES: ask_core(w, LS_REQUEST_CHECKPOINT); break;
+    case FAULT_OPERATORS_FLOOD:
+        for (int i = 0; i < 12; i++) ask_core(w, i % 5 == 4 ? LS_REQUEST_STOP : LS_REQUEST_CHECKPOINT);
+        break;
+    case FAULT_CHECKPOINT_DAMAGED:
+    case FAULT_OTHER_WORLD_SIZE:
+    case FAULT_COUNT: return;
+    }
+    w->coverage->faults[kind] += counted;
+}
+
+/* Faults of an attempt: few, of any kind, most of them while it runs; some must be there before the ranks join. */
+static void plan_faults(struct world *w) {
+    int count = chance(w, 25) ? 0 : (int)between(w, 1, 6);
+    for (int i = 0; i < count; i++) {
+        enum fault_kind kind = (enum fault_kind)below(w, FAULT_COUNT);
+        /* What ends an attempt at once is rarer, so that the rest meets longer runs. */
+        bool fatal = (kind >= FAULT_RANK_KILLED && kind <= FAULT_WRONG_WORLD_SIZE) || kind == FAULT_LAUNCHER_DIES ||
+                     (kind >= FAULT_NONFINITE && kind <= FAULT_STEP_NOT_GRANTED) ||
+                     kind == FAULT_COORDINATOR_IS_LONG_AWAY;
+        if (fatal && chance(w, 50)) kind = chance(w, 50) ? FAULT_CONNECTION_BREAKS : FAULT_COORDINATOR_CRASHES;
+        bool early = kind >= FAULT_RANK_NEVER_JOINS && kind <= FAULT_WRONG_WORLD_SIZE;
+        push_plain(w, ITEM_FAULT, early ? 0 : between(w, 0, 2000 + w->end_step * STEP_MS_MAX / 2), 0, (int)kind);
+    }
+}

@@ -1,0 +1,631 @@
+/* The virtual world's clock, network, disk and coordinator process. */
+#include "tests/sim/world.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- chance ---- */
+
+static uint64_t draw(struct world *w) {
+    uint64_t z = (w->random += 0x9e3779b97f4a7c15u);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* A number in [0, n). */
+static int64_t below(struct world *w, int64_t n) {
+    return (int64_t)(draw(w) % (uint64_t)n);
+}
+
+static int64_t between(struct world *w, int64_t low, int64_t high) {
+    return low + below(w, high - low + 1);
+}
+
+static bool chance(struct world *w, int percent) {
+    return below(w, 100) < percent;
+}
+
+/* ---- verdicts ---- */
+
+static void violate(struct world *w, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));
+static void violate(struct world *w, const char *format, ...) {
+    int length =
+        snprintf(w->violation, sizeof w->violation, "seed %llu, attempt %u, %lld ms: ", (unsigned long long)w->seed,
+                 w->options.attempt, (long long)w->now_ms);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(w->violation + length, sizeof w->violation - (size_t)length, format, arguments);
+    va_end(arguments);
+    longjmp(w->violated, 1);
+}
+
+static void trace(struct world *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void trace(struct world *w, const char *format, ...) {
+    if (!w->trace) return;
+    printf("%8lld  ", (long long)w->now_ms);
+    va_list arguments;
+    va_start(arguments, format);
+    vprintf(format, arguments);
+    va_end(arguments);
+    printf("\n");
+}
+
+/* ---- what will happen: a heap of slots ---- */
+
+static struct item pool[EVENTS_MAX];
+static struct {
+    int64_t time_ms;
+    uint64_t order;
+    int slot;
+} heap[EVENTS_MAX];
+static int free_slots[EVENTS_MAX];
+
+static bool earlier(int a, int b) {
+    return heap[a].time_ms != heap[b].time_ms ? heap[a].time_ms < heap[b].time_ms : heap[a].order < heap[b].order;
+}
+
+static void swap_items(int a, int b) {
+    __typeof__(heap[0]) held = heap[a];
+    heap[a] = heap[b];
+    heap[b] = held;
+}
+
+static void clear_items(struct world *w) {
+    w->items_count = 0;
+    for (int i = 0; i < EVENTS_MAX; i++) free_slots[i] = i;
+}
+
+/* Puts a copy of `item` into the future; keeps its order if it has one. */
+static void push(struct world *w, const struct item *item) {
+    if (w->items_count == EVENTS_MAX) violate(w, "too much is going to happen at a time");
+    int slot = free_slots[w->items_count];
+    pool[slot] = *item;
+    if (!pool[slot].order) pool[slot].order = ++w->items_order;
+    pool[slot].attempt = w->options.attempt;
+    int i = w->items_count++;
+    heap[i].time_ms = item->time_ms;
+    heap[i].order = pool[slot].order;
+    heap[i].slot = slot;
+    for (; i && earlier(i, (i - 1) / 2); i = (i - 1) / 2) swap_items(i, (i - 1) / 2);
+}
+
+static void push_plain(struct world *w, enum item_kind kind, int64_t delay_ms, int link, int rank) {
+    push(w, &(struct item){.kind = kind,
+                           .time_ms = w->now_ms + delay_ms,
+                           .generation = w->options.generation,
+                           .link = link,
+                           .rank = rank});
+}
+
+static struct item pop(struct world *w) {
+    int slot = heap[0].slot;
+    heap[0] = heap[--w->items_count];
+    free_slots[w->items_count] = slot;
+    for (int i = 0;;) {
+        int least = i, left = 2 * i + 1, right = left + 1;
+        if (left < w->items_count && earlier(left, least)) least = left;
+        if (right < w->items_count && earlier(right, least)) least = right;
+        if (least == i) break;
+        swap_items(i, least);
+        i = least;
+    }
+    return pool[slot];
+}
+
+/* ---- network: what a link carries arrives in order, or not at all ---- */
+
+static ls_connection new_connection(struct world *w, int link) {
+    return ++w->connections << 8 | (ls_connection)link;
+}
+
+static int64_t network_delay(struct world *w) {
+    return chance(w, 5) ? between(w, 10, 300) : between(w, 0, 4);
+}
+
+static void send_to_core(struct world *w, int link_index, struct item *item) {
+    struct link *link = &w->team.link[link_index];
+    if (link->vanish_to_core) {
+        link->vanish_to_core--;
+        return;
+    }
+    item->kind = ITEM_TO_CORE;
+    item->link = link_index;
+    item->generation = w->options.generation;
+    item->event.connection = link->connection;
+    item->time_ms = w->now_ms + network_delay(w);
+    if (item->time_ms < link->last_to_core_ms) item->time_ms = link->last_to_core_ms;
+    link->last_to_core_ms = item->time_ms;
+    push(w, item);
+}
+
+static void send_to_team(struct world *w, ls_connection connection, const struct ls_core_action *action) {
+    int index = (int)(connection & 255);
+    if (index >= w->team.links || w->team.link[index].connection != connection) return;
+    struct link *link = &w->team.link[index];
+    if (link->vanish_to_team) {
+        link->vanish_to_team--;
+        return;
+    }
+    struct item item = {
+        .kind = ITEM_TO_TEAM, .message = MESSAGE_ACTION, .link = index, .generation = w->options.generation};
+    item.action = *action;
+    item.action.connection = connection;
+    item.time_ms = w->now_ms + network_delay(w);
+    if (item.time_ms < link->last_to_team_ms) item.time_ms = link->last_to_team_ms;
+    link->last_to_team_ms = item.time_ms;
+    push(w, &item);
+}
+
+/* ---- coordinator process ---- */
+
+static void handle(struct world *w, struct ls_core_event *event, int variant);
+#include "tests/sim/oracle.c"
+
+static void start_fsync(struct world *w) {
+    if (w->fsyncing || !w->pending_count) return;
+    w->fsyncing = true;
+    int64_t latency = chance(w, 10) ? between(w, 20, 400) : between(w, 1, 8);
+    if (w->slow_fsyncs) {
+        w->slow_fsyncs--;
+        latency = between(w, 500, 8000);
+    }
+    struct item item = {.kind = ITEM_FSYNC, .time_ms = w->now_ms + latency, .generation = w->options.generation};
+    item.sequence = w->pending[w->pending_count - 1].sequence;
+    push(w, &item);
+}
+
+static void make_durable(struct world *w, int count) {
+    for (int i = 0; i < count; i++) {
+        if (w->durable_count == RECORDS_MAX) violate(w, "the journal is full");
+        w->durable[w->durable_count++] = w->pending[i];
+    }
+    memmove(w->pending, w->pending + count, (size_t)(w->pending_count - count) * sizeof *w->pending);
+    w->pending_count -= count;
+}
+
+static void add_folder(struct world *w, int64_t step, int64_t position, struct ls_digest chain) {
+    if (w->folders_count == CHECKPOINTS_MAX) {
+        memmove(w->folders, w->folders + 1, (CHECKPOINTS_MAX - 1) * sizeof *w->folders);
+        w->folders_count--;
+    }
+    w->folders[w->folders_count++] = (struct folder){.step = step, .position = position, .chain = chain};
+}
+
+static void lose_coordinator(struct world *w) {
+    ls_core_destroy(w->core);
+    w->core = NULL;
+    w->fsyncing = w->committing = false;
+}
+
+/* The process dies: what was not synced may be on disk up to some record, or not. */
+static void crash_coordinator(struct world *w, int64_t away_ms) {
+    trace(w, "coordinator crashes, back in %lld ms", (long long)away_ms);
+    make_durable(w, (int)below(w, w->pending_count + 1));
+    w->pending_count = 0;
+    lose_coordinator(w);
+    w->restart_ms = w->now_ms + away_ms;
+    push_plain(w, ITEM_START, away_ms, 0, 0);
+}
+
+static void perform(struct world *w, const struct ls_core_action *action) {
+    switch (action->kind) {
+    case LS_ACTION_COMMITTED:
+        if (action->connection) {
+            send_to_team(w, action->connection, action);
+            break;
+        }
+        for (int i = 0; i < w->team.links; i++)
+            if (ls_core_is_joined(w->core, w->team.link[i].connection))
+                send_to_team(w, w->team.link[i].connection, action);
+        break;
+    case LS_ACTION_WELCOME:
+    case LS_ACTION_REFUSE:
+    case LS_ACTION_REJOIN:
+    case LS_ACTION_GRANT:
+    case LS_ACTION_ORDER:
+    case LS_ACTION_ACK: send_to_team(w, action->connection, action); break;
+    case LS_ACTION_REPLY:
+    case LS_ACTION_KEEP_PART: break;
+    case LS_ACTION_JOURNAL:
+        if (w->pending_count == RECORDS_MAX) violate(w, "too many records wait for the disk");
+        w->pending[w->pending_count++] = action->record;
+        start_fsync(w);
+        break;
+    case LS_ACTION_COMMIT: {
+        int64_t latency = chance(w, 10) ? between(w, 100, 900) : between(w, 2, 40);
+        if (w->slow_commits) {
+            w->slow_commits--;
+            latency = between(w, 1000, 9000);
+        }
+        struct item item = {.kind = ITEM_COMMIT, .time_ms = w->now_ms + latency, .generation = w->options.generation};
+        item.commit.step = action->commit.step;
+        item.commit.position = action->commit.position;
+        item.commit.chain = action->commit.chain;
+        w->committing = true;
+        push(w, &item);
+        break;
+    }
+    case LS_ACTION_PRUNE:
+        for (int i = 0; i < w->folders_count; i++)
+            if (w->folders[i].step == action->prune.step) {
+                memmove(w->folders + i, w->folders + i + 1, (size_t)(w->folders_count - i - 1) * sizeof *w->folders);
+                w->folders_count--;
+                break;
+            }
+        break;
+    case LS_ACTION_KILL: push_plain(w, ITEM_DEATH, between(w, 1, 100), 0, 0); break;
+    case LS_ACTION_END:
+        if (w->crash_before_end) {
+            w->crash_before_end = false;
+            w->coverage->faults[FAULT_CRASH_BEFORE_END]++;
+            crash_coordinator(w, between(w, 50, 1000));
+            break;
+        }
+        make_durable(w, w->pending_count);
+        w->over = true;
+        w->exit_code = (int)action->message.code;
+        break;
+    case LS_ACTION_KINDS: break;
+    }
+}
+
+static void trace_action(struct world *w, const struct ls_core_action *action) {
+    if (!w->trace) return;
+    switch (action->kind) {
+    case LS_ACTION_GRANT:
+        trace(w, "    -> grant %lld..%lld at %lld..%lld", (long long)action->grant.from_step,
+              (long long)action->grant.to_step, (long long)action->grant.from_position,
+              (long long)action->grant.to_position);
+        break;
+    case LS_ACTION_JOURNAL:
+        trace(w, "    -> journal #%llu %s %lld", (unsigned long long)action->record.sequence,
+              ls_core_record_name(action->record.kind), (long long)action->record.step.step);
+        break;
+    case LS_ACTION_REFUSE:
+    case LS_ACTION_REPLY:
+    case LS_ACTION_END:
+        trace(w, "    -> %s %d: %s", ls_core_action_name(action->kind), (int)action->message.code,
+              action->message.text);
+        break;
+    case LS_ACTION_ORDER:
+        trace(w, "    -> order %llx%s", (unsigned long long)action->order.id, action->order.stop ? " stop" : "");
+        break;
+    default:
+        trace(w, "    -> %s %llx %lld", ls_core_action_name(action->kind), (unsigned long long)action->connection,
+              (long long)action->ack.step);
+    }
+}
+
+/* One event through the core, checked. `variant` is what the world knows to be wrong with it, -1 for nothing. */
+static void handle(struct world *w, struct ls_core_event *event, int variant) {
+    if (!w->core || w->over) return;
+    w->coverage->events[event->kind]++;
+    if (event->kind != LS_EVENT_TICK)
+        trace(w, "%s from %llx attempt %u: %lld (gen %u)", ls_core_event_name(event->kind),
+              (unsigned long long)event->connection, event->attempt, (long long)event->step.step,
+              w->options.generation);
+    struct ls_core_status before, after;
+    ls_core_read_status(w->core, &before);
+    oracle_hears(w, event, &before);
+    ls_core_handle(w->core, event, &w->actions);
+    ls_core_read_status(w->core, &after);
+    w->coverage->transitions[before.phase][after.phase]++;
+    for (int i = 0; i < w->actions.count; i++) trace_action(w, &w->actions.list[i]);
+    oracle_judges(w, event, variant, &before, &after);
+    /* Actions are done from a copy: a crash in the middle of them must not disturb the list. */
+    static struct ls_core_actions actions;
+    actions = (struct ls_core_actions){.count = w->actions.count};
+    memcpy(actions.list, w->actions.list, (size_t)w->actions.count * sizeof *actions.list);
+    for (int i = 0; i < actions.count && w->core; i++) perform(w, &actions.list[i]);
+}
+
+static void start_coordinator(struct world *w, bool restarted) {
+    struct ls_core_options *options = &w->options;
+    options->generation++;
+    options->restarted = restarted;
+    options->checkpoints_count = 0;
+    for (int i = 0; i < w->folders_count; i++) options->checkpoints[options->checkpoints_count++] = w->folders[i].step;
+    struct ls_error error;
+    if (ls_core_create(options, &w->core, &error)) violate(w, "the core is not created: %s", error.text);
+    trace(w, "coordinator starts: generation %u, attempt %u at step %lld, world %d", options->generation,
+          options->attempt, (long long)options->start_step, w->team.ranks);
+    for (int i = 0; restarted && i < w->durable_count; i++) {
+        w->coverage->restores++;
+        if (ls_core_restore(w->core, &w->durable[i], &error)) violate(w, "the journal is not restored: %s", error.text);
+    }
+    w->coverage->restarts += restarted;
+    oracle_starts(w);
+    push_plain(w, ITEM_TICK, 0, 0, 0);
+}
+
+#include "tests/sim/team.c"
+
+/* ---- how workers introduce themselves ---- */
+
+static struct ls_core_rank rank_described(const struct world *w, int rank) {
+    struct ls_core_rank described = {.rank = rank, .pid = 1000 * (int64_t)w->options.attempt + rank};
+    snprintf(described.host, sizeof described.host, "host-%d", rank / 2);
+    snprintf(described.config_digest, sizeof described.config_digest, "%s", w->options.config_digest);
+    snprintf(described.dataset_digest, sizeof described.dataset_digest, "%s", w->options.dataset_digest);
+    snprintf(described.numerics, sizeof described.numerics, "cpu");
+    return described;
+}
+
+static void describe_process(const struct world *w, struct ls_core_hello *hello) {
+    hello->attempt = w->options.attempt;
+    hello->protocol = w->options.protocol;
+    snprintf(hello->version, sizeof hello->version, "%s", w->options.version);
+    hello->world_size = w->team.ranks;
+}
+
+/* Fills in who says hello. Returns what is wrong with it, -1 for nothing; *ranks_count is 0 if nobody is there to say
+ * it. */
+static int introduce(struct world *w, const struct item *item, struct ls_core_hello *hello,
+                     struct ls_core_rank *ranks) {
+    uint32_t attempt = hello->attempt;
+    int wrong = item->variant;
+    describe_process(w, hello);
+    hello->attempt = attempt;
+    hello->ranks = ranks;
+    hello->ranks_count = 0;
+    if (item->variant >= 0) {
+        ranks[hello->ranks_count++] = rank_described(w, item->rank);
+        ranks[0].pid++;
+        return wrong;
+    }
+    const struct link *link = &w->team.link[item->link];
+    for (int rank = link->first; rank < link->first + link->count; rank++) {
+        if (w->team.absent[rank]) continue;
+        struct ls_core_rank *described = &ranks[hello->ranks_count++];
+        *described = rank_described(w, rank);
+        if (w->team.wrong[rank] < 0) continue;
+        if (wrong < 0) wrong = w->team.wrong[rank];
+        if (w->team.wrong[rank] == FAULT_WRONG_VERSION) snprintf(hello->version, sizeof hello->version, "0.0.9");
+        if (w->team.wrong[rank] == FAULT_WRONG_DATASET) described->dataset_digest[0] ^= 1;
+        if (w->team.wrong[rank] == FAULT_WRONG_WORLD_SIZE) hello->world_size++;
+    }
+    return wrong;
+}
+
+#include "tests/sim/faults.c"
+
+/* ---- the run of time ---- */
+
+static void arrives_at_core(struct world *w, struct item *item) {
+    if (item->variant == FAULT_CONNECTION_BREAKS) return;
+    if (!w->core) {
+        /* ZeroMQ keeps for later what it had not begun to send. */
+        if (chance(w, 50)) return;
+        item->time_ms = w->restart_ms + 1;
+        push(w, item);
+        return;
+    }
+    if (item->generation != w->options.generation && !w->team.running) return; /* it died with its sender */
+    ls_connection now = w->team.link[item->link].connection;
+    if (item->generation != w->options.generation) item->event.connection = now;
+    if (item->message == MESSAGE_BEAT) {
+        if (!ls_core_is_joined(w->core, now)) send_to_team(w, now, &(struct ls_core_action){.kind = LS_ACTION_REJOIN});
+        return;
+    }
+    int variant = item->variant;
+    struct ls_core_rank ranks[RANKS_MAX];
+    if (item->event.kind == LS_EVENT_HELLO) {
+        variant = introduce(w, item, &item->event.hello, ranks);
+        if (!item->event.hello.ranks_count) return;
+    }
+    handle(w, &item->event, variant);
+}
+
+static void happens_here(struct world *w, struct item *item) {
+    enum ls_core_event_kind kind = item->event.kind;
+    if (!w->core) {
+        /* The supervisor hands signals on; the launcher's end it tells every coordinator (see ITEM_START). */
+        if (kind != LS_EVENT_SIGNAL) return;
+        item->time_ms = w->restart_ms + 1;
+        push(w, item);
+        return;
+    }
+    struct ls_core_rank ranks[RANKS_MAX];
+    int variant = item->variant;
+    if (kind == LS_EVENT_HELLO) variant = introduce(w, item, &item->event.hello, ranks);
+    handle(w, &item->event, variant);
+}
+
+/* The watcher looks at the processes of the ranks that have joined. */
+static void watch(struct world *w) {
+    for (int rank = 0; rank < w->team.ranks && w->core; rank++) {
+        bool gone = !w->team.running || w->team.dead[rank];
+        if (!gone || !w->seen.joined[rank] || w->seen.told_lost[rank]) continue;
+        w->seen.told_lost[rank] = true;
+        struct item item = report(w, LS_EVENT_RANK_LOST);
+        item.event.rank_lost.rank = rank;
+        item.event.rank_lost.how = "its process is gone";
+        handle(w, &item.event, -1);
+    }
+}
+
+static void fsync_ends(struct world *w, const struct item *item) {
+    w->fsyncing = false;
+    struct item told = report(w, LS_EVENT_JOURNALED);
+    if (w->fsync_fails) {
+        w->fsync_fails = false;
+        w->coverage->faults[FAULT_JOURNAL_FAILS]++;
+        told.event.kind = LS_EVENT_JOURNAL_FAILED;
+        told.event.journal_failed.text = "No space left on device";
+        handle(w, &told.event, -1);
+        return;
+    }
+    int count = 0;
+    while (count < w->pending_count && w->pending[count].sequence <= item->sequence) count++;
+    make_durable(w, count);
+    told.event.journaled.sequence = item->sequence;
+    handle(w, &told.event, -1);
+    if (w->core) start_fsync(w);
+}
+
+static void commit_ends(struct world *w, const struct item *item) {
+    struct item told = *item;
+    told.kind = ITEM_COMMIT_TOLD;
+    told.order = 0;
+    told.time_ms = w->now_ms + below(w, 20);
+    told.rank = w->commit_fails;
+    if (w->commit_fails) {
+        w->commit_fails = false;
+        w->coverage->faults[FAULT_COMMIT_FAILS]++;
+    } else {
+        add_folder(w, item->commit.step, item->commit.position, item->commit.chain);
+    }
+    push(w, &told);
+}
+
+static void commit_is_told(struct world *w, const struct item *item) {
+    w->committing = false;
+    struct item told = report(w, item->rank ? LS_EVENT_COMMIT_FAILED : LS_EVENT_COMMIT_DONE);
+    told.event.commit.step = item->commit.step;
+    told.event.commit.text = "No space left on device";
+    handle(w, &told.event, -1);
+}
+
+static void coordinator_returns(struct world *w) {
+    start_coordinator(w, true);
+    for (int i = 0; i < w->team.links; i++)
+        if (w->team.link[i].connection) connect_link(w, i, chance(w, 50));
+    if (!w->launcher_gone) return;
+    struct item item = report(w, LS_EVENT_LAUNCHER_EXITED);
+    item.event.launcher_exited.status = w->launcher_status;
+    local_event(w, item, between(w, 1, 50));
+}
+
+static void happen(struct world *w, struct item *item) {
+    bool of_generation = item->generation == w->options.generation && w->core;
+    switch (item->kind) {
+    case ITEM_TO_CORE: arrives_at_core(w, item); break;
+    case ITEM_TO_TEAM: team_hears(w, item->link, &item->action); break;
+    case ITEM_LOCAL: happens_here(w, item); break;
+    case ITEM_TICK:
+        if (!of_generation) break;
+        push_plain(w, ITEM_TICK, 250, 0, 0);
+        if (chance(w, 60)) watch(w);
+        if (!w->core) break;
+        handle(w, &(struct ls_core_event){.kind = LS_EVENT_TICK, .tick = {.now_ms = w->now_ms}}, -1);
+        break;
+    case ITEM_FSYNC:
+        if (of_generation) fsync_ends(w, item);
+        break;
+    case ITEM_COMMIT:
+        if (of_generation) commit_ends(w, item);
+        break;
+    case ITEM_COMMIT_TOLD:
+        if (of_generation) commit_is_told(w, item);
+        break;
+    case ITEM_START: coordinator_returns(w); break;
+    case ITEM_CONNECT: connect_link(w, item->link, true); break;
+    case ITEM_BEAT: beat(w, item->link); break;
+    case ITEM_STEP_ENDS: step_ends(w); break;
+    case ITEM_PART_ENDS: part_ends(w, item->link, item->rank); break;
+    case ITEM_DEATH: leave(w, 137); break;
+    case ITEM_LEAVE: leave(w, LS_COMMUNICATION); break;
+    case ITEM_FAULT:
+        if (!w->over) inject(w, (enum fault_kind)item->rank);
+        break;
+    }
+}
+
+/* ---- a run: attempts until it is complete ---- */
+
+static void plan_run(struct world *w) {
+    w->batch = between(w, 1, 9);
+    w->steps = chance(w, 50) ? between(w, 1, 40) : 0;
+    w->end_position = w->steps ? w->steps * w->batch : between(w, 0, 40 * w->batch);
+    w->end_step = (w->end_position + w->batch - 1) / w->batch;
+    oracle_knows_run(w);
+    struct ls_core_options *options = &w->options;
+    options->global_batch = w->batch;
+    options->steps = w->steps;
+    options->end_position = w->steps ? 0 : w->end_position;
+    options->checkpoint_every = chance(w, 70) ? between(w, 1, 8) : 0;
+    options->evaluation_every = chance(w, 70) ? between(w, 1, 5) : 0;
+    options->checkpoints_keep = (int32_t)between(w, 0, 3);
+    options->protocol = 1;
+    options->numerics_must_match = chance(w, 50);
+    snprintf(options->version, sizeof options->version, "1.2.3");
+    snprintf(options->config_digest, sizeof options->config_digest, "0123456789abcdef0123456789abcdef");
+    snprintf(options->dataset_digest, sizeof options->dataset_digest, "fedcba9876543210fedcba9876543210");
+    options->start_timeout_ms = 60000;
+    options->rejoin_timeout_ms = 30000;
+    options->cause_grace_ms = 1000;
+}
+
+static void plan_attempt(struct world *w, int attempt) {
+    struct ls_core_options *options = &w->options;
+    w->quiet = attempt > ATTEMPTS_WITH_FAULTS;
+    if (!w->quiet && w->folders_count && chance(w, 10)) {
+        w->folders_count--;
+        w->coverage->faults[FAULT_CHECKPOINT_DAMAGED]++;
+    }
+    options->attempt = (uint32_t)attempt;
+    options->launched = chance(w, 75);
+    int32_t world_size = (int32_t)between(w, 1, RANKS_MAX);
+    if (attempt > 1) w->coverage->faults[FAULT_OTHER_WORLD_SIZE] += world_size != options->world_size;
+    options->world_size = !options->launched && chance(w, 30) ? 0 : world_size;
+    options->span_steps = between(w, 1, 8);
+    options->window_steps = chance(w, 50) ? between(w, 4, 12) : 0;
+    if (!options->window_steps) options->window_steps = LS_CORE_WINDOW_STEPS - 1;
+    const struct folder *start = w->folders_count ? &w->folders[w->folders_count - 1] : &(struct folder){.step = 0};
+    options->start_step = start->step;
+    options->start_position = start->position;
+    options->start_chain = start->chain;
+    w->over = false;
+    w->fsyncing = w->committing = w->fsync_fails = w->commit_fails = w->crash_before_end = w->launcher_gone = false;
+    w->slow_fsyncs = w->slow_commits = w->late_parts = w->save_fails = 0;
+    w->pending_count = 0;
+    if (w->durable_count > RECORDS_MAX / 2)
+        w->durable_count = 0; /* or the records of old attempts stay, to be passed over */
+    memset(w->part_on_disk, 0, sizeof w->part_on_disk);
+    memset(w->attempt_joined, 0, sizeof w->attempt_joined);
+    clear_items(w);
+}
+
+static void run_attempt(struct world *w, int attempt) {
+    plan_attempt(w, attempt);
+    start_team(w);
+    start_coordinator(w, false);
+    if (!w->quiet) plan_faults(w);
+    int64_t limit_ms = w->now_ms + ATTEMPT_LIMIT_MS;
+    while (!w->over) {
+        if (!w->items_count) violate(w, "nothing will ever happen again");
+        struct item item = pop(w);
+        w->now_ms = item.time_ms;
+        if (w->now_ms > limit_ms) violate(w, "the attempt hangs");
+        happen(w, &item);
+    }
+    lose_coordinator(w);
+}
+
+bool world_run(uint64_t seed, bool trace_it, struct coverage *coverage, char violation[1024]) {
+    static struct world world;
+    static struct ls_core_record durable_records[RECORDS_MAX], pending_records[RECORDS_MAX];
+    struct world *w = &world;
+    ls_core_destroy(w->core); /* what a violation left behind */
+    memset(w, 0, sizeof *w);
+    w->seed = w->random = seed;
+    w->trace = trace_it;
+    w->coverage = coverage;
+    w->durable = durable_records;
+    w->pending = pending_records;
+    if (setjmp(w->violated)) {
+        memcpy(violation, w->violation, sizeof w->violation);
+        return false;
+    }
+    plan_run(w);
+    for (int attempt = 1; attempt <= ATTEMPTS_MAX; attempt++) {
+        run_attempt(w, attempt);
+        if (attempt > 1) coverage->resumes++;
+        if (w->exit_code == LS_OK) return true;
+        if (w->quiet) violate(w, "ended with %d though nothing was wrong", w->exit_code);
+    }
+    violate(w, "not complete after %d attempts", ATTEMPTS_MAX);
+}

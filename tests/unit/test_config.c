@@ -398,6 +398,9 @@ static void yaml_beyond_the_limits_is_refused(void **state) {
     refuses("name: !!str x\n", "run.yaml:1:7: tags");
     refuses("a: !x [1]\n", "tags");
     refuses("a: !x {b: 1}\n", "tags");
+    refuses("%TAG !a! b\n---\na: 1\n", "run.yaml:1:1: tags");
+    refuses("a: 1\n...\n%TAG !a! b\n", "run.yaml:3:1: tags");
+    accepts("%YAML 1.1\n---\n" MODEL DATA TRAIN, NULL);
     refuses("a: 1\n---\nb: 2\n", "run.yaml:2:1: a second document");
     refuses("a: [1\n", "not valid YAML", "run.yaml:2:1");
     refuses("a: \"x\\0y\"\n", "NUL");

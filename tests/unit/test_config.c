@@ -205,6 +205,7 @@ static void unknown_keys_are_refused_with_the_nearest_name(void **state) {
     refuses_set("trian={steps: 3}", "unknown key trian", "Did you mean train?");
     refuses_set("steps=3", "Did you mean train.steps?");
     refuses_set("train.lr=3", "Did you mean optimizer.lr?");
+    refuses_set("chekpoint.every_steps=3", "Did you mean checkpoint.every_steps?");
     refuses_set("learning_rate=3", "Did you mean optimizer.lr?");
     refuses_set("model.n_embd=3", "Did you mean model.hidden_size?");
     refuses_set("optimizer.beta2=0.9", "Did you mean optimizer.betas?");
@@ -250,6 +251,7 @@ static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
     refuses_set("train.steps=[1]", "found a list");
     refuses_set("train.steps={a: 1}", "found a map");
     refuses_set("data.seed=-1", "an integer from 0 to 9223372036854775807");
+    refuses_set("data.seed=9223372036854775808", "found 9223372036854775808");
     refuses_set("coordinator.port=65536", "from 0 to 65535");
     refuses_set("optimizer.lr=.nan", "found .nan", "a number from 0 to 1000");
     refuses_set("optimizer.lr=nan", "found nan");
@@ -410,6 +412,8 @@ static void yaml_beyond_the_limits_is_refused(void **state) {
     refuses("a: \xff\n", "run.yaml:1:4: not a UTF-8 text");
     refuses("x: 1\nb: \xc3(\n", "run.yaml:2:5: not a UTF-8 text");
     refuses("[[[[[[[[[[[[[[[[[[[[[[[[[[[[", "nested too deeply");
+    refuses("a: [[[[[[[[[[[[[[[]]]]]]]]]]]]]]]", "unknown key a");
+    refuses("a: [[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]", "run.yaml:1:19: lists and maps are nested too deeply");
     assert_int_equal(ls_config_parse("a\0b", 3, "run.yaml", NULL, 0, &config, &error), LS_USAGE);
     expect_text("not a UTF-8 text");
 
@@ -500,6 +504,27 @@ static void what_is_written_reads_back_equal(void **state) {
     expect_round_trip();
 }
 
+static void expect_written(const char *setting, const char *part) {
+    accepts(MODEL DATA TRAIN, setting);
+    char *yaml;
+    assert_int_equal(ls_config_write(&config, &yaml, &error), LS_OK);
+    if (!strstr(yaml, part)) fail_msg("no '%s' in:\n%s", part, yaml);
+    free(yaml);
+}
+
+/* YAML 1.1 takes 1e-08 for a text, and other readers take line separators and byte order marks for layout. */
+static void what_is_written_is_plain_for_every_yaml_reader(void **state) {
+    (void)state;
+    expect_written(NULL, "\n    eps: 1.0e-08\n");
+    expect_written("optimizer.lr=1", "\n    lr: 1.0\n");
+    expect_written("optimizer.lr=1.5e-7", "\n    lr: 1.5e-07\n");
+    expect_written("name=off", "name: \"off\"\n");
+    expect_written("name=NULL2", "name: NULL2\n");
+    expect_written("name='12'", "name: \"12\"\n");
+    expect_written("data.train=[{path: \"/\\u2028\\uFEFFé\"}]", "{path: \"/\\u2028\\uFEFFé\"}");
+    expect_written("train={steps: null, epochs: 2}", "    steps: null\n    epochs: 2\n");
+}
+
 static void a_path_that_yaml_cannot_hold_is_not_written(void **state) {
     (void)state;
     static const char *const BAD[] = {"/\xff",    "/\xc3(", "/\xed\xa0\x80", "/\xc0\xaf", "/\xf4\x90\x80\x80",
@@ -568,8 +593,12 @@ static void relative_paths_become_absolute(void **state) {
     assert_string_equal(config.data.train[1].path, expected);
     assert_string_equal(config.data.train[2].path, "synthetic:9");
     char setting[1200] = "data.train=[{path: ";
-    memset(setting + 19, 'x', 1023);
-    strcpy(setting + 19 + 1023, "}]");
+    size_t room = 1023 - strlen(folder) - 1;
+    memset(setting + 19, 'x', room + 1);
+    strcpy(setting + 19 + room, "}]");
+    accepts(MODEL DATA TRAIN, setting);
+    assert_int_equal(strlen(config.data.train[0].path), 1023);
+    strcpy(setting + 19 + room, "x}]");
     refuses_set(setting, "the absolute path of dataset 0 is longer than 1023 bytes");
 }
 
@@ -736,7 +765,8 @@ static void the_last_line_repeats_code_and_reason(void **state) {
     int saved = dup(2);
     dup2(fileno(err), 2);
     int codes[] = {ls_report_exit(LS_OK, "nothing"), ls_report_exit(LS_DATA, "data: it is short. Copy it again."),
-                   ls_report_exit(LS_STALL, "rank 3 of v1.5 stalled."), ls_report_exit(LS_REQUEUE, "saved\nat step 5")};
+                   ls_report_exit(LS_STALL, "rank 3. in v1.5 stalled."),
+                   ls_report_exit(LS_REQUEUE, "saved\nat step 5")};
     fflush(stderr);
     dup2(saved, 2);
     close(saved);
@@ -744,7 +774,7 @@ static void the_last_line_repeats_code_and_reason(void **state) {
     char *text = read_stream(err);
     assert_string_equal(text, "lockstep: data: it is short. Copy it again.\n"
                               "lockstep: exit 3 (data): data: it is short\n"
-                              "lockstep: exit 8 (stall): rank 3 of v1.5 stalled\n"
+                              "lockstep: exit 8 (stall): rank 3. in v1.5 stalled\n"
                               "lockstep: saved\nat step 5\n"
                               "lockstep: exit 75 (saved, please requeue): saved\n");
     assert_int_equal(codes[0], 0);
@@ -770,6 +800,7 @@ int main(void) {
         cmocka_unit_test(settings_override_the_file_and_later_ones_win),
         cmocka_unit_test(a_refused_configuration_leaves_the_result_alone),
         cmocka_unit_test(what_is_written_reads_back_equal),
+        cmocka_unit_test(what_is_written_is_plain_for_every_yaml_reader),
         cmocka_unit_test(a_path_that_yaml_cannot_hold_is_not_written),
         cmocka_unit_test(the_digest_covers_what_changes_the_result_and_nothing_else),
         cmocka_unit_test(relative_paths_become_absolute),

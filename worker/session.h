@@ -2,9 +2,9 @@
  * structs with it and never waits for the network. Reconnects with back-off and re-joins a restarted coordinator;
  * reports are kept until acknowledged.
  *
- * `lockstep run` starts workers with this environment: LOCKSTEP_COORDINATOR (endpoint), LOCKSTEP_KEY_FILE="-" (the key's
- * text is on rank 0's standard input, up to its end), LOCKSTEP_RUN_ID and LOCKSTEP_ATTEMPT (for the progress file,
- * before MPI_Init). By hand: --coordinator and --key, or the same two variables with a path. */
+ * `lockstep run` starts workers with this environment: LOCKSTEP_COORDINATOR (endpoint), LOCKSTEP_KEY_FILE="-" (the
+ * key's text is on rank 0's standard input, up to its end), LOCKSTEP_RUN_ID and LOCKSTEP_ATTEMPT (for the progress
+ * file, before MPI_Init). By hand: --coordinator and --key, or the same two variables with a path. */
 #ifndef LS_WORKER_SESSION_H
 #define LS_WORKER_SESSION_H
 

@@ -41,7 +41,6 @@ struct ls_trainer {
     double opening_seconds, opening_wait, data_wait; /* of the boundary that opened the step */
     double parameters;                               /* what the last step left, see struct ls_shard_scalars */
     int failed_rank;
-    struct ls_error *errors;   /* [ranks], for sharing */
     struct step_times *times;  /* [ranks] */
     unsigned char *not_finite; /* [ranks] */
 };
@@ -88,10 +87,9 @@ static enum ls_code create_prefetch(struct ls_trainer *trainer, bool evaluation,
 
 static enum ls_code allocate_records(struct ls_trainer *trainer, struct ls_error *error) {
     size_t ranks = (size_t)ls_comm_size(trainer->comm);
-    trainer->errors = calloc(ranks, sizeof *trainer->errors);
     trainer->times = calloc(ranks, sizeof *trainer->times);
     trainer->not_finite = calloc(ranks, sizeof *trainer->not_finite);
-    if (trainer->errors && trainer->times && trainer->not_finite) return LS_OK;
+    if (trainer->times && trainer->not_finite) return LS_OK;
     return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of %zu ranks", ranks);
 }
 
@@ -133,7 +131,6 @@ void ls_trainer_destroy(struct ls_trainer *trainer) {
     ls_prefetch_destroy(trainer->prefetch);
     ls_snapshot_destroy(trainer->snapshot);
     ls_replica_destroy(trainer->replica);
-    free(trainer->errors);
     free(trainer->times);
     free(trainer->not_finite);
     free(trainer);
@@ -176,21 +173,6 @@ const struct ls_model *ls_trainer_model(const struct ls_trainer *trainer) {
     return ls_replica_model(trainer->replica);
 }
 
-/* After the ranks found that one of them met an error: all get that of the lowest rank that did, under its name. */
-static enum ls_code share_error(struct ls_trainer *trainer, const struct ls_error *own, struct ls_error *error) {
-    struct ls_error mine = *own;
-    enum ls_code code = ls_comm_gather_bytes(trainer->comm, &mine, sizeof mine, trainer->errors, error);
-    if (code) return code;
-    for (int rank = 0; rank < ls_comm_size(trainer->comm); rank++) {
-        if (trainer->errors[rank].code == LS_OK) continue;
-        trainer->failed_rank = rank;
-        if (!error) return trainer->errors[rank].code;
-        *error = trainer->errors[rank];
-        return ls_fail_within(error, "rank %d", rank);
-    }
-    return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "a rank reported an error and took it back: please report this");
-}
-
 /* Tells the prefetch of granted steps, a few dozen at a time: it holds a limited number of spans. */
 static enum ls_code extend_prefetch(struct ls_trainer *trainer, struct ls_error *error) {
     const int64_t next = trainer->steps_done + 1;
@@ -213,6 +195,7 @@ enum opening {
     OPENING_STOP_CODE,
     OPENING_LEAVE,
     OPENING_LEAVE_CODE,
+    OPENING_WISHES,  /* ranks that were asked to end and wish for a save */
     OPENING_ERRORS,  /* ranks that met one */
     OPENING_BATCHES, /* ranks that hold a batch */
     OPENING_TARGETS,
@@ -236,7 +219,8 @@ static struct ls_trainer_orders get_orders(const uint64_t values[OPENING_COUNT])
                                       .stop_id = values[OPENING_STOP_ID],
                                       .stop_code = (int)values[OPENING_STOP_CODE],
                                       .leave = values[OPENING_LEAVE] != 0,
-                                      .leave_code = (int)values[OPENING_LEAVE_CODE]};
+                                      .leave_code = (int)values[OPENING_LEAVE_CODE],
+                                      .save_wished = values[OPENING_WISHES] != 0};
 }
 
 static void put_digest(struct ls_digest digest, uint64_t limbs[4]) {
@@ -281,6 +265,7 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
     mark(trainer, LS_PHASE_STEP_OPEN);
     uint64_t values[OPENING_COUNT] = {0};
     if (ls_comm_rank(trainer->comm) == 0) put_orders(orders, values);
+    values[OPENING_WISHES] = orders->save_wished;
     values[OPENING_ERRORS] = own.code != LS_OK;
     values[OPENING_REPLICA] = hash_norm(trainer->parameters);
     if (trainer->has_batch) {
@@ -291,7 +276,7 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
     const double collective = seconds_now();
     enum ls_code code = ls_comm_sum_u64(trainer->comm, values, OPENING_COUNT, error);
     if (code) return code;
-    if (values[OPENING_ERRORS] > 0) return share_error(trainer, &own, error);
+    if (values[OPENING_ERRORS] > 0) return ls_comm_share(trainer->comm, &own, &trainer->failed_rank, error);
     const uint64_t ranks = (uint64_t)ls_comm_size(trainer->comm);
     if (values[OPENING_REPLICA] != ranks * hash_norm(trainer->parameters))
         return ls_fail(
@@ -446,7 +431,7 @@ enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, doubl
     uint64_t values[2] = {code != LS_OK, (uint64_t)targets};
     code = ls_comm_sum_u64(trainer->comm, values, 2, error);
     if (code) return code;
-    if (values[0] > 0) return share_error(trainer, &own, error);
+    if (values[0] > 0) return ls_comm_share(trainer->comm, &own, &trainer->failed_rank, error);
     double sum;
     code = ls_replica_finish_forward(trainer->replica, &sum, error);
     if (code) return code;

@@ -60,11 +60,13 @@ struct ls_trainer_orders {
     int stop_code;
     bool leave; /* leave at once with `leave_code` */
     int leave_code;
+    bool save_wished; /* any rank: it wishes for a save, as after a SIGTERM; on return: some rank does */
 };
 
-/* Collective. On rank 0 *orders is what it wants, on return it is that on every rank. Takes the next step's batch when
- * that step was granted before. Errors: what any rank met since (LS_DATA mostly); LS_COMMUNICATION, also when the
- * ranks' parameters are found to differ: one block is compared after each step. */
+/* Collective. On rank 0 *orders is what it wants (other ranks: only save_wished counts), on return it is that on every
+ * rank. Takes the next step's batch when that step was granted before. Errors: what any rank met since (LS_DATA
+ * mostly); LS_COMMUNICATION, also when the ranks' parameters are found to differ: one block is compared after each
+ * step. */
 enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_orders *orders, struct ls_error *error);
 /* True when the next step's batch was taken at the last boundary, on all ranks. */
 bool ls_trainer_may_step(const struct ls_trainer *trainer);

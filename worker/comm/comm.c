@@ -20,8 +20,12 @@ enum ls_code ls_comm_initialize(struct ls_comm *comm, const struct ls_comm_opera
     comm->checks = true;
 #endif
     comm->signatures = calloc((size_t)LS_CHANNEL_COUNT * (size_t)size * 4, sizeof *comm->signatures);
-    if (!comm->signatures)
+    comm->errors = calloc((size_t)size, sizeof *comm->errors);
+    if (!comm->signatures || !comm->errors) {
+        free(comm->signatures);
+        free(comm->errors);
         return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "communication: no memory for the records of %d ranks", size);
+    }
     return LS_OK;
 }
 
@@ -53,6 +57,7 @@ void ls_comm_set_watch(struct ls_comm *comm, _Atomic uint64_t *collective) {
 void ls_comm_destroy(struct ls_comm *comm) {
     if (!comm) return;
     free(comm->signatures);
+    free(comm->errors);
     comm->operations->destroy(comm);
 }
 
@@ -167,4 +172,24 @@ enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_
 enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error) {
     uint64_t nothing = 0;
     return ls_comm_sum_u64(comm, &nothing, 1, error);
+}
+
+enum ls_code ls_comm_share(struct ls_comm *comm, const struct ls_error *own, int *failed_rank, struct ls_error *error) {
+    enum ls_code code = ls_comm_gather_bytes(comm, own, sizeof *own, comm->errors, error);
+    if (code) return code;
+    for (int rank = 0; rank < comm->size; rank++) {
+        if (comm->errors[rank].code == LS_OK) continue;
+        *failed_rank = rank;
+        if (!error) return comm->errors[rank].code;
+        *error = comm->errors[rank];
+        return ls_fail_within(error, "rank %d", rank);
+    }
+    return LS_OK;
+}
+
+enum ls_code ls_comm_agree(struct ls_comm *comm, const struct ls_error *own, int *failed_rank, struct ls_error *error) {
+    uint64_t failed = own->code != LS_OK;
+    enum ls_code code = ls_comm_sum_u64(comm, &failed, 1, error);
+    if (code) return code;
+    return failed ? ls_comm_share(comm, own, failed_rank, error) : LS_OK;
 }

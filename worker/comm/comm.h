@@ -46,6 +46,12 @@ enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_
                                   struct ls_error *error);
 enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error);
 
+/* Makes an error of one rank that of all. Every rank passes its own (code LS_OK: none). When no rank has one, LS_OK;
+ * else every rank gets the error of the lowest rank that has, with "rank N: " in front of its text, and *failed_rank =
+ * N. ls_comm_share() is the second half, for ranks that know already that one of them has an error. */
+enum ls_code ls_comm_agree(struct ls_comm *comm, const struct ls_error *own, int *failed_rank, struct ls_error *error);
+enum ls_code ls_comm_share(struct ls_comm *comm, const struct ls_error *own, int *failed_rank, struct ls_error *error);
+
 /* Agreement check: before each collective the ranks compare (number, block, bytes, kind and type), and all of them fail
  * with LS_COMMUNICATION, naming two that differ. On in debug builds (LS_DEBUG). All ranks set the same, while no
  * collective is under way. */

@@ -42,7 +42,8 @@ struct ls_comm {
     uint64_t wire_bytes;
     _Atomic uint64_t nanoseconds; /* added to where the stream runs, read by the training thread */
     _Atomic uint64_t *watch;
-    uint64_t *signatures; /* [2][size][4], for the check: one half per channel */
+    struct ls_error *errors; /* [size], for ls_comm_share */
+    uint64_t *signatures;    /* [2][size][4], for the check: one half per channel */
 };
 
 /* Fills the common part, `checks` included. LS_MEMORY. */

@@ -1,4 +1,196 @@
-/* lockstep-worker: the MPI program. */
-int main(void) {
-    return 2;
+/* lockstep-worker: the MPI program. Arguments, signals, MPI, and the way out. */
+#define _GNU_SOURCE
+#include "common/keys.h"
+#include "common/log.h"
+#include "common/progress.h"
+#include "worker/comm/comm.h"
+#include "worker/placement.h"
+#include "worker/worker.h"
+
+#include <argp.h>
+#include <errno.h>
+#include <mpi.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A rank that is not the voice gives rank 0 so long to tell the coordinator why everybody leaves. */
+enum { VOICE_MILLISECONDS = 1000, PARENT_CHECK_MILLISECONDS = 1000 };
+
+struct arguments {
+    const char *coordinator, *key;
+};
+
+static atomic_bool save_wished;
+
+static void wish_for_save(int signal_number) {
+    (void)signal_number;
+    atomic_store(&save_wished, true);
+}
+
+static error_t parse_option(int key, char *argument, struct argp_state *state) {
+    struct arguments *arguments = state->input;
+    switch (key) {
+    case 'c': arguments->coordinator = argument; return 0;
+    case 'k': arguments->key = argument; return 0;
+    case ARGP_KEY_ARG: argp_error(state, "'%s' is not expected: there are only options", argument); return 0;
+    case ARGP_KEY_END:
+        if (!arguments->coordinator || strncmp(arguments->coordinator, "tcp://", 6) != 0)
+            argp_error(state, "no coordinator: give --coordinator tcp://HOST:PORT or set LOCKSTEP_COORDINATOR");
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp_option options[] = {
+    {"coordinator", 'c', "tcp://HOST:PORT", 0, "The coordinator (LOCKSTEP_COORDINATOR)", 0},
+    {"key", 'k', "FILE", 0,
+     "The run's worker key, RUN/keys/worker.key (LOCKSTEP_KEY_FILE). Only rank 0 reads it; without one, or with '-', "
+     "it "
+     "reads the key's text from standard input",
+     0},
+    {0},
+};
+
+const char *argp_program_version = "lockstep-worker " LS_VERSION;
+
+static void set_signals(void) {
+    static const int ignored[] = {SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGPIPE};
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_IGN);
+    struct sigaction action = {.sa_handler = wish_for_save, .sa_flags = SA_RESTART};
+    sigaction(SIGTERM, &action, NULL);
+}
+
+static void sleep_milliseconds(long milliseconds) {
+    struct timespec left = {.tv_sec = milliseconds / 1000, .tv_nsec = milliseconds % 1000 * 1000000};
+    while (nanosleep(&left, &left) && errno == EINTR) {
+    }
+}
+
+/* When the launcher that started this rank is gone, nobody ends ranks that wait for each other: each leaves by itself.
+ */
+static void *watch_parent(void *argument) {
+    const pid_t parent = (pid_t)(intptr_t)argument;
+    for (;;) {
+        sleep_milliseconds(PARENT_CHECK_MILLISECONDS);
+        if (getppid() == parent) continue;
+        ls_log(LS_LOG_ERROR, "the launcher of this rank (process %d) is gone", (int)parent);
+        _exit(LS_COMMUNICATION);
+    }
+    return NULL;
+}
+
+static void start_watching_parent(void) {
+    pthread_t thread;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (!pthread_create(&thread, NULL, watch_parent, (void *)(intptr_t)getppid())) pthread_detach(thread);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Before MPI_Init, so that a rank that hangs there is seen. NULL when the launcher did not say enough: opened later. */
+static struct ls_progress *open_progress(const struct ls_placement *placement) {
+    const char *run_id = getenv("LOCKSTEP_RUN_ID"), *attempt = getenv("LOCKSTEP_ATTEMPT");
+    if (!run_id || !attempt || placement->local_size == 0) return NULL;
+    struct ls_progress *progress;
+    struct ls_error error;
+    if (ls_progress_open(run_id, strtoll(attempt, NULL, 10), placement->local_size, &progress, &error)) {
+        ls_log(LS_LOG_WARNING, "%s", error.text);
+        return NULL;
+    }
+    struct ls_progress_record *record = ls_progress_record(progress, placement->local_rank);
+    ls_progress_enter(record);
+    ls_progress_mark(record, LS_PHASE_MPI_INIT, 0, 0, 0);
+    return progress;
+}
+
+/* The text of a key from standard input, to its end. */
+static enum ls_code read_key(char text[LS_KEY_TEXT_MAX], struct ls_error *error) {
+    size_t used = 0;
+    if (isatty(STDIN_FILENO))
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_JOB,
+            "no key: give --key RUN/keys/worker.key, set LOCKSTEP_KEY_FILE, or hand its text to standard input");
+    for (;;) {
+        ssize_t count = read(STDIN_FILENO, text + used, LS_KEY_TEXT_MAX - 1 - used);
+        if (count < 0 && errno == EINTR) continue;
+        if (count <= 0) break;
+        used += (size_t)count;
+        if (used == LS_KEY_TEXT_MAX - 1) break;
+    }
+    text[used] = 0;
+    if (used > 0) return LS_OK;
+    return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                   "no key: standard input is empty. Give --key RUN/keys/worker.key or set LOCKSTEP_KEY_FILE");
+}
+
+/* Not by MPI_Finalize, which would wait for ranks that wait for us. */
+static _Noreturn void fail(int rank, bool shared, const struct ls_error *error) {
+    if (rank == 0 || !shared) ls_report_exit(error->code, error->text);
+    if (rank != 0) sleep_milliseconds(VOICE_MILLISECONDS);
+    _exit(error->code);
+}
+
+/* Creates communicator and worker; everything after MPI_Init until the run begins. */
+static enum ls_code create_worker(const struct arguments *arguments, const struct ls_placement *placement,
+                                  struct ls_progress *progress, char key_text[LS_KEY_TEXT_MAX], struct ls_comm **comm,
+                                  struct ls_worker **worker, struct ls_error *error) {
+    enum ls_code code = ls_comm_create_mpi(comm, error);
+    if (code) return code;
+    code = ls_placement_check(placement, ls_comm_size(*comm), error);
+    if (code) return code;
+    const bool from_input = !arguments->key || strcmp(arguments->key, "-") == 0;
+    struct ls_error own = {.code = LS_OK};
+    int failed_rank = -1;
+    if (from_input && ls_comm_rank(*comm) == 0) read_key(key_text, &own);
+    code = ls_comm_agree(*comm, &own, &failed_rank, error);
+    if (code) return code;
+    const struct ls_worker_options worker_options = {.endpoint = arguments->coordinator,
+                                                     .key_path = from_input ? NULL : arguments->key,
+                                                     .key_text = from_input ? key_text : NULL,
+                                                     .comm = *comm,
+                                                     .progress = progress,
+                                                     .save_wished = &save_wished};
+    return ls_worker_create(&worker_options, worker, error);
+}
+
+int main(int argc, char **argv) {
+    struct arguments arguments = {.coordinator = getenv("LOCKSTEP_COORDINATOR"), .key = getenv("LOCKSTEP_KEY_FILE")};
+    const struct argp argp = {options, parse_option, NULL, "One rank of a training run, started by mpirun or srun.",
+                              NULL,    NULL,         NULL};
+    argp_err_exit_status = LS_USAGE;
+    argp_parse(&argp, argc, argv, 0, NULL, &arguments);
+    set_signals();
+    struct ls_placement placement;
+    ls_placement_find(getenv, &placement);
+    if (placement.launcher) start_watching_parent();
+    struct ls_progress *progress = open_progress(&placement);
+    int level;
+    if (MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level)) return LS_COMMUNICATION;
+
+    char key_text[LS_KEY_TEXT_MAX];
+    struct ls_comm *comm = NULL;
+    struct ls_worker *worker = NULL;
+    struct ls_error error = {.code = LS_OK};
+    int rank = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    if (create_worker(&arguments, &placement, progress, key_text, &comm, &worker, &error))
+        fail(rank, rank != 0, &error);
+    enum ls_code code = ls_worker_run(worker, &error);
+    ls_worker_mark_exit(worker, code);
+    if (code != LS_OK && code != LS_REQUEUE && code != LS_STOPPED)
+        fail(rank, ls_worker_error_is_shared(worker), &error);
+    if (code && rank == 0) ls_report_exit(code, error.text);
+    ls_worker_destroy(worker);
+    ls_progress_close(progress);
+    ls_comm_destroy(comm);
+    MPI_Finalize();
+    return code;
 }

@@ -1,0 +1,145 @@
+/* The progress file. */
+#define _GNU_SOURCE
+#include "common/progress.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+static char run_id[17], path[64];
+
+static int make_name(void **unused) {
+    (void)unused;
+    snprintf(run_id, sizeof run_id, "%016lx", (unsigned long)getpid());
+    snprintf(path, sizeof path, "/dev/shm/lockstep-%s-a3", run_id);
+    ls_progress_remove(run_id, 3);
+    return 0;
+}
+
+static int remove_file(void **unused) {
+    (void)unused;
+    ls_progress_remove(run_id, 3);
+    return 0;
+}
+
+static void a_record_stays_readable_after_its_process_died(void **unused) {
+    (void)unused;
+    struct ls_progress *progress;
+    assert_int_equal(ls_progress_open_existing(run_id, 3, &progress, NULL), LS_ERROR);
+    pid_t child = fork();
+    if (child == 0) {
+        if (ls_progress_open(run_id, 3, 2, &progress, NULL)) _exit(1);
+        struct ls_progress_record *record = ls_progress_record(progress, 1);
+        ls_progress_enter(record);
+        record->world_rank = 5;
+        ls_progress_mark(record, LS_PHASE_BACKWARD, 41, 2, 7);
+        _exit(ls_progress_alive(record) ? 0 : 2);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(ls_progress_open_existing(run_id, 3, &progress, NULL), LS_OK);
+    assert_int_equal(ls_progress_ranks(progress), 2);
+    const struct ls_progress_record *record = ls_progress_record(progress, 1);
+    assert_int_equal(record->pid, child);
+    assert_int_equal(record->world_rank, 5);
+    assert_int_equal(record->phase, LS_PHASE_BACKWARD);
+    assert_int_equal(record->step, 41);
+    assert_int_equal(record->micro_batch, 2);
+    assert_int_equal(record->block, 7);
+    assert_int_equal(record->beat, 2);
+    assert_true(record->exit_code == UINT64_MAX);
+    assert_false(ls_progress_alive(record));
+    assert_int_equal(ls_progress_record(progress, 0)->phase, LS_PHASE_ABSENT);
+    assert_false(ls_progress_alive(ls_progress_record(progress, 0)));
+    ls_progress_close(progress);
+}
+
+static void a_zombie_is_not_alive(void **unused) {
+    (void)unused;
+    struct ls_progress *progress;
+    assert_int_equal(ls_progress_open(run_id, 3, 1, &progress, NULL), LS_OK);
+    struct ls_progress_record *record = ls_progress_record(progress, 0);
+    pid_t child = fork();
+    if (child == 0) {
+        ls_progress_enter(record);
+        _exit(0);
+    }
+    siginfo_t info;
+    assert_int_equal(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT), 0);
+    assert_false(ls_progress_alive(record));
+    waitpid(child, NULL, 0);
+    ls_progress_close(progress);
+}
+
+static void another_process_with_the_same_pid_is_not_it(void **unused) {
+    (void)unused;
+    struct ls_progress *progress;
+    assert_int_equal(ls_progress_open(run_id, 3, 1, &progress, NULL), LS_OK);
+    struct ls_progress_record *record = ls_progress_record(progress, 0);
+    ls_progress_enter(record);
+    assert_true(ls_progress_alive(record));
+    record->pid_start--;
+    assert_false(ls_progress_alive(record));
+    ls_progress_close(progress);
+}
+
+static void a_file_of_another_size_or_kind_is_refused(void **unused) {
+    (void)unused;
+    struct ls_progress *progress;
+    assert_int_equal(ls_progress_open(run_id, 3, 4, &progress, NULL), LS_OK);
+    ls_progress_close(progress);
+    assert_int_equal(ls_progress_open(run_id, 3, 2, &progress, NULL), LS_ERROR);
+    assert_int_equal(truncate(path, 200), 0);
+    assert_int_equal(ls_progress_open_existing(run_id, 3, &progress, NULL), LS_ERROR);
+    assert_int_equal(truncate(path, 0), 0);
+    assert_int_equal(ls_progress_open_existing(run_id, 3, &progress, NULL), LS_ERROR);
+    ls_progress_remove(run_id, 3);
+    assert_int_equal(symlink("/dev/shm/lockstep-elsewhere", path), 0);
+    assert_int_equal(ls_progress_open(run_id, 3, 2, &progress, NULL), LS_ERROR);
+    unlink(path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_int_equal(ls_progress_open_existing(run_id, 3, &progress, NULL), LS_ERROR);
+    unlink(path);
+}
+
+static void a_run_id_that_is_no_16_hex_digits_never_becomes_a_path(void **unused) {
+    (void)unused;
+    struct ls_progress *progress;
+    static const char *const bad[] = {"", "../../../etc/pass", "0123456789abcde", "0123456789abcdeg",
+                                      "0123456789ABCDEF"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(ls_progress_open(bad[i], 1, 1, &progress, NULL), LS_ERROR);
+    assert_int_equal(ls_progress_open(run_id, -1, 1, &progress, NULL), LS_ERROR);
+    assert_int_equal(ls_progress_open(run_id, 3, 0, &progress, NULL), LS_ERROR);
+}
+
+static void every_phase_has_a_name_and_other_values_are_unknown(void **unused) {
+    (void)unused;
+    for (int phase = 0; phase < LS_PHASE_COUNT; phase++) {
+        assert_true(strlen(ls_phase_name(phase)) > 0);
+        assert_string_not_equal(ls_phase_name(phase), "unknown");
+    }
+    assert_string_equal(ls_phase_name(LS_PHASE_CHECKPOINT), "checkpoint");
+    assert_string_equal(ls_phase_name(LS_PHASE_EXIT), "exit");
+    assert_string_equal(ls_phase_name((enum ls_phase)77), "unknown");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_record_stays_readable_after_its_process_died, make_name, remove_file),
+        cmocka_unit_test_setup_teardown(a_zombie_is_not_alive, make_name, remove_file),
+        cmocka_unit_test_setup_teardown(another_process_with_the_same_pid_is_not_it, make_name, remove_file),
+        cmocka_unit_test_setup_teardown(a_file_of_another_size_or_kind_is_refused, make_name, remove_file),
+        cmocka_unit_test_setup_teardown(a_run_id_that_is_no_16_hex_digits_never_becomes_a_path, make_name, remove_file),
+        cmocka_unit_test(every_phase_has_a_name_and_other_values_are_unknown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,476 @@
+/* The worker's life: welcome, set-up, join, load, loop, leave. */
+#define _GNU_SOURCE
+#include "worker/worker.h"
+
+#include "common/checkpoint_folder.h"
+#include "common/corpus.h"
+#include "common/files.h"
+#include "common/log.h"
+#include "worker/checkpoint/save.h"
+#include "worker/session.h"
+#include "worker/trainer.h"
+
+#include <limits.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* How long rank 0 looks for the coordinator at first, how often it looks after signals while it waits, and how long it
+ * waits for the last acknowledgements. */
+enum { OPEN_SECONDS = 60, WAIT_SECONDS = 1, GOODBYE_SECONDS = 30 };
+
+/* What a rank says of its part of a checkpoint. */
+struct part {
+    struct ls_error error; /* code LS_OK: written */
+    uint32_t count;
+    struct ls_file_record files[LS_CHECKPOINT_RANK_FILES_MAX];
+};
+
+struct ls_worker {
+    struct ls_worker_options options;
+    struct ls_comm *comm;
+    int rank, failed_rank;
+    bool shared;                /* the error is every rank's */
+    struct ls_session *session; /* rank 0 */
+    struct ls_welcome welcome;
+    struct ls_config config;
+    char config_digest[33];
+    struct ls_corpus *corpus;
+    struct ls_device *device;
+    struct ls_trainer *trainer;
+    struct ls_progress *progress; /* own, when the options had none */
+    struct ls_progress_record *record;
+    struct part *parts; /* [ranks] */
+    int64_t saved_step; /* the newest step saved by this attempt, -1: none */
+    uint64_t saved_id;  /* the newest request honoured */
+    bool wish_sent;
+    double checkpoint_seconds; /* of saves since the last report */
+};
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void mark(struct ls_worker *worker, enum ls_phase phase) {
+    uint64_t step = worker->trainer ? (uint64_t)ls_trainer_steps_done(worker->trainer) : 0;
+    if (worker->record) ls_progress_mark(worker->record, phase, step, 0, 0);
+}
+
+static enum ls_code agree(struct ls_worker *worker, const struct ls_error *own, struct ls_error *error) {
+    enum ls_code code = ls_comm_agree(worker->comm, own, &worker->failed_rank, error);
+    if (code && worker->failed_rank >= 0) worker->shared = true;
+    return code;
+}
+
+enum ls_code ls_worker_create(const struct ls_worker_options *options, struct ls_worker **worker,
+                              struct ls_error *error) {
+    struct ls_worker *made = calloc(1, sizeof *made);
+    if (made) made->parts = calloc((size_t)ls_comm_size(options->comm), sizeof *made->parts);
+    if (!made || !made->parts) {
+        free(made);
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the worker's records");
+    }
+    made->options = *options;
+    made->comm = options->comm;
+    made->rank = ls_comm_rank(options->comm);
+    made->failed_rank = -1;
+    made->saved_step = -1;
+    *worker = made;
+    return LS_OK;
+}
+
+/* ---- set-up ---- */
+
+/* Rank 0 opens the session; all ranks get the welcome and the configuration's text, which the caller frees. */
+static enum ls_code receive_welcome(struct ls_worker *worker, char **yaml, struct ls_error *error) {
+    struct ls_error own = {.code = LS_OK};
+    *yaml = NULL;
+    if (worker->rank == 0)
+        ls_session_open(worker->options.endpoint, worker->options.key_path, worker->options.key_text, OPEN_SECONDS,
+                        &worker->session, &worker->welcome, yaml, &own);
+    if (worker->options.key_text) explicit_bzero(worker->options.key_text, strlen(worker->options.key_text));
+    enum ls_code code = agree(worker, &own, error);
+    if (code) return code;
+    uint64_t bytes = *yaml ? strlen(*yaml) + 1 : 0;
+    code = ls_comm_sum_u64(worker->comm, &bytes, 1, error);
+    if (!code) code = ls_comm_broadcast(worker->comm, &worker->welcome, sizeof worker->welcome, 0, error);
+    if (code) return code;
+    if (worker->rank != 0 && !(*yaml = calloc(1, bytes)))
+        ls_fail(&own, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the configuration's %llu bytes",
+                (unsigned long long)bytes);
+    code = agree(worker, &own, error);
+    return code ? code : ls_comm_broadcast(worker->comm, *yaml, (int64_t)bytes, 0, error);
+}
+
+/* The record of this rank in the node's progress file. Training goes on without one: only watching suffers. */
+static void open_progress(struct ls_worker *worker) {
+    struct ls_progress *progress = worker->options.progress;
+    const int local_rank = ls_comm_local_rank(worker->comm);
+    if (!progress) {
+        struct ls_error error;
+        if (ls_progress_open(worker->welcome.run_id, worker->welcome.attempt, ls_comm_local_size(worker->comm),
+                             &worker->progress, &error)) {
+            ls_log(LS_LOG_WARNING, "%s", error.text);
+            return;
+        }
+        progress = worker->progress;
+        ls_progress_enter(ls_progress_record(progress, local_rank));
+    }
+    if (local_rank >= ls_progress_ranks(progress)) return;
+    worker->record = ls_progress_record(progress, local_rank);
+    atomic_store_explicit(&worker->record->world_rank, (uint64_t)worker->rank, memory_order_relaxed);
+    ls_comm_set_watch(worker->comm, &worker->record->collective);
+}
+
+static enum ls_code open_log(struct ls_worker *worker, struct ls_error *error) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/logs", worker->welcome.run_directory);
+    enum ls_code code = ls_folder_make(path, LS_CHECKPOINT, error);
+    if (code) return code;
+    snprintf(path, sizeof path, "%s/logs/rank-%05d.log", worker->welcome.run_directory, worker->rank);
+    return ls_log_open(path, LS_LOG_WARNING, error);
+}
+
+/* Threads of this rank: as configured, or by OMP_NUM_THREADS (0), or this rank's share of the cores. */
+static int threads_of(const struct ls_worker *worker) {
+    if (worker->config.launcher.threads_per_rank > 0) return (int)worker->config.launcher.threads_per_rank;
+    if (getenv("OMP_NUM_THREADS")) return 0;
+    cpu_set_t set;
+    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    int share = cores / ls_comm_local_size(worker->comm);
+    return share < 1 ? 1 : share;
+}
+
+/* What each rank does by itself: log, configuration, datasets, device. */
+static enum ls_code prepare(struct ls_worker *worker, const char *yaml, struct ls_error *error) {
+    enum ls_code code = open_log(worker, error);
+    if (!code)
+        code = ls_config_parse(yaml, strlen(yaml), "the coordinator's configuration", NULL, 0, &worker->config, error);
+    if (!code) code = ls_corpus_open(&worker->config, &worker->corpus, error);
+    if (!code) code = ls_corpus_resolve_vocab(worker->corpus, &worker->config, error);
+    if (code) return code;
+    ls_config_digest(&worker->config, worker->config_digest);
+    return ls_device_create_cpu(threads_of(worker), LS_STREAMS_EAGER, &worker->device, error);
+}
+
+static void describe_rank(const struct ls_worker *worker, struct ls_rank_info *info) {
+    memset(info, 0, sizeof *info);
+    info->rank = worker->rank;
+    info->local_rank = ls_comm_local_rank(worker->comm);
+    info->pid = getpid();
+    if (gethostname(info->host, sizeof info->host - 1)) snprintf(info->host, sizeof info->host, "unknown");
+    snprintf(info->config_digest, sizeof info->config_digest, "%s", worker->config_digest);
+    snprintf(info->dataset_digest, sizeof info->dataset_digest, "%s", worker->corpus->digest);
+    snprintf(info->numerics_id, sizeof info->numerics_id, "%s", ls_device_numerics_id(worker->device));
+}
+
+static enum ls_code join(struct ls_worker *worker, struct ls_error *error) {
+    const int size = ls_comm_size(worker->comm);
+    struct ls_rank_info mine, *all = calloc((size_t)size, sizeof *all);
+    struct ls_error own = {.code = LS_OK};
+    if (!all) ls_fail(&own, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the descriptions of %d ranks", size);
+    enum ls_code code = agree(worker, &own, error);
+    if (!code) {
+        describe_rank(worker, &mine);
+        code = ls_comm_gather_bytes(worker->comm, &mine, sizeof mine, all, error);
+    }
+    if (!code && worker->rank == 0) ls_session_join(worker->session, all, size, &own);
+    free(all);
+    return code ? code : agree(worker, &own, error);
+}
+
+static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
+    const struct ls_welcome *welcome = &worker->welcome;
+    const struct ls_trainer_options options = {.config = &worker->config,
+                                               .corpus = worker->corpus,
+                                               .device = worker->device,
+                                               .comm = worker->comm,
+                                               .progress = worker->record,
+                                               .start_step = welcome->start_step,
+                                               .start_position = welcome->start_position,
+                                               .optimizer_steps = welcome->optimizer_steps,
+                                               .total_steps = welcome->total_steps,
+                                               .end_position = welcome->end_position};
+    enum ls_code code = ls_trainer_create(&options, &worker->trainer, error);
+    if (code) return code;
+    return welcome->checkpoint[0] ? ls_trainer_load(worker->trainer, welcome->checkpoint, error)
+                                  : ls_trainer_initialize(worker->trainer, error);
+}
+
+static enum ls_code set_up(struct ls_worker *worker, struct ls_error *error) {
+    struct ls_error own = {.code = LS_OK};
+    char *yaml;
+    enum ls_code code = receive_welcome(worker, &yaml, error);
+    if (!code) {
+        open_progress(worker);
+        mark(worker, LS_PHASE_JOIN);
+        prepare(worker, yaml, &own);
+        code = agree(worker, &own, error);
+    }
+    free(yaml);
+    if (!code) code = join(worker, error);
+    if (code) return code;
+    mark(worker, LS_PHASE_LOAD);
+    load(worker, &own);
+    code = agree(worker, &own, error);
+    if (code) return code;
+    ls_log(LS_LOG_INFO, "rank %d of %d, process %d, attempt %lld: %s, from step %lld%s%s", worker->rank,
+           ls_comm_size(worker->comm), (int)getpid(), (long long)worker->welcome.attempt,
+           ls_device_numerics_id(worker->device), (long long)worker->welcome.start_step,
+           worker->welcome.checkpoint[0] ? ", " : "", worker->welcome.checkpoint);
+    return LS_OK;
+}
+
+/* ---- rank 0 and its orders ---- */
+
+static bool coordinator_is_silent(const struct ls_worker *worker, struct ls_error *error) {
+    const double limit = (double)worker->config.fault.coordinator_timeout_seconds;
+    if (ls_session_silence(worker->session) <= limit) return false;
+    ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
+            "the coordinator at %s was not heard for %.0f s (fault.coordinator_timeout_seconds). Look at its log, then "
+            "--resume.",
+            worker->options.endpoint, limit);
+    return true;
+}
+
+/* What ends the run at once: the coordinator's word, or its silence. */
+static bool must_leave(const struct ls_worker *worker, const struct ls_session_orders *orders, struct ls_error *error) {
+    if (!orders->ended) return coordinator_is_silent(worker, error);
+    if (orders->ended_code) ls_fail(error, orders->ended_code, LS_SCOPE_JOB, "%s", orders->ended_text);
+    return true;
+}
+
+/* Rank 0: the orders of this boundary. Waits while there is nothing to run and nothing to do. `reason` says why to
+ * leave. */
+static void find_orders(struct ls_worker *worker, bool finished, struct ls_trainer_orders *orders,
+                        struct ls_error *reason) {
+    const int64_t next = ls_trainer_steps_done(worker->trainer) + 1;
+    struct ls_session_orders session;
+    reason->code = LS_OK;
+    for (;;) {
+        ls_session_orders(worker->session, &session);
+        if (must_leave(worker, &session, reason)) {
+            orders->leave = true;
+            orders->leave_code = reason->code;
+            return;
+        }
+        if (finished || session.grant.end_step > next || session.stop_id || session.checkpoint_id > worker->saved_id)
+            break;
+        if (orders->save_wished) break;
+        mark(worker, LS_PHASE_WAIT_GRANT);
+        ls_session_wait(worker->session, WAIT_SECONDS);
+        if (worker->options.save_wished && atomic_load(worker->options.save_wished))
+            orders->save_wished = !worker->wish_sent;
+    }
+    orders->granted_end = session.grant.end_step;
+    orders->save_id = session.checkpoint_id;
+    orders->stop_id = session.stop_id;
+    orders->stop_code = session.stop_code;
+}
+
+/* ---- saving ---- */
+
+/* Rank 0: announces the save and makes the folder. All ranks get its path, or rank 0's error, which is not an error of
+ * this function: the coordinator is told and decides. */
+static enum ls_code begin_save(struct ls_worker *worker, bool stop, char folder[LS_CHECKPOINT_PATH_MAX],
+                               struct ls_error *refused, struct ls_error *error) {
+    const int64_t step = ls_trainer_steps_done(worker->trainer);
+    memset(refused, 0, sizeof *refused);
+    memset(folder, 0, LS_CHECKPOINT_PATH_MAX);
+    if (worker->rank == 0) {
+        ls_session_saving(worker->session, step, worker->saved_id, stop);
+        ls_checkpoint_begin(worker->welcome.run_directory, (uint64_t)step, (uint64_t)worker->welcome.attempt,
+                            ls_trainer_save_bytes(worker->trainer), folder, refused);
+    }
+    enum ls_code code = ls_comm_broadcast(worker->comm, refused, sizeof *refused, 0, error);
+    return code ? code : ls_comm_broadcast(worker->comm, folder, LS_CHECKPOINT_PATH_MAX, 0, error);
+}
+
+/* Rank 0: tells the coordinator what every rank wrote. */
+static void report_parts(struct ls_worker *worker) {
+    const int64_t step = ls_trainer_steps_done(worker->trainer);
+    for (int rank = 0; rank < ls_comm_size(worker->comm); rank++) {
+        const struct part *part = &worker->parts[rank];
+        if (part->error.code) {
+            ls_session_save_failed(worker->session, step, rank, part->error.text);
+            continue;
+        }
+        struct ls_part_file files[LS_CHECKPOINT_RANK_FILES_MAX] = {0};
+        for (uint32_t i = 0; i < part->count; i++) {
+            files[i].bytes = part->files[i].bytes;
+            snprintf(files[i].name, sizeof files[i].name, "%s", part->files[i].name);
+            snprintf(files[i].hash, sizeof files[i].hash, "%s", part->files[i].hash);
+        }
+        ls_session_part(worker->session, step, rank, ls_trainer_optimizer_steps(worker->trainer), files, part->count);
+    }
+}
+
+/* All ranks wait until the checkpoint of `step` is committed, or until rank 0 knows that it will not be. */
+static enum ls_code await_commit(struct ls_worker *worker, int64_t step, struct ls_error *error) {
+    struct ls_error reason = {.code = LS_OK};
+    if (worker->rank == 0) {
+        struct ls_session_orders orders;
+        for (;;) {
+            ls_session_orders(worker->session, &orders);
+            if (orders.committed_step >= step) break;
+            if (must_leave(worker, &orders, &reason)) {
+                if (!reason.code)
+                    ls_fail(&reason, LS_CHECKPOINT, LS_SCOPE_JOB,
+                            "the coordinator ended before the checkpoint of step %lld was committed. --resume goes on "
+                            "from the "
+                            "one before.",
+                            (long long)step);
+                break;
+            }
+            ls_session_wait(worker->session, WAIT_SECONDS);
+        }
+    }
+    enum ls_code code = ls_comm_broadcast(worker->comm, &reason, sizeof reason, 0, error);
+    if (code || !reason.code) return code;
+    worker->shared = true;
+    *error = reason;
+    return reason.code;
+}
+
+static enum ls_code save(struct ls_worker *worker, bool stop, struct ls_error *error) {
+    const double begin = seconds_now();
+    const int64_t step = ls_trainer_steps_done(worker->trainer);
+    char folder[LS_CHECKPOINT_PATH_MAX];
+    struct part mine;
+    memset(&mine, 0, sizeof mine);
+    mark(worker, LS_PHASE_CHECKPOINT);
+    enum ls_code code = begin_save(worker, stop, folder, &mine.error, error);
+    if (code) return code;
+    size_t count = 0;
+    if (!mine.error.code) ls_trainer_save(worker->trainer, folder, mine.files, &count, &mine.error);
+    mine.count = (uint32_t)count;
+    code = ls_comm_gather_bytes(worker->comm, &mine, sizeof mine, worker->parts, error);
+    if (code) return code;
+    if (worker->rank == 0) report_parts(worker);
+    code = await_commit(worker, step, error);
+    if (code) return code;
+    worker->saved_step = step;
+    worker->checkpoint_seconds += seconds_now() - begin;
+    ls_log(LS_LOG_INFO, "step %lld saved in %.2f s", (long long)step, seconds_now() - begin);
+    return LS_OK;
+}
+
+/* ---- the loop ---- */
+
+static enum ls_code evaluate(struct ls_worker *worker, struct ls_error *error) {
+    double loss, bits_per_byte;
+    enum ls_code code = ls_trainer_evaluate(worker->trainer, &loss, &bits_per_byte, error);
+    if (!code && worker->rank == 0)
+        ls_session_validation(worker->session, ls_trainer_steps_done(worker->trainer), loss, bits_per_byte);
+    return code;
+}
+
+static enum ls_code step(struct ls_worker *worker, struct ls_error *error) {
+    struct ls_step_report report;
+    enum ls_code code = ls_trainer_step(worker->trainer, &report, error);
+    if (code) return code;
+    if (worker->rank == 0) {
+        report.attempt = worker->welcome.attempt;
+        report.checkpoint_seconds = worker->checkpoint_seconds;
+        worker->checkpoint_seconds = 0;
+        ls_session_at(worker->session, report.step + 1);
+        ls_session_step_done(worker->session, &report);
+    }
+    return ls_trainer_evaluation_due(worker->trainer) ? evaluate(worker, error) : LS_OK;
+}
+
+/* True when the state after the last step is to be saved now. */
+static bool save_is_due(const struct ls_worker *worker, const struct ls_trainer_orders *orders, bool finished) {
+    if (orders->stop_id || orders->save_id > worker->saved_id) return true;
+    const int64_t done = ls_trainer_steps_done(worker->trainer), every = worker->config.checkpoint.every_steps;
+    if (done == worker->saved_step || done == worker->welcome.start_step) return false;
+    return finished || (every > 0 && done % every == 0);
+}
+
+static enum ls_code leave(struct ls_worker *worker, const struct ls_trainer_orders *orders,
+                          const struct ls_error *reason, struct ls_error *error) {
+    worker->shared = true;
+    if (worker->rank == 0)
+        *error = *reason;
+    else if (orders->leave_code)
+        ls_fail(error, (enum ls_code)orders->leave_code, LS_SCOPE_JOB, "rank 0 ends the run: its log says why");
+    return (enum ls_code)orders->leave_code;
+}
+
+/* From boundary to boundary. Returns what the run ends with. */
+static enum ls_code loop(struct ls_worker *worker, struct ls_error *error) {
+    for (;;) {
+        const bool finished = ls_trainer_steps_done(worker->trainer) >= worker->welcome.total_steps;
+        struct ls_trainer_orders orders = {0};
+        struct ls_error reason = {.code = LS_OK};
+        if (worker->options.save_wished && atomic_load(worker->options.save_wished))
+            orders.save_wished = !worker->wish_sent;
+        if (worker->rank == 0) find_orders(worker, finished, &orders, &reason);
+        enum ls_code code = ls_trainer_boundary(worker->trainer, &orders, error);
+        if (code) return code;
+        if (orders.leave) return leave(worker, &orders, &reason, error);
+        if (orders.save_wished) {
+            worker->wish_sent = true;
+            if (worker->rank == 0) ls_session_request_save(worker->session);
+        }
+        const bool stop = orders.stop_id != 0, due = save_is_due(worker, &orders, finished);
+        if (orders.save_id > worker->saved_id) worker->saved_id = orders.save_id;
+        if (due) code = save(worker, stop, error);
+        if (code) return code;
+        if (stop) {
+            worker->shared = true;
+            return ls_fail(error, (enum ls_code)orders.stop_code, LS_SCOPE_JOB, "stopped and saved after step %lld",
+                           (long long)ls_trainer_steps_done(worker->trainer));
+        }
+        if (finished) return LS_OK;
+        if (ls_trainer_may_step(worker->trainer)) code = step(worker, error);
+        if (code) return code;
+    }
+}
+
+enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
+    enum ls_code code = set_up(worker, error);
+    if (!code) code = loop(worker, error);
+    if (code == LS_OK || code == LS_REQUEUE || code == LS_STOPPED) {
+        mark(worker, LS_PHASE_FINISH);
+        return code;
+    }
+    if (worker->trainer && ls_trainer_failed_rank(worker->trainer) >= 0) {
+        worker->shared = true;
+        worker->failed_rank = ls_trainer_failed_rank(worker->trainer);
+    }
+    if (code == LS_NONFINITE) worker->shared = true;
+    ls_log(LS_LOG_INFO, "%s", error->text);
+    if (worker->rank == 0 && worker->session)
+        ls_session_fault(worker->session, worker->failed_rank >= 0 ? worker->failed_rank : worker->rank,
+                         worker->trainer ? ls_trainer_steps_done(worker->trainer) + 1 : worker->welcome.start_step,
+                         error);
+    return code;
+}
+
+bool ls_worker_error_is_shared(const struct ls_worker *worker) {
+    return worker->shared;
+}
+
+void ls_worker_mark_exit(struct ls_worker *worker, int code) {
+    if (!worker->record) return;
+    atomic_store_explicit(&worker->record->exit_code, (uint64_t)code, memory_order_relaxed);
+    mark(worker, LS_PHASE_EXIT);
+}
+
+void ls_worker_destroy(struct ls_worker *worker) {
+    if (!worker) return;
+    if (worker->session) ls_session_close(worker->session, GOODBYE_SECONDS);
+    ls_trainer_destroy(worker->trainer);
+    ls_corpus_close(worker->corpus);
+    if (worker->device) ls_device_destroy(worker->device);
+    ls_comm_set_watch(worker->comm, NULL);
+    ls_progress_close(worker->progress);
+    free(worker->parts);
+    free(worker);
+}

@@ -55,33 +55,24 @@ static enum ls_code check_shard(int file, const char *path, bool headerless,
     return LS_OK;
 }
 
-/* Verifies one shard, prints its line, and keeps the first error. Returns what ends the verification: LS_STOPPED,
- * LS_MEMORY. */
-static enum ls_code verify_shard(struct verification *verification, int folder, const char *folder_path,
-                                 const char *name, const struct ls_dataset_json_shard *described, int64_t vocab) {
-    char path[PATH_MAX + 256];
-    snprintf(path, sizeof path, "%s/%s", folder_path, name);
-    struct ls_error error;
-    struct ls_token_shard shard;
+/* Verifies the shard `file`, or tells why it could not be opened (-1, `error` says so), prints its line, and keeps the
+ * first error. Closes the file. Returns what ends the verification: LS_STOPPED, LS_MEMORY. */
+static enum ls_code verify_shard(struct verification *verification, int file, const char *path,
+                                 const struct ls_dataset_json_shard *described, int64_t vocab, struct ls_error *error) {
+    struct ls_token_shard shard = {0};
     enum ls_code code = LS_DATA;
-    int file = described ? ls_file_open_under(folder, name, LS_DATA, &error)
-                         : openat(folder, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    if (file < 0 && described)
-        ls_fail_within(&error, "data: %s", folder_path);
-    else if (file < 0)
-        ls_fail(&error, LS_DATA, LS_SCOPE_CALL, "data: cannot open %s: %s", path, strerror(errno));
-    else {
-        code = check_shard(file, path, verification->headerless, described, vocab, &shard, &error);
+    if (file >= 0) {
+        code = check_shard(file, path, verification->headerless, described, vocab, &shard, error);
         close(file);
     }
     if (code == LS_STOPPED || code == LS_MEMORY) {
-        verification->first = error;
+        verification->first = *error;
         return code;
     }
     verification->shards++;
     if (code) {
-        if (verification->bad++ == 0) verification->first = error;
-        fprintf(verification->out, "BAD  %s: %s\n", path, error.text);
+        if (verification->bad++ == 0) verification->first = *error;
+        fprintf(verification->out, "BAD  %s: %s\n", path, error->text);
     } else {
         fprintf(verification->out, "ok   %s: %lld tokens%s\n", path, (long long)shard.tokens,
                 described && described->xxh3[0] ? "" : ", no hash to compare with");
@@ -89,12 +80,29 @@ static enum ls_code verify_shard(struct verification *verification, int folder, 
     return LS_OK;
 }
 
+static enum ls_code verify_described(struct verification *verification, int folder, const char *folder_path,
+                                     const struct ls_dataset_json_shard *described, int64_t vocab) {
+    char path[PATH_MAX + 256];
+    snprintf(path, sizeof path, "%s/%s", folder_path, described->name);
+    struct ls_error error;
+    int file = ls_file_open_under(folder, described->name, LS_DATA, &error);
+    if (file < 0) ls_fail_within(&error, "data: %s", folder_path);
+    return verify_shard(verification, file, path, described, vocab, &error);
+}
+
+static enum ls_code verify_file(struct verification *verification, const char *path) {
+    struct ls_error error;
+    int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (file < 0) ls_fail(&error, LS_DATA, LS_SCOPE_CALL, "data: cannot open %s: %s", path, strerror(errno));
+    return verify_shard(verification, file, path, NULL, 0, &error);
+}
+
 static int is_token_file(const struct dirent *entry) {
     return fnmatch("*.bin", entry->d_name, FNM_PERIOD) == 0;
 }
 
 /* A folder without dataset.json: its *.bin files. */
-static enum ls_code verify_files(struct verification *verification, int folder, const char *path) {
+static enum ls_code verify_files(struct verification *verification, const char *path) {
     struct dirent **entries;
     int count = scandir(path, &entries, is_token_file, alphasort);
     if (count <= 0) {
@@ -104,7 +112,9 @@ static enum ls_code verify_files(struct verification *verification, int folder, 
     }
     enum ls_code code = LS_OK;
     for (int i = 0; i < count; i++) {
-        if (!code) code = verify_shard(verification, folder, path, entries[i]->d_name, NULL, 0);
+        char file[PATH_MAX + 256];
+        snprintf(file, sizeof file, "%s/%s", path, entries[i]->d_name);
+        if (!code) code = verify_file(verification, file);
         free(entries[i]);
     }
     free(entries);
@@ -121,7 +131,7 @@ static enum ls_code verify_folder(struct verification *verification, const char 
     size_t bytes;
     enum ls_code code;
     if (faccessat(folder, LS_DATASET_JSON, F_OK, 0)) {
-        code = verify_files(verification, folder, path);
+        code = verify_files(verification, path);
     } else if (!(code = ls_file_read_under(folder, LS_DATASET_JSON, LS_DATASET_JSON_BYTES_MAX, &text, &bytes, LS_DATA,
                                            &verification->first))) {
         char name[PATH_MAX];
@@ -130,8 +140,7 @@ static enum ls_code verify_folder(struct verification *verification, const char 
         free(text);
         if (!code) {
             for (size_t i = 0; i < description.shard_count && !code; i++)
-                code = verify_shard(verification, folder, path, description.shards[i].name, &description.shards[i],
-                                    description.vocab_size);
+                code = verify_described(verification, folder, path, &description.shards[i], description.vocab_size);
             ls_dataset_json_free(&description);
         }
     }
@@ -150,12 +159,7 @@ static enum ls_code verify_path(struct verification *verification, const char *p
     if (stat(path, &status))
         return ls_fail(&verification->first, LS_DATA, LS_SCOPE_CALL, "data: cannot open %s: %s. Correct the path.",
                        path, strerror(errno));
-    if (!S_ISDIR(status.st_mode)) {
-        const char *slash = strrchr(path, '/');
-        char folder[PATH_MAX];
-        snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
-        return verify_shard(verification, AT_FDCWD, folder, path, NULL, 0);
-    }
+    if (!S_ISDIR(status.st_mode)) return verify_file(verification, path);
     bool prepared = false;
     for (int i = 0; i < 2; i++) {
         char split[PATH_MAX];

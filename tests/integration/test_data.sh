@@ -165,6 +165,7 @@ check "llm.c files without dataset.json verify" lockstep data verify foreign
 check "a single one does too" lockstep data verify foreign/a.bin
 printf '\377\377' | dd of=foreign/a.bin bs=1 seek=1124 conv=notrunc status=none
 expect 3 'token 50 of foreign/a.bin is 65535' "an id outside the vocabulary is found with its place" lockstep data verify foreign
+expect 3 'token 50 of foreign/a.bin is 65535' "in a single file too" lockstep data verify foreign/a.bin
 expect 2 'is not known' "an unknown subcommand is refused" lockstep data inspekt
 expect 2 'one dataset too many' "inspect takes one dataset" lockstep data inspect book book
 expect 2 'does not hold byte tokens' "text comes back from byte tokens only" lockstep data inspect foreign --text

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 BATCH, LENGTH, STEPS = 3, 23, 10
-ADAMW = {"lr": 2e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "gradient_clipping": 1.0}
+ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "gradient_clipping": 1.0}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}
 

@@ -25,9 +25,8 @@ static int64_t logits_stride(const struct ls_model *model) {
 int64_t ls_model_head_chunk(const struct ls_model *model, int64_t rows) {
     int64_t row_bytes = (logits_stride(model) + model->channels) * (int64_t)sizeof(float);
     int64_t most = CHUNK_BYTES / row_bytes > CHUNK_ROWS_MIN ? CHUNK_BYTES / row_bytes : CHUNK_ROWS_MIN;
-    if (rows <= most) return rows;
     int64_t chunks = (rows + most - 1) / most;
-    return (rows + chunks - 1) / chunks;
+    return chunks <= 1 ? rows : (rows + chunks - 1) / chunks;
 }
 
 static int64_t head_layout(const struct ls_model *model, int64_t rows, void *base, struct head_scratch *scratch) {

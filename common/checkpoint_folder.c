@@ -227,9 +227,6 @@ static enum ls_code remove_unlisted(int folder, const char *prefix, const struct
 
 static enum ls_code check_part(int folder, const struct ls_file_record *record, struct ls_error *error) {
     struct stat status;
-    if (!ls_manifest_name_is_valid(record->name) || strcmp(record->name, "trainer.json") == 0)
-        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "checkpoint: a part is named '%.100s', which no part may be",
-                       record->name);
     int file = ls_manifest_open_file(folder, record->name, error);
     if (file < 0) return ls_fail_within(error, "checkpoint: a part that was reported as written is missing");
     enum ls_code code = LS_OK;
@@ -266,21 +263,17 @@ static enum ls_code write_text(const char *folder, const char *name, const char 
     return code ? code : ls_file_replace(path, text, strlen(text), LS_CHECKPOINT, error);
 }
 
-static enum ls_code write_manifest(const char *build, uint64_t step, uint64_t attempt,
-                                   const struct ls_file_record *files, size_t count, const char *trainer_json,
-                                   char manifest_hash[33], struct ls_error *error) {
+/* The manifest of the parts and trainer.json; refuses parts of wrong or repeated names. *json is malloc'ed. */
+static enum ls_code make_manifest(uint64_t step, uint64_t attempt, const struct ls_file_record *files, size_t count,
+                                  const char *trainer_json, char **json, struct ls_error *error) {
     struct ls_file_record *records = calloc(count + 1, sizeof *records);
-    char *json = NULL;
     if (!records) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "checkpoint: no memory for %zu records", count);
     if (count) memcpy(records, files, count * sizeof *records);
     strcpy(records[count].name, "trainer.json");
     records[count].bytes = (int64_t)strlen(trainer_json);
     ls_hash_bytes(trainer_json, strlen(trainer_json), records[count].hash);
     struct ls_manifest manifest = {.step = step, .attempt = attempt, .files = records, .file_count = count + 1};
-    enum ls_code code = ls_manifest_write(&manifest, &json, error);
-    if (!code) code = write_text(build, "manifest.json", json, error);
-    if (!code && manifest_hash) ls_hash_bytes(json, strlen(json), manifest_hash);
-    free(json);
+    enum ls_code code = ls_manifest_write(&manifest, json, error);
     free(records);
     return code;
 }
@@ -317,7 +310,7 @@ enum ls_code ls_checkpoint_commit(const char *run_dir, uint64_t step, uint64_t a
                                   const struct ls_file_record *files, size_t count,
                                   const struct ls_trainer_state *state, char manifest_hash[33],
                                   struct ls_error *error) {
-    char build[LS_CHECKPOINT_PATH_MAX], *json = NULL;
+    char build[LS_CHECKPOINT_PATH_MAX], *trainer = NULL, *manifest = NULL;
     struct ls_error late;
     if (state->step != step || state->attempt != attempt)
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
@@ -325,11 +318,14 @@ enum ls_code ls_checkpoint_commit(const char *run_dir, uint64_t step, uint64_t a
                        ", the commit of step %" PRIu64 " and attempt %" PRIu64,
                        state->step, state->attempt, step, attempt);
     enum ls_code code = ls_checkpoint_build_path(run_dir, step, attempt, build, error);
+    if (!code) code = ls_trainer_state_write(state, &trainer, error);
+    if (!code) code = make_manifest(step, attempt, files, count, trainer, &manifest, error);
     if (!code) code = check_parts(build, files, count, error);
-    if (!code) code = ls_trainer_state_write(state, &json, error);
-    if (!code) code = write_text(build, "trainer.json", json, error);
-    if (!code) code = write_manifest(build, step, attempt, files, count, json, manifest_hash, error);
-    free(json);
+    if (!code) code = write_text(build, "trainer.json", trainer, error);
+    if (!code) code = write_text(build, "manifest.json", manifest, error);
+    if (!code && manifest_hash) ls_hash_bytes(manifest, strlen(manifest), manifest_hash);
+    free(manifest);
+    free(trainer);
     if (!code) code = rename_into_place(run_dir, build, step, attempt, error);
     if (!code && write_latest(run_dir, step, &late))
         ls_log(LS_LOG_WARNING, "checkpoint of step %" PRIu64 " is committed, but: %s", step, late.text);

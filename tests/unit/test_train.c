@@ -66,26 +66,37 @@ static void llama_trains_the_same_at_any_rank_count_and_micro_batch(void **unuse
     check_rank_counts(llama);
 }
 
-static void check_lazy_is_eager(const char *yaml) {
-    struct run eager = {.config = harness_config(yaml), .ranks = 3, .steps = 5};
+/* `other` order of streams against eager: losses, norms, validation and final weights. */
+static void check_stream_order(const char *yaml, enum ls_stream_order other) {
+    struct run eager = {.config = harness_config(yaml), .ranks = 3, .steps = 5, .evaluate = true};
     eager.config.train.micro_batch_size = 4;
-    struct run lazy = eager;
-    lazy.order = LS_STREAMS_LAZY;
+    eager.config.evaluation.every_steps = 5;
+    eager.config.data.validation[0] = eager.config.data.train[0];
+    eager.config.data.validation_count = 1;
+    struct run run = eager;
+    run.order = other;
     harness_run_well(&eager);
-    harness_run_well(&lazy);
+    harness_run_well(&run);
     for (int i = 0; i < 5; i++) {
-        assert_memory_equal(&eager.reports[i].loss, &lazy.reports[i].loss, sizeof(double));
-        assert_memory_equal(&eager.reports[i].grad_norm, &lazy.reports[i].grad_norm, sizeof(double));
+        assert_memory_equal(&eager.reports[i].loss, &run.reports[i].loss, sizeof(double));
+        assert_memory_equal(&eager.reports[i].grad_norm, &run.reports[i].grad_norm, sizeof(double));
     }
-    assert_memory_equal(eager.weights, lazy.weights, (size_t)eager.weight_count * sizeof(float));
+    assert_memory_equal(&eager.validation_loss, &run.validation_loss, sizeof(double));
+    assert_memory_equal(eager.weights, run.weights, (size_t)eager.weight_count * sizeof(float));
     harness_free(&eager);
-    harness_free(&lazy);
+    harness_free(&run);
 }
 
 static void eager_and_lazy_streams_give_the_same_bits(void **unused) {
     (void)unused;
-    check_lazy_is_eager(gpt2);
-    check_lazy_is_eager(llama);
+    check_stream_order(gpt2, LS_STREAMS_LAZY);
+    check_stream_order(llama, LS_STREAMS_LAZY);
+}
+
+static void eager_and_hasty_streams_give_the_same_bits(void **unused) {
+    (void)unused;
+    check_stream_order(gpt2, LS_STREAMS_HASTY);
+    check_stream_order(llama, LS_STREAMS_HASTY);
 }
 
 /* Digests as the ledger will recompute them: from the order and the data alone. */
@@ -267,6 +278,7 @@ int main(void) {
         cmocka_unit_test(gpt2_trains_the_same_at_any_rank_count_and_micro_batch),
         cmocka_unit_test(llama_trains_the_same_at_any_rank_count_and_micro_batch),
         cmocka_unit_test(eager_and_lazy_streams_give_the_same_bits),
+        cmocka_unit_test(eager_and_hasty_streams_give_the_same_bits),
         cmocka_unit_test(two_epochs_use_every_sample_exactly_twice),
         cmocka_unit_test(a_checkpoint_goes_on_at_any_rank_count_with_the_same_bits_at_the_same_one),
         cmocka_unit_test(validation_weighs_tokens_over_all_ranks),

@@ -16,9 +16,10 @@ struct ls_stream;
 struct ls_event;
 
 /* How a CPU device runs its streams. Eager: the compute stream at once in the caller, other streams in a thread of their own that
- * sleeps when idle. Lazy: every stream queues, and runs as late as a synchronising call allows, in the calling thread: a missing wait
- * then shows as different bits. */
-enum ls_stream_order { LS_STREAMS_EAGER, LS_STREAMS_LAZY };
+ * sleeps when idle. Lazy: every stream queues, and runs as late as a synchronising call allows, in the calling thread. Hasty: background
+ * streams run at once in the caller, the compute stream as late as it may. In the last two a missing wait shows as different bits:
+ * lazy where compute should have waited, hasty where a background stream should have. */
+enum ls_stream_order { LS_STREAMS_EAGER, LS_STREAMS_LAZY, LS_STREAMS_HASTY };
 
 /* A device on this process's CPUs with `threads` OpenMP threads (0: the runtime's choice). */
 enum ls_code ls_device_create_cpu(int threads, enum ls_stream_order order, struct ls_device **device, struct ls_error *error);

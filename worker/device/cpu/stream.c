@@ -236,7 +236,7 @@ void ls_cpu_stream_wait(struct ls_stream *base, struct ls_event *waited) {
     const struct ls_cpu_event *event = cpu_event(waited);
     if (!event->stream || event->stream == stream || event->stream->way == INLINE) return; /* in order already */
     if (stream->way == INLINE)
-        await(event->stream, event->position);
+        finish(event->stream, event->position);
     else
         put(stream, &(struct entry){.kind = WAIT, .source = event->stream, .position = event->position}, NULL, 0);
 }
@@ -280,7 +280,10 @@ struct ls_stream *ls_cpu_stream_create(struct ls_device *base, bool background) 
     struct ls_cpu_device *device = (struct ls_cpu_device *)base;
     struct ls_cpu_stream *stream = reuse_or_make(device);
     if (!stream) return NULL;
-    stream->way = device->order == LS_STREAMS_LAZY ? QUEUED : background ? THREADED : INLINE;
+    static const enum way ways[][2] = {[LS_STREAMS_EAGER] = {INLINE, THREADED},
+                                       [LS_STREAMS_LAZY] = {QUEUED, QUEUED},
+                                       [LS_STREAMS_HASTY] = {QUEUED, INLINE}};
+    stream->way = ways[device->order][background];
     stream->threads = background ? 1 : device->threads;
     stream->failed = stream->stop = false;
     if (stream->way == THREADED && !start_thread(stream)) {

@@ -115,6 +115,15 @@ static void a_document_token_at_the_end_closes_its_document(void **state) {
     assert_sample(dataset, 0, 8, true, (int32_t[]){1, 2, 7, 3, 7, 7, 4, 5}, (int32_t[]){2, 7, -1, 7, -1, -1, 5, 7},
                   (int32_t[]){0, 0, 0, 3, 3, 5, 6, 6});
     ls_dataset_close(dataset);
+    /* A sample that begins with the end of a document, and one of a single position. */
+    write_gpt2_shard("a.bin", (uint32_t[]){7, 1, 2, 7}, 4);
+    assert_int_equal(ls_dataset_open(&source, 3, &dataset, NULL), LS_OK);
+    assert_sample(dataset, 0, 3, true, (int32_t[]){7, 1, 2}, (int32_t[]){-1, 2, 7}, (int32_t[]){0, 1, 1});
+    ls_dataset_close(dataset);
+    assert_int_equal(ls_dataset_open(&source, 1, &dataset, NULL), LS_OK);
+    assert_sample(dataset, 0, 1, true, (int32_t[]){7}, (int32_t[]){-1}, (int32_t[]){0});
+    assert_sample(dataset, 2, 1, true, (int32_t[]){2}, (int32_t[]){7}, (int32_t[]){0});
+    ls_dataset_close(dataset);
 }
 
 static void llama_shards_hold_four_bytes_a_token(void **state) {

@@ -27,6 +27,7 @@ same "train and validation together are the text" "$(md5sum <book.txt)" "$( (tex
 validation=$(text book/validation | wc -c)
 same "validation is the last 5 % of a single text or less, by a line at most" 1 $((validation <= bytes / 20 + 1 && validation >= bytes / 20 - 25))
 same "validation of a single text begins with a line" 1 "$(text book/validation | head -n 1 | grep -cE '^(line|Chapter) ')"
+same "and with the document token" "256 1" "$(tokens book/validation/validation-000.bin | head -n 1) $(tokens book/validation/validation-000.bin | grep -cx 256)"
 same "the header is llm.c's: magic, version, count" "20240520 1 $((bytes - validation + 1))" "$(echo $(od -An -td4 -N12 book/train/train-000.bin))"
 same "the file ends after its tokens" $((1024 + 2 * (bytes - validation + 1))) "$(stat -c %s book/train/train-000.bin)"
 same "tokens are the document token and bytes" "$(echo 256; printf 'Chapter 1\nline 0' | od -An -v -w1 -tu1 | tr -d ' ')" "$(tokens book/train/train-000.bin | head -n 17)"
@@ -74,6 +75,9 @@ same "at the byte" here "$(text line/validation)"
 printf 'first line\nand a long second line without an end' >second.txt
 check "a text whose last line is long is cut before it" lockstep data prepare second.txt -o second
 same "so that validation is a line" "and a long second line without an end" "$(text second/validation)"
+for i in 0 1 2 3 4 5 6 7 8 9; do echo "line $i 78"; done >even.txt
+check "a text whose part for validation begins with a line" lockstep data prepare even.txt --validation 0.2 -o even
+same "is cut right there" "$(tail -n 2 even.txt)" "$(text even/validation)"
 
 # --- what prepare refuses
 expect 2 'exists already' "an existing folder is not overwritten" lockstep data prepare line.txt -o book

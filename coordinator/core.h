@@ -1,28 +1,38 @@
-/* The coordinator's core: a state machine without I/O, clock or randomness. Events in, actions out; docs/core.md tells
- * the story.
+/* The coordinator's core: a state machine without I/O, clock or randomness; events in, actions out.
  *
- *   server, watcher, journal, operator --- ls_core_event --->  core  --- ls_core_action --->  server does them, in
- * order
+ *   workers, watcher, journal, operator ---> server --- ls_core_event --->  core
+ *                                            server <-- ls_core_action ---  core
  *
  * Steps are numbered from 1, as people read them: step s takes the run from s-1 to s steps done, its checkpoint is
- * "step s", and 0 is the state before the first one. Positions count sequences: step s uses the draws [position,
- * position + sequences) of the sample order. Both are pure functions of the attempt's start, so that a step can never
- * have two meanings within an attempt.
+ * "step s", and 0 is the state before the first. Positions count sequences: step s uses the draws
+ * [position, position + sequences) of the sample order. Both are pure functions of the attempt's start, so that a step
+ * can never have two meanings within an attempt.
  *
- * What the core expects of the other side (the worker's half of the protocol):
- *  - Each connection carries the reports of one or more ranks. The one that carries world rank 0 is the voice: only it
- * receives WELCOME's grants, orders and acknowledgements, and its messages arrive in the order sent (one connection is
- * first in, first out; nothing is promised between connections).
- *  - HELLO states everything the worker holds and may be sent at any time. A worker sends it when it connects, when
- * REJOIN asks for it, and when it has waited a second for a grant, acknowledgement or commit. After the WELCOME to it,
- * rank 0 sends again every STEP_DONE and VALIDATION not acknowledged and the SAVING and every rank the PART of a save
- * that has not been committed.
+ * The workers' half of the protocol:
+ *  - A connection carries the reports of one or more ranks. The one that carries world rank 0 is the voice: only it
+ *    receives grants, orders and acknowledgements. One connection is first in, first out, but may lose messages
+ *    without notice; between connections nothing is promised.
+ *  - HELLO states everything the worker holds and may be sent at any time. It is sent on connecting, when REJOIN asks
+ *    for it, and when a grant, acknowledgement, commit or welcome has been awaited for a second. A REJOIN within a
+ *    second of a HELLO not yet answered asks for nothing new. Until its first WELCOME a worker heeds nothing else.
+ *  - After every WELCOME rank 0 sends again, in the order of the steps: STEP_DONE and VALIDATION not acknowledged, and
+ *    SAVING of a save not COMMITTED; every rank sends again its PART of such a save.
+ *  - A GRANT that starts behind the last granted step is ignored (one before it got lost); one that overlaps is the
+ *    same grant again.
  *  - Orders apply at the next step boundary of rank 0, which spreads them in the collective that opens a step. At the
- * boundary behind step s, before anything of step s+1, rank 0 sends SAVING{s}; then every rank writes its part and
- * sends PART{s}. Nobody starts the next save before COMMITTED of this one. Rank 0 saves by itself at multiples of
- * checkpoint_every and at the end.
- *  - VALIDATION of step s is sent before SAVING{s}. After SAVING with stop, and after the save of the last step,
- * workers run no further step and leave when COMMITTED arrives or the server closes. */
+ *    boundary behind step s, before anything of step s+1, rank 0 sends SAVING{s}, then every rank writes its part and
+ *    sends PART{s}. If step s is saved already, SAVING alone answers the order. An order that comes again after it was
+ *    honoured is answered by SAVING again. Nobody starts a save before COMMITTED of the one before. Rank 0 saves
+ *    unasked at multiples of checkpoint_every and behind the last step.
+ *  - VALIDATION of step s is sent before SAVING{s}. After SAVING with stop, and after the last step, workers run no
+ *    further step and leave when COMMITTED arrives or the server closes.
+ *
+ * The server's half:
+ *  - It does the actions of a list in order, and hands events over one at a time.
+ *  - TICK comes first and then a few times a second.
+ *  - RANK_LOST is told for every joined rank whose process is gone, also for one that was gone when it joined.
+ *    LAUNCHER_EXITED is told to every generation that begins after it, and signals wait for the next generation.
+ *  - CONNECTION_LOST is told if it is known; the core does without. */
 #ifndef LS_COORDINATOR_CORE_H
 #define LS_COORDINATOR_CORE_H
 
@@ -36,8 +46,8 @@ enum {
     LS_CORE_RANKS_MAX = 4096,
     LS_CORE_ACTIONS_MAX = 32, /* the most one event can ask for */
     LS_CORE_REQUESTS_MAX = 8, /* operator requests waiting for their reply */
-    LS_CORE_WINDOW_STEPS =
-        1024, /* steps that may wait for the disk, or run beyond a save in flight, before grants pause */
+    /* Steps that may wait for the disk, or run beyond a save in flight, before grants pause. */
+    LS_CORE_WINDOW_STEPS = 1024,
     LS_CORE_CHECKPOINTS_MAX = 64, /* committed checkpoints known at a time */
     LS_CORE_HOST_BYTES = 64,
     LS_CORE_ID_BYTES = 96,
@@ -63,11 +73,11 @@ struct ls_core_options {
     int64_t checkpoint_every;     /* steps; 0: only at the end and on request */
     int64_t evaluation_every;     /* steps; 0: never; passed on in WELCOME */
     int32_t checkpoints_keep;     /* newest ones kept; 0: all */
-    int32_t checkpoints_count;    /* good checkpoints found at start, of this run's lineage: the newest may be the
-                                     attempt's own */
-    int64_t checkpoints[LS_CORE_CHECKPOINTS_MAX]; /* their steps, ascending */
-    uint32_t protocol;                            /* version of the messages */
-    char version[32];                             /* of this program: workers must be the same */
+    /* Steps of the good checkpoints of this run's lineage, ascending; after a restart some are the attempt's own. */
+    int64_t checkpoints[LS_CORE_CHECKPOINTS_MAX];
+    int32_t checkpoints_count;
+    uint32_t protocol; /* version of the messages */
+    char version[32];  /* of this program: workers must be the same */
     char config_digest[33], dataset_digest[33];
     bool numerics_must_match;  /* refuse ranks whose numerics id differs from the first one's */
     bool restarted;            /* a coordinator before this one served the attempt: its workers may be running */
@@ -145,8 +155,7 @@ struct ls_core_event {
     enum ls_core_event_kind kind;
     ls_connection connection; /* events up to CONNECTION_LOST, and REQUEST: where it came from */
     uint32_t attempt;         /* STEP_DONE to FAULT, RANK_LOST, LAUNCHER_EXITED, COMMIT_*: which one it speaks of */
-    const void
-        *payload; /* STEP_DONE, VALIDATION: further metrics, opaque, handed on in the JOURNAL action of the same call */
+    const void *payload;      /* STEP_DONE, VALIDATION: further metrics, handed on in the JOURNAL action of the call */
     union {
         struct ls_core_hello hello;
         struct ls_core_step step; /* STEP_DONE */
@@ -253,8 +262,7 @@ enum ls_core_action_kind {
     LS_ACTION_COMMITTED, /* the checkpoint of `step` is committed: to connection, or to every joined one if it is 0 */
     LS_ACTION_REPLY,     /* to an operator */
     LS_ACTION_JOURNAL,   /* append the record now, fsync when it suits, then say JOURNALED */
-    LS_ACTION_KEEP_PART, /* keep what this PART says about files until the COMMIT of its step; forget those of other
-                            steps */
+    LS_ACTION_KEEP_PART, /* keep what this PART says about files for the COMMIT of its step; forget other steps' */
     LS_ACTION_COMMIT,    /* write trainer.json and manifest.json, rename, fsync; then COMMIT_DONE or COMMIT_FAILED */
     LS_ACTION_PRUNE,     /* the checkpoint of `step` is no longer needed */
     LS_ACTION_KILL,      /* kill what is left of the attempt */

@@ -117,11 +117,10 @@ void core_on_save_failed(struct ls_core *core, const struct ls_core_event *event
         return;
     }
     core_fail(core, CAUSE_EXACT, LS_CHECKPOINT, event->save_failed.rank, out,
-              "checkpoint: rank %d on %s could not write its part of step %lld (%s). Free space in the run directory; "
-              "'lockstep "
-              "run --resume' goes on from step %lld.",
+              "checkpoint: rank %d on %s could not write its part of step %lld (%s). "
+              "Free space in the run directory.",
               event->save_failed.rank, core_host(core, event->save_failed.rank), (long long)event->save_failed.step,
-              event->save_failed.text, (long long)core->committed_step);
+              event->save_failed.text);
 }
 
 static void forget_checkpoint(struct ls_core *core, int32_t index) {
@@ -169,8 +168,6 @@ void core_on_commit_failed(struct ls_core *core, const struct ls_core_event *eve
     }
     core->save.open = core->save.committing = false;
     core_fail(core, CAUSE_EXACT, LS_CHECKPOINT, -1, out,
-              "checkpoint: step %lld could not be committed (%s). Free space in the run directory; 'lockstep run "
-              "--resume' goes "
-              "on from step %lld.",
-              (long long)event->commit.step, event->commit.text, (long long)core->committed_step);
+              "checkpoint: step %lld could not be committed (%s). Free space in the run directory.",
+              (long long)event->commit.step, event->commit.text);
 }

@@ -262,10 +262,9 @@ void core_check_missing(struct ls_core *core, struct ls_core_actions *out) {
             "their hosts can reach the coordinator's address.",
             core->world_size - core->ranks_here, core->world_size, (long long)timeout_ms / 1000, missing);
     else
-        core_fail(
-            core, CAUSE_EXACT, LS_COMMUNICATION, -1, out,
-            "coordinator: %d of %d ranks have been away for %lld s: %s; the last step done is %lld. Look at their "
-            "logs/rank-*.log; 'lockstep run --resume' goes on from step %lld.",
-            core->world_size - core->ranks_here, core->world_size, (long long)timeout_ms / 1000, missing,
-            (long long)core->done_step, (long long)core->committed_step);
+        core_fail(core, CAUSE_EXACT, LS_COMMUNICATION, -1, out,
+                  "coordinator: %d of %d ranks have been away for %lld s: %s; the last step done is %lld. "
+                  "Look at their logs/rank-*.log.",
+                  core->world_size - core->ranks_here, core->world_size, (long long)timeout_ms / 1000, missing,
+                  (long long)core->done_step);
 }

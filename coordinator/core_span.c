@@ -166,7 +166,6 @@ void core_on_journaled(struct ls_core *core, const struct ls_core_event *event, 
 void core_on_journal_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     core->journal_failed = true;
     core_fail(core, CAUSE_EXACT, LS_CHECKPOINT, -1, out,
-              "journal: journal.db cannot be written at step %lld (%s). Free space in the run directory; 'lockstep run "
-              "--resume' goes on from step %lld.",
-              (long long)core->done_step, event->journal_failed.text, (long long)core->committed_step);
+              "journal: journal.db cannot be written at step %lld (%s). Free space in the run directory.",
+              (long long)core->done_step, event->journal_failed.text);
 }

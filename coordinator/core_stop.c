@@ -76,7 +76,12 @@ void core_check_cause(struct ls_core *core, struct ls_core_actions *out) {
     if (!explained && !waited) return;
     /* A checkpoint that needs nobody any more is not thrown away. */
     if (core->cause == CAUSE_EXACT ? core->save.committing : core_commit_will_come(core)) return;
-    core_end(core, core->cause_code, true, core->cause_text, out);
+    char text[LS_CORE_TEXT_BYTES];
+    int length = snprintf(text, sizeof text, "%s", core->cause_text);
+    if (core->assembled && length < (int)sizeof text)
+        snprintf(text + length, sizeof text - (size_t)length, " 'lockstep run --resume' goes on from step %lld.",
+                 (long long)core->committed_step);
+    core_end(core, core->cause_code, true, text, out);
 }
 
 void core_fail(struct ls_core *core, enum core_cause cause, enum ls_code code, int32_t rank,
@@ -124,23 +129,18 @@ void core_on_fault(struct ls_core *core, const struct ls_core_event *event, stru
 void core_on_rank_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     int32_t rank = event->rank_lost.rank;
     if (!core->cause && core_end_if_saved(core, out)) return;
-    core_fail(
-        core, CAUSE_RANK_LOST, LS_COMMUNICATION, rank, out,
-        "communication: rank %d on %s was lost at step %lld (%s). Look at the end of logs/rank-%05d.log; 'lockstep run "
-        "--resume' goes on from step %lld.",
-        rank, core_host(core, rank), (long long)core->done_step + 1, event->rank_lost.how, rank,
-        (long long)core->committed_step);
+    core_fail(core, CAUSE_RANK_LOST, LS_COMMUNICATION, rank, out,
+              "communication: rank %d on %s was lost at step %lld (%s). Look at the end of logs/rank-%05d.log.", rank,
+              core_host(core, rank), (long long)core->done_step + 1, event->rank_lost.how, rank);
 }
 
 void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     core->launcher_exited = true;
     if (!core->cause && core_end_if_saved(core, out)) return;
     core_fail(core, CAUSE_LAUNCHER, LS_COMMUNICATION, -1, out,
-              "communication: the launcher ended with status %d at step %lld of %lld, no rank said why. Look at the "
-              "launcher's "
-              "output and at logs/rank-*.log; 'lockstep run --resume' goes on from step %lld.",
-              event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step,
-              (long long)core->committed_step);
+              "communication: the launcher ended with status %d at step %lld of %lld, no rank said why. "
+              "Look at the launcher's output and at logs/rank-*.log.",
+              event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step);
 }
 
 /* ---- wishes ---- */

@@ -19,7 +19,7 @@ struct ls_journal {
     char path[1100];
     uint32_t generation;
     int wake;
-    ls_journal_durable_entry *on_durable;
+    ls_journal_observer *observe;
     void *context;
     pthread_t thread;
     bool thread_runs;
@@ -411,6 +411,8 @@ static enum ls_code write_batch(struct ls_journal *journal, uint64_t from, uint6
     for (uint64_t i = from; code == LS_OK && i < to; i++)
         if (!insert_entry(journal, &journal->queue[i % QUEUE_MAX])) code = failed(journal, error);
     sqlite3_reset(journal->insert);
+    for (uint64_t i = from; code == LS_OK && i < to; i++)
+        journal->observe(journal->context, &journal->queue[i % QUEUE_MAX]);
     if (code == LS_OK) code = execute(journal, "COMMIT", error);
     if (code != LS_OK) sqlite3_exec(journal->database, "ROLLBACK", NULL, NULL, NULL);
     return code;
@@ -427,8 +429,6 @@ static void *journal_thread(void *argument) {
         uint64_t from = journal->head, to = journal->tail;
         pthread_mutex_unlock(&journal->mutex);
         enum ls_code code = write_batch(journal, from, to, &error);
-        for (uint64_t i = from; code == LS_OK && i < to; i++)
-            journal->on_durable(journal->context, &journal->queue[i % QUEUE_MAX]);
         pthread_mutex_lock(&journal->mutex);
         if (code == LS_OK) {
             journal->durable = journal->queue[(to - 1) % QUEUE_MAX].record.sequence;
@@ -445,8 +445,8 @@ static void *journal_thread(void *argument) {
     return NULL;
 }
 
-enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, int wake,
-                              ls_journal_durable_entry *on_durable, void *context, struct ls_error *error) {
+enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, int wake, ls_journal_observer *observe,
+                              void *context, struct ls_error *error) {
     static const char insert[] =
         "INSERT INTO records(attempt, generation, sequence, kind, step, position, sequences, targets, loss_sum,"
         " loss, bits_per_byte, digest, chain, world_size, code, rank, text, at)"
@@ -457,7 +457,7 @@ enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, i
     if (!journal->queue) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the journal's queue");
     journal->generation = generation;
     journal->wake = wake;
-    journal->on_durable = on_durable;
+    journal->observe = observe;
     journal->context = context;
     if (pthread_create(&journal->thread, NULL, journal_thread, journal))
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot start the journal's thread: %s", strerror(errno));

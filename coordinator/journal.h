@@ -3,7 +3,7 @@
  * needed and it also works on network file systems; synchronous=FULL. A thread of its own writes, so that an fsync
  * never delays a grant:
  *
- *   server: ls_journal_append() ---> ring ---> journal's thread: INSERT..., COMMIT (fsync), on_durable() for each, wake
+ *   server: ls_journal_append() ---> ring ---> journal's thread: INSERT..., observe(), COMMIT (fsync), wake
  *   server: woken, ls_journal_durable() says up to which record everything survives a crash
  *
  * Tables: meta(key, value); attempts; generations; records (ls_core_record, one row each). docs/protocol.md lists the
@@ -68,11 +68,13 @@ bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind
 
 /* The thread. */
 
-/* Called on the journal's thread for each entry once it is durable, in order. */
-typedef void ls_journal_durable_entry(void *context, const struct ls_journal_entry *entry);
+/* Called on the journal's thread for each entry, in order, before it becomes durable: what is told elsewhere
+ * (metrics.jsonl, the console) is then never behind the journal, and after a crash a step may be told twice, but none
+ * is missing. */
+typedef void ls_journal_observer(void *context, const struct ls_journal_entry *entry);
 /* Starts the thread. `wake` is an eventfd written to whenever ls_journal_durable() has news. */
-enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, int wake,
-                              ls_journal_durable_entry *on_durable, void *context, struct ls_error *error);
+enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, int wake, ls_journal_observer *observe,
+                              void *context, struct ls_error *error);
 /* Queues an entry (copied). Waits only when 4096 entries wait for the disk. */
 void ls_journal_append(struct ls_journal *journal, const struct ls_journal_entry *entry);
 /* The sequence up to which records of this generation are durable. After a failure: false, and `text` says what the

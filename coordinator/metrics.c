@@ -1,0 +1,222 @@
+/* Lines of metrics.jsonl. */
+#define _GNU_SOURCE
+#include "coordinator/metrics.h"
+
+#include "common/files.h"
+#include "common/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { RATES_MAX = 65536, WARM_UP_STEPS = 5, DIGITS = 9 /* reproduce a float */ };
+
+struct ls_metrics {
+    struct ls_run_facts facts;
+    int file;
+    bool failure_told;
+    double started;
+    int64_t last_step, steps_measured;
+    double *rates; /* tokens per second, a ring */
+    double step_seconds, exposed_seconds;
+    uint64_t memory_peak_bytes;
+    double last_loss, validation_loss, bits_per_byte;
+};
+
+static double seconds_of(clockid_t clock) {
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics **result, struct ls_error *error) {
+    struct ls_metrics *metrics = calloc(1, sizeof *metrics);
+    if (metrics) metrics->rates = calloc(RATES_MAX, sizeof *metrics->rates);
+    if (!metrics || !metrics->rates) {
+        free(metrics);
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the metrics");
+    }
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/metrics.jsonl", facts->path);
+    metrics->facts = *facts;
+    metrics->started = seconds_of(CLOCK_MONOTONIC);
+    metrics->last_step = facts->start_step;
+    metrics->last_loss = metrics->validation_loss = metrics->bits_per_byte = NAN;
+    metrics->file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (metrics->file >= 0) {
+        *result = metrics;
+        return LS_OK;
+    }
+    enum ls_code code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot open %s: %s", path, strerror(errno));
+    ls_metrics_close(metrics);
+    return code;
+}
+
+void ls_metrics_close(struct ls_metrics *metrics) {
+    if (!metrics) return;
+    if (metrics->file >= 0) close(metrics->file);
+    free(metrics->rates);
+    free(metrics);
+}
+
+/* A JSON number, or null when there is none. */
+static json_t *number(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+/* Writes one line in one write(2), and frees it. */
+static void write_line(struct ls_metrics *metrics, json_t *line) {
+    char *text = json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(DIGITS));
+    json_decref(line);
+    if (!text) return;
+    size_t length = strlen(text);
+    text[length] = '\n'; /* in place of the NUL: one write */
+    if (ls_write_all(metrics->file, text, length + 1) && !metrics->failure_told) {
+        ls_log(LS_LOG_WARNING, "metrics: cannot write metrics.jsonl: %s. The run goes on without its lines.",
+               strerror(errno));
+        metrics->failure_told = true;
+    }
+    free(text);
+}
+
+static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
+    const struct ls_step_report *report = &entry->report;
+    char digest[33];
+    ls_digest_format(entry->record.step.digest, digest);
+    int64_t samples = entry->record.step.position + entry->record.step.sequences;
+    json_t *line = json_object();
+    json_object_set_new(line, "kind", json_string("step"));
+    json_object_set_new(line, "step", json_integer(entry->record.step.step));
+    json_object_set_new(line, "attempt", json_integer(entry->record.attempt));
+    json_object_set_new(line, "epoch", number(report->epoch));
+    json_object_set_new(line, "samples", json_integer(samples));
+    json_object_set_new(line, "tokens", json_integer(samples * metrics->facts.sequence_length));
+    json_object_set_new(line, "loss", number(report->loss));
+    json_object_set_new(line, "grad_norm", number(report->grad_norm));
+    json_object_set_new(line, "lr", number(report->lr));
+    json_object_set_new(line, "step_seconds", number(report->step_seconds));
+    json_object_set_new(line, "tokens_per_second", number(report->tokens_per_second));
+    json_object_set_new(line, "mfu", json_null()); /* no peak is known of a CPU */
+    json_object_set_new(line, "compute_seconds", number(report->compute_seconds));
+    json_object_set_new(line, "comm_exposed_seconds", number(report->comm_exposed_seconds));
+    json_object_set_new(line, "data_wait_seconds", number(report->data_wait_seconds));
+    json_object_set_new(line, "checkpoint_seconds", number(report->checkpoint_seconds));
+    json_object_set_new(line, "memory_peak_bytes", json_integer((json_int_t)report->memory_peak_bytes));
+    json_object_set_new(line, "samples_digest", json_string(digest));
+    write_line(metrics, line);
+    metrics->last_step = entry->record.step.step;
+    metrics->last_loss = report->loss;
+    if (report->memory_peak_bytes > metrics->memory_peak_bytes) metrics->memory_peak_bytes = report->memory_peak_bytes;
+    if (entry->record.step.step <= metrics->facts.start_step + WARM_UP_STEPS) return;
+    metrics->rates[metrics->steps_measured++ % RATES_MAX] = report->tokens_per_second;
+    metrics->step_seconds += report->step_seconds;
+    metrics->exposed_seconds += report->comm_exposed_seconds;
+}
+
+static void write_validation(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
+    metrics->validation_loss = entry->loss;
+    metrics->bits_per_byte = entry->bits_per_byte > 0 ? entry->bits_per_byte : NAN;
+    json_t *line = json_object();
+    json_object_set_new(line, "kind", json_string("validation"));
+    json_object_set_new(line, "step", json_integer(entry->record.validation.step));
+    json_object_set_new(line, "loss", number(entry->loss));
+    json_object_set_new(line, "bits_per_byte", number(metrics->bits_per_byte));
+    write_line(metrics, line);
+}
+
+static void write_event(struct ls_metrics *metrics, const struct ls_core_record *record) {
+    json_t *line = json_object();
+    json_object_set_new(line, "kind", json_string("event"));
+    json_object_set_new(line, "event", json_string(ls_core_record_name(record->kind)));
+    json_object_set_new(line, "attempt", json_integer(record->attempt));
+    json_object_set_new(line, "generation", json_integer(record->generation));
+    json_object_set_new(line, "time", json_integer((json_int_t)seconds_of(CLOCK_REALTIME)));
+    switch (record->kind) {
+    case LS_RECORD_JOINED: json_object_set_new(line, "ranks", json_integer(record->joined.world_size)); break;
+    case LS_RECORD_STOP: json_object_set_new(line, "code", json_integer(record->stop.code)); break;
+    case LS_RECORD_COMMIT: json_object_set_new(line, "step", json_integer(record->commit.step)); break;
+    case LS_RECORD_FAULT:
+    case LS_RECORD_END:
+        json_object_set_new(line, "step", json_integer(record->end.step));
+        json_object_set_new(line, "rank", record->end.rank < 0 ? json_null() : json_integer(record->end.rank));
+        json_object_set_new(line, "code", json_integer(record->end.code));
+        json_object_set_new(line, "text", json_string(record->end.text));
+        break;
+    default: break;
+    }
+    write_line(metrics, line);
+}
+
+void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
+    if (entry->record.kind == LS_RECORD_STEP)
+        write_step(metrics, entry);
+    else if (entry->record.kind == LS_RECORD_VALIDATION)
+        write_validation(metrics, entry);
+    else
+        write_event(metrics, &entry->record);
+}
+
+/* ---- the summary ---- */
+
+static int compare_numbers(const void *a, const void *b) {
+    double left = *(const double *)a, right = *(const double *)b;
+    return (left > right) - (left < right);
+}
+
+/* The quantile q of sorted[count], between neighbours in proportion. */
+static double quantile(const double *sorted, size_t count, double q) {
+    if (count == 0) return NAN;
+    double place = q * (double)(count - 1);
+    size_t below = (size_t)place;
+    if (below + 1 >= count) return sorted[count - 1];
+    return sorted[below] + (place - (double)below) * (sorted[below + 1] - sorted[below]);
+}
+
+void ls_metrics_summarise(struct ls_metrics *metrics, struct ls_metrics_summary *summary) {
+    size_t count = metrics->steps_measured < RATES_MAX ? (size_t)metrics->steps_measured : RATES_MAX;
+    qsort(metrics->rates, count, sizeof *metrics->rates, compare_numbers);
+    *summary = (struct ls_metrics_summary){
+        .last_step = metrics->last_step,
+        .steps_measured = metrics->steps_measured,
+        .tokens_per_second_median = quantile(metrics->rates, count, 0.5),
+        .tokens_per_second_p10 = quantile(metrics->rates, count, 0.1),
+        .tokens_per_second_p90 = quantile(metrics->rates, count, 0.9),
+        .comm_exposed_fraction = metrics->step_seconds > 0 ? metrics->exposed_seconds / metrics->step_seconds : NAN,
+        .memory_peak_bytes = metrics->memory_peak_bytes,
+        .last_loss = metrics->last_loss,
+        .validation_loss = metrics->validation_loss,
+        .bits_per_byte = metrics->bits_per_byte,
+        .wall_seconds = seconds_of(CLOCK_MONOTONIC) - metrics->started,
+    };
+}
+
+void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code) {
+    struct ls_metrics_summary summary;
+    ls_metrics_summarise(metrics, &summary);
+    json_t *line = json_object(), *rate = json_object();
+    json_object_set_new(rate, "median", number(summary.tokens_per_second_median));
+    json_object_set_new(rate, "p10", number(summary.tokens_per_second_p10));
+    json_object_set_new(rate, "p90", number(summary.tokens_per_second_p90));
+    json_object_set_new(line, "kind", json_string("summary"));
+    json_object_set_new(line, "version", json_string(LS_VERSION));
+    json_object_set_new(line, "config_digest", json_string(metrics->facts.config_digest));
+    json_object_set_new(line, "hosts", json_pack("[s]", metrics->facts.host));
+    json_object_set_new(line, "ranks", json_integer(metrics->facts.ranks));
+    json_object_set_new(line, "ranks_per_node", json_integer(metrics->facts.ranks));
+    json_object_set_new(line, "zero_stage", json_integer(0));
+    json_object_set_new(line, "steps_measured", json_integer(summary.steps_measured));
+    json_object_set_new(line, "tokens_per_second", rate);
+    json_object_set_new(line, "mfu", json_null());
+    json_object_set_new(line, "comm_exposed_fraction", number(summary.comm_exposed_fraction));
+    json_object_set_new(line, "memory_peak_bytes", json_integer((json_int_t)summary.memory_peak_bytes));
+    json_object_set_new(line, "wall_seconds", number(summary.wall_seconds));
+    json_object_set_new(line, "exit_code", json_integer(code));
+    write_line(metrics, line);
+}

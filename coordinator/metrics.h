@@ -1,0 +1,42 @@
+/* metrics.jsonl: one JSON object a line for every step, validation and event, and a summary at the end. docs/design.md
+ * lists the keys. */
+#ifndef LS_COORDINATOR_METRICS_H
+#define LS_COORDINATOR_METRICS_H
+
+#include "common/status.h"
+#include "coordinator/journal.h"
+
+#include <stdint.h>
+
+/* What the lines about a run need to know of it. */
+struct ls_run_facts {
+    char name[64], path[1000], host[64];
+    char config_digest[33];
+    int64_t attempt, ranks, start_step, total_steps, sequence_length;
+};
+
+/* What the steps seen so far add up to; what it takes from steps leaves the first five of the attempt out. */
+struct ls_metrics_summary {
+    int64_t last_step, steps_measured;
+    double tokens_per_second_median, tokens_per_second_p10,
+        tokens_per_second_p90;    /* of the last 65536 steps; NAN: none */
+    double comm_exposed_fraction; /* of step time; NAN: none */
+    uint64_t memory_peak_bytes;
+    double last_loss;                      /* NAN: none */
+    double validation_loss, bits_per_byte; /* of the last validation; NAN: none */
+    double wall_seconds;
+};
+
+struct ls_metrics;
+
+/* Opens RUN/metrics.jsonl for appending. LS_CHECKPOINT. */
+enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics **metrics, struct ls_error *error);
+/* Writes the line of a journal entry. Called on the journal's thread. */
+void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry *entry);
+/* What came of it; after the journal's thread has ended, or on it. */
+void ls_metrics_summarise(struct ls_metrics *metrics, struct ls_metrics_summary *summary);
+/* Writes the last line. After the journal's thread has ended. */
+void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code);
+void ls_metrics_close(struct ls_metrics *metrics);
+
+#endif

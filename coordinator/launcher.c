@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -221,4 +222,20 @@ int ls_launch_signal_session(pid_t leader, int signal_number) {
     }
     closedir(processes);
     return found;
+}
+
+static bool wait_for_end(pid_t leader, double seconds) {
+    for (double waited = 0;; waited += 0.05) {
+        if (ls_launch_signal_session(leader, 0) == 0) return true;
+        if (waited >= seconds) return false;
+        nanosleep(&(struct timespec){0, 50000000}, NULL);
+    }
+}
+
+void ls_launch_end_session(pid_t leader, double seconds) {
+    if (wait_for_end(leader, seconds)) return;
+    kill(leader, SIGTERM);
+    if (wait_for_end(leader, 1)) return;
+    ls_launch_signal_session(leader, SIGKILL);
+    wait_for_end(leader, 1);
 }

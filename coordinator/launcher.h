@@ -53,5 +53,8 @@ enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_tex
 /* Sends `signal` to every process of the session led by `leader`, however its groups are; returns how many there were.
  * 0: only counts. */
 int ls_launch_signal_session(pid_t leader, int signal);
+/* Waits up to `seconds` for the session to be empty, then ends it: SIGTERM to its leader (mpirun ends its ranks), a
+ * second later SIGKILL to all that is left. */
+void ls_launch_end_session(pid_t leader, double seconds);
 
 #endif

@@ -5,6 +5,7 @@
 #include "coordinator/command_data.h"
 #include "coordinator/command_generate.h"
 #include "coordinator/command_line.h"
+#include "coordinator/command_run.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -17,6 +18,9 @@ struct command {
 };
 
 static const struct command commands[] = {
+    {"run", "CONFIG [-n RANKS] [--resume] ...", "train: coordinator and workers, supervised", ls_command_run},
+    {"coordinator", "CONFIG [-n RANKS] ...", "the coordinator alone; prints the mpirun line that joins it",
+     ls_command_coordinator},
     {"config", "CONFIG | --keys", "show the resolved configuration, or every key", ls_command_config},
     {"data", "prepare | inspect | verify", "text to token shards, and a look at them", ls_command_data},
     {"generate", "FOLDER --prompt TEXT", "continue a text with the model of a checkpoint", ls_command_generate},

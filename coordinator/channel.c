@@ -1,0 +1,27 @@
+/* Messages between supervisor and coordinator. */
+#define _GNU_SOURCE
+#include "coordinator/channel.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+
+int ls_channel_pair(int pair[2]) {
+    return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+}
+
+bool ls_channel_send(int channel, const struct ls_channel_message *message) {
+    ssize_t sent;
+    do {
+        sent = send(channel, message, sizeof *message, MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    return sent == (ssize_t)sizeof *message;
+}
+
+int ls_channel_receive(int channel, struct ls_channel_message *message) {
+    ssize_t count;
+    do {
+        count = recv(channel, message, sizeof *message, MSG_DONTWAIT);
+    } while (count < 0 && errno == EINTR);
+    if (count == (ssize_t)sizeof *message) return 1;
+    return count < 0 && errno == EAGAIN ? 0 : -1;
+}

@@ -1,0 +1,45 @@
+/* The line between the supervisor and its coordinator: small messages over a socket pair, one write each. Its end means
+ * that the other side is dead. */
+#ifndef LS_COORDINATOR_CHANNEL_H
+#define LS_COORDINATOR_CHANNEL_H
+
+#include "common/keys.h"
+#include "common/wire.h"
+#include "coordinator/core.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum ls_channel_kind {
+    /* from the coordinator */
+    LS_CHANNEL_READY, /* it listens: start the workers unless they run */
+    LS_CHANNEL_KILL,  /* kill what is left of the attempt */
+    LS_CHANNEL_END,   /* the run is over: code and text; the coordinator leaves */
+    /* from the supervisor */
+    LS_CHANNEL_SIGNAL,
+    LS_CHANNEL_LAUNCHER_STARTED,
+    LS_CHANNEL_LAUNCHER_EXITED
+};
+
+/* Plain data; what a kind does not use is zero. */
+struct ls_channel_message {
+    enum ls_channel_kind kind;
+    struct {
+        char run_dir[1000], run_id[17], endpoint[128];
+        int64_t attempt, ranks, port;
+        char key_text[LS_KEY_TEXT_MAX]; /* of the workers */
+    } ready;
+    int32_t code;                  /* END */
+    char text[LS_WIRE_TEXT_BYTES]; /* END */
+    enum ls_core_signal signal;    /* SIGNAL */
+    int32_t pid, status;           /* LAUNCHER_STARTED; LAUNCHER_EXITED: exit status or 128 + signal */
+};
+
+/* Sends; false when the other side is gone. Waits for room if the other side is slow. */
+bool ls_channel_send(int channel, const struct ls_channel_message *message);
+/* Takes the next message without waiting: 1, 0 when there is none now, -1 when the other side is gone. */
+int ls_channel_receive(int channel, struct ls_channel_message *message);
+/* A connected pair, closed on exec. 0, or -1 with errno. */
+int ls_channel_pair(int pair[2]);
+
+#endif

@@ -1,0 +1,116 @@
+/* The committer's thread. */
+#define _GNU_SOURCE
+#include "coordinator/committer.h"
+
+#include "common/checkpoint_folder.h"
+#include "common/log.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct ls_committer {
+    struct ls_run_directory run;
+    uint32_t generation;
+    int wake;
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    /* Under the mutex. */
+    bool stopping, busy, has_result;
+    struct ls_commit_job job;
+    struct ls_commit_result result;
+};
+
+static enum ls_code commit(const struct ls_committer *committer, const struct ls_commit_job *job,
+                           struct ls_error *error) {
+    const char *run = committer->run.path;
+    if (!ls_run_directory_is_ours(&committer->run, committer->generation))
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                       "another coordinator has taken over the run %s; this one must end", run);
+    enum ls_code code = ls_checkpoint_commit(run, job->state.step, job->state.attempt, job->files, job->files_count,
+                                             &job->state, NULL, error);
+    struct ls_error minor;
+    if (code == LS_OK && job->final && ls_checkpoint_mark_final(run, job->state.step, &minor) != LS_OK)
+        ls_log(LS_LOG_WARNING, "%s", minor.text); /* it is committed all the same */
+    return code;
+}
+
+static void *committer_thread(void *argument) {
+    struct ls_committer *committer = argument;
+    pthread_mutex_lock(&committer->mutex);
+    for (;;) {
+        while (!committer->busy && !committer->stopping) pthread_cond_wait(&committer->changed, &committer->mutex);
+        if (!committer->busy) break;
+        struct ls_commit_job job = committer->job;
+        pthread_mutex_unlock(&committer->mutex);
+        struct ls_error error = {0};
+        bool done = commit(committer, &job, &error) == LS_OK;
+        free(job.files);
+        pthread_mutex_lock(&committer->mutex);
+        committer->busy = false;
+        committer->has_result = true;
+        committer->result = (struct ls_commit_result){
+            .step = (int64_t)job.state.step, .attempt = (int64_t)job.state.attempt, .done = done};
+        if (!done) snprintf(committer->result.text, sizeof committer->result.text, "%s", error.text);
+        uint64_t one = 1;
+        if (write(committer->wake, &one, sizeof one) < 0 && errno != EAGAIN) break;
+    }
+    pthread_mutex_unlock(&committer->mutex);
+    return NULL;
+}
+
+enum ls_code ls_committer_start(const struct ls_run_directory *run, uint32_t generation, int wake,
+                                struct ls_committer **result, struct ls_error *error) {
+    struct ls_committer *committer = calloc(1, sizeof *committer);
+    if (!committer) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the committer");
+    committer->run = *run;
+    committer->generation = generation;
+    committer->wake = wake;
+    pthread_mutex_init(&committer->mutex, NULL);
+    pthread_cond_init(&committer->changed, NULL);
+    if (pthread_create(&committer->thread, NULL, committer_thread, committer)) {
+        enum ls_code code =
+            ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot start the committer's thread: %s", strerror(errno));
+        free(committer);
+        return code;
+    }
+    *result = committer;
+    return LS_OK;
+}
+
+bool ls_committer_begin(struct ls_committer *committer, const struct ls_commit_job *job) {
+    pthread_mutex_lock(&committer->mutex);
+    bool free_now = !committer->busy;
+    if (free_now) {
+        committer->job = *job;
+        committer->busy = true;
+        pthread_cond_broadcast(&committer->changed);
+    }
+    pthread_mutex_unlock(&committer->mutex);
+    return free_now;
+}
+
+bool ls_committer_take(struct ls_committer *committer, struct ls_commit_result *result) {
+    pthread_mutex_lock(&committer->mutex);
+    bool taken = committer->has_result;
+    if (taken) *result = committer->result;
+    committer->has_result = false;
+    pthread_mutex_unlock(&committer->mutex);
+    return taken;
+}
+
+void ls_committer_stop(struct ls_committer *committer) {
+    if (!committer) return;
+    pthread_mutex_lock(&committer->mutex);
+    committer->stopping = true;
+    pthread_cond_broadcast(&committer->changed);
+    pthread_mutex_unlock(&committer->mutex);
+    pthread_join(committer->thread, NULL);
+    pthread_cond_destroy(&committer->changed);
+    pthread_mutex_destroy(&committer->mutex);
+    free(committer);
+}

@@ -1,0 +1,42 @@
+/* The committer: turns the parts of a save into a committed checkpoint, on a thread of its own because hashing lists,
+ * renames and fsyncs take their time. One save at a time. */
+#ifndef LS_COORDINATOR_COMMITTER_H
+#define LS_COORDINATOR_COMMITTER_H
+
+#include "common/manifest.h"
+#include "common/trainer_state.h"
+#include "common/wire.h"
+#include "coordinator/run_directory.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct ls_committer;
+
+/* A save to be committed. The committer owns `files` from ls_committer_begin() on. */
+struct ls_commit_job {
+    struct ls_trainer_state state; /* with step and attempt */
+    struct ls_file_record *files;  /* malloc'ed */
+    size_t files_count;
+    bool final; /* the last step of the run: RUN/final points to it */
+};
+
+/* What became of it. */
+struct ls_commit_result {
+    int64_t step, attempt;
+    bool done;
+    char text[LS_WIRE_TEXT_BYTES]; /* when not done */
+};
+
+/* `run` and `generation` fence: nothing is committed once a newer coordinator has taken over. `wake` is an eventfd
+ * written to when a result is there. */
+enum ls_code ls_committer_start(const struct ls_run_directory *run, uint32_t generation, int wake,
+                                struct ls_committer **committer, struct ls_error *error);
+/* Begins a job. False, and the files stay the caller's, when one is running. */
+bool ls_committer_begin(struct ls_committer *committer, const struct ls_commit_job *job);
+/* Takes a result; false when there is none. */
+bool ls_committer_take(struct ls_committer *committer, struct ls_commit_result *result);
+/* Lets a running job end, then ends the thread. */
+void ls_committer_stop(struct ls_committer *committer);
+
+#endif

@@ -1,0 +1,283 @@
+/* From a command line to a run that can begin. */
+#define _GNU_SOURCE
+#include "coordinator/run_setup.h"
+
+#include "common/checkpoint_folder.h"
+#include "common/corpus.h"
+#include "common/files.h"
+#include "common/log.h"
+#include "worker/model/model.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+    SPAN_STEPS = 32, /* granted ahead */
+    CAUSE_GRACE_MS = 1000,
+    /* Weights, master weights and two moments, in fp32. */
+    CHECKPOINT_BYTES_PER_PARAMETER = 16
+};
+
+/* ---- the address ---- */
+
+static const char *bind_host(const struct ls_config *config) {
+    return strcmp(config->coordinator.bind, "auto") == 0 ? "127.0.0.1" : config->coordinator.bind;
+}
+
+void ls_run_bind_address(const struct ls_config *config, char address[80]) {
+    const char *host = bind_host(config);
+    snprintf(address, 80, strchr(host, ':') ? "[%s]" : "%s", host);
+}
+
+enum ls_code ls_run_check_port(const struct ls_config *config, struct ls_error *error) {
+    if (config->coordinator.port == 0) return LS_OK;
+    struct sockaddr_in six_or_four = {.sin_family = AF_INET, .sin_port = htons((uint16_t)config->coordinator.port)};
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)config->coordinator.port)};
+    bool is_six = inet_pton(AF_INET6, bind_host(config), &six.sin6_addr) == 1;
+    if (!is_six && inet_pton(AF_INET, bind_host(config), &six_or_four.sin_addr) != 1)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "coordinator.bind: '%s' is no numeric address. Give one of this host's.", bind_host(config));
+    int one = 1, probe = socket(is_six ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (probe < 0) return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot make a socket: %s", strerror(errno));
+    setsockopt(probe, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    int failed = is_six ? bind(probe, (struct sockaddr *)&six, sizeof six)
+                        : bind(probe, (struct sockaddr *)&six_or_four, sizeof six_or_four);
+    int cause = errno;
+    close(probe);
+    if (!failed) return LS_OK;
+    return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                   "port %lld of %s cannot be used: %s. Set coordinator.port to a free one, or to 0 for any.",
+                   (long long)config->coordinator.port, bind_host(config), strerror(cause));
+}
+
+/* ---- data and shape ---- */
+
+static enum ls_code open_data(struct ls_run *run, struct ls_error *error) {
+    struct ls_corpus *corpus;
+    enum ls_code code = ls_corpus_open(run->config, &corpus, error);
+    if (code != LS_OK) return code;
+    code = ls_corpus_resolve_vocab(corpus, run->config, error);
+    if (code == LS_OK) code = ls_corpus_end(corpus, run->config, &run->total_steps, &run->end_position, error);
+    run->epoch_length = corpus->epoch_length;
+    memcpy(run->core.dataset_digest, corpus->digest, sizeof run->core.dataset_digest);
+    ls_corpus_close(corpus);
+    return code;
+}
+
+static enum ls_code check_space(const struct ls_run *run, struct ls_error *error) {
+    struct ls_model *model;
+    enum ls_code code = ls_model_create(run->config, &model, error);
+    if (code != LS_OK) return code;
+    int64_t bytes = ls_model_parameter_count(model) * CHECKPOINT_BYTES_PER_PARAMETER;
+    ls_model_destroy(model);
+    return ls_checkpoint_check_space(run->directory.path, bytes, error);
+}
+
+/* ---- where the attempt starts ---- */
+
+/* The newest step that this very attempt has committed, or its start: after a coordinator's death. */
+static int64_t newest_committed(const struct ls_run *run) {
+    char path[PATH_MAX];
+    int64_t newest = run->attempt.start_step;
+    snprintf(path, sizeof path, "%s/checkpoints", run->directory.path);
+    DIR *folder = opendir(path);
+    if (!folder) return newest;
+    for (struct dirent *entry; (entry = readdir(folder));) {
+        long long step;
+        char name[LS_CHECKPOINT_NAME_MAX];
+        if (sscanf(entry->d_name, "step-%lld", &step) != 1 || step <= newest) continue;
+        ls_checkpoint_name((uint64_t)step, name);
+        if (strcmp(name, entry->d_name) != 0) continue;
+        struct ls_manifest *manifest;
+        char *json;
+        size_t count;
+        snprintf(path, sizeof path, "%s/checkpoints/%s/manifest.json", run->directory.path, name);
+        if (ls_file_read(path, LS_MANIFEST_BYTES_MAX, &json, &count, LS_CHECKPOINT, NULL) != LS_OK) continue;
+        if (ls_manifest_parse(json, count, &manifest, NULL) == LS_OK) {
+            if ((int64_t)manifest->attempt == run->attempt.attempt) newest = step;
+            ls_manifest_destroy(manifest);
+        }
+        free(json);
+    }
+    closedir(folder);
+    return newest;
+}
+
+static enum ls_code check_lineage(struct ls_run *run, const struct ls_trainer_state *state, struct ls_error *error) {
+    if (strcmp(state->config_digest, run->core.config_digest) != 0)
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                       "the newest checkpoint, step %lld, was made with another configuration (digest %s, this one has "
+                       "%s). Start anew "
+                       "with --run-dir DIR.",
+                       (long long)state->step, state->config_digest, run->core.config_digest);
+    if (strcmp(state->dataset_digest, run->core.dataset_digest) != 0)
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                       "the datasets have changed since step %lld was saved (digest %s, now %s). Put them back, or "
+                       "start anew with "
+                       "--run-dir DIR.",
+                       (long long)state->step, state->dataset_digest, run->core.dataset_digest);
+    return LS_OK;
+}
+
+/* A new attempt, from the newest good checkpoint or from step 0. */
+static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
+    struct ls_journal_attempt before;
+    enum ls_code code = ls_journal_last_attempt(run->journal, &before, error);
+    if (code != LS_OK) return code;
+    run->attempt = (struct ls_journal_attempt){.attempt = before.attempt + 1, .world_size = run->ranks};
+    code = ls_checkpoint_recover(run->directory.path, (uint64_t)run->attempt.attempt, error);
+    if (code != LS_OK) return code;
+    struct ls_checkpoint_found *found = calloc(1, sizeof *found);
+    if (!found) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to look for checkpoints");
+    bool any = false;
+    code = ls_checkpoint_newest(run->directory.path, &any, found, NULL, NULL, error);
+    if (code == LS_OK && any) code = check_lineage(run, &found->state, error);
+    if (code == LS_OK && any) {
+        run->attempt.start_step = (int64_t)found->state.step;
+        run->attempt.start_position = (int64_t)found->state.position;
+        run->attempt.optimizer_steps = (int64_t)found->state.optimizer_steps;
+        run->attempt.tokens = (int64_t)found->state.tokens;
+        ls_digest_parse(found->state.ledger_chain, &run->attempt.start_chain);
+        snprintf(run->attempt.checkpoint, sizeof run->attempt.checkpoint, "%s", found->path);
+        snprintf(run->attempt.parent_manifest, sizeof run->attempt.parent_manifest, "%s", found->manifest_hash);
+        run->complete = run->attempt.start_step >= run->total_steps;
+    }
+    free(found);
+    if (code == LS_OK && !run->complete) code = ls_journal_begin_attempt(run->journal, &run->attempt, error);
+    return code;
+}
+
+static enum ls_code begin(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
+    enum ls_code code = LS_OK;
+    if (options->restarted) {
+        code = ls_journal_last_attempt(run->journal, &run->attempt, error);
+        if (code == LS_OK && run->attempt.attempt == 0)
+            code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "the journal of %s has no attempt to go on with",
+                           run->directory.path);
+    } else {
+        code = begin_attempt(run, error);
+    }
+    if (code == LS_OK && !run->complete)
+        code = ls_journal_begin_generation(run->journal, run->attempt.attempt, &run->core.generation, error);
+    if (code == LS_OK && !run->complete) code = ls_run_directory_sign(&run->directory, run->core.generation, error);
+    return code;
+}
+
+/* ---- the core ---- */
+
+static enum ls_code restore(void *core, const struct ls_core_record *record, struct ls_error *error) {
+    return ls_core_restore(core, record, error);
+}
+
+static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
+    struct ls_core_options *core = &run->core;
+    const struct ls_config *config = run->config;
+    core->world_size = (int32_t)run->ranks;
+    core->attempt = (uint32_t)run->attempt.attempt;
+    core->start_step = run->attempt.start_step;
+    core->start_position = run->attempt.start_position;
+    core->start_chain = run->attempt.start_chain;
+    core->global_batch = config->train.global_batch_size;
+    core->steps = run->end_position == UINT64_MAX ? run->total_steps : 0;
+    core->end_position = run->end_position == UINT64_MAX ? 0 : (int64_t)run->end_position;
+    core->span_steps = SPAN_STEPS;
+    core->checkpoint_every = config->checkpoint.every_steps;
+    core->evaluation_every = config->evaluation.every_steps;
+    core->protocol = LS_PROTOCOL;
+    snprintf(core->version, sizeof core->version, "%s", LS_VERSION);
+    core->restarted = options->restarted;
+    core->launched = options->launched;
+    core->start_timeout_ms = config->fault.start_timeout_seconds * 1000;
+    core->rejoin_timeout_ms = config->fault.coordinator_timeout_seconds * 1000;
+    core->cause_grace_ms = CAUSE_GRACE_MS;
+    if (options->restarted) {
+        int64_t committed = newest_committed(run);
+        if (committed > run->attempt.start_step) core->checkpoints[core->checkpoints_count++] = committed;
+    }
+    enum ls_code code = ls_core_create(core, &run->machine, error);
+    if (code == LS_OK && options->restarted)
+        code = ls_journal_read_records(run->journal, run->attempt.attempt, restore, run->machine, error);
+    return code;
+}
+
+/* ---- all together ---- */
+
+static enum ls_code load_config(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
+    run->config = calloc(1, sizeof *run->config);
+    if (!run->config) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the configuration");
+    enum ls_code code =
+        ls_config_load(options->config_path, options->settings, options->settings_count, run->config, error);
+    if (code != LS_OK) return code;
+    run->port = options->port ? options->port : run->config->coordinator.port;
+    run->ranks = options->ranks ? options->ranks : run->config->launcher.ranks ? run->config->launcher.ranks : 1;
+    code = ls_config_check_ranks(run->config, run->ranks, error);
+    if (code == LS_OK && run->ranks > LS_CORE_RANKS_MAX)
+        code = ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "%lld ranks are more than the %d that one coordinator serves",
+                       (long long)run->ranks, LS_CORE_RANKS_MAX);
+    if (code == LS_OK && !options->restarted) code = ls_run_check_port(run->config, error);
+    return code;
+}
+
+static void state_facts(struct ls_run *run) {
+    struct ls_run_facts *facts = &run->facts;
+    snprintf(facts->name, sizeof facts->name, "%s", run->config->name);
+    snprintf(facts->path, sizeof facts->path, "%s", run->directory.path);
+    gethostname(facts->host, sizeof facts->host - 1);
+    memcpy(facts->config_digest, run->core.config_digest, sizeof facts->config_digest);
+    facts->attempt = run->attempt.attempt;
+    facts->ranks = run->ranks;
+    facts->start_step = run->attempt.start_step;
+    facts->total_steps = run->total_steps;
+    facts->sequence_length = run->config->data.sequence_length;
+}
+
+/* From the data on, with the run directory's lock. */
+static enum ls_code open_run(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
+    char path[PATH_MAX];
+    enum ls_code code = ls_run_directory_lock(&run->directory, options->restarted ? 10 : 0.5, error);
+    if (code == LS_OK) code = ls_run_directory_check_config(&run->directory, run->config, error);
+    if (code == LS_OK) code = check_space(run, error);
+    if (code == LS_OK) code = ls_keys_open(run->directory.path, &run->keys, error);
+    snprintf(path, sizeof path, "%s/journal.db", run->directory.path);
+    if (code == LS_OK) code = ls_journal_open(path, &run->journal, error);
+    if (code == LS_OK) code = begin(run, options, error);
+    if (code == LS_OK && !run->complete) code = make_core(run, options, error);
+    return code;
+}
+
+enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run *run, struct ls_error *error) {
+    memset(run, 0, sizeof *run);
+    run->directory.lock = -1;
+    enum ls_code code = load_config(run, options, error);
+    if (code == LS_OK) code = open_data(run, error);
+    if (code == LS_OK) code = ls_config_write(run->config, &run->yaml, error);
+    if (code != LS_OK) return code;
+    if (strlen(run->yaml) > LS_WIRE_YAML_BYTES_MAX)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "the configuration is longer than %d bytes",
+                       LS_WIRE_YAML_BYTES_MAX);
+    ls_config_digest(run->config, run->core.config_digest);
+    code = ls_run_directory_make(options->run_dir, run->config->name, options->resume || options->restarted,
+                                 &run->directory, error);
+    if (code == LS_OK) code = open_run(run, options, error);
+    if (code == LS_OK) state_facts(run);
+    return code;
+}
+
+void ls_run_release(struct ls_run *run) {
+    ls_core_destroy(run->machine);
+    ls_journal_close(run->journal);
+    ls_run_directory_unlock(&run->directory);
+    explicit_bzero(&run->keys, sizeof run->keys);
+    free(run->yaml);
+    free(run->config);
+    memset(run, 0, sizeof *run);
+    run->directory.lock = -1;
+}

@@ -1,0 +1,57 @@
+/* Everything a coordinator has resolved and checked before it listens: configuration, data, run directory, keys,
+ * journal, where the attempt starts. Whatever is wrong with a run is found here, before a worker is started. */
+#ifndef LS_COORDINATOR_RUN_SETUP_H
+#define LS_COORDINATOR_RUN_SETUP_H
+
+#include "common/config.h"
+#include "common/keys.h"
+#include "common/status.h"
+#include "coordinator/core.h"
+#include "coordinator/journal.h"
+#include "coordinator/metrics.h"
+#include "coordinator/run_directory.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What the command line says. */
+struct ls_run_options {
+    const char *config_path;
+    const char *const *settings; /* --set, settings_count of them */
+    int settings_count;
+    int64_t ranks;       /* -n, 0: launcher.ranks */
+    const char *run_dir; /* --run-dir, NULL: runs/NAME */
+    bool resume;
+    bool launched; /* by a supervisor that starts the workers */
+    /* A coordinator that takes over from one that died: config_path is RUN/config.yaml, run_dir is RUN, the attempt
+     * goes on. */
+    bool restarted;
+    int64_t port; /* restarted: of the one before; else 0 */
+};
+
+struct ls_run {
+    struct ls_config *config;
+    char *yaml; /* resolved, as the workers get it */
+    struct ls_run_directory directory;
+    struct ls_keys keys;
+    struct ls_journal *journal;
+    struct ls_journal_attempt attempt;
+    struct ls_core_options core;
+    struct ls_core *machine;
+    int64_t ranks, total_steps, port;
+    uint64_t end_position; /* UINT64_MAX: none */
+    uint64_t epoch_length; /* 0: not defined */
+    struct ls_run_facts facts;
+    bool complete; /* nothing is left to do */
+};
+
+/* Resolves and checks. On LS_OK the run's lock is held, unless `complete`. The caller releases in either case. */
+enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run *run, struct ls_error *error);
+void ls_run_release(struct ls_run *run);
+
+/* The port is free on the configured address, or 0. LS_USAGE. */
+enum ls_code ls_run_check_port(const struct ls_config *config, struct ls_error *error);
+/* "127.0.0.1" or "[::1]": where to bind, as an endpoint writes it. */
+void ls_run_bind_address(const struct ls_config *config, char address[80]);
+
+#endif

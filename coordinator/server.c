@@ -1,0 +1,331 @@
+/* The server's loop, and its beginning and end. */
+#define _GNU_SOURCE
+#include "coordinator/server.h"
+
+#include "common/log.h"
+#include "common/progress.h"
+#include "coordinator/launcher.h"
+#include "coordinator/server_state.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+#include <zmq.h>
+
+enum { TURN_MS = 50, WATCH_MS = 200, LEAVE_SECONDS = 10 /* for orphaned workers */ };
+
+int64_t server_now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000) + now.tv_nsec / 1000000;
+}
+
+void server_handle(struct ls_server *server, const struct ls_core_event *event) {
+    /* An action can lead to another event (a commit that cannot begin), so each has its own list. */
+    struct ls_core_actions *actions = malloc(sizeof *actions);
+    if (!actions) {
+        ls_log(LS_LOG_ERROR, "coordinator: no memory to handle '%s'", ls_core_event_name(event->kind));
+        return;
+    }
+    ls_core_handle(server->run->machine, event, actions);
+    server_perform(server, actions);
+    free(actions);
+}
+
+/* ---- what wakes the loop ---- */
+
+static void read_threads(struct ls_server *server) {
+    uint64_t woken, sequence;
+    char text[LS_WIRE_TEXT_BYTES];
+    if (read(server->wake, &woken, sizeof woken) < 0 && errno != EAGAIN) return;
+    bool fine = ls_journal_durable(server->run->journal, &sequence, text);
+    if (sequence > server->journaled) {
+        server->journaled = sequence;
+        struct ls_core_event event = {.kind = LS_EVENT_JOURNALED};
+        event.journaled.sequence = sequence;
+        server_handle(server, &event);
+    }
+    if (!fine && !server->journal_failed) {
+        server->journal_failed = true;
+        struct ls_core_event event = {.kind = LS_EVENT_JOURNAL_FAILED};
+        event.journal_failed.text = text;
+        server_handle(server, &event);
+    }
+    struct ls_commit_result result;
+    if (ls_committer_take(server->committer, &result)) {
+        struct ls_core_event event = {.kind = result.done ? LS_EVENT_COMMIT_DONE : LS_EVENT_COMMIT_FAILED,
+                                      .attempt = (uint32_t)result.attempt};
+        event.commit.step = result.step;
+        event.commit.text = result.text;
+        server_handle(server, &event);
+    }
+}
+
+static void on_signal(struct ls_server *server, enum ls_core_signal signal_kind) {
+    struct ls_core_event event = {.kind = LS_EVENT_SIGNAL, .signal = signal_kind};
+    server_handle(server, &event);
+}
+
+static void read_channel(struct ls_server *server) {
+    struct ls_channel_message message;
+    int got;
+    while (!server->ended && (got = ls_channel_receive(server->channel, &message)) != 0) {
+        if (got < 0) {
+            ls_log(LS_LOG_WARNING, "coordinator: the supervisor is gone; saving and ending");
+            close(server->channel);
+            server->channel = -1;
+            on_signal(server, LS_SIGNAL_REQUEUE);
+            return;
+        }
+        if (message.kind == LS_CHANNEL_SIGNAL) on_signal(server, message.signal);
+        if (message.kind == LS_CHANNEL_LAUNCHER_STARTED) server->launcher = message.pid;
+        if (message.kind == LS_CHANNEL_LAUNCHER_EXITED) {
+            struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = server->run->core.attempt};
+            event.launcher_exited.status = message.status;
+            server_handle(server, &event);
+        }
+    }
+}
+
+static void read_signals(struct ls_server *server) {
+    struct signalfd_siginfo info;
+    while (!server->ended && read(server->signals, &info, sizeof info) == (ssize_t)sizeof info) {
+        if (info.ssi_signo == SIGINT)
+            on_signal(server, LS_SIGNAL_STOP);
+        else if (info.ssi_signo == SIGUSR2)
+            on_signal(server, LS_SIGNAL_SAVE);
+        else if (info.ssi_signo != SIGHUP)
+            on_signal(server, LS_SIGNAL_REQUEUE);
+    }
+}
+
+static void read_monitor(struct ls_server *server) {
+    for (int i = 0; i < 100; i++) {
+        uint8_t event[6];
+        char address[256];
+        if (zmq_recv(server->monitor, event, sizeof event, ZMQ_DONTWAIT) < 0) return;
+        int length = zmq_recv(server->monitor, address, sizeof address - 1, 0);
+        if (length < 0) return;
+        address[length < (int)sizeof address ? length : (int)sizeof address - 1] = 0;
+        uint16_t kind;
+        memcpy(&kind, event, sizeof kind);
+        server_complain(&server->handshakes, "a connection failed its handshake",
+                        kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH ? "its key is not of this run"
+                                                                : "it does not speak CURVE, or broke off");
+    }
+}
+
+static void watch(struct ls_server *server) {
+    struct ls_watcher_loss loss;
+    while (!server->ended && ls_watcher_poll(server->watcher, &loss)) {
+        struct ls_core_event event = {.attempt = server->run->core.attempt};
+        if (loss.by_itself) {
+            event.kind = LS_EVENT_FAULT;
+            event.fault.rank = (int32_t)loss.rank;
+            event.fault.step = loss.step;
+            event.fault.code = loss.code;
+            event.fault.text = loss.text;
+        } else {
+            event.kind = LS_EVENT_RANK_LOST;
+            event.rank_lost.rank = (int32_t)loss.rank;
+            event.rank_lost.how = loss.text;
+        }
+        server_handle(server, &event);
+    }
+}
+
+static void tick(struct ls_server *server) {
+    struct ls_core_status before;
+    ls_core_read_status(server->run->machine, &before);
+    struct ls_core_event event = {.kind = LS_EVENT_TICK};
+    event.tick.now_ms = server_now_ms();
+    server_handle(server, &event);
+    /* Ranks that never came: the core knows who, the progress file how far they got. */
+    if (!server->ended || server->end_code != LS_COMMUNICATION || before.phase != LS_PHASE_WAITING) return;
+    char text[LS_WIRE_TEXT_BYTES / 2];
+    ls_watcher_describe(server->watcher, server->run->ranks, text, sizeof text);
+    size_t length = strlen(server->end_text);
+    snprintf(server->end_text + length, sizeof server->end_text - length, " (%s)", text);
+}
+
+static void serve(struct ls_server *server) {
+    int64_t watched_ms = 0;
+    while (!server->ended) {
+        zmq_pollitem_t items[] = {{server->router, 0, ZMQ_POLLIN, 0},
+                                  {server->monitor, 0, ZMQ_POLLIN, 0},
+                                  {NULL, server->wake, ZMQ_POLLIN, 0},
+                                  {NULL, server->channel >= 0 ? server->channel : server->signals, ZMQ_POLLIN, 0}};
+        int count = server->channel >= 0 || server->signals >= 0 ? 4 : 3;
+        if (zmq_poll(items, count, TURN_MS) < 0 && errno != EINTR)
+            ls_log(LS_LOG_ERROR, "coordinator: poll: %s", zmq_strerror(errno));
+        if (items[0].revents) server_receive(server);
+        if (items[1].revents) read_monitor(server);
+        if (!server->ended) read_threads(server);
+        if (server->channel >= 0)
+            read_channel(server);
+        else if (server->signals >= 0)
+            read_signals(server);
+        int64_t now = server_now_ms();
+        if (server->ended || now - watched_ms < WATCH_MS) continue;
+        watched_ms = now;
+        watch(server);
+        if (!server->ended) tick(server);
+        if (!server->ended) server_drop_silent(server);
+    }
+}
+
+/* ---- beginning and end ---- */
+
+static void set_int(void *socket, int option, int value) {
+    zmq_setsockopt(socket, option, &value, sizeof value);
+}
+
+static enum ls_code bind_router(struct ls_server *server, struct ls_error *error) {
+    struct ls_run *run = server->run;
+    char address[80];
+    server->router = zmq_socket(server->context, ZMQ_ROUTER);
+    if (!server->router)
+        return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot make a ZeroMQ socket: %s", zmq_strerror(errno));
+    enum ls_code code = ls_zap_guard(server->router, &run->keys, error);
+    if (code != LS_OK) return code;
+    int64_t largest = LS_WIRE_BYTES_MAX;
+    zmq_setsockopt(server->router, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
+    set_int(server->router, ZMQ_LINGER, 2000);
+    set_int(server->router, ZMQ_IPV6, 1);
+    set_int(server->router, ZMQ_ROUTER_MANDATORY, 1);
+    set_int(server->router, ZMQ_ROUTER_HANDOVER, 1);
+    set_int(server->router, ZMQ_HANDSHAKE_IVL, 5000);
+    set_int(server->router, ZMQ_HEARTBEAT_IVL, 1000);
+    set_int(server->router, ZMQ_HEARTBEAT_TIMEOUT, 10000);
+    set_int(server->router, ZMQ_BACKLOG, 4096);
+    zmq_socket_monitor(server->router, "inproc://server-monitor",
+                       ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                           ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL);
+    server->monitor = zmq_socket(server->context, ZMQ_PAIR);
+    if (!server->monitor || zmq_connect(server->monitor, "inproc://server-monitor"))
+        return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot watch the socket: %s", zmq_strerror(errno));
+    ls_run_bind_address(run->config, address);
+    if (run->port)
+        snprintf(server->endpoint, sizeof server->endpoint, "tcp://%s:%lld", address, (long long)run->port);
+    else
+        snprintf(server->endpoint, sizeof server->endpoint, "tcp://%s:*", address);
+    if (zmq_bind(server->router, server->endpoint))
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "the coordinator cannot listen at %s: %s. Set coordinator.bind and coordinator.port.",
+                       server->endpoint, zmq_strerror(errno));
+    size_t size = sizeof server->endpoint;
+    zmq_getsockopt(server->router, ZMQ_LAST_ENDPOINT, server->endpoint, &size);
+    run->port = strtol(strrchr(server->endpoint, ':') + 1, NULL, 10);
+    return LS_OK;
+}
+
+/* Every journal entry goes to metrics.jsonl and to the console too. */
+static void observe(void *context, const struct ls_journal_entry *entry) {
+    struct ls_server *server = context;
+    ls_metrics_write(server->metrics, entry);
+    ls_console_show(server->console, entry);
+}
+
+static enum ls_code start(struct ls_server *server, struct ls_error *error) {
+    struct ls_run *run = server->run;
+    server->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    server->buffer = malloc(LS_WIRE_BYTES_MAX);
+    server->ranks = calloc(LS_CORE_RANKS_MAX, sizeof *server->ranks);
+    server->context = zmq_ctx_new();
+    if (server->wake < 0 || !server->buffer || !server->ranks || !server->context)
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the coordinator");
+    enum ls_code code = ls_metrics_open(&run->facts, &server->metrics, error);
+    if (code == LS_OK) code = ls_console_open(&run->facts, &server->console, error);
+    if (code == LS_OK)
+        code = ls_watcher_create(run->directory.path, run->directory.run_id, run->attempt.attempt, &server->watcher,
+                                 error);
+    if (code == LS_OK) code = ls_zap_start(server->context, &run->keys, &server->zap, error);
+    if (code == LS_OK) code = bind_router(server, error);
+    if (code == LS_OK)
+        code = ls_committer_start(&run->directory, run->core.generation, server->wake, &server->committer, error);
+    if (code == LS_OK)
+        code = ls_journal_start(run->journal, run->core.generation, server->wake, observe, server, error);
+    return code;
+}
+
+static void stop(struct ls_server *server) {
+    ls_committer_stop(server->committer);
+    ls_journal_close(server->run->journal);
+    server->run->journal = NULL;
+    if (server->router) {
+        zmq_socket_monitor(server->router, NULL, 0);
+        zmq_close(server->router);
+    }
+    if (server->monitor) zmq_close(server->monitor);
+    ls_zap_stop(server->zap);
+    if (server->context) zmq_ctx_term(server->context);
+    ls_watcher_destroy(server->watcher);
+    if (server->wake >= 0) close(server->wake);
+    free(server->parts.files);
+    free(server->ranks);
+    free(server->buffer);
+}
+
+static void announce(struct ls_server *server) {
+    const struct ls_run *run = server->run;
+    if (!run->core.restarted)
+        ls_console_print(server->console, "%s: %lld step%s, %lld rank%s, from step %lld, attempt %lld; files in %s",
+                         run->config->name, (long long)run->total_steps, run->total_steps == 1 ? "" : "s",
+                         (long long)run->ranks, run->ranks == 1 ? "" : "s", (long long)run->attempt.start_step,
+                         (long long)run->attempt.attempt, run->directory.path);
+    if (server->channel < 0) {
+        ls_console_print(server->console, "listening at %s; join with", server->endpoint);
+        ls_console_print(server->console, "mpirun -n %lld lockstep-worker --coordinator %s --key %s/keys/worker.key",
+                         (long long)run->ranks, server->endpoint, run->directory.path);
+        return;
+    }
+    struct ls_channel_message message = {.kind = LS_CHANNEL_READY};
+    snprintf(message.ready.run_dir, sizeof message.ready.run_dir, "%s", run->directory.path);
+    snprintf(message.ready.run_id, sizeof message.ready.run_id, "%s", run->directory.run_id);
+    snprintf(message.ready.endpoint, sizeof message.ready.endpoint, "%s", server->endpoint);
+    message.ready.attempt = run->attempt.attempt;
+    message.ready.ranks = run->ranks;
+    message.ready.port = run->port;
+    ls_key_format(&run->keys.worker, message.ready.key_text);
+    ls_channel_send(server->channel, &message);
+    explicit_bzero(&message, sizeof message);
+}
+
+enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct ls_error *reason) {
+    struct ls_server *server = calloc(1, sizeof *server);
+    if (!server) return ls_fail(reason, LS_MEMORY, LS_SCOPE_JOB, "no memory for the coordinator");
+    server->run = run;
+    server->channel = channel;
+    server->signals = signals;
+    server->wake = -1;
+    server->next_name = 1;
+    server->loss = server->tokens_per_second = NAN;
+    enum ls_code code = start(server, reason);
+    bool served = code == LS_OK;
+    if (served) {
+        announce(server);
+        serve(server);
+        code = ls_fail(reason, server->end_code, LS_SCOPE_JOB, "%s", server->end_text);
+    }
+    stop(server);
+    if (served) {
+        struct ls_metrics_summary summary;
+        ls_metrics_summarise(server->metrics, &summary);
+        ls_metrics_write_summary(server->metrics, code);
+        ls_console_show_summary(server->console, &summary);
+        ls_progress_remove(run->directory.run_id, run->attempt.attempt);
+        if (server->launcher > 0 && server->channel < 0) ls_launch_end_session(server->launcher, LEAVE_SECONDS);
+    }
+    ls_console_close(server->console);
+    ls_metrics_close(server->metrics);
+    free(server);
+    return code;
+}

@@ -1,0 +1,194 @@
+/* What the core wants done. */
+#define _GNU_SOURCE
+#include "coordinator/server_state.h"
+
+#include "common/log.h"
+#include "coordinator/launcher.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- journal ---- */
+
+static void journal(struct ls_server *server, const struct ls_core_record *record) {
+    struct ls_journal_entry entry = {.record = *record};
+    if (record->kind == LS_RECORD_STEP) {
+        entry.report = *(const struct ls_step_report *)record->payload;
+    } else if (record->kind == LS_RECORD_VALIDATION) {
+        const struct ls_message *message = record->payload;
+        entry.loss = message->validation.loss;
+        entry.bits_per_byte = message->validation.bits_per_byte;
+    }
+    entry.record.payload = NULL; /* it lives only as long as the message */
+    ls_journal_append(server->run->journal, &entry);
+}
+
+/* ---- checkpoints ---- */
+
+static void drop_parts(struct ls_server *server) {
+    free(server->parts.files);
+    server->parts = (struct server_parts){0};
+}
+
+/* Keeps the files of the PART being handled. */
+static void keep_part(struct ls_server *server, int64_t step) {
+    const struct ls_message *message = server->current;
+    struct server_parts *parts = &server->parts;
+    if (parts->step != step) drop_parts(server);
+    parts->step = step;
+    size_t count = (size_t)message->part.files_count;
+    if (parts->files_count + count > parts->files_capacity) {
+        size_t capacity = parts->files_capacity * 2 + count + 16;
+        struct ls_file_record *grown =
+            capacity <= SERVER_FILES_MAX * 2 ? realloc(parts->files, capacity * sizeof *grown) : NULL;
+        if (!grown) {
+            ls_log(LS_LOG_ERROR, "checkpoint: no memory for the list of files of step %lld", (long long)step);
+            return; /* the commit finds the files unlisted and fails */
+        }
+        parts->files = grown;
+        parts->files_capacity = capacity;
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct ls_file_record *record = &parts->files[parts->files_count++];
+        const struct ls_part_file *file = &message->part.files[i];
+        snprintf(record->name, sizeof record->name, "%s", file->name);
+        record->bytes = file->bytes;
+        memcpy(record->hash, file->hash, sizeof record->hash);
+    }
+    if (message->part.rank == 0) parts->optimizer_steps = message->part.optimizer_steps;
+}
+
+static void commit_failed(struct ls_server *server, int64_t step, const char *text) {
+    struct ls_core_event event = {.kind = LS_EVENT_COMMIT_FAILED, .attempt = server->run->core.attempt};
+    event.commit.step = step;
+    event.commit.text = text;
+    server_handle(server, &event);
+}
+
+static void commit(struct ls_server *server, const struct ls_core_action *action) {
+    const struct ls_run *run = server->run;
+    struct server_parts *parts = &server->parts;
+    struct ls_commit_job job = {.files = parts->files, .files_count = parts->files_count};
+    struct ls_trainer_state *state = &job.state;
+    state->step = (uint64_t)action->commit.step;
+    state->attempt = (uint64_t)run->attempt.attempt;
+    state->position = (uint64_t)action->commit.position;
+    state->epoch = run->epoch_length ? state->position / run->epoch_length : 0;
+    state->optimizer_steps = (uint64_t)parts->optimizer_steps;
+    state->tokens = state->position * (uint64_t)run->config->data.sequence_length;
+    state->world_size = (uint64_t)run->ranks;
+    state->data_seed = run->config->data.seed;
+    state->train_seed = run->config->train.seed;
+    ls_digest_format(action->commit.chain, state->ledger_chain);
+    memcpy(state->parent_manifest, run->attempt.parent_manifest, sizeof state->parent_manifest);
+    memcpy(state->config_digest, run->core.config_digest, sizeof state->config_digest);
+    memcpy(state->dataset_digest, run->core.dataset_digest, sizeof state->dataset_digest);
+    job.final = action->commit.step == run->total_steps;
+    if (parts->step != action->commit.step)
+        commit_failed(server, action->commit.step, "its parts are not known here");
+    else if (!ls_committer_begin(server->committer, &job))
+        commit_failed(server, action->commit.step, "another one is being committed");
+    else
+        *parts = (struct server_parts){0}; /* the committer has the files now */
+}
+
+/* ---- the end ---- */
+
+static void tell_everybody(struct ls_server *server, struct ls_message *message) {
+    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++)
+        if (server->connections[i].name) server_send(server, server->connections[i].name, message);
+}
+
+static void end(struct ls_server *server, const struct ls_core_action *action) {
+    server->ended = true;
+    server->end_code = action->message.code;
+    snprintf(server->end_text, sizeof server->end_text, "%s", action->message.text);
+    struct ls_message message = {.kind = LS_MESSAGE_ENDED};
+    message.answer.code = (int32_t)action->message.code;
+    memcpy(message.answer.text, server->end_text, sizeof message.answer.text);
+    tell_everybody(server, &message);
+}
+
+/* ---- all of them ---- */
+
+static void send_answer(struct ls_server *server, const struct ls_core_action *action, enum ls_message_kind kind) {
+    struct ls_message message = {.kind = kind};
+    message.answer.code = (int32_t)action->message.code;
+    memcpy(message.answer.text, action->message.text, sizeof message.answer.text);
+    server_send(server, action->connection, &message);
+}
+
+static void send_order(struct ls_server *server, const struct ls_core_action *action) {
+    struct ls_message message = {.kind = LS_MESSAGE_ORDER};
+    struct ls_core_status status;
+    ls_core_read_status(server->run->machine, &status);
+    message.order.id = action->order.id;
+    message.order.stop = action->order.stop;
+    message.order.code = action->order.stop ? (int32_t)status.stop_code : LS_OK;
+    server_send(server, action->connection, &message);
+}
+
+static void send_committed(struct ls_server *server, const struct ls_core_action *action) {
+    struct ls_message message = {.kind = LS_MESSAGE_COMMITTED};
+    message.committed.step = action->committed.step;
+    if (action->connection) {
+        server_send(server, action->connection, &message);
+        return;
+    }
+    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++)
+        if (ls_core_is_joined(server->run->machine, server->connections[i].name))
+            server_send(server, server->connections[i].name, &message);
+}
+
+static void perform(struct ls_server *server, const struct ls_core_action *action) {
+    struct ls_message message = {0};
+    switch (action->kind) {
+    case LS_ACTION_WELCOME:
+        message.kind = LS_MESSAGE_WELCOME;
+        message.welcome.acknowledged_step = action->welcome.acked_step;
+        message.welcome.acknowledged_validation = action->welcome.acked_validation;
+        server_send(server, action->connection, &message);
+        break;
+    case LS_ACTION_REFUSE: send_answer(server, action, LS_MESSAGE_REFUSED); break;
+    case LS_ACTION_REJOIN:
+        message.kind = LS_MESSAGE_REJOIN;
+        server_send(server, action->connection, &message);
+        break;
+    case LS_ACTION_GRANT:
+        message.kind = LS_MESSAGE_GRANT;
+        message.grant.from_step = action->grant.from_step;
+        message.grant.to_step = action->grant.to_step;
+        message.grant.from_position = (uint64_t)action->grant.from_position;
+        message.grant.to_position = (uint64_t)action->grant.to_position;
+        server_send(server, action->connection, &message);
+        break;
+    case LS_ACTION_ORDER: send_order(server, action); break;
+    case LS_ACTION_ACK:
+        message.kind = LS_MESSAGE_ACK;
+        message.ack.step = action->ack.step;
+        message.ack.validation = action->ack.validation;
+        server_send(server, action->connection, &message);
+        break;
+    case LS_ACTION_COMMITTED: send_committed(server, action); break;
+    case LS_ACTION_REPLY: send_answer(server, action, LS_MESSAGE_REPLY); break;
+    case LS_ACTION_JOURNAL: journal(server, &action->record); break;
+    case LS_ACTION_KEEP_PART: keep_part(server, action->part.step); break;
+    case LS_ACTION_COMMIT: commit(server, action); break;
+    case LS_ACTION_PRUNE: break; /* checkpoints_keep is 0: every checkpoint is kept */
+    case LS_ACTION_KILL:
+        if (server->channel >= 0) {
+            struct ls_channel_message kill = {.kind = LS_CHANNEL_KILL};
+            ls_channel_send(server->channel, &kill);
+        } else if (server->launcher > 0) {
+            ls_launch_end_session(server->launcher, 0);
+        }
+        break;
+    case LS_ACTION_END: end(server, action); break;
+    case LS_ACTION_KINDS: break;
+    }
+}
+
+void server_perform(struct ls_server *server, const struct ls_core_actions *actions) {
+    for (int i = 0; i < actions->count; i++) perform(server, &actions->list[i]);
+}

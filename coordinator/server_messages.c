@@ -1,0 +1,352 @@
+/* What connections say: decoding, roles, and the events that follow. */
+#define _GNU_SOURCE
+#include "coordinator/server_state.h"
+
+#include "common/log.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+#include <zmq.h>
+
+enum { MESSAGES_PER_TURN = 256, TELL_AGAIN_MS = 60000 };
+
+void server_complain(struct server_count *count, const char *what, const char *detail) {
+    int64_t now = server_now_ms();
+    count->total++;
+    if (count->told && now - count->told_ms < TELL_AGAIN_MS) return;
+    ls_log(LS_LOG_WARNING, "coordinator: %s (%llu since the last such line): %s", what,
+           (unsigned long long)(count->total - count->told), detail);
+    count->told = count->total;
+    count->told_ms = now;
+}
+
+/* ---- connections ---- */
+
+static struct server_connection *find(struct ls_server *server, ls_connection name) {
+    for (int i = 0; name && i < SERVER_CONNECTIONS_MAX; i++)
+        if (server->connections[i].name == name) return &server->connections[i];
+    return NULL;
+}
+
+static void forget(struct ls_server *server, struct server_connection *connection) {
+    struct ls_core_event event = {.kind = LS_EVENT_CONNECTION_LOST, .connection = connection->name};
+    connection->name = 0;
+    server_handle(server, &event);
+}
+
+void server_drop_silent(struct ls_server *server) {
+    int64_t now = server_now_ms();
+    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++) {
+        struct server_connection *connection = &server->connections[i];
+        if (connection->name && now - connection->heard_ms > SERVER_SILENCE_MS) forget(server, connection);
+    }
+}
+
+/* The connection of a route, made when it is new; NULL when there is no room. */
+static struct server_connection *meet(struct ls_server *server, const void *route, size_t size, enum server_role role) {
+    struct server_connection *free_slot = NULL;
+    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++) {
+        struct server_connection *connection = &server->connections[i];
+        if (!connection->name) {
+            if (!free_slot) free_slot = connection;
+        } else if (connection->route_size == size && memcmp(connection->route, route, size) == 0) {
+            connection->heard_ms = server_now_ms();
+            return connection;
+        }
+    }
+    if (!free_slot || size > sizeof free_slot->route) {
+        server_complain(&server->crowded, "a connection was turned away", "too many are open");
+        return NULL;
+    }
+    free_slot->name = server->next_name++;
+    memcpy(free_slot->route, route, size);
+    free_slot->route_size = size;
+    free_slot->role = role;
+    free_slot->heard_ms = server_now_ms();
+    return free_slot;
+}
+
+void server_send(struct ls_server *server, ls_connection name, struct ls_message *message) {
+    struct server_connection *connection = find(server, name);
+    struct ls_error error;
+    size_t count;
+    if (!connection) return;
+    message->attempt = server->run->core.attempt;
+    message->generation = server->run->core.generation;
+    if (ls_wire_encode(message, server->buffer, LS_WIRE_BYTES_MAX, &count, &error) != LS_OK) {
+        ls_log(LS_LOG_ERROR, "%s", error.text);
+        return;
+    }
+    if (zmq_send(server->router, connection->route, connection->route_size, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0) return;
+    zmq_send(server->router, server->buffer, count, ZMQ_DONTWAIT);
+}
+
+static void answer(struct ls_server *server, ls_connection name, enum ls_message_kind kind, enum ls_code code,
+                   const char *text) {
+    struct ls_message message = {.kind = kind};
+    message.answer.code = (int32_t)code;
+    snprintf(message.answer.text, sizeof message.answer.text, "%s", text);
+    server_send(server, name, &message);
+}
+
+static void send_plain(struct ls_server *server, ls_connection name, enum ls_message_kind kind) {
+    struct ls_message message = {.kind = kind};
+    server_send(server, name, &message);
+}
+
+/* ---- workers ---- */
+
+static void on_open(struct ls_server *server, ls_connection name, const struct ls_message *message) {
+    const struct ls_run *run = server->run;
+    char text[LS_WIRE_TEXT_BYTES];
+    if (strcmp(message->open.version, LS_VERSION) != 0) {
+        snprintf(text, sizeof text,
+                 "the worker is lockstep-worker %s, the coordinator is %s. Install the same version on every host.",
+                 message->open.version, LS_VERSION);
+        answer(server, name, LS_MESSAGE_REFUSED, LS_USAGE, text);
+        return;
+    }
+    struct ls_message setup = {.kind = LS_MESSAGE_SETUP};
+    struct ls_welcome *shape = &setup.setup.shape;
+    shape->attempt = run->attempt.attempt;
+    shape->world_size = run->ranks;
+    shape->start_step = run->attempt.start_step;
+    shape->start_position = (uint64_t)run->attempt.start_position;
+    shape->total_steps = run->total_steps;
+    shape->end_position = run->end_position;
+    shape->optimizer_steps = run->attempt.optimizer_steps;
+    snprintf(shape->run_directory, sizeof shape->run_directory, "%s", run->directory.path);
+    snprintf(shape->run_id, sizeof shape->run_id, "%s", run->directory.run_id);
+    snprintf(shape->checkpoint, sizeof shape->checkpoint, "%s", run->attempt.checkpoint);
+    setup.setup.yaml = run->yaml;
+    server_send(server, name, &setup);
+}
+
+/* The core keeps a short id: a long one is cut and told apart by its hash. */
+static void shorten_numerics(char target[LS_CORE_ID_BYTES], const char *id) {
+    size_t length = strlen(id);
+    if (length < LS_CORE_ID_BYTES)
+        memcpy(target, id, length + 1);
+    else
+        snprintf(target, LS_CORE_ID_BYTES, "%.*s %016llx", LS_CORE_ID_BYTES - 18, id,
+                 (unsigned long long)XXH3_64bits(id, length));
+}
+
+static void on_hello(struct ls_server *server, struct ls_core_event *event, const struct ls_message *message) {
+    for (int64_t i = 0; i < message->hello.ranks_count; i++) {
+        const struct ls_rank_info *from = &message->hello.ranks[i];
+        struct ls_core_rank *rank = &server->ranks[i];
+        rank->rank = (int32_t)from->rank;
+        rank->pid = from->pid;
+        snprintf(rank->host, sizeof rank->host, "%s", from->host);
+        memcpy(rank->config_digest, from->config_digest, sizeof rank->config_digest);
+        memcpy(rank->dataset_digest, from->dataset_digest, sizeof rank->dataset_digest);
+        shorten_numerics(rank->numerics, from->numerics_id);
+    }
+    event->kind = LS_EVENT_HELLO;
+    event->hello = (struct ls_core_hello){
+        .attempt = message->attempt,
+        .protocol = message->protocol,
+        .world_size = (int32_t)message->hello.world_size,
+        .ranks = server->ranks,
+        .ranks_count = (int32_t)message->hello.ranks_count,
+        .started = message->hello.started,
+        .steps_done = message->hello.steps_done,
+        .granted_step = message->hello.granted_step,
+    };
+    memcpy(event->hello.version, message->hello.version, sizeof event->hello.version);
+    server_handle(server, event);
+}
+
+static void on_step(struct ls_server *server, struct ls_core_event *event, const struct ls_message *message) {
+    const struct ls_step_report *report = &message->step;
+    event->kind = LS_EVENT_STEP_DONE;
+    event->payload = report;
+    event->step = (struct ls_core_step){
+        .step = report->step,
+        .position = (int64_t)report->position - report->sequences,
+        .sequences = report->sequences,
+        .targets = report->targets,
+        .loss_sum = report->loss * (double)report->targets,
+        .digest = report->digest,
+    };
+    server->loss = report->loss;
+    server->tokens_per_second = report->tokens_per_second;
+    server->step_seconds =
+        server->step_seconds > 0 ? 0.9 * server->step_seconds + 0.1 * report->step_seconds : report->step_seconds;
+    server_handle(server, event);
+}
+
+static void on_worker(struct ls_server *server, ls_connection name, const struct ls_message *message) {
+    struct ls_core_event event = {.connection = name, .attempt = message->attempt};
+    switch (message->kind) {
+    case LS_MESSAGE_OPEN: on_open(server, name, message); return;
+    case LS_MESSAGE_HELLO: on_hello(server, &event, message); return;
+    case LS_MESSAGE_STEP: on_step(server, &event, message); return;
+    case LS_MESSAGE_VALIDATION:
+        event.kind = LS_EVENT_VALIDATION;
+        event.payload = message;
+        event.validation.step = message->validation.step;
+        break;
+    case LS_MESSAGE_SAVING:
+        event.kind = LS_EVENT_SAVING;
+        event.saving.step = message->saving.step;
+        event.saving.order = message->saving.order;
+        event.saving.stop = message->saving.stop;
+        break;
+    case LS_MESSAGE_PART:
+        event.kind = LS_EVENT_PART;
+        event.part.step = message->part.step;
+        event.part.rank = (int32_t)message->part.rank;
+        break;
+    case LS_MESSAGE_SAVE_FAILED:
+        event.kind = LS_EVENT_SAVE_FAILED;
+        event.save_failed.step = message->save_failed.step;
+        event.save_failed.rank = (int32_t)message->save_failed.rank;
+        event.save_failed.text = message->save_failed.text;
+        break;
+    case LS_MESSAGE_FAULT:
+        event.kind = LS_EVENT_FAULT;
+        event.fault.rank = (int32_t)message->fault.rank;
+        event.fault.step = message->fault.step;
+        event.fault.code = (enum ls_code)message->fault.code;
+        event.fault.text = message->fault.text;
+        break;
+    case LS_MESSAGE_SAVE_REQUEST:
+        event.kind = LS_EVENT_SIGNAL;
+        event.signal = LS_SIGNAL_SAVE;
+        break;
+    case LS_MESSAGE_PULSE:
+        send_plain(server, name, ls_core_is_joined(server->run->machine, name) ? LS_MESSAGE_PULSE : LS_MESSAGE_REJOIN);
+        return;
+    default: return;
+    }
+    server_handle(server, &event);
+}
+
+/* ---- operators ---- */
+
+static void send_status(struct ls_server *server, ls_connection name) {
+    const struct ls_run *run = server->run;
+    struct ls_core_status core;
+    ls_core_read_status(run->machine, &core);
+    struct ls_message message = {.kind = LS_MESSAGE_STATUS};
+    struct ls_wire_status *status = &message.status;
+    snprintf(status->name, sizeof status->name, "%s", run->config->name);
+    snprintf(status->phase, sizeof status->phase, "%s", ls_core_phase_name(core.phase));
+    status->world_size = core.world_size;
+    status->ranks_joined = core.ranks_joined;
+    status->start_step = core.start_step;
+    status->step = core.step;
+    status->total_steps = core.end_step;
+    status->granted_step = core.granted_step;
+    status->journaled_step = core.journaled_step;
+    status->committed_step = core.committed_step;
+    status->saving_step = core.saving_step;
+    status->position = (uint64_t)core.position;
+    status->loss = server->loss;
+    status->tokens_per_second = server->tokens_per_second;
+    status->eta_seconds = server->step_seconds > 0 ? server->step_seconds * (double)(core.end_step - core.step) : NAN;
+    status->handshakes_failed = server->handshakes.total;
+    status->messages_dropped = server->undecodable.total + server->forbidden.total;
+    status->pid = getpid();
+    gethostname(status->host, sizeof status->host - 1);
+    server_send(server, name, &message);
+}
+
+static void on_operator(struct ls_server *server, ls_connection name, const struct ls_message *message) {
+    if (message->kind == LS_MESSAGE_PULSE) {
+        send_plain(server, name, LS_MESSAGE_PULSE);
+    } else if (message->request == LS_WIRE_STATUS) {
+        send_status(server, name);
+    } else {
+        struct ls_core_event event = {.kind = LS_EVENT_REQUEST, .connection = name};
+        event.request = message->request == LS_WIRE_STOP ? LS_REQUEST_STOP : LS_REQUEST_CHECKPOINT;
+        server_handle(server, &event);
+    }
+}
+
+/* ---- receiving ---- */
+
+static bool is_allowed(enum server_role role, enum ls_message_kind kind) {
+    if (kind == LS_MESSAGE_PULSE) return true;
+    if (role == SERVER_OPERATOR) return kind == LS_MESSAGE_REQUEST;
+    return kind <= LS_MESSAGE_GOODBYE;
+}
+
+static void on_message(struct ls_server *server, struct server_connection *connection,
+                       const struct ls_message *message) {
+    ls_connection name = connection->name;
+    char text[LS_WIRE_TEXT_BYTES];
+    if (message->protocol != LS_PROTOCOL) {
+        snprintf(text, sizeof text, "protocol %u, the coordinator speaks %d. Use the same version of lockstep.",
+                 message->protocol, LS_PROTOCOL);
+        answer(server, name, LS_MESSAGE_REFUSED, LS_USAGE, text);
+    } else if (!is_allowed(connection->role, message->kind)) {
+        snprintf(text, sizeof text, "%s key may not send '%s'. Use the %s key of the run.",
+                 connection->role == SERVER_WORKER ? "a worker" : "an operator", ls_message_name(message->kind),
+                 connection->role == SERVER_WORKER ? "operator" : "worker");
+        server_complain(&server->forbidden, "a message was not allowed", text);
+        answer(server, name, LS_MESSAGE_REFUSED, LS_USAGE, text);
+    } else if (message->kind == LS_MESSAGE_GOODBYE) {
+        forget(server, connection);
+    } else if (connection->role == SERVER_OPERATOR) {
+        on_operator(server, name, message);
+    } else {
+        server->current = message;
+        on_worker(server, name, message);
+        server->current = NULL;
+    }
+}
+
+/* A worker or an operator, by what the key check wrote on the connection; false when it wrote nothing. */
+static bool read_role(zmq_msg_t *frame, enum server_role *role) {
+    const char *user = zmq_msg_gets(frame, "User-Id");
+    if (!user) return false;
+    *role = strcmp(user, "operator") == 0 ? SERVER_OPERATOR : SERVER_WORKER;
+    return *role == SERVER_OPERATOR || strcmp(user, "worker") == 0;
+}
+
+/* Takes one message of any number of frames: route and body. False when there is none. */
+static bool receive_one(struct ls_server *server) {
+    zmq_msg_t frames[2], excess;
+    int count = 0;
+    zmq_msg_init(&frames[0]);
+    zmq_msg_init(&frames[1]);
+    zmq_msg_init(&excess);
+    for (int more = 1; more;) {
+        zmq_msg_t *frame = count < 2 ? &frames[count] : &excess;
+        if (zmq_msg_recv(frame, server->router, count ? 0 : ZMQ_DONTWAIT) < 0) break;
+        more = zmq_msg_more(frame);
+        if (count < 3) count++;
+    }
+    enum server_role role;
+    struct ls_message message;
+    struct ls_error error;
+    struct server_connection *connection = NULL;
+    if (count > 0 && count != 2) {
+        server_complain(&server->undecodable, "a message was dropped", "it has not the frames of one");
+    } else if (count == 2 && !read_role(&frames[1], &role)) {
+        server_complain(&server->forbidden, "a message was dropped", "its connection has no user");
+    } else if (count == 2 &&
+               ls_wire_decode(zmq_msg_data(&frames[1]), zmq_msg_size(&frames[1]), &message, &error) != LS_OK) {
+        server_complain(&server->undecodable, "a message was dropped", error.text);
+    } else if (count == 2) {
+        connection = meet(server, zmq_msg_data(&frames[0]), zmq_msg_size(&frames[0]), role);
+        if (connection) on_message(server, connection, &message);
+        ls_message_release(&message);
+    }
+    zmq_msg_close(&frames[0]);
+    zmq_msg_close(&frames[1]);
+    zmq_msg_close(&excess);
+    return count > 0;
+}
+
+void server_receive(struct ls_server *server) {
+    for (int i = 0; i < MESSAGES_PER_TURN && !server->ended && receive_one(server); i++)
+        ;
+}

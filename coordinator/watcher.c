@@ -1,0 +1,139 @@
+/* Reading the progress file from outside. */
+#define _GNU_SOURCE
+#include "coordinator/watcher.h"
+
+#include "common/files.h"
+#include "common/progress.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { RANKS_MAX = 4096, TAIL_BYTES = 8192 };
+
+struct ls_watcher {
+    char run_dir[1000], run_id[17];
+    int64_t attempt;
+    struct ls_progress *progress; /* NULL: not there yet */
+    bool told[RANKS_MAX];
+};
+
+enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t attempt, struct ls_watcher **result,
+                               struct ls_error *error) {
+    struct ls_watcher *watcher = calloc(1, sizeof *watcher);
+    if (!watcher) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to watch the workers");
+    snprintf(watcher->run_dir, sizeof watcher->run_dir, "%s", run_dir);
+    snprintf(watcher->run_id, sizeof watcher->run_id, "%s", run_id);
+    watcher->attempt = attempt;
+    *result = watcher;
+    return LS_OK;
+}
+
+void ls_watcher_destroy(struct ls_watcher *watcher) {
+    if (!watcher) return;
+    if (watcher->progress) ls_progress_close(watcher->progress);
+    free(watcher);
+}
+
+static bool is_open(struct ls_watcher *watcher) {
+    return watcher->progress ||
+           ls_progress_open_existing(watcher->run_id, watcher->attempt, &watcher->progress, NULL) == LS_OK;
+}
+
+static int64_t rank_of(const struct ls_progress_record *record, int local_rank) {
+    uint64_t rank = atomic_load_explicit(&record->world_rank, memory_order_relaxed);
+    return rank < RANKS_MAX ? (int64_t)rank : local_rank;
+}
+
+/* The last line of the rank's log that tells an error, without its time; false when there is none. */
+static bool read_last_words(const struct ls_watcher *watcher, int64_t rank, char *text, size_t size) {
+    char path[PATH_MAX], tail[TAIL_BYTES + 1];
+    snprintf(path, sizeof path, "%s/logs/rank-%05lld.log", watcher->run_dir, (long long)rank);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return false;
+    off_t end = lseek(file, 0, SEEK_END), from = end > TAIL_BYTES ? end - TAIL_BYTES : 0;
+    bool read = end > 0 && ls_pread_all(file, tail, (size_t)(end - from), from) == 0;
+    close(file);
+    if (!read) return false;
+    tail[end - from] = 0;
+    bool found = false;
+    for (char *line = tail, *next; line; line = next) {
+        next = strchr(line, '\n');
+        if (next) *next++ = 0;
+        const char *words = strstr(line, " error ");
+        if (!words) continue;
+        snprintf(text, size, "%s", words + strlen(" error "));
+        found = true;
+    }
+    return found;
+}
+
+static void describe_loss(const struct ls_watcher *watcher, const struct ls_progress_record *record, int local_rank,
+                          struct ls_watcher_loss *loss) {
+    uint64_t phase = atomic_load_explicit(&record->phase, memory_order_relaxed);
+    uint64_t code = atomic_load_explicit(&record->exit_code, memory_order_relaxed);
+    unsigned long long pid = atomic_load_explicit(&record->pid, memory_order_relaxed);
+    const char *phase_name = ls_phase_name(phase < LS_PHASE_COUNT ? (enum ls_phase)phase : LS_PHASE_ABSENT);
+    *loss = (struct ls_watcher_loss){.rank = rank_of(record, local_rank),
+                                     .step = (int64_t)atomic_load_explicit(&record->step, memory_order_relaxed),
+                                     .by_itself = phase == LS_PHASE_EXIT};
+    if (!loss->by_itself) {
+        snprintf(loss->text, sizeof loss->text, "pid %llu was killed or crashed, phase %s", pid, phase_name);
+        return;
+    }
+    loss->code = (enum ls_code)code;
+    if (!read_last_words(watcher, loss->rank, loss->text, sizeof loss->text))
+        snprintf(loss->text, sizeof loss->text, "pid %llu ended with code %llu (%s)", pid, (unsigned long long)code,
+                 ls_code_name(loss->code));
+}
+
+bool ls_watcher_poll(struct ls_watcher *watcher, struct ls_watcher_loss *loss) {
+    if (!is_open(watcher)) return false;
+    int count = ls_progress_ranks(watcher->progress);
+    for (int i = 0; i < count && i < RANKS_MAX; i++) {
+        struct ls_progress_record *record = ls_progress_record(watcher->progress, i);
+        if (watcher->told[i] || atomic_load_explicit(&record->pid, memory_order_relaxed) == 0 ||
+            ls_progress_alive(record))
+            continue;
+        watcher->told[i] = true;
+        describe_loss(watcher, record, i, loss);
+        bool orderly = loss->code == LS_OK || loss->code == LS_REQUEUE || loss->code == LS_STOPPED;
+        if (loss->by_itself && orderly) continue; /* its work was done */
+        return true;
+    }
+    return false;
+}
+
+void ls_watcher_describe(struct ls_watcher *watcher, int64_t ranks, char *text, size_t size) {
+    size_t used = 0;
+    text[0] = 0;
+    bool open = is_open(watcher);
+    int count = open ? ls_progress_ranks(watcher->progress) : 0;
+    for (int64_t i = 0; i < ranks && used + 64 < size; i++) {
+        const struct ls_progress_record *record = i < count ? ls_progress_record(watcher->progress, (int)i) : NULL;
+        uint64_t phase = record ? atomic_load_explicit(&record->phase, memory_order_relaxed) : LS_PHASE_ABSENT;
+        const char *separator = used ? "; " : "";
+        if (phase != LS_PHASE_ABSENT) {
+            used += (size_t)snprintf(text + used, size - used, "%srank %lld (pid %llu) is in phase %s", separator,
+                                     (long long)rank_of(record, (int)i),
+                                     (unsigned long long)atomic_load_explicit(&record->pid, memory_order_relaxed),
+                                     ls_phase_name(phase < LS_PHASE_COUNT ? (enum ls_phase)phase : LS_PHASE_ABSENT));
+            continue;
+        }
+        int64_t last = i;
+        while (last + 1 < ranks &&
+               (last + 1 >= count || atomic_load_explicit(&ls_progress_record(watcher->progress, (int)last + 1)->phase,
+                                                          memory_order_relaxed) == LS_PHASE_ABSENT))
+            last++;
+        if (last > i)
+            used += (size_t)snprintf(text + used, size - used, "%sranks %lld to %lld have not started", separator,
+                                     (long long)i, (long long)last);
+        else
+            used += (size_t)snprintf(text + used, size - used, "%srank %lld has not started", separator, (long long)i);
+        i = last;
+    }
+}

@@ -1,0 +1,32 @@
+/* The watcher: looks at the progress file of this host's ranks for processes that are gone, and says of ranks that
+ * never came how far they got. The first rank found dead is the culprit: its peers die of it a moment later. */
+#ifndef LS_COORDINATOR_WATCHER_H
+#define LS_COORDINATOR_WATCHER_H
+
+#include "common/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct ls_watcher;
+
+/* A rank whose process is gone. */
+struct ls_watcher_loss {
+    int64_t rank, step;
+    bool by_itself; /* it ended on purpose with `code`; else it was killed or crashed */
+    enum ls_code code;
+    char text[400]; /* "pid 123 is gone in phase forward", or its last words from the log */
+};
+
+enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t attempt, struct ls_watcher **watcher,
+                               struct ls_error *error);
+void ls_watcher_destroy(struct ls_watcher *watcher);
+/* Finds the next rank that is gone and was not told before; false when there is none. To be called a few times a
+ * second. */
+bool ls_watcher_poll(struct ls_watcher *watcher, struct ls_watcher_loss *loss);
+/* Says how far each of `ranks` ranks of this host got, as "rank 0 (pid 12) is in phase join; ranks 1 to 3 have not
+ * started". */
+void ls_watcher_describe(struct ls_watcher *watcher, int64_t ranks, char *text, size_t size);
+
+#endif

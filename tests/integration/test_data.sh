@@ -75,6 +75,11 @@ same "at the byte" here "$(text line/validation)"
 printf 'first line\nand a long second line without an end' >second.txt
 check "a text whose last line is long is cut before it" lockstep data prepare second.txt -o second
 same "so that validation is a line" "and a long second line without an end" "$(text second/validation)"
+seq 100000 >numbers.txt
+check "a text read in several pieces is prepared" lockstep data prepare numbers.txt -o numbers
+same "its parts begin with the document token, which they have once" "256 1 256 1" "$(echo $(for part in train validation; do tokens numbers/$part/$part-000.bin | head -n 1; tokens numbers/$part/$part-000.bin | grep -cx 256; done))"
+same "they are the text" "$(md5sum <numbers.txt)" "$( (text numbers/train; text numbers/validation) | md5sum)"
+same "cut at a line end" 1 "$(text numbers/validation | head -n 1 | grep -c '^9[45][0-9][0-9][0-9]$')"
 for i in 0 1 2 3 4 5 6 7 8 9; do echo "line $i 78"; done >even.txt
 check "a text whose part for validation begins with a line" lockstep data prepare even.txt --validation 0.2 -o even
 same "is cut right there" "$(tail -n 2 even.txt)" "$(text even/validation)"

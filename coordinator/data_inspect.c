@@ -27,16 +27,32 @@ static bool holds_bytes(const struct ls_dataset *dataset) {
     return strcmp(ls_dataset_tokenizer(dataset), "byte") == 0;
 }
 
-/* Bytes as text in one line: line ends as "\n", what is not printable ASCII as '.', a bar before a further document. */
+/* Bytes of the UTF-8 character that begins at `tokens`, 0 if none does or it is a control character. */
+static int character_length(const int32_t *tokens, int64_t left) {
+    const int32_t lead = tokens[0];
+    if (lead < 0x80) return lead >= ' ' && lead < 0x7f;
+    const int length = lead >= 0xc2 && lead < 0xe0   ? 2
+                       : lead >= 0xe0 && lead < 0xf0 ? 3
+                       : lead >= 0xf0 && lead < 0xf5 ? 4
+                                                     : 0;
+    if (left < length || (lead == 0xc2 && tokens[1] < 0xa0)) return 0;
+    for (int i = 1; i < length; i++)
+        if (tokens[i] < 0x80 || tokens[i] > 0xbf) return 0;
+    return length;
+}
+
+/* Bytes as text in one line: line ends as "\n", what cannot be shown as '.', a bar before a further document. */
 static void print_bytes(const int32_t *tokens, int64_t count, FILE *out) {
-    for (int64_t i = 0; i < count; i++) {
-        const int32_t token = tokens[i];
-        if (token >= LS_BYTE_TOKEN_DOCUMENT)
-            fputs(i ? " | " : "", out); /* a document starts */
-        else if (token == '\n')
+    for (int64_t i = 0; i < count;) {
+        const int length = character_length(tokens + i, count - i);
+        if (tokens[i] >= LS_BYTE_TOKEN_DOCUMENT)
+            fputs(i ? " | " : "", out);
+        else if (tokens[i] == '\n')
             fputs("\\n", out);
-        else
-            fputc((token >= ' ' && token < 127) ? token : '.', out);
+        else if (length == 0)
+            fputc('.', out);
+        for (int k = 0; k < length; k++) fputc(tokens[i + k], out);
+        i += length ? length : 1;
     }
 }
 

@@ -51,8 +51,12 @@ static void want_stop(int signal_number) {
 }
 
 void ls_data_progress_catch_signals(void) {
-    struct sigaction action = {.sa_handler = want_stop, .sa_flags = SA_RESETHAND | SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    static const int signals[] = {SIGINT, SIGTERM};
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
+        struct sigaction action = {.sa_handler = want_stop, .sa_flags = SA_RESETHAND | SA_RESTART}, before;
+        sigemptyset(&action.sa_mask);
+        sigaction(signals[i], &action, &before);
+        if (before.sa_handler == SIG_IGN)
+            sigaction(signals[i], &before, NULL); /* as it was started: nohup, a shell's background */
+    }
 }

@@ -19,7 +19,7 @@ static enum ls_code open_sources(const struct ls_config_source *sources, int cou
 }
 
 static enum ls_code make_order(struct ls_corpus *corpus, const struct ls_config *config, struct ls_error *error) {
-    uint64_t samples[LS_CONFIG_SOURCES_MAX], weights[LS_CONFIG_SOURCES_MAX];
+    uint64_t samples[LS_CONFIG_SOURCES_MAX], weights[LS_CONFIG_SOURCES_MAX] = {0};
     for (int i = 0; i < corpus->train_count; i++) {
         samples[i] = (uint64_t)ls_dataset_samples(corpus->train[i]);
         weights[i] = (uint64_t)config->data.train[i].weight;

@@ -199,7 +199,7 @@ enum ls_code ls_hash_file(int file, const char *name, char hash[33], struct ls_e
 }
 
 static enum ls_code verify_file(int folder, const struct ls_file_record *record, bool hashes, struct ls_error *error) {
-    char hash[33];
+    char hash[33] = "";
     struct stat status;
     int file = ls_manifest_open_file(folder, record->name, error);
     if (file < 0) return LS_CHECKPOINT;

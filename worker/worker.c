@@ -10,6 +10,7 @@
 #include "worker/session.h"
 #include "worker/trainer.h"
 
+#include <assert.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
@@ -204,9 +205,10 @@ static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
 
 static enum ls_code set_up(struct ls_worker *worker, struct ls_error *error) {
     struct ls_error own = {.code = LS_OK};
-    char *yaml;
+    char *yaml = NULL;
     enum ls_code code = receive_welcome(worker, &yaml, error);
     if (!code) {
+        assert(yaml);
         open_progress(worker);
         mark(worker, LS_PHASE_JOIN);
         prepare(worker, yaml, &own);

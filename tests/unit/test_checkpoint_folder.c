@@ -51,7 +51,7 @@ static void save(const char *run, uint64_t step, uint64_t attempt) {
 
 /* The newest good step, 0 for none. */
 static uint64_t newest(const char *run, struct damaged_list *damaged) {
-    struct damaged_list ignored;
+    struct damaged_list ignored = {0};
     struct ls_checkpoint_found found;
     bool any;
     struct damaged_list *list = damaged ? damaged : &ignored;

@@ -296,7 +296,8 @@ static enum ls_code write_tokenizer(struct ls_checkpoint_writer *writer, struct 
     if (strcmp(tokenizer, "byte") == 0) {
         enum ls_code code = ls_byte_tokenizer_write(&text, error);
         code = write_made(writer, code, "tokenizer.json", text, files, count, error);
-        if (!code) code = ls_byte_tokenizer_config_write(&text, error);
+        if (code) return code;
+        code = ls_byte_tokenizer_config_write(&text, error);
         return write_made(writer, code, "tokenizer_config.json", text, files, count, error);
     }
     if (!strchr(tokenizer, '/')) return LS_OK;

@@ -116,6 +116,11 @@ static enum ls_code open_shard(struct ls_dataset *dataset, size_t number, int fo
     shard->tokens.file = file;
     enum ls_code code = ls_token_shard_inspect(file, shard->path, headerless, &shard->tokens, error);
     if (code) return code;
+    if (headerless && shard->tokens.token_bytes != 2)
+        return ls_fail(
+            error, LS_DATA, LS_SCOPE_JOB,
+            "data: %s has a header that says %d bytes a token, its source says 'dtype: uint16'. Leave dtype out.",
+            shard->path, shard->tokens.token_bytes);
     if (description && description->shards[number].tokens != shard->tokens.tokens)
         return ls_fail(
             error, LS_DATA, LS_SCOPE_JOB,
@@ -262,7 +267,10 @@ static enum ls_code open_source(struct ls_dataset *dataset, const struct ls_conf
     if (source->dtype[0] && !headerless)
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "data: dtype '%s' of %s is not known; uint16 is.", source->dtype,
                        path);
-    if (strncmp(path, synthetic_prefix, strlen(synthetic_prefix)) == 0) return open_synthetic(dataset, path, error);
+    const bool synthetic = strncmp(path, synthetic_prefix, strlen(synthetic_prefix)) == 0;
+    if (synthetic && headerless)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "data: %s has no dtype. Leave it out.", path);
+    if (synthetic) return open_synthetic(dataset, path, error);
     struct stat status;
     if (stat(path, &status) == 0)
         return S_ISDIR(status.st_mode) ? open_folder(dataset, path, headerless, error)
@@ -272,6 +280,20 @@ static enum ls_code open_source(struct ls_dataset *dataset, const struct ls_conf
     return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
                    "data: cannot open %s: %s. Make the dataset with 'lockstep data prepare', or correct the path.",
                    path, strerror(errno));
+}
+
+/* What the source itself says goes before what was found. */
+static enum ls_code apply_document_token(struct ls_dataset *dataset, const struct ls_config_source *source,
+                                         struct ls_error *error) {
+    if (source->document_token_id < 0) return LS_OK;
+    if (dataset->vocab_size && source->document_token_id >= dataset->vocab_size)
+        return ls_fail(
+            error, LS_DATA, LS_SCOPE_JOB,
+            "data: document_token %lld of %s is not one of the dataset's %lld ids. Correct it or leave it out.",
+            (long long)source->document_token_id, source->path, (long long)dataset->vocab_size);
+    dataset->document_token = source->document_token_id;
+    dataset->document_token_at_end = source->document_token_at_end;
+    return LS_OK;
 }
 
 /* Counts the samples of each shard, once all are open. */
@@ -307,10 +329,7 @@ enum ls_code ls_dataset_open(const struct ls_config_source *source, int64_t sequ
     if (!opened) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for the dataset %s", source->path);
     opened->sequence_length = sequence_length;
     enum ls_code code = open_source(opened, source, error);
-    if (!code && source->document_token_id >= 0) {
-        opened->document_token = source->document_token_id;
-        opened->document_token_at_end = source->document_token_at_end;
-    }
+    if (!code) code = apply_document_token(opened, source, error);
     if (!code) code = count_samples(opened, source->path, error);
     if (code)
         ls_dataset_close(opened);

@@ -444,6 +444,24 @@ static void shards_of_five_gigabytes_are_read_at_their_end(void **state) {
     ls_dataset_close(dataset);
 }
 
+static void what_a_source_says_and_its_files_do_not_is_refused(void **state) {
+    (void)state;
+    write_token_file("a.bin", 20240801, 7, 3, (uint32_t[]){1, 2, 3}, 3, 4);
+    struct ls_config_source source = test_source(test_folder);
+    strcpy(source.dtype, "uint16");
+    assert_source_refused(&source, 2, "4 bytes a token");
+    source.dtype[0] = 0;
+    source.document_token_id = 128256;
+    assert_source_refused(&source, 2, "128256 ids");
+    source.document_token_id = 128255;
+    struct ls_dataset *dataset;
+    assert_int_equal(ls_dataset_open(&source, 2, &dataset, NULL), LS_OK);
+    ls_dataset_close(dataset);
+    source = test_source("synthetic:100");
+    strcpy(source.dtype, "uint16");
+    assert_int_equal(ls_dataset_open(&source, 2, &dataset, NULL), LS_USAGE);
+}
+
 static void synthetic_tokens_depend_on_their_position_alone(void **state) {
     (void)state;
     struct ls_dataset *dataset = open_path("synthetic:1000001", 50), *other = open_path("synthetic:101", 10);
@@ -550,6 +568,7 @@ int main(void) {
         TEST(ids_beyond_the_vocabulary_are_named_with_shard_and_offset),
         TEST(a_file_cut_while_in_use_is_an_error_and_not_a_signal),
         TEST(shards_of_five_gigabytes_are_read_at_their_end),
+        TEST(what_a_source_says_and_its_files_do_not_is_refused),
         TEST(synthetic_tokens_depend_on_their_position_alone),
         TEST(the_digest_changes_with_what_training_sees),
         TEST(several_threads_read_at_once),

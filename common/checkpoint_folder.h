@@ -1,5 +1,5 @@
-/* The checkpoints of a run directory: building, committing, finding, pruning. One process at a time changes them (the
- * coordinator, which holds the run's lock); any may look.
+/* The checkpoints of a run directory: building, committing, finding, pruning. The coordinator, which holds the run's
+ * lock, changes them; world rank 0 only makes the build folder; any process may look.
  *
  *     RUN/checkpoints/.step-00000200.a2/              being built by attempt 2
  *     RUN/checkpoints/step-00000200/                  committed: renamed after manifest.json was written and all was
@@ -7,9 +7,9 @@
  *     RUN/latest                                      text: step-00000200
  *     RUN/final                                       link to checkpoints/step-N of the last step
  *
- * The order of a save: ls_checkpoint_begin() in the coordinator, every rank writes its files into the build folder,
- * fsyncs them and reports (name, bytes, hash), ls_checkpoint_commit(), then ls_checkpoint_prune(). All errors are
- * LS_CHECKPOINT. */
+ * The order of a save: ls_checkpoint_begin() on world rank 0, every rank writes its files into the build folder, fsyncs
+ * them and reports (name, bytes, hash), ls_checkpoint_commit() in the coordinator, then ls_checkpoint_prune(). All
+ * errors are LS_CHECKPOINT. */
 #ifndef LS_COMMON_CHECKPOINT_FOLDER_H
 #define LS_COMMON_CHECKPOINT_FOLDER_H
 
@@ -67,8 +67,8 @@ enum ls_code ls_checkpoint_newest(const char *run_dir, bool *found, struct ls_ch
 /* Checks one checkpoint folder in full and reads its trainer.json. */
 enum ls_code ls_checkpoint_open(const char *path, struct ls_checkpoint_found *checkpoint, struct ls_error *error);
 
-/* At start, with the run's lock held: removes the build folders of attempts before `attempt` and what was half removed, puts
- * back a superseded folder whose replacement never came, and makes `latest` name the newest committed folder. */
+/* At start, with the run's lock held: removes the build folders of attempts before `attempt` and what was half removed,
+ * puts back a superseded folder whose replacement never came, and makes `latest` name the newest committed folder. */
 enum ls_code ls_checkpoint_recover(const char *run_dir, uint64_t attempt, struct ls_error *error);
 
 /* After `step` was committed: keeps it and the `keep` - 1 newest below it (keep >= 1), removes those further below and

@@ -4,6 +4,7 @@
 #include "common/byte_tokenizer.h"
 #include "common/files.h"
 #include "common/hf_config.h"
+#include "common/log.h"
 #include "common/safetensors.h"
 #include "worker/checkpoint/part.h"
 
@@ -301,9 +302,13 @@ static enum ls_code write_tokenizer(struct ls_checkpoint_writer *writer, struct 
         return write_made(writer, code, "tokenizer_config.json", text, files, count, error);
     }
     if (!strchr(tokenizer, '/')) return LS_OK;
-    enum ls_code code = ls_file_read(tokenizer, TOKENIZER_BYTES_MAX, &text, &bytes, LS_CHECKPOINT, error);
-    if (code) return code;
-    code = write_small(writer, "tokenizer.json", text, bytes, &files[*count], error);
+    struct ls_error missing;
+    if (ls_file_read(tokenizer, TOKENIZER_BYTES_MAX, &text, &bytes, LS_CHECKPOINT, &missing)) {
+        /* The file may have moved since the data was prepared; the weights are worth saving without it. */
+        ls_log(LS_LOG_WARNING, "checkpoint: saved without tokenizer.json: %s", missing.text);
+        return LS_OK;
+    }
+    enum ls_code code = write_small(writer, "tokenizer.json", text, bytes, &files[*count], error);
     free(text);
     if (!code) ++*count;
     return code;

@@ -30,7 +30,8 @@ struct ls_checkpoint_writer_options {
     const char *folder; /* the build folder, with its state/ (checkpoint_folder.h) */
     const struct ls_model *model;
     const struct ls_config *config;
-    const char *tokenizer; /* "byte": its tokenizer.json is written; the path of a tokenizer.json: copied; else: none */
+    const char *tokenizer;  /* "byte": its tokenizer.json is written; the path of a tokenizer.json: copied if it is
+                               there; else: none */
     int64_t document_token; /* bos_token_id and eos_token_id of config.json; -1: null */
     int64_t rank, world_size;
     int64_t model_file_bytes; /* a model file for each so many bytes of weights, at most one per rank; 0: 64 MiB */

@@ -22,8 +22,9 @@
  *  - Orders apply at the next step boundary of rank 0, which spreads them in the collective that opens a step. At the
  *    boundary behind step s, before anything of step s+1, rank 0 sends SAVING{s}, then every rank writes its part and
  *    sends PART{s}. If step s is saved already, SAVING alone answers the order. An order that comes again after it was
- *    honoured is answered by SAVING again. Nobody starts a save before COMMITTED of the one before. Rank 0 saves
- *    unasked at multiples of checkpoint_every and behind the last step.
+ *    honoured is answered by SAVING again. Nobody starts a save before COMMITTED of the one before, nor runs more than
+ *    LS_CORE_WINDOW_STEPS / 2 steps beyond it. Rank 0 saves unasked at multiples of checkpoint_every and behind the
+ *    last step.
  *  - VALIDATION of step s is sent before SAVING{s}. After SAVING with stop, and after the last step, workers run no
  *    further step and leave when COMMITTED arrives or the server closes.
  *

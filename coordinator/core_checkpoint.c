@@ -17,6 +17,14 @@ bool core_commit_will_come(const struct ls_core *core) {
     return save->announced && save->parts_present == core->world_size && core->done_step >= save->step;
 }
 
+/* Grants pause before a save in flight is forgotten; only a worker that breaks the protocol gets here. */
+static void fail_forgotten(struct ls_core *core, int64_t step, struct ls_core_actions *out) {
+    core_fail(core, CAUSE_EXACT, LS_CHECKPOINT, 0, out,
+              "checkpoint: rank 0 on %s saves step %lld, and has gone on to step %lld without waiting for it. "
+              "This is a fault of lockstep: please report it with logs/rank-00000.log.",
+              core_host(core, 0), (long long)step, (long long)core->done_step);
+}
+
 void core_try_commit(struct ls_core *core, struct ls_core_actions *out) {
     struct core_save *save = &core->save;
     if (core->ended || !save->open || !save->announced || save->committing) return;
@@ -25,9 +33,12 @@ void core_try_commit(struct ls_core *core, struct ls_core_actions *out) {
     if (save->parts_present < needed) return;
     if (core->done_step < save->step) return;
     if (core->journaled_step < save->step && !LS_MUTATED(COMMIT_BEFORE_JOURNAL)) return;
-    const struct core_step *step =
-        core_step_find(core, LS_MUTATED(CHAIN_OF_THE_LATEST_STEP) ? core->done_step : save->step);
-    assert(step); /* grants pause before a save in flight falls out of the window */
+    int64_t chained = LS_MUTATED(CHAIN_OF_THE_LATEST_STEP) ? core->done_step : save->step;
+    const struct core_step *step = core_step_find(core, chained);
+    if (!step) {
+        fail_forgotten(core, save->step, out);
+        return;
+    }
     save->committing = true;
     struct ls_core_action *action = core_act(core, out, LS_ACTION_COMMIT, 0);
     action->commit.step = save->step;
@@ -39,6 +50,7 @@ void core_try_commit(struct ls_core *core, struct ls_core_actions *out) {
 /* A save that is over is spoken of again: its COMMITTED got lost. */
 static void repeat_committed(struct ls_core *core, ls_connection connection, struct ls_core_actions *out) {
     core->duplicates++;
+    if (LS_MUTATED(COMMITTED_NOT_REPEATED)) return;
     core_act(core, out, LS_ACTION_COMMITTED, connection)->committed.step = core->committed_step;
 }
 
@@ -53,9 +65,12 @@ void core_on_saving(struct ls_core *core, const struct ls_core_event *event, str
      * given up. Only a commit under way cannot be taken back; then it is rank 0 that is mistaken. */
     bool needed = step > core->committed_step;
     bool other = core->save.open && core->save.step != step;
-    bool backward = other && (core->save.committing || (core->save.announced && step < core->save.step));
-    if (needed && (backward || !core_step_find(core, step))) {
+    if (needed && other && (core->save.committing || (core->save.announced && step < core->save.step))) {
         core->unplaced++;
+        return;
+    }
+    if (needed && !core_step_find(core, step)) {
+        fail_forgotten(core, step, out);
         return;
     }
     uint64_t order = event->saving.order;

@@ -139,11 +139,13 @@ static bool believe_progress(struct ls_core *core, const struct ls_core_event *e
         core->unplaced++;
         return false;
     }
-    if (steps_done > granted || granted > core->end_step) {
+    int64_t possible = core->journaled_step + core->options.window_steps;
+    if (possible > core->end_step) possible = core->end_step;
+    if (steps_done > granted || granted > possible) {
         refuse(core, event, 0, LS_DATA, out,
-               "coordinator: rank 0 on %s has done step %lld and was granted step %lld; the run ends at step %lld. It "
-               "belongs to another run and must end.",
-               hello->ranks[0].host, (long long)steps_done, (long long)granted, (long long)core->end_step);
+               "coordinator: rank 0 on %s has done step %lld and was granted step %lld; no coordinator of this attempt "
+               "granted more than step %lld. It belongs to another run and must end.",
+               hello->ranks[0].host, (long long)steps_done, (long long)granted, (long long)possible);
         return false;
     }
     core->granted_step = granted;
@@ -154,6 +156,7 @@ static bool believe_progress(struct ls_core *core, const struct ls_core_event *e
 
 void core_on_hello(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     const struct ls_core_hello *hello = &event->hello;
+    assert(event->connection);
     if (refuse_process(core, event, out)) return;
     for (int32_t i = 0; i < hello->ranks_count; i++)
         if (refuse_rank(core, event, &hello->ranks[i], out)) return;

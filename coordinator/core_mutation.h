@@ -14,6 +14,7 @@
     X(WINDOW_NOT_KEPT)                                                                                                 \
     X(POSITION_REUSED_AFTER_RESUME)                                                                                    \
     X(DUPLICATE_STEP_COUNTED)                                                                                          \
+    X(VALIDATION_COUNTED_TWICE)                                                                                        \
     X(CONFLICT_OVERLOOKED)                                                                                             \
     X(CHAIN_NOT_ADVANCED)                                                                                              \
     X(CHAIN_OF_THE_LATEST_STEP)                                                                                        \
@@ -22,6 +23,7 @@
     X(PART_OF_ANOTHER_STEP)                                                                                            \
     X(COMMIT_BEFORE_JOURNAL)                                                                                           \
     X(COMMITTED_BEFORE_COMMIT)                                                                                         \
+    X(COMMITTED_NOT_REPEATED)                                                                                          \
     X(PRUNE_THE_NEWEST)                                                                                                \
     X(FINAL_CHECKPOINT_LOST)                                                                                           \
     X(STOP_WITHOUT_SAVE)                                                                                               \
@@ -30,6 +32,7 @@
     X(REPLY_BEFORE_JOURNAL)                                                                                            \
     X(STALE_HELLO_BELIEVED)                                                                                            \
     X(WRONG_CAUSE)                                                                                                     \
+    X(LOSS_IGNORED)                                                                                                    \
     X(END_TWICE)
 
 #ifdef LS_CORE_MUTATED

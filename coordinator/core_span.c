@@ -122,7 +122,7 @@ void core_on_validation(struct ls_core *core, const struct ls_core_event *event,
         return;
     }
     struct core_step *done = core_step_find(core, step);
-    if (step <= core->validation_step || !done) {
+    if ((step <= core->validation_step && !LS_MUTATED(VALIDATION_COUNTED_TWICE)) || !done) {
         core->duplicates++;
         return;
     }

@@ -73,7 +73,7 @@ void core_check_cause(struct ls_core *core, struct ls_core_actions *out) {
     if (core->cause_since_ms < 0) core->cause_since_ms = core->now_ms;
     bool explained = core->cause == CAUSE_EXACT || (core->launcher_exited && core->cause == CAUSE_RANK_LOST);
     bool waited = core->cause_since_ms >= 0 && core->now_ms - core->cause_since_ms >= core->options.cause_grace_ms;
-    if (!explained && !waited) return;
+    if ((!explained && !waited) || (LS_MUTATED(LOSS_IGNORED) && core->cause == CAUSE_RANK_LOST)) return;
     /* A checkpoint that needs nobody any more is not thrown away. */
     if (core->cause == CAUSE_EXACT ? core->save.committing : core_commit_will_come(core)) return;
     char text[LS_CORE_TEXT_BYTES];

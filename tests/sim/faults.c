@@ -33,6 +33,11 @@ static void break_connection(struct world *w, int index) {
     struct link *link = &w->team.link[index];
     if (!link->connection) return;
     ls_connection old = link->connection;
+    /* Sometimes the last word on it is a HELLO that lingers. */
+    if (chance(w, 30)) {
+        link->last_to_core_ms = w->now_ms + between(w, 100, 1500);
+        send_hello(w, index);
+    }
     uint64_t low = UINT64_MAX, high = 0;
     for (int i = 0; i < w->items_count; i++) {
         const struct item *item = &pool[heap[i].slot];
@@ -311,14 +316,16 @@ static void inject(struct world *w, enum fault_kind kind) {
 
 /* Faults of an attempt: few, of any kind, most of them while it runs; some must be there before the ranks join. */
 static void plan_faults(struct world *w) {
-    int count = chance(w, 25) ? 0 : (int)between(w, 1, 6);
+    bool storm = chance(w, 8);
+    int count = storm ? (int)between(w, 20, 60) : chance(w, 25) ? 0 : (int)between(w, 1, 6);
     for (int i = 0; i < count; i++) {
         enum fault_kind kind = (enum fault_kind)below(w, FAULT_COUNT);
         /* What ends an attempt at once is rarer, so that the rest meets longer runs. */
         bool fatal = (kind >= FAULT_RANK_KILLED && kind <= FAULT_WRONG_WORLD_SIZE) || kind == FAULT_LAUNCHER_DIES ||
                      (kind >= FAULT_NONFINITE && kind <= FAULT_STEP_NOT_GRANTED) ||
                      kind == FAULT_COORDINATOR_IS_LONG_AWAY;
-        if (fatal && chance(w, 50)) kind = chance(w, 50) ? FAULT_CONNECTION_BREAKS : FAULT_COORDINATOR_CRASHES;
+        if (fatal && chance(w, storm ? 97 : 50))
+            kind = chance(w, 50) ? FAULT_CONNECTION_BREAKS : FAULT_COORDINATOR_CRASHES;
         bool early = kind >= FAULT_RANK_NEVER_JOINS && kind <= FAULT_WRONG_WORLD_SIZE;
         push_plain(w, ITEM_FAULT, early ? 0 : between(w, 0, 2000 + w->end_step * STEP_MS_MAX / 2), 0, (int)kind);
     }

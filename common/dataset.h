@@ -22,14 +22,19 @@ struct ls_shard_info {
 };
 
 /* Opens `source` for samples of `sequence_length` = T >= 1 tokens. Its path is one of
- *   a folder: the shards its dataset.json names, in that order; without one, its *.bin files in name order;
- *   a file;
- *   a pattern: a last component with '*', '?' or '[', matched against the names in its folder
- * ("data/fineweb_train_*.bin"); "synthetic:TOKENS": byte tokens from a counter-based generator keyed by the position,
- * the same everywhere. Files have an llm.c header (both magics) or are headerless uint16 with `dtype`. The document
- * token is the source's document_token_id if given, else dataset.json's, else the one of the magic (50256 or 128000, at
- * the start). Errors are LS_DATA; empty datasets and ones shorter than a sample are refused with their size. The caller
- * closes it; files stay open (descriptors), reads are pread and safe from several threads. */
+ *
+ *   - a folder: the shards its dataset.json names, in that order; without one, its *.bin files in name order;
+ *   - a file;
+ *   - a pattern: a last component with '*', '?' or '[', matched against the names in its folder ("data/train_*.bin");
+ *   - "synthetic:TOKENS": byte tokens from a counter-based generator keyed by the position, the same everywhere.
+ *
+ * Files have an llm.c header (both magics) or are headerless uint16 with `dtype`. The document token is the source's
+ * document_token_id if given, else dataset.json's, else the one of the magic (50256 or 128000, at the start).
+ *
+ * Errors are LS_DATA, and LS_USAGE for a dtype that is unknown or cannot apply. A dtype or document token that the
+ * files contradict is refused; empty datasets and ones shorter than a sample are refused with their size.
+ *
+ * The caller closes it; files stay open (descriptors), reads are pread and safe from several threads. */
 enum ls_code ls_dataset_open(const struct ls_config_source *source, int64_t sequence_length,
                              struct ls_dataset **dataset, struct ls_error *error);
 void ls_dataset_close(struct ls_dataset *dataset);

@@ -5,6 +5,7 @@
 #include "coordinator/command_data.h"
 #include "coordinator/command_generate.h"
 #include "coordinator/command_line.h"
+#include "coordinator/command_operator.h"
 #include "coordinator/command_run.h"
 
 #include <stdio.h>
@@ -22,6 +23,9 @@ static const struct command commands[] = {
     {"coordinator", "CONFIG [-n RANKS] ...", "the coordinator alone; prints the mpirun line that joins it",
      ls_command_coordinator},
     {"config", "CONFIG | --keys", "show the resolved configuration, or every key", ls_command_config},
+    {"status", "RUN", "how a run is doing", ls_command_status},
+    {"stop", "RUN", "end a run: save, exit 130", ls_command_stop},
+    {"checkpoint", "RUN", "save a running job now", ls_command_checkpoint},
     {"data", "prepare | inspect | verify", "text to token shards, and a look at them", ls_command_data},
     {"generate", "FOLDER --prompt TEXT", "continue a text with the model of a checkpoint", ls_command_generate},
     {NULL, NULL, NULL, NULL},

@@ -139,7 +139,7 @@ static void read_lock(int file, char *text, size_t size) {
 }
 
 enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds, struct ls_error *error) {
-    char path[PATH_MAX], owner[256];
+    char path[PATH_MAX], owner[512];
     if (!under(run, "lock", path)) return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "path too long: %s", run->path);
     int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (file < 0) return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot open %s: %s", path, strerror(errno));
@@ -163,12 +163,13 @@ enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds,
     return LS_OK;
 }
 
-enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t generation, struct ls_error *error) {
-    char text[256], host[64] = "", boot[64];
+enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t generation, const char *endpoint,
+                                   struct ls_error *error) {
+    char text[512], host[64] = "", boot[64];
     gethostname(host, sizeof host - 1);
     read_boot_id(boot);
-    int length =
-        snprintf(text, sizeof text, "host %s\npid %d\nboot %s\ngeneration %u\n", host, (int)getpid(), boot, generation);
+    int length = snprintf(text, sizeof text, "host %s\npid %d\nboot %s\nendpoint %s\ngeneration %u\n", host,
+                          (int)getpid(), boot, endpoint, generation);
     if (ls_pwrite_all(run->lock, text, (size_t)length, 0) || ftruncate(run->lock, length) || fsync(run->lock))
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot write %s/lock: %s", run->path, strerror(errno));
     return LS_OK;
@@ -176,7 +177,7 @@ enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t genera
 
 bool ls_run_directory_is_ours(const struct ls_run_directory *run, uint32_t generation) {
     /* By name, not by our descriptor: the file may have been replaced. */
-    char path[PATH_MAX], text[256], ours[32];
+    char path[PATH_MAX], text[512], ours[32];
     int file = under(run, "lock", path) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (file < 0) return false;
     read_lock(file, text, sizeof text);
@@ -184,6 +185,18 @@ bool ls_run_directory_is_ours(const struct ls_run_directory *run, uint32_t gener
     snprintf(ours, sizeof ours, ",generation %u", generation);
     size_t length = strlen(text), tail = strlen(ours);
     return length >= tail && strcmp(text + length - tail, ours) == 0;
+}
+
+bool ls_run_directory_endpoint(const struct ls_run_directory *run, char *endpoint, size_t size) {
+    char path[PATH_MAX], text[512];
+    int file = under(run, "lock", path) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (file < 0) return false;
+    read_lock(file, text, sizeof text);
+    close(file);
+    const char *found = strstr(text, ",endpoint tcp://");
+    if (!found) return false;
+    found += strlen(",endpoint ");
+    return snprintf(endpoint, size, "%.*s", (int)strcspn(found, ","), found) < (int)size;
 }
 
 bool ls_run_directory_is_locked(const struct ls_run_directory *run) {

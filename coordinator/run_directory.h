@@ -24,11 +24,14 @@ enum ls_code ls_run_directory_make(const char *path, const char *name, bool resu
 /* Finds an existing RUN for a command about it (LS_USAGE when it is none). */
 enum ls_code ls_run_directory_find(const char *path, struct ls_run_directory *run, struct ls_error *error);
 
-/* Takes RUN/lock (flock; text: host, pid, boot id, generation), or says who has it (LS_CHECKPOINT). A coordinator that
- * was killed may take a moment to leave: waits for up to `seconds`. */
+/* Takes RUN/lock (flock; text: host, pid, boot id, endpoint, generation), or says who has it (LS_CHECKPOINT). A
+ * coordinator that was killed may take a moment to leave: waits for up to `seconds`. */
 enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds, struct ls_error *error);
-/* Writes the generation into the lock that is held. */
-enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t generation, struct ls_error *error);
+/* Writes the generation, and where the coordinator listens ("" while it does not), into the lock that is held. */
+enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t generation, const char *endpoint,
+                                   struct ls_error *error);
+/* Reads from the lock file where the coordinator listens; false when it says nothing. */
+bool ls_run_directory_endpoint(const struct ls_run_directory *run, char *endpoint, size_t size);
 /* False when the lock file no longer says `generation`: a newer coordinator has taken over, this one may commit
  * nothing. */
 bool ls_run_directory_is_ours(const struct ls_run_directory *run, uint32_t generation);

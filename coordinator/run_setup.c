@@ -167,7 +167,7 @@ static enum ls_code begin(struct ls_run *run, const struct ls_run_options *optio
     }
     if (code == LS_OK && !run->complete)
         code = ls_journal_begin_generation(run->journal, run->attempt.attempt, &run->core.generation, error);
-    if (code == LS_OK && !run->complete) code = ls_run_directory_sign(&run->directory, run->core.generation, error);
+    if (code == LS_OK && !run->complete) code = ls_run_directory_sign(&run->directory, run->core.generation, "", error);
     return code;
 }
 

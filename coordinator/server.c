@@ -224,7 +224,7 @@ static enum ls_code bind_router(struct ls_server *server, struct ls_error *error
     size_t size = sizeof server->endpoint;
     zmq_getsockopt(server->router, ZMQ_LAST_ENDPOINT, server->endpoint, &size);
     run->port = strtol(strrchr(server->endpoint, ':') + 1, NULL, 10);
-    return LS_OK;
+    return ls_run_directory_sign(&run->directory, run->core.generation, server->endpoint, error);
 }
 
 /* Every journal entry goes to metrics.jsonl and to the console too. */

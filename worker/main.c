@@ -156,6 +156,7 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
                                                      .key_path = from_input ? NULL : arguments->key,
                                                      .key_text = from_input ? key_text : NULL,
                                                      .comm = *comm,
+                                                     .logs = true,
                                                      .progress = progress,
                                                      .save_wished = &save_wished};
     return ls_worker_create(&worker_options, worker, error);

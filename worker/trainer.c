@@ -323,7 +323,7 @@ static enum ls_code refuse_not_finite(struct ls_trainer *trainer, const struct l
         error, LS_NONFINITE, LS_SCOPE_JOB,
         "step %lld is not finite: loss %g, gradient norm %g, seen %s. The update was not applied. Lower optimizer.lr "
         "or lengthen lr_schedule.warmup_steps, then --resume from the last checkpoint.",
-        (long long)trainer->steps_done + 1, loss, (double)result->norm, where);
+        (long long)trainer->steps_done + 1, fabs(loss), fabs((double)result->norm), where);
 }
 
 /* Times of the rank that computed longest: the others wait for it. Memory is the largest. */

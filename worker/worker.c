@@ -35,6 +35,7 @@ struct ls_worker {
     struct ls_comm *comm;
     int rank, failed_rank;
     bool shared;                /* the error is every rank's */
+    bool failed;                /* nothing is left to be said to the coordinator */
     struct ls_session *session; /* rank 0 */
     struct ls_welcome welcome;
     struct ls_config config;
@@ -129,6 +130,7 @@ static void open_progress(struct ls_worker *worker) {
 }
 
 static enum ls_code open_log(struct ls_worker *worker, struct ls_error *error) {
+    if (!worker->options.logs) return LS_OK;
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/logs", worker->welcome.run_directory);
     enum ls_code code = ls_folder_make(path, LS_CHECKPOINT, error);
@@ -150,8 +152,7 @@ static int threads_of(const struct ls_worker *worker) {
 /* What each rank does by itself: log, configuration, datasets, device. */
 static enum ls_code prepare(struct ls_worker *worker, const char *yaml, struct ls_error *error) {
     enum ls_code code = open_log(worker, error);
-    if (!code)
-        code = ls_config_parse(yaml, strlen(yaml), "the coordinator's configuration", NULL, 0, &worker->config, error);
+    if (!code) code = ls_config_parse(yaml, strlen(yaml), "coordinator", NULL, 0, &worker->config, error);
     if (!code) code = ls_corpus_open(&worker->config, &worker->corpus, error);
     if (!code) code = ls_corpus_resolve_vocab(worker->corpus, &worker->config, error);
     if (code) return code;
@@ -447,6 +448,7 @@ enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
         worker->failed_rank = ls_trainer_failed_rank(worker->trainer);
     }
     if (code == LS_NONFINITE) worker->shared = true;
+    worker->failed = true;
     ls_log(LS_LOG_INFO, "%s", error->text);
     if (worker->rank == 0 && worker->session)
         ls_session_fault(worker->session, worker->failed_rank >= 0 ? worker->failed_rank : worker->rank,
@@ -467,7 +469,7 @@ void ls_worker_mark_exit(struct ls_worker *worker, int code) {
 
 void ls_worker_destroy(struct ls_worker *worker) {
     if (!worker) return;
-    if (worker->session) ls_session_close(worker->session, GOODBYE_SECONDS);
+    if (worker->session) ls_session_close(worker->session, worker->failed ? 0 : GOODBYE_SECONDS);
     ls_trainer_destroy(worker->trainer);
     ls_corpus_close(worker->corpus);
     if (worker->device) ls_device_destroy(worker->device);

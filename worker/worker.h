@@ -15,6 +15,7 @@ struct ls_worker_options {
     const char *key_path; /* rank 0: the key file, NULL: `key_text` holds its text */
     char *key_text;       /* wiped once it was used */
     struct ls_comm *comm;
+    bool logs;                      /* this process is this rank: its log goes to RUN/logs/rank-N.log */
     struct ls_progress *progress;   /* of this node, NULL: opened once run and attempt are known */
     const atomic_bool *save_wished; /* set by a signal handler: ask for a save; NULL: never */
 };
@@ -31,7 +32,7 @@ enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error);
 bool ls_worker_error_is_shared(const struct ls_worker *worker);
 /* Writes the exit code into the progress record. */
 void ls_worker_mark_exit(struct ls_worker *worker, int code);
-/* Orderly end: says goodbye, frees everything. Not after an error. */
+/* Says goodbye, frees everything; after an error only where no collective can be under way. */
 void ls_worker_destroy(struct ls_worker *worker);
 
 #endif

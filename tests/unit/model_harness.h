@@ -193,4 +193,78 @@ static inline float *harness_tensor(struct harness *h, float *const *buffers, in
     return values;
 }
 
+static inline struct ls_config gpt2_config(int64_t vocabulary, int64_t channels, int64_t layers, int64_t heads,
+                                           int64_t length) {
+    struct ls_config config = {0};
+    config.model.model_type = LS_GPT2;
+    config.model.vocab_size = vocabulary;
+    config.model.hidden_size = channels;
+    config.model.num_hidden_layers = layers;
+    config.model.num_attention_heads = heads;
+    config.model.max_position_embeddings = length;
+    config.model.tie_word_embeddings = true;
+    config.model.layer_norm_epsilon = 1e-5;
+    config.model.initializer_range = 0.02;
+    config.data.sequence_length = length;
+    return config;
+}
+
+static inline struct ls_config llama_config(int64_t vocabulary, int64_t channels, int64_t layers, int64_t heads,
+                                            int64_t kv_heads, int64_t hidden, int64_t length) {
+    struct ls_config config = gpt2_config(vocabulary, channels, layers, heads, length);
+    config.model.model_type = LS_LLAMA;
+    config.model.num_key_value_heads = kv_heads;
+    config.model.intermediate_size = hidden;
+    config.model.tie_word_embeddings = false;
+    config.model.rms_norm_eps = 1e-5;
+    config.model.rope_theta = 10000;
+    return config;
+}
+
+/* Small models of odd sizes; the Llama's heads are wider than its channels and its hidden layer, so that a row of q, k
+ * and v outgrows everything that its gradient could be put over. */
+static inline struct ls_config small_gpt2(void) {
+    struct ls_config config = gpt2_config(53, 30, 2, 5, 19);
+    config.model.max_position_embeddings = 21;
+    return config;
+}
+
+static inline struct ls_config narrow_gpt2(void) {
+    struct ls_config config = small_gpt2(); /* a hidden layer smaller than a row of q, k and v; a head of its own */
+    config.model.intermediate_size = 41;
+    config.model.tie_word_embeddings = false;
+    return config;
+}
+
+static inline struct ls_config small_llama(void) {
+    struct ls_config config = llama_config(53, 22, 2, 6, 3, 9, 19);
+    config.model.head_dim = 10;
+    return config;
+}
+
+static inline struct ls_config tied_llama(void) {
+    struct ls_config config = llama_config(53, 24, 1, 4, 1, 40, 19);
+    config.model.tie_word_embeddings = true;
+    return config;
+}
+
+enum { VARIANTS = 4 };
+
+static inline struct ls_config variant(int i) {
+    return i == 0 ? small_gpt2() : i == 1 ? narrow_gpt2() : i == 2 ? small_llama() : tied_llama();
+}
+
+enum { B = 3, T = 19 };
+
+/* Tokens and targets below `vocabulary` in an order without a period, a target in seven ignored. */
+static inline void fill_batch(int32_t *tokens, int32_t *targets, int64_t count, int32_t vocabulary) {
+    uint32_t state = 12345;
+    for (int64_t i = 0; i < count; i++) {
+        state = state * 1664525U + 1013904223U;
+        tokens[i] = (int32_t)(state >> 8) % vocabulary;
+        state = state * 1664525U + 1013904223U;
+        targets[i] = i % 7 == 3 ? -1 : (int32_t)(state >> 8) % vocabulary;
+    }
+}
+
 #endif

@@ -4,80 +4,6 @@
 
 #include <math.h>
 
-static struct ls_config gpt2_config(int64_t vocabulary, int64_t channels, int64_t layers, int64_t heads,
-                                    int64_t length) {
-    struct ls_config config = {0};
-    config.model.model_type = LS_GPT2;
-    config.model.vocab_size = vocabulary;
-    config.model.hidden_size = channels;
-    config.model.num_hidden_layers = layers;
-    config.model.num_attention_heads = heads;
-    config.model.max_position_embeddings = length;
-    config.model.tie_word_embeddings = true;
-    config.model.layer_norm_epsilon = 1e-5;
-    config.model.initializer_range = 0.02;
-    config.data.sequence_length = length;
-    return config;
-}
-
-static struct ls_config llama_config(int64_t vocabulary, int64_t channels, int64_t layers, int64_t heads,
-                                     int64_t kv_heads, int64_t hidden, int64_t length) {
-    struct ls_config config = gpt2_config(vocabulary, channels, layers, heads, length);
-    config.model.model_type = LS_LLAMA;
-    config.model.num_key_value_heads = kv_heads;
-    config.model.intermediate_size = hidden;
-    config.model.tie_word_embeddings = false;
-    config.model.rms_norm_eps = 1e-5;
-    config.model.rope_theta = 10000;
-    return config;
-}
-
-/* Small models of odd sizes; the Llama's heads are wider than its channels and its hidden layer, so that a row of q, k
- * and v outgrows everything that its gradient could be put over. */
-static struct ls_config small_gpt2(void) {
-    struct ls_config config = gpt2_config(53, 30, 2, 5, 19);
-    config.model.max_position_embeddings = 21;
-    return config;
-}
-
-static struct ls_config narrow_gpt2(void) {
-    struct ls_config config = small_gpt2(); /* a hidden layer smaller than a row of q, k and v; a head of its own */
-    config.model.intermediate_size = 41;
-    config.model.tie_word_embeddings = false;
-    return config;
-}
-
-static struct ls_config small_llama(void) {
-    struct ls_config config = llama_config(53, 22, 2, 6, 3, 9, 19);
-    config.model.head_dim = 10;
-    return config;
-}
-
-static struct ls_config tied_llama(void) {
-    struct ls_config config = llama_config(53, 24, 1, 4, 1, 40, 19);
-    config.model.tie_word_embeddings = true;
-    return config;
-}
-
-enum { VARIANTS = 4 };
-
-static struct ls_config variant(int i) {
-    return i == 0 ? small_gpt2() : i == 1 ? narrow_gpt2() : i == 2 ? small_llama() : tied_llama();
-}
-
-enum { B = 3, T = 19 };
-
-/* Tokens and targets below `vocabulary` in an order without a period, a target in seven ignored. */
-static void fill_batch(int32_t *tokens, int32_t *targets, int64_t count, int32_t vocabulary) {
-    uint32_t state = 12345;
-    for (int64_t i = 0; i < count; i++) {
-        state = state * 1664525U + 1013904223U;
-        tokens[i] = (int32_t)(state >> 8) % vocabulary;
-        state = state * 1664525U + 1013904223U;
-        targets[i] = i % 7 == 3 ? -1 : (int32_t)(state >> 8) % vocabulary;
-    }
-}
-
 /* Every gradient, block after block; the caller frees it. */
 static float *all_gradients(struct harness *h, int64_t *count) {
     *count = ls_model_parameter_count(h->model);
@@ -581,63 +507,6 @@ static void a_head_in_chunks_gives_the_same_loss_and_gradients(void **state) {
     harness_destroy(h);
 }
 
-/* One pass through the layers of one sequence with caches, ending in logits. */
-static void infer(struct harness *h, float *const *caches, const int32_t *tokens, int64_t cached, int64_t length,
-                  float *device_logits, float *logits, int64_t vocabulary) {
-    harness_upload(h, h->tokens, tokens, length * (int64_t)sizeof *tokens);
-    struct ls_block_pass pass = {.stream = h->stream,
-                                 .sequences = 1,
-                                 .length = length,
-                                 .cached = cached,
-                                 .tables = h->tables,
-                                 .tokens = h->tokens,
-                                 .scratch = h->scratch};
-    for (int i = 0; i < h->blocks; i++) {
-        pass.parameters = h->parameters[i];
-        pass.input = i == 0 ? NULL : h->outputs[i - 1];
-        pass.output = h->outputs[i];
-        pass.saved = h->saved[i];
-        pass.cache = caches == NULL ? NULL : caches[i];
-        if (i + 1 < h->blocks) ls_block_forward(h->model, i, &pass);
-    }
-    pass.tied_parameters = h->parameters[0];
-    ls_head_logits(h->model, &pass, device_logits);
-    harness_download(h, logits, device_logits, vocabulary * (int64_t)sizeof *logits);
-}
-
-/* The same logits, but for rounding, whether a text is read at once, in pieces or without a cache. */
-static void a_cache_stands_for_the_tokens_before(void **state) {
-    (void)state;
-    static const int64_t PIECES[][4] = {{T}, {7, 12}, {1, 10, 7, 1}, {5, 1, 1, 12}};
-    int32_t tokens[T], targets[T];
-    fill_batch(tokens, targets, T, 53);
-    for (int v = 0; v < VARIANTS; v++) {
-        struct ls_config config = variant(v);
-        config.model.initializer_range = 0.2; /* so that attention matters */
-        struct harness *h = harness_create(&config, 1, 2, LS_STREAMS_EAGER);
-        harness_initialize(h, 3);
-        float *caches[16] = {0}, *device_logits = harness_buffer(h, 53 * (int64_t)sizeof(float));
-        for (int i = 1; i + 1 < h->blocks; i++) caches[i] = harness_buffer(h, ls_model_cache_bytes(h->model));
-        float expected[53], logits[53], first[53], largest = 0;
-        infer(h, NULL, tokens, 0, T, device_logits, expected, 53);
-        for (int j = 0; j < 53; j++) largest = fmaxf(largest, fabsf(expected[j]));
-        assert_true(largest > 0.1F);
-        for (size_t p = 0; p < sizeof PIECES / sizeof *PIECES; p++) {
-            int64_t at = 0;
-            for (int i = 0; i < 4 && PIECES[p][i] > 0; at += PIECES[p][i++]) {
-                infer(h, caches, tokens + at, at, PIECES[p][i], device_logits, logits, 53);
-            }
-            assert_int_equal(at, T);
-            for (int j = 0; j < 53; j++) assert_float_equal(logits[j], expected[j], 1e-5F * largest);
-        }
-        infer(h, NULL, tokens + 1, 0, T - 1, device_logits, first, 53); /* the first token matters */
-        float moved = 0;
-        for (int j = 0; j < 53; j++) moved = fmaxf(moved, fabsf(first[j] - expected[j]));
-        assert_true(moved > 1e-3F * largest);
-        harness_destroy(h);
-    }
-}
-
 /* What recomputing activations rests on: the forward of a layer leaves the same bits every time, wherever it leaves
  * them. */
 static void a_forward_run_again_leaves_the_same_bits(void **state) {
@@ -674,6 +543,63 @@ static void a_forward_run_again_leaves_the_same_bits(void **state) {
         assert_memory_equal(first, again, (size_t)(B * T * h->channels) * sizeof(float));
         free(first);
         free(again);
+        harness_destroy(h);
+    }
+}
+
+/* One pass through the layers of one sequence with caches, ending in logits. */
+static void infer(struct harness *h, float *const *caches, const int32_t *tokens, int64_t cached, int64_t length,
+                  float *device_logits, float *logits, int64_t vocabulary) {
+    harness_upload(h, h->tokens, tokens, length * (int64_t)sizeof *tokens);
+    struct ls_block_pass pass = {.stream = h->stream,
+                                 .sequences = 1,
+                                 .length = length,
+                                 .cached = cached,
+                                 .tables = h->tables,
+                                 .tokens = h->tokens,
+                                 .scratch = h->scratch};
+    for (int i = 0; i < h->blocks; i++) {
+        pass.parameters = h->parameters[i];
+        pass.input = i == 0 ? NULL : h->outputs[i - 1];
+        pass.output = h->outputs[i];
+        pass.saved = h->saved[i];
+        pass.cache = caches == NULL ? NULL : caches[i];
+        if (i + 1 < h->blocks) ls_block_forward(h->model, i, &pass);
+    }
+    pass.tied_parameters = h->parameters[0];
+    ls_head_logits(h->model, &pass, 1, device_logits);
+    harness_download(h, logits, device_logits, vocabulary * (int64_t)sizeof *logits);
+}
+
+/* The same logits, but for rounding, whether a text is read at once, in pieces or without a cache. */
+static void a_cache_stands_for_the_tokens_before(void **state) {
+    (void)state;
+    static const int64_t PIECES[][4] = {{T}, {7, 12}, {1, 10, 7, 1}, {5, 1, 1, 12}};
+    int32_t tokens[T], targets[T];
+    fill_batch(tokens, targets, T, 53);
+    for (int v = 0; v < VARIANTS; v++) {
+        struct ls_config config = variant(v);
+        config.model.initializer_range = 0.2; /* so that attention matters */
+        struct harness *h = harness_create(&config, 1, 2, LS_STREAMS_EAGER);
+        harness_initialize(h, 3);
+        float *caches[16] = {0}, *device_logits = harness_buffer(h, 53 * (int64_t)sizeof(float));
+        for (int i = 1; i + 1 < h->blocks; i++) caches[i] = harness_buffer(h, ls_model_cache_bytes(h->model));
+        float expected[53], logits[53], first[53], largest = 0;
+        infer(h, NULL, tokens, 0, T, device_logits, expected, 53);
+        for (int j = 0; j < 53; j++) largest = fmaxf(largest, fabsf(expected[j]));
+        assert_true(largest > 0.1F);
+        for (size_t p = 0; p < sizeof PIECES / sizeof *PIECES; p++) {
+            int64_t at = 0;
+            for (int i = 0; i < 4 && PIECES[p][i] > 0; at += PIECES[p][i++]) {
+                infer(h, caches, tokens + at, at, PIECES[p][i], device_logits, logits, 53);
+            }
+            assert_int_equal(at, T);
+            for (int j = 0; j < 53; j++) assert_float_equal(logits[j], expected[j], 1e-5F * largest);
+        }
+        infer(h, NULL, tokens + 1, 0, T - 1, device_logits, first, 53); /* the first token matters */
+        float moved = 0;
+        for (int j = 0; j < 53; j++) moved = fmaxf(moved, fabsf(first[j] - expected[j]));
+        assert_true(moved > 1e-3F * largest);
         harness_destroy(h);
     }
 }

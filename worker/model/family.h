@@ -8,7 +8,7 @@
 struct ls_model_family {
     /* Checks the family's own rules and adds the embedding's, the layers' and the head's blocks, in this order. */
     enum ls_code (*describe)(struct ls_model *model, struct ls_error *error);
-    int64_t (*saved_bytes)(const struct ls_model *model, int64_t sequences); /* of a layer */
+    int64_t (*saved_bytes)(const struct ls_model *model, int64_t rows); /* of a layer */
     void (*embedding_forward)(const struct ls_model *model, const struct ls_block_pass *pass);
     void (*embedding_backward)(const struct ls_model *model, const struct ls_block_pass *pass);
     void (*layer_forward)(const struct ls_model *model, int block, const struct ls_block_pass *pass);

@@ -120,8 +120,8 @@ static int64_t gpt2_layout(const struct ls_model *model, int64_t R, void *base, 
     return layout.bytes;
 }
 
-static int64_t gpt2_saved_bytes(const struct ls_model *model, int64_t sequences) {
-    return gpt2_layout(model, sequences * model->length, NULL, &(struct gpt2_saved){0});
+static int64_t gpt2_saved_bytes(const struct ls_model *model, int64_t rows) {
+    return gpt2_layout(model, rows, NULL, &(struct gpt2_saved){0});
 }
 
 /* y[R, OUT] = x[R, IN] w[IN, OUT] + bias. */

@@ -46,14 +46,13 @@ int64_t ls_model_scratch_bytes(const struct ls_model *model, const struct ls_dev
     return head > layer ? head : layer;
 }
 
-void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pass, float *logits) {
-    assert(pass->sequences == 1 && pass->length >= 1);
-    const float *projection = model->tied ? pass->tied_parameters : pass->parameters;
-    struct head_scratch s;
-    head_layout(model, 1, pass->scratch, &s);
-    model->family->final_norm_forward(model, pass, pass->length - 1, 1, s.statistics, s.normalised);
-    ls_linear_forward(pass->stream, logits, model->vocabulary, s.normalised, projection, 1, model->channels,
-                      model->vocabulary);
+void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pass, int64_t rows, float *logits) {
+    const int64_t R = pass->sequences * pass->length, C = model->channels, V = model->vocabulary;
+    assert(rows >= 1 && rows <= R);
+    float *normalised = pass->scratch, *statistics = normalised + rows * C;
+    model->family->final_norm_forward(model, pass, R - rows, rows, statistics, normalised);
+    ls_linear_forward(pass->stream, logits, V, normalised, model->tied ? pass->tied_parameters : pass->parameters, rows,
+                      C, V);
 }
 
 void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass) {

@@ -1,5 +1,5 @@
-/* Inference: the forward pass of one sequence, token by token, with a key-value cache. The operations are training's;
- * what is kept between calls are every layer's packed rows [q | k | v], of which the keys and values are read again. */
+/* Inference: the forward pass of one sequence, a piece at a time, with a key-value cache. The blocks are training's;
+ * what is kept between calls are every layer's keys and values. */
 #ifndef LS_WORKER_MODEL_INFERENCE_H
 #define LS_WORKER_MODEL_INFERENCE_H
 

@@ -116,8 +116,8 @@ static int64_t llama_layout(const struct ls_model *model, int64_t R, void *base,
     return layout.bytes;
 }
 
-static int64_t llama_saved_bytes(const struct ls_model *model, int64_t sequences) {
-    return llama_layout(model, sequences * model->length, NULL, &(struct llama_saved){0});
+static int64_t llama_saved_bytes(const struct ls_model *model, int64_t rows) {
+    return llama_layout(model, rows, NULL, &(struct llama_saved){0});
 }
 
 /* Rotates neighbouring heads of rows that are `stride` apart; `inverse` rotates gradients back. */

@@ -276,7 +276,8 @@ int64_t ls_model_cache_bytes(const struct ls_model *model) {
 }
 
 int64_t ls_model_saved_bytes(const struct ls_model *model, int block, int64_t sequences) {
-    return ls_model_block(model, block)->kind == LS_BLOCK_LAYER ? model->family->saved_bytes(model, sequences) : 0;
+    if (ls_model_block(model, block)->kind != LS_BLOCK_LAYER) return 0;
+    return model->family->saved_bytes(model, sequences * model->length);
 }
 
 void ls_linear_forward(struct ls_stream *stream, float *y, int64_t stride, const float *x, const float *w, int64_t R,

@@ -85,8 +85,8 @@ void ls_block_backward(const struct ls_model *model, int block, const struct ls_
 /* Head: final norm, projection, loss, in chunks of rows so that all logits are never stored. With `gradients`, its backward in the same go:
  * stream_gradient is written. */
 void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass);
-/* Inference: writes logits[vocabulary] of the last token of a pass of one sequence. */
-void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pass, float *logits);
+/* Inference: writes logits[rows, vocabulary] of the last `rows` tokens of a pass. Its scratch is rows * (C + 2) floats. */
+void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pass, int64_t rows, float *logits);
 /* Bytes of one layer's `cache` for the configured length: rows [2, NKV, HD], one a position. */
 int64_t ls_model_cache_bytes(const struct ls_model *model);
 /* Rows of logits held at once by ls_head_loss. */

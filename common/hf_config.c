@@ -3,22 +3,12 @@
 
 #include <jansson.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 
 enum { SIZE_MAX_ALLOWED = 1 << 30 };
 
-static enum ls_code refuse(struct ls_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static enum ls_code refuse(struct ls_error *error, const char *format, ...) {
-    char text[512];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "config.json: %s", text);
-}
+/* What the file says wrong; the format is a literal. */
+#define refuse(error, ...) ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "config.json: " __VA_ARGS__)
 
 static const char *text_of(const json_t *root, const char *key) {
     const char *text = json_string_value(json_object_get(root, key));

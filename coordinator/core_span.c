@@ -63,8 +63,7 @@ static void repeat_step(struct ls_core *core, const struct ls_core_step *step, s
     ls_digest_format(step->digest, second);
     core_fail(core, CAUSE_EXACT, LS_DATA, 0, out,
               "ledger: rank 0 on %s reported step %lld twice, with samples %s and %s. The token shards changed while "
-              "they were "
-              "read, or memory is faulty: run 'lockstep data verify', then resume.",
+              "they were read, or memory is faulty: run 'lockstep data verify', then resume.",
               core_host(core, 0), (long long)step->step, first, second);
 }
 
@@ -95,8 +94,7 @@ void core_on_step_done(struct ls_core *core, const struct ls_core_event *event, 
     if ((step->position != position || step->sequences != sequences) && !LS_MUTATED(POSITION_REUSED_AFTER_RESUME)) {
         core_fail(core, CAUSE_EXACT, LS_DATA, 0, out,
                   "ledger: rank 0 on %s ran step %lld on %lld sequences from position %lld, granted were %lld from "
-                  "position %lld. "
-                  "This is a fault of lockstep: please report it with logs/rank-00000.log.",
+                  "position %lld. This is a fault of lockstep: please report it with logs/rank-00000.log.",
                   core_host(core, 0), (long long)step->step, (long long)step->sequences, (long long)step->position,
                   (long long)sequences, (long long)position);
         return;

@@ -4,9 +4,13 @@
 #include "worker/comm/implementation.h"
 
 #include <mpi.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+/* How long to look for the other ranks without sleeping, then with short sleeps, then with long ones (2 s later). */
+enum { POLLS_AWAKE = 50, POLLS_SHORT = 20000, SLEEP_SHORT_NS = 50000, SLEEP_LONG_NS = 1000000 };
 enum { PIECE_BYTES = 4 << 20, SLICE_PIECE_BYTES_MIN = 64 << 10 };
 
 struct mpi_comm {
@@ -24,6 +28,23 @@ static enum ls_code mpi_failed(int status, const char *call, struct ls_error *er
         error, LS_COMMUNICATION, LS_SCOPE_JOB,
         "communication: %s failed: %.*s. A rank or the network between ranks is lost: see the other ranks' logs.", call,
         length, text);
+}
+
+/* Waits until every rank has come to this collective, asleep: MPI itself waits by spinning, which takes the core from
+ * the thread that is awaited wherever there are more threads than cores. What follows finds all ranks ready and is
+ * short. */
+static enum ls_code await_ranks(struct mpi_comm *comm, enum ls_comm_channel channel, struct ls_error *error) {
+    MPI_Request request;
+    int status = MPI_Ibarrier(comm->channels[channel], &request), done = 0;
+    for (int poll = 0; !status; poll++) {
+        status = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+        if (done) break;
+        if (poll < POLLS_AWAKE)
+            sched_yield();
+        else
+            nanosleep(&(struct timespec){.tv_nsec = poll < POLLS_SHORT ? SLEEP_SHORT_NS : SLEEP_LONG_NS}, NULL);
+    }
+    return status ? mpi_failed(status, "MPI_Ibarrier", error) : LS_OK;
 }
 
 static int64_t smaller(int64_t a, int64_t b) {
@@ -86,6 +107,8 @@ static enum ls_code run_all_gather(struct mpi_comm *comm, const struct ls_collec
 
 static enum ls_code mpi_run(struct ls_comm *comm, const struct ls_collective *collective, struct ls_error *error) {
     struct mpi_comm *mpi = (struct mpi_comm *)comm;
+    enum ls_code code = await_ranks(mpi, LS_CHANNEL_STREAM, error);
+    if (code) return code;
     switch (collective->kind) {
     case LS_ALL_REDUCE: return run_all_reduce(mpi, collective, error);
     case LS_REDUCE_SCATTER: return run_reduce_scatter(mpi, collective, error);
@@ -95,12 +118,16 @@ static enum ls_code mpi_run(struct ls_comm *comm, const struct ls_collective *co
 }
 
 static enum ls_code mpi_sum_u64(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error) {
+    enum ls_code code = await_ranks((struct mpi_comm *)comm, LS_CHANNEL_HOST, error);
+    if (code) return code;
     MPI_Comm channel = ((struct mpi_comm *)comm)->channels[LS_CHANNEL_HOST];
     int status = MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_UINT64_T, MPI_SUM, channel);
     return status ? mpi_failed(status, "MPI_Allreduce", error) : LS_OK;
 }
 
 static enum ls_code mpi_broadcast(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error) {
+    enum ls_code code = await_ranks((struct mpi_comm *)comm, LS_CHANNEL_HOST, error);
+    if (code) return code;
     MPI_Comm channel = ((struct mpi_comm *)comm)->channels[LS_CHANNEL_HOST];
     for (int64_t first = 0; first < count; first += PIECE_BYTES) {
         int status =
@@ -112,6 +139,8 @@ static enum ls_code mpi_broadcast(struct ls_comm *comm, void *bytes, int64_t cou
 
 static enum ls_code mpi_gather(struct ls_comm *comm, enum ls_comm_channel channel, const void *mine, int64_t count,
                                void *all, struct ls_error *error) {
+    enum ls_code code = await_ranks((struct mpi_comm *)comm, channel, error);
+    if (code) return code;
     int status = MPI_Allgather(mine, (int)count, MPI_BYTE, all, (int)count, MPI_BYTE,
                                ((struct mpi_comm *)comm)->channels[channel]);
     return status ? mpi_failed(status, "MPI_Allgather", error) : LS_OK;

@@ -2,6 +2,11 @@
  * every event. LS_SIM_SEED=n runs one seed and prints all that happens. */
 #include "tests/sim/world.c"
 
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
 /* Counts of a table by name; returns how many that must not be zero are. */
 static int print_counts(const char *title, const uint64_t *counts, int count, const char *(*name)(int)) {
     int zeros = 0;
@@ -27,7 +32,7 @@ static const char *fault_kind_name(int i) {
     return fault_name((enum fault_kind)i);
 }
 
-static int print_transitions(const struct coverage *coverage) {
+static int print_transitions(const struct coverage *counted) {
     static const struct {
         enum ls_core_phase from, to;
     } needed[] = {{LS_PHASE_WAITING, LS_PHASE_RUNNING},  {LS_PHASE_WAITING, LS_PHASE_STOPPING},
@@ -38,7 +43,7 @@ static int print_transitions(const struct coverage *coverage) {
     int zeros = 0;
     printf("transitions:");
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
-        uint64_t count = coverage->transitions[needed[i].from][needed[i].to];
+        uint64_t count = counted->transitions[needed[i].from][needed[i].to];
         printf("%s %s to %s %llu", i ? "," : "", ls_core_phase_name(needed[i].from), ls_core_phase_name(needed[i].to),
                (unsigned long long)count);
         zeros += count == 0;
@@ -47,13 +52,28 @@ static int print_transitions(const struct coverage *coverage) {
     return zeros;
 }
 
-static int print_exits(const struct coverage *coverage) {
+static int print_exits(const struct coverage *counted) {
     static const int needed[] = {0, 1, 2, 3, 4, 5, 6, 7, 75, 130};
     int zeros = 0;
     printf("ends:");
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
-        printf("%s %d: %llu", i ? "," : "", needed[i], (unsigned long long)coverage->exits[needed[i]]);
-        zeros += coverage->exits[needed[i]] == 0;
+        printf("%s %d: %llu", i ? "," : "", needed[i], (unsigned long long)counted->exits[needed[i]]);
+        zeros += counted->exits[needed[i]] == 0;
+    }
+    printf("\n");
+    return zeros;
+}
+
+static int print_others(const struct coverage *counted) {
+    static const char *const names[] = {"of old attempts", "duplicates",       "unplaced", "refused",
+                                        "restarts",        "records restored", "resumes"};
+    const uint64_t counts[] = {counted->old_attempt, counted->duplicates, counted->unplaced, counted->refused,
+                               counted->restarts,    counted->restores,   counted->resumes};
+    int zeros = 0;
+    printf("messages and restarts:");
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        printf("%s %s %llu", i ? "," : "", names[i], (unsigned long long)counts[i]);
+        zeros += counts[i] == 0;
     }
     printf("\n");
     return zeros;
@@ -173,59 +193,72 @@ static bool chaos(uint64_t seed, uint64_t *events) {
     return held;
 }
 
-/* The same seed gives the same events and actions: counts of every kind agree when the first seeds run again. */
-static bool repeats(uint64_t seeds) {
-    static struct coverage first, second;
-    char violation[1024];
-    for (uint64_t seed = 1; seed <= seeds; seed++) world_run(seed, false, &first, violation);
-    for (uint64_t seed = 1; seed <= seeds; seed++) world_run(seed, false, &second, violation);
-    return memcmp(&first, &second, sizeof first) == 0;
-}
+/* ---- promises ---- */
 
-int main(void) {
-    static struct coverage coverage;
+static struct coverage coverage;
+static uint64_t seeds;
+
+static void every_invariant_holds_in_every_run(void **state) {
+    (void)state;
     char violation[1024];
-    const char *one = getenv("LS_SIM_SEED"), *many = getenv("LS_SIM_SEEDS");
-    if (one) {
-        bool held = world_run(strtoull(one, NULL, 10), true, &coverage, violation);
-        printf("%s\n", held ? "every invariant held" : violation);
-        return !held;
-    }
-    uint64_t seeds = many ? strtoull(many, NULL, 10) : 10000;
     int failed = 0;
     for (uint64_t seed = 1; seed <= seeds && failed < 10; seed++)
         if (!world_run(seed, false, &coverage, violation)) {
             printf("%s\n    again with everything printed: LS_SIM_SEED=%llu\n", violation, (unsigned long long)seed);
             failed++;
         }
+    printf("%llu seeds, %d failed\n", (unsigned long long)seeds, failed);
+    assert_int_equal(failed, 0);
+}
+
+static void every_event_action_fault_transition_and_exit_code_is_met(void **state) {
+    (void)state;
     int zeros = print_counts("events", coverage.events, LS_EVENT_KINDS, event_name);
     zeros += print_counts("actions", coverage.actions, LS_ACTION_KINDS, action_name);
     zeros += print_counts("records", coverage.records, LS_RECORD_KINDS, record_name);
     zeros += print_counts("faults", coverage.faults, FAULT_COUNT, fault_kind_name);
     zeros += print_transitions(&coverage);
     zeros += print_exits(&coverage);
-    const uint64_t others[] = {coverage.old_attempt, coverage.duplicates, coverage.unplaced, coverage.refused,
-                               coverage.restarts,    coverage.restores,   coverage.resumes};
-    printf("messages of old attempts %llu, duplicates %llu, unplaced %llu, refused %llu; restarts %llu, records "
-           "restored %llu, "
-           "resumes %llu\n",
-           (unsigned long long)others[0], (unsigned long long)others[1], (unsigned long long)others[2],
-           (unsigned long long)others[3], (unsigned long long)others[4], (unsigned long long)others[5],
-           (unsigned long long)others[6]);
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++) zeros += others[i] == 0;
-    if (zeros && seeds >= 1000) printf("%d counts are zero: the simulation does not reach them\n", zeros);
-    uint64_t chaotic = 0;
-    for (uint64_t seed = 1; seed <= seeds / 5 + 1; seed++)
-        if (!chaos(seed, &chaotic)) {
-            printf("chaos, seed %llu: the core's steps are out of order, or something came after the end\n",
-                   (unsigned long long)seed);
-            failed++;
-        }
-    printf("chaos: %llu events that nobody would send\n", (unsigned long long)chaotic);
-    if (!repeats(100)) {
-        printf("the same seeds gave other events\n");
-        failed++;
+    zeros += print_others(&coverage);
+    if (seeds < 1000) {
+        printf("skip - counts of %llu seeds say little\n", (unsigned long long)seeds);
+        return;
     }
-    printf("%llu seeds, %d failed\n", (unsigned long long)seeds, failed);
-    return failed || (zeros && seeds >= 1000);
+    assert_int_equal(zeros, 0);
+}
+
+static void no_message_at_all_breaks_the_core(void **state) {
+    (void)state;
+    uint64_t events = 0;
+    for (uint64_t seed = 1; seed <= seeds / 5 + 1; seed++)
+        if (!chaos(seed, &events))
+            fail_msg("seed %llu: steps out of order, or something after the end", (unsigned long long)seed);
+    printf("%llu events that nobody would send\n", (unsigned long long)events);
+}
+
+static void a_seed_reproduces_its_run(void **state) {
+    (void)state;
+    static struct coverage first, second;
+    char violation[1024];
+    for (uint64_t seed = 1; seed <= 100; seed++) world_run(seed, false, &first, violation);
+    for (uint64_t seed = 1; seed <= 100; seed++) world_run(seed, false, &second, violation);
+    assert_memory_equal(&first, &second, sizeof first);
+}
+
+int main(void) {
+    const char *one = getenv("LS_SIM_SEED"), *many = getenv("LS_SIM_SEEDS");
+    if (one) {
+        char violation[1024];
+        bool held = world_run(strtoull(one, NULL, 10), true, &coverage, violation);
+        printf("%s\n", held ? "every invariant held" : violation);
+        return !held;
+    }
+    seeds = many ? strtoull(many, NULL, 10) : 10000;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_invariant_holds_in_every_run),
+        cmocka_unit_test(every_event_action_fault_transition_and_exit_code_is_met),
+        cmocka_unit_test(no_message_at_all_breaks_the_core),
+        cmocka_unit_test(a_seed_reproduces_its_run),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

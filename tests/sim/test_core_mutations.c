@@ -14,9 +14,13 @@ enum ls_core_mutation ls_core_mutation;
 #include "tests/sim/world.c"
 
 #include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 /* What the process that runs a mutation leaves behind, even if an assertion of the core ends it. */
 struct finding {
@@ -25,56 +29,65 @@ struct finding {
     char violation[1024];
 };
 
-static void search(struct finding *finding, uint64_t seeds) {
+static void search(struct finding *result, uint64_t limit) {
     static struct coverage coverage;
-    for (uint64_t seed = 1; seed <= seeds && !finding->found; seed++) {
-        finding->seed = seed;
-        finding->found = !world_run(seed, false, &coverage, finding->violation);
+    for (uint64_t seed = 1; seed <= limit && !result->found; seed++) {
+        result->seed = seed;
+        result->found = !world_run(seed, false, &coverage, result->violation);
     }
 }
 
 /* Runs the seeds in a process of its own. Returns true if an invariant or an assertion broke. */
-static bool find(enum ls_core_mutation mutation, uint64_t seeds, struct finding *finding) {
-    memset(finding, 0, sizeof *finding);
+static bool find(enum ls_core_mutation mutation, uint64_t limit, struct finding *result) {
+    memset(result, 0, sizeof *result);
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
+        /* Dies of its own, not into the test runner's handlers. */
+        static const int deadly[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+        for (size_t i = 0; i < sizeof deadly / sizeof *deadly; i++) signal(deadly[i], SIG_DFL);
         ls_core_mutation = mutation;
         freopen("/dev/null", "w", stderr); /* the assertion's own words */
-        search(finding, seeds);
+        search(result, limit);
         _exit(0);
     }
     int status = 0;
     if (child < 0 || waitpid(child, &status, 0) != child) return false;
     if (WIFSIGNALED(status)) {
-        snprintf(finding->violation, sizeof finding->violation, "seed %llu: %s", (unsigned long long)finding->seed,
+        snprintf(result->violation, sizeof result->violation, "seed %llu: %s", (unsigned long long)result->seed,
                  WTERMSIG(status) == SIGABRT ? "an assertion of the core" : strsignal(WTERMSIG(status)));
-        finding->found = true;
+        result->found = true;
     }
-    return finding->found;
+    return result->found;
+}
+
+static struct finding *finding; /* shared with the processes that search */
+static uint64_t seeds;
+
+static void is_found(void **state) {
+    if (!find(*(enum ls_core_mutation *)*state, seeds, finding))
+        fail_msg("not found in %llu seeds", (unsigned long long)seeds);
+    printf("found after %llu seeds (%s)\n", (unsigned long long)finding->seed, finding->violation);
+}
+
+static void the_core_without_a_planted_fault_is_found_right(void **state) {
+    (void)state;
+    if (find(LS_MUTATION_NONE, seeds, finding)) fail_msg("%s", finding->violation);
 }
 
 int main(void) {
 #define MUTATION_NAME(name) #name,
     static const char *const names[LS_MUTATION_COUNT] = {"NONE", LS_CORE_MUTATIONS(MUTATION_NAME)};
-    struct finding *finding = mmap(NULL, sizeof *finding, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    finding = mmap(NULL, sizeof *finding, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (finding == MAP_FAILED) return 1;
     const char *limit = getenv("LS_SIM_MUTATION_SEEDS");
-    uint64_t seeds = limit ? strtoull(limit, NULL, 10) : 3000;
-    int missed = 0;
-    if (find(LS_MUTATION_NONE, seeds, finding)) {
-        printf("without a planted fault: %s\n", finding->violation);
-        missed++;
+    seeds = limit ? strtoull(limit, NULL, 10) : 3000;
+    static enum ls_core_mutation mutations[LS_MUTATION_COUNT];
+    static struct CMUnitTest tests[LS_MUTATION_COUNT];
+    tests[0] = (struct CMUnitTest)cmocka_unit_test(the_core_without_a_planted_fault_is_found_right);
+    for (int i = 1; i < LS_MUTATION_COUNT; i++) {
+        mutations[i] = (enum ls_core_mutation)i;
+        tests[i] = (struct CMUnitTest){.name = names[i], .test_func = is_found, .initial_state = &mutations[i]};
     }
-    for (int mutation = 1; mutation < LS_MUTATION_COUNT; mutation++) {
-        if (find((enum ls_core_mutation)mutation, seeds, finding)) {
-            printf("%-32s found after %4llu seeds (%s)\n", names[mutation], (unsigned long long)finding->seed,
-                   finding->violation);
-        } else {
-            printf("%-32s NOT FOUND in %llu seeds\n", names[mutation], (unsigned long long)seeds);
-            missed++;
-        }
-    }
-    printf("%d planted faults, %d not found\n", LS_MUTATION_COUNT - 1, missed);
-    return missed != 0;
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

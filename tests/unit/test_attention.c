@@ -212,12 +212,82 @@ static void queries_may_be_fewer_than_cached_keys(void **state) {
         .batch = 2, .queries = 5, .keys = 280, .heads = 4, .kv_heads = 4, .size = 16, .documents = true, .threads = 1});
 }
 
+/* Scores grow along the sequence, so that the maximum of a row moves with every block of keys and what was summed must
+ * be rescaled. */
+static void rising_scores_are_rescaled_from_block_to_block(void **state) {
+    (void)state;
+    struct problem p = {.batch = 1, .queries = 700, .keys = 700, .heads = 1, .kv_heads = 1, .size = 2, .threads = 1};
+    struct tensors t = make(&p);
+    for (int64_t i = 0; i < 700; i++) {
+        t.q[i * t.q_stride] = 1.0f, t.q[i * t.q_stride + 1] = 0.0f;
+        t.k[i * t.kv_stride] = 0.1f * (float)i; /* up to 70: exp(70) - exp(0) needs the maximum taken off */
+    }
+    reference(&p, &t, 1.0);
+    struct support s = support_open(1, LS_STREAMS_EAGER);
+    ls_op(s.stream, attention_forward, .output = t.output, .lse = t.lse, .q = t.q, .k = t.k, .v = t.v, .batch = 1,
+          .query_length = 700, .key_length = 700, .heads = 1, .kv_heads = 1, .head_size = 2, .q_stride = t.q_stride,
+          .kv_stride = t.kv_stride, .output_stride = t.output_stride, .q_batch_stride = t.q_batch,
+          .kv_batch_stride = t.kv_batch, .output_batch_stride = t.output_batch, .scale = 1.0f);
+    support_close(s);
+    for (int64_t i = 0; i < 700; i++) {
+        assert_true(fabs((double)t.lse[i] - t.lse_expected[i]) < 1e-5 * 70.0);
+        for (int64_t c = 0; c < 2; c++)
+            assert_true(fabs((double)t.output[i * t.output_stride + c] - t.output_expected[i * t.output_stride + c]) <
+                        1e-5);
+    }
+    release(&t);
+}
+
+static void heads_larger_than_a_piece_are_right(void **state) {
+    (void)state;
+    check(
+        (struct problem){.batch = 1, .queries = 75, .keys = 75, .heads = 2, .kv_heads = 1, .size = 300, .threads = 1});
+    check(
+        (struct problem){.batch = 1, .queries = 70, .keys = 300, .heads = 1, .kv_heads = 1, .size = 129, .threads = 1});
+}
+
+/* A task belongs to a head whatever the threads. */
+static void attention_gives_the_same_bits_with_any_number_of_threads(void **state) {
+    (void)state;
+    const struct problem p = {.batch = 3, .queries = 290, .keys = 290, .heads = 2, .kv_heads = 1, .size = 20};
+    struct tensors t = make(&p);
+    float *results[2][5];
+    for (int round = 0; round < 2; round++) {
+        struct support s = support_open(round ? 3 : 1, LS_STREAMS_EAGER);
+        ls_op(s.stream, attention_forward, .output = t.output, .lse = t.lse, .q = t.q, .k = t.k, .v = t.v,
+              .document_start = t.document_start, .batch = p.batch, .query_length = p.queries, .key_length = p.keys,
+              .heads = p.heads, .kv_heads = p.kv_heads, .head_size = p.size, .q_stride = t.q_stride,
+              .kv_stride = t.kv_stride, .output_stride = t.output_stride, .q_batch_stride = t.q_batch,
+              .kv_batch_stride = t.kv_batch, .output_batch_stride = t.output_batch, .scale = 0.3f);
+        ls_op(s.stream, attention_backward, .q_gradient = t.dq, .k_gradient = t.dk, .v_gradient = t.dv,
+              .output_gradient = t.d_output, .output = t.output, .q = t.q, .k = t.k, .v = t.v, .lse = t.lse,
+              .document_start = t.document_start, .batch = p.batch, .length = p.queries, .heads = p.heads,
+              .kv_heads = p.kv_heads, .head_size = p.size, .q_stride = t.q_stride, .kv_stride = t.kv_stride,
+              .output_stride = t.output_stride, .q_batch_stride = t.q_batch, .kv_batch_stride = t.kv_batch,
+              .output_batch_stride = t.output_batch, .scale = 0.3f);
+        support_close(s);
+        results[round][0] = copy_floats(t.output, t.output_count), results[round][1] = copy_floats(t.lse, t.lse_count);
+        results[round][2] = copy_floats(t.dq, t.q_count), results[round][3] = copy_floats(t.dk, t.kv_count);
+        results[round][4] = copy_floats(t.dv, t.kv_count);
+    }
+    check_same_bits("output", results[0][0], results[1][0], t.output_count);
+    check_same_bits("lse", results[0][1], results[1][1], t.lse_count);
+    check_same_bits("dq", results[0][2], results[1][2], t.q_count);
+    check_same_bits("dk", results[0][3], results[1][3], t.kv_count);
+    check_same_bits("dv", results[0][4], results[1][4], t.kv_count);
+    for (int i = 0; i < 10; i++) free(results[i / 5][i % 5]);
+    release(&t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_and_its_gradients_are_right_for_odd_shapes),
         cmocka_unit_test(grouped_heads_share_keys_and_add_their_gradients),
         cmocka_unit_test(attention_does_not_cross_documents),
         cmocka_unit_test(queries_may_be_fewer_than_cached_keys),
+        cmocka_unit_test(rising_scores_are_rescaled_from_block_to_block),
+        cmocka_unit_test(heads_larger_than_a_piece_are_right),
+        cmocka_unit_test(attention_gives_the_same_bits_with_any_number_of_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* Element-wise kernels and column sums against double-precision references. */
 #include "tests/unit/support.h"
+#include "worker/device/cpu/exponential.h"
 
 static double gelu(double x) {
     return 0.5 * x * (1.0 + tanh(sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
@@ -147,8 +148,26 @@ static void bias_gradient_adds_the_sum_of_the_rows(void **state) {
     }
 }
 
+/* ls_exp promises 2 units in the last place on [-60, 60] and the end values beyond. */
+static void the_exponential_is_within_two_units_in_the_last_place(void **state) {
+    (void)state;
+    double worst = 0.0;
+    for (int i = 0; i < 400000; i++) {
+        const float x = (float)(i < 200000 ? random_between(-60.0, 60.0) : random_between(-1.0, 1.0));
+        const double expected = exp((double)x);
+        const float rounded = (float)expected;
+        worst =
+            fmax(worst, fabs((double)ls_exp(x) - expected) / ((double)nextafterf(rounded, INFINITY) - (double)rounded));
+    }
+    if (!(worst <= 2.0)) fail_msg("the worst of 400,000 is off by %.3f units", worst);
+    assert_true(ls_exp(0.0f) == 1.0f);
+    assert_true(ls_exp(-INFINITY) == ls_exp(-60.0f) && ls_exp(INFINITY) == ls_exp(60.0f));
+    assert_true(isnan(ls_exp(NAN)));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_exponential_is_within_two_units_in_the_last_place),
         cmocka_unit_test(add_adds_also_in_place),
         cmocka_unit_test(gelu_and_its_gradient_are_accurate_over_the_whole_range),
         cmocka_unit_test(swiglu_and_its_gradient_are_right_also_in_place),

@@ -47,6 +47,7 @@ struct ls_event *ls_event_create(struct ls_device *device);
 void ls_event_destroy(struct ls_event *event);
 void ls_event_record(struct ls_event *event, struct ls_stream *stream);
 void ls_stream_wait(struct ls_stream *stream, struct ls_event *event);
+/* Waits until what the event marks has run. Returns the error that its stream holds at that time, if any, and leaves it there. */
 enum ls_code ls_event_synchronize(struct ls_event *event, struct ls_error *error);
 
 /* Copies and fills. Host memory given here stays untouched by the caller until the stream has passed the copy. */
@@ -55,7 +56,8 @@ void ls_copy_to_host(struct ls_stream *stream, void *host_memory, const void *de
 void ls_copy(struct ls_stream *stream, void *to, const void *from, size_t bytes);
 void ls_fill_zero(struct ls_stream *stream, void *memory, size_t bytes);
 
-/* Runs `function(argument copy, error)` on the host in the stream's order; its failure becomes the stream's. Collectives over MPI and
+/* Runs `function(argument copy, error)` on the host in the stream's order; its failure becomes the stream's, whose later
+ * operations are skipped until ls_stream_synchronize has reported it; streams that wait for it go on. Collectives over MPI and
  * threads are put on a CPU device's stream by this call. `bytes` <= LS_STREAM_ARGUMENT_MAX. */
 typedef enum ls_code ls_host_function(const void *argument, struct ls_error *error);
 enum { LS_STREAM_ARGUMENT_MAX = 256 };

@@ -96,7 +96,8 @@ struct ls_op_swiglu_backward { /* gate_up_gradient may be gate_up */
 };
 
 /* Layer normalisation (Ba et al. 2016) with the residual sum in front: when `residual` is given, sum = input + residual is
- * stored to `sum` (which may be either) and normalised; mean and reciprocal deviation [rows] in fp32 are kept for backward. */
+ * stored to `sum` (which may be either) and normalised; mean and reciprocal deviation [rows] in fp32 are kept for backward
+ * (NULL: not). */
 struct ls_op_layernorm_forward {
     void *output, *sum;
     float *mean, *rstd;
@@ -163,7 +164,7 @@ struct ls_op_rope {
 
 /* Causal attention, softmax(q k^T scale) v per head, streaming over keys (Milakov & Gimelshein 2018; Dao 2022, algorithm 1): the
  * T x T matrix is never stored. Query i of a sequence is at position key_length - query_length + i, sees keys up to itself, and none
- * before document_start[b, i] (NULL: 0). Head h uses key-value head h / (heads / kv_heads). Strides are elements between tokens;
+ * before document_start[b, i] (NULL: 0; at most i's own position). Head h uses key-value head h / (heads / kv_heads). Strides are elements between tokens;
  * sequences follow one another at `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward; NULL: not. */
 struct ls_op_attention_forward {
     void *output;

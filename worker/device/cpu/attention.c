@@ -1,29 +1,24 @@
 /* Causal attention in blocks of queries by keys: scores of one block, streaming softmax, product with the values. A
- * block that no query sees (above the diagonal, or before every document's start) is not computed. */
+ * block that no query sees (above the diagonal, or before every document's start) is not computed. Keys and values of a
+ * block are packed once for all the queries of a task. */
 #include "worker/device/cpu/exponential.h"
 #include "worker/device/cpu/kernels.h"
+#include "worker/device/cpu/multiply.h"
 
 #include <math.h>
 #include <string.h>
 
-/* A block of scores fits the second cache; LANES is what loops are padded to, so that they have no scalar rest; rows of
- * a block lie KEYS + LANES apart, so that they do not fall on the same cache sets. */
-enum { QUERIES = 64, KEYS = 256, LANES = 16, PITCH = KEYS + LANES };
+/* QUERIES by KEYS scores are computed at a time; a forward task has TASK_QUERIES queries of one head; heads larger than
+ * CHUNK are taken in pieces. Loops over scores go in whole groups of GROUP, so that they have no scalar rest; rows of
+ * scores lie PITCH apart, so that they do not fall on the same cache sets. Fewer queries than FEW do not pay for packed
+ * keys. */
+enum { QUERIES = 48, KEYS = 256, TASK_QUERIES = 256, CHUNK = 128, GROUP = 16, PITCH = KEYS + GROUP, FEW = 8 };
 
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 static int64_t max64(int64_t a, int64_t b) {
     return a > b ? a : b;
-}
-
-/* The keys [begin, end) that query `position` sees. */
-struct span {
-    int64_t begin, end;
-};
-
-static struct span visible(const int32_t *document_start, int64_t row, int64_t position) {
-    return (struct span){document_start ? document_start[row] : 0, position + 1};
 }
 
 static int64_t first_key(const int32_t *document_start, int64_t rows) {
@@ -33,102 +28,171 @@ static int64_t first_key(const int32_t *document_start, int64_t rows) {
     return first;
 }
 
-/* One row of a block of `width` scores of which [lo, hi) are visible: turns them into exponentials above `maximum`, the
- * rest into zeros. Returns the sum. Works in whole groups of LANES: the row is padded, and what the groups hold beside
- * [lo, hi) is masked. */
-static float exponentials(float *s, int64_t width, int64_t lo, int64_t hi, float maximum) {
-    const int64_t from = lo / LANES * LANES, to = (hi + LANES - 1) / LANES * LANES,
-                  padded = (width + LANES - 1) / LANES * LANES;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = from; j < to; j++) {
-        const float e = ls_exp(s[j] - maximum);
-        const float seen = j >= lo && j < hi ? e : 0.0f;
-        s[j] = seen;
-        sum += seen;
-    }
-    for (int64_t j = 0; j < from; j++) s[j] = 0.0f;
-    for (int64_t j = to; j < padded; j++) s[j] = 0.0f;
-    return sum;
-}
-
-static float maximum_within(const float *s, int64_t lo, int64_t hi, float maximum) {
-    const int64_t from = lo / LANES * LANES, to = (hi + LANES - 1) / LANES * LANES;
+/* Of a row of scores only [lo, hi) are visible. Scales them and returns the largest of them and `maximum`. */
+static float scale_and_maximum(float *s, int lo, int hi, float scale, float maximum) {
+    const int from = lo / GROUP * GROUP, to = (hi + GROUP - 1) / GROUP * GROUP;
 #pragma omp simd reduction(max : maximum)
-    for (int64_t j = from; j < to; j++) {
-        const float x = j >= lo && j < hi ? s[j] : -INFINITY;
+    for (int j = from; j < to; j++) {
+        const float scaled = s[j] * scale, x = j >= lo && j < hi ? scaled : -INFINITY;
+        s[j] = scaled;
         maximum = x > maximum ? x : maximum;
     }
     return maximum;
 }
 
-/* Queries [q0, q0 + rows) of one head: q, output, lse and document_start point at the first of them, k and v at key 0.
- */
-static void forward_block(const struct ls_op_attention_forward *op, const float *q, const float *k, const float *v,
-                          float *output, float *lse, const int32_t *document_start, int64_t position, int64_t rows) {
-    float s[QUERIES * PITCH] __attribute__((aligned(64)));
-    float maximum[QUERIES], sum[QUERIES];
-    const int64_t first = first_key(document_start, rows), last = position + rows, head_size = op->head_size;
-    for (int64_t i = 0; i < rows; i++) maximum[i] = -INFINITY, sum[i] = 0.0f;
-    for (int64_t k0 = first; k0 < last; k0 += KEYS) {
-        const int64_t width = min64(KEYS, last - k0);
-        ls_cpu_sgemm(false, true, rows, width, head_size, op->scale, q, op->q_stride, k + k0 * op->kv_stride,
-                     op->kv_stride, 0.0f, s, PITCH);
-        for (int64_t i = 0; i < rows; i++) {
-            const struct span span = visible(document_start, i, position + i);
-            const int64_t lo = max64(span.begin - k0, 0), hi = min64(span.end - k0, width);
-            float *row = s + i * PITCH;
-            if (lo >= hi) {
-                memset(row, 0, (size_t)width * sizeof *row);
-                continue;
-            }
-            const float highest = maximum_within(row, lo, hi, maximum[i]);
-            const float part = exponentials(row, width, lo, hi, highest);
-            if (k0 > first && highest > maximum[i]) { /* what was summed so far is relative to the old maximum */
-                const float factor = expf(maximum[i] - highest);
-                float *out = output + i * op->output_stride;
-                sum[i] *= factor;
-#pragma omp simd
-                for (int64_t c = 0; c < head_size; c++) out[c] *= factor;
-            }
-            maximum[i] = highest;
-            sum[i] += part;
-        }
-        ls_cpu_sgemm(false, false, rows, head_size, width, 1.0f, s, PITCH, v + k0 * op->kv_stride, op->kv_stride,
-                     k0 > first ? 1.0f : 0.0f, output, op->output_stride);
+/* Turns the visible scores, times `scale`, into exponentials above `maximum`, and the rest of [0, width) into zeros.
+ * Returns the sum. */
+static float exponentials(float *s, int width, int lo, int hi, float scale, float maximum) {
+    const int from = lo / GROUP * GROUP, to = (hi + GROUP - 1) / GROUP * GROUP;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int j = from; j < to; j++) {
+        const float e = ls_exp(s[j] * scale - maximum);
+        const float seen = j >= lo && j < hi ? e : 0.0f;
+        s[j] = seen;
+        sum += seen;
     }
+    if (from > 0) memset(s, 0, (size_t)from * sizeof *s);
+    if (to < width) memset(s + to, 0, (size_t)(width - to) * sizeof *s);
+    return sum;
+}
+
+/* What a forward task needs of its head: q, output, lse and document_start at its first query, which stands at
+ * `position`; k and v at key 0. */
+struct queries {
+    const float *q, *k, *v;
+    float *output, *lse;
+    const int32_t *document_start;
+    int64_t position, count;
+};
+
+/* Scores of queries [i0, i0 + rows) become probabilities relative to each row's maximum so far; its sum and output so
+ * far follow suit. */
+static void streaming_softmax(const struct ls_op_attention_forward *op, const struct queries *t, int64_t i0,
+                              int64_t rows, int64_t k0, int64_t width, bool started, float *s, float *maximum,
+                              float *sum) {
     for (int64_t i = 0; i < rows; i++) {
-        const float factor = 1.0f / sum[i];
-        float *out = output + i * op->output_stride;
+        const int64_t start = t->document_start ? t->document_start[i0 + i] : 0;
+        const int lo = (int)max64(start - k0, 0), hi = (int)min64(t->position + i0 + i + 1 - k0, width);
+        float *row = s + i * PITCH;
+        if (lo >= hi) {
+            memset(row, 0, (size_t)width * sizeof *row);
+            continue;
+        }
+        const float highest = scale_and_maximum(row, lo, hi, op->scale, maximum[i]);
+        const float part = exponentials(row, (int)width, lo, hi, 1.0f, highest);
+        if (started && highest > maximum[i]) {
+            const float factor = expf(maximum[i] - highest);
+            float *out = t->output + (i0 + i) * op->output_stride;
+            sum[i] *= factor;
 #pragma omp simd
-        for (int64_t c = 0; c < head_size; c++) out[c] *= factor;
-        if (lse) lse[i] = maximum[i] + logf(sum[i]);
+            for (int64_t c = 0; c < op->head_size; c++) out[c] *= factor;
+        }
+        maximum[i] = highest;
+        sum[i] += part;
     }
 }
 
-static int64_t query_blocks(const struct ls_op_attention_forward *op) {
-    return (op->query_length + QUERIES - 1) / QUERIES;
+static void few_scores(const struct ls_op_attention_forward *op, int64_t rows, int64_t width, const float *q,
+                       const float *k, float *s) {
+    for (int64_t j = 0; j < width; j++) {
+        const float *key = k + j * op->kv_stride;
+        for (int64_t i = 0; i < rows; i++) {
+            const float *query = q + i * op->q_stride;
+            float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t c = 0; c < op->head_size; c++) sum += query[c] * key[c];
+            s[i * PITCH + j] = sum;
+        }
+    }
+}
+
+static void few_outputs(const struct ls_op_attention_forward *op, int64_t rows, int64_t width, const float *s,
+                        const float *v, float *output, bool add) {
+    for (int64_t i = 0; i < rows; i++) {
+        float *out = output + i * op->output_stride;
+        if (!add) memset(out, 0, (size_t)op->head_size * sizeof *out);
+        for (int64_t j = 0; j < width; j++) {
+            const float p = s[i * PITCH + j], *value = v + j * op->kv_stride;
+#pragma omp simd
+            for (int64_t c = 0; c < op->head_size; c++) out[c] += p * value[c];
+        }
+    }
+}
+
+static void forward_task(const struct ls_op_attention_forward *op, const struct queries *t) {
+    float keys[KEYS * CHUNK] __attribute__((aligned(64))), values[KEYS * CHUNK] __attribute__((aligned(64)));
+    float s[QUERIES * PITCH] __attribute__((aligned(64))), maximum[TASK_QUERIES], sum[TASK_QUERIES];
+    const int64_t first = first_key(t->document_start, t->count), last = t->position + t->count, size = op->head_size;
+    for (int64_t i = 0; i < t->count; i++) maximum[i] = -INFINITY, sum[i] = 0.0f;
+    for (int64_t k0 = first; k0 < last; k0 += KEYS) {
+        const float *k = t->k + k0 * op->kv_stride, *v = t->v + k0 * op->kv_stride;
+        const int64_t block = min64(KEYS, last - k0);
+        bool pack = true;
+        for (int64_t i0 = 0; i0 < t->count; i0 += QUERIES) {
+            const int64_t rows = min64(QUERIES, t->count - i0), width = min64(block, t->position + i0 + rows - k0);
+            const int64_t begin = first_key(t->document_start ? t->document_start + i0 : NULL, rows);
+            const bool started = k0 > begin; /* these queries have seen an earlier block */
+            const float *q = t->q + i0 * op->q_stride;
+            float *output = t->output + i0 * op->output_stride;
+            if (width <= 0 || k0 + block <= begin) continue;
+            if (t->count < FEW) {
+                few_scores(op, rows, width, q, k, s);
+                streaming_softmax(op, t, i0, rows, k0, width, started, s, maximum + i0, sum + i0);
+                few_outputs(op, rows, width, s, v, output, started);
+                continue;
+            }
+            for (int64_t c = 0; c < size; c += CHUNK) {
+                const int64_t chunk = min64(CHUNK, size - c);
+                if (pack || size > CHUNK) ls_pack(true, k + c, op->kv_stride, chunk, block, keys);
+                ls_multiply(rows, ls_panel_round(width), chunk, false, q + c, op->q_stride, keys, chunk, s, PITCH,
+                            c > 0);
+            }
+            streaming_softmax(op, t, i0, rows, k0, width, started, s, maximum + i0, sum + i0);
+            for (int64_t c = 0; c < size; c += CHUNK) {
+                const int64_t chunk = min64(CHUNK, size - c);
+                if (pack || size > CHUNK) ls_pack(false, v + c, op->kv_stride, block, chunk, values);
+                ls_multiply(rows, chunk, width, false, s, PITCH, values, block, output + c, op->output_stride, started);
+            }
+            pack = false;
+        }
+    }
+
+    for (int64_t i = 0; i < t->count; i++) {
+        const float factor = 1.0f / sum[i];
+        float *out = t->output + i * op->output_stride;
+#pragma omp simd
+        for (int64_t c = 0; c < size; c++) out[c] *= factor;
+        if (t->lse) t->lse[i] = maximum[i] + logf(sum[i]);
+    }
+}
+
+static int64_t query_tasks(const struct ls_op_attention_forward *op) {
+    return (op->query_length + TASK_QUERIES - 1) / TASK_QUERIES;
 }
 
 static void forward(const void *arguments, int64_t begin, int64_t end) {
     const struct ls_op_attention_forward *op = arguments;
-    const int64_t blocks = query_blocks(op), group = op->heads / op->kv_heads;
+    const int64_t tasks = query_tasks(op), group = op->heads / op->kv_heads;
     for (int64_t task = begin; task < end; task++) {
-        const int64_t block = task % blocks, head = task / blocks % op->heads, b = task / blocks / op->heads;
-        const int64_t i0 = block * QUERIES, rows = min64(QUERIES, op->query_length - i0);
+        const int64_t i0 = task % tasks * TASK_QUERIES, head = task / tasks % op->heads, b = task / tasks / op->heads;
         const int64_t kv = b * op->kv_batch_stride + head / group * op->head_size;
-        forward_block(op, (const float *)op->q + b * op->q_batch_stride + i0 * op->q_stride + head * op->head_size,
-                      (const float *)op->k + kv, (const float *)op->v + kv,
-                      (float *)op->output + b * op->output_batch_stride + i0 * op->output_stride + head * op->head_size,
-                      op->lse ? op->lse + (b * op->heads + head) * op->query_length + i0 : NULL,
-                      op->document_start ? op->document_start + b * op->query_length + i0 : NULL,
-                      op->key_length - op->query_length + i0, rows);
+        const struct queries t = {
+            .q = (const float *)op->q + b * op->q_batch_stride + i0 * op->q_stride + head * op->head_size,
+            .k = (const float *)op->k + kv,
+            .v = (const float *)op->v + kv,
+            .output = (float *)op->output + b * op->output_batch_stride + i0 * op->output_stride + head * op->head_size,
+            .lse = op->lse ? op->lse + (b * op->heads + head) * op->query_length + i0 : NULL,
+            .document_start = op->document_start ? op->document_start + b * op->query_length + i0 : NULL,
+            .position = op->key_length - op->query_length + i0,
+            .count = min64(TASK_QUERIES, op->query_length - i0)};
+        forward_task(op, &t);
     }
 }
 
 void ls_cpu_attention_forward(int threads, const struct ls_op_attention_forward *op) {
     if (op->batch * op->query_length * op->key_length * op->heads * op->head_size < 1 << 16) threads = 1;
-    ls_cpu_parallel(threads, op->batch * op->heads * query_blocks(op), 1, forward, op);
+    ls_cpu_parallel(threads, op->batch * op->heads * query_tasks(op), 1, forward, op);
 }
 
 /* What backward needs of one head: pointers at token 0. */
@@ -138,71 +202,86 @@ struct head {
     const int32_t *document_start;
 };
 
-/* Queries [q0, q0 + rows) of one head: with p = exp(s - lse) and ds = p (dp - rowsum(do o)) scale,
- * dv += p^T do, dq = ds k, dk += ds^T q (Dao 2022, algorithm 4). */
-static void backward_block(const struct ls_op_attention_backward *op, const struct head *head, int64_t q0,
-                           int64_t rows) {
-    float p[QUERIES * PITCH] __attribute__((aligned(64))), ds[QUERIES * PITCH] __attribute__((aligned(64)));
-    float product[QUERIES];
-    const int32_t *document_start = head->document_start ? head->document_start + q0 : NULL;
-    const int64_t first = first_key(document_start, rows), last = q0 + rows, size = op->head_size;
-    const float *d_output = head->d_output + q0 * op->output_stride, *output = head->output + q0 * op->output_stride;
-    const float *q = head->q + q0 * op->q_stride, *lse = head->lse + q0;
+/* A block of keys, packed for products with queries (keys and values transposed) and with score gradients. */
+struct packed_keys {
+    float keys_transposed[KEYS * CHUNK], values_transposed[KEYS * CHUNK], keys[KEYS * CHUNK];
+} __attribute__((aligned(64)));
+
+/* Turns scores into probabilities p and the gradients dp of these into those of the scores, ds = p (dp - rowsum(do o))
+ * scale. */
+static void score_gradients(const struct ls_op_attention_backward *op, const struct head *head, int64_t q0,
+                            int64_t rows, int64_t k0, int64_t width, float *p, float *ds) {
+    const int padded = ((int)width + GROUP - 1) / GROUP * GROUP;
     for (int64_t i = 0; i < rows; i++) {
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < size; c++)
-            sum += d_output[i * op->output_stride + c] * output[i * op->output_stride + c];
-        product[i] = sum;
-    }
-    for (int64_t k0 = first; k0 < last; k0 += KEYS) {
-        const int64_t width = min64(KEYS, last - k0);
-        const float *k = head->k + k0 * op->kv_stride, *v = head->v + k0 * op->kv_stride;
-        ls_cpu_sgemm(false, true, rows, width, size, op->scale, q, op->q_stride, k, op->kv_stride, 0.0f, p, PITCH);
-        ls_cpu_sgemm(false, true, rows, width, size, 1.0f, d_output, op->output_stride, v, op->kv_stride, 0.0f, ds,
-                     PITCH);
-        for (int64_t i = 0; i < rows; i++) {
-            const struct span span = visible(document_start, i, q0 + i);
-            const int64_t lo = max64(span.begin - k0, 0), hi = min64(span.end - k0, width);
-            float *p_row = p + i * PITCH, *ds_row = ds + i * PITCH;
-            if (lo >= hi) {
-                memset(p_row, 0, (size_t)width * sizeof *p_row);
-                memset(ds_row, 0, (size_t)width * sizeof *ds_row);
-                continue;
-            }
-            exponentials(p_row, width, lo, hi, lse[i]);
-#pragma omp simd
-            for (int64_t j = 0; j < width; j++) {
-                const float d = p_row[j] * (ds_row[j] - product[i]) * op->scale;
-                ds_row[j] = j >= lo && j < hi ? d : 0.0f;
-            }
+        const int64_t start = head->document_start ? head->document_start[q0 + i] : 0;
+        const int lo = (int)max64(start - k0, 0), hi = (int)min64(q0 + i + 1 - k0, width);
+        const float *d_output = head->d_output + (q0 + i) * op->output_stride,
+                    *output = head->output + (q0 + i) * op->output_stride;
+        float *p_row = p + i * PITCH, *ds_row = ds + i * PITCH, product = 0.0f;
+        if (lo >= hi) {
+            memset(p_row, 0, (size_t)width * sizeof *p_row);
+            memset(ds_row, 0, (size_t)width * sizeof *ds_row);
+            continue;
         }
-        ls_cpu_sgemm(true, false, width, size, rows, 1.0f, p, PITCH, d_output, op->output_stride, 1.0f,
-                     head->dv + k0 * op->kv_stride, op->kv_stride);
-        ls_cpu_sgemm(true, false, width, size, rows, 1.0f, ds, PITCH, q, op->q_stride, 1.0f,
-                     head->dk + k0 * op->kv_stride, op->kv_stride);
-        ls_cpu_sgemm(false, false, rows, size, width, 1.0f, ds, PITCH, k, op->kv_stride, k0 > first ? 1.0f : 0.0f,
-                     head->dq + q0 * op->q_stride, op->q_stride);
+#pragma omp simd reduction(+ : product)
+        for (int64_t c = 0; c < op->head_size; c++) product += d_output[c] * output[c];
+        exponentials(p_row, (int)width, lo, hi, op->scale, head->lse[q0 + i]);
+#pragma omp simd
+        for (int j = 0; j < padded; j++) {
+            const float d = p_row[j] * (ds_row[j] - product) * op->scale;
+            ds_row[j] = j >= lo && j < hi ? d : 0.0f;
+        }
     }
 }
 
-/* A task is one key-value head of one sequence with all its query heads, so that each element of dk and dv has one
- * writer. */
-static void backward(const void *arguments, int64_t begin, int64_t end) {
-    const struct ls_op_attention_backward *op = arguments;
-    const int64_t group = op->heads / op->kv_heads, size = op->head_size;
-    for (int64_t task = begin; task < end; task++) {
-        const int64_t b = task / op->kv_heads, kv_head = task % op->kv_heads;
-        const int64_t kv = b * op->kv_batch_stride + kv_head * size;
-        struct head head = {.dk = (float *)op->k_gradient + kv,
-                            .dv = (float *)op->v_gradient + kv,
-                            .k = (const float *)op->k + kv,
-                            .v = (const float *)op->v + kv,
-                            .document_start = op->document_start ? op->document_start + b * op->length : NULL};
-        for (int64_t t = 0; t < op->length; t++) {
-            memset(head.dk + t * op->kv_stride, 0, (size_t)size * sizeof(float));
-            memset(head.dv + t * op->kv_stride, 0, (size_t)size * sizeof(float));
+/* Queries [q0, q0 + rows) of one head and keys [k0, k0 + block), of which the first `width` are seen: with p = exp(s -
+ * lse), dv += p^T do, dq (+)= ds k, dk += ds^T q (Dao 2022, algorithm 4). `pack` packs the keys, which later heads and
+ * queries find. */
+static void backward_block(const struct ls_op_attention_backward *op, const struct head *head, int64_t q0, int64_t rows,
+                           int64_t k0, int64_t block, int64_t width, bool add, bool pack, struct packed_keys *packed) {
+    float p[QUERIES * PITCH] __attribute__((aligned(64))), ds[QUERIES * PITCH] __attribute__((aligned(64)));
+    float panels[QUERIES * CHUNK] __attribute__((aligned(64)));
+    const int64_t size = op->head_size, at_q = q0 * op->q_stride, at_o = q0 * op->output_stride,
+                  at_k = k0 * op->kv_stride;
+    for (int64_t c = 0; c < size; c += CHUNK) {
+        const int64_t chunk = min64(CHUNK, size - c), columns = ls_panel_round(width);
+        if (pack || size > CHUNK) {
+            ls_pack(true, head->k + at_k + c, op->kv_stride, chunk, block, packed->keys_transposed);
+            ls_pack(true, head->v + at_k + c, op->kv_stride, chunk, block, packed->values_transposed);
         }
+        ls_multiply(rows, columns, chunk, false, head->q + at_q + c, op->q_stride, packed->keys_transposed, chunk, p,
+                    PITCH, c > 0);
+        ls_multiply(rows, columns, chunk, false, head->d_output + at_o + c, op->output_stride,
+                    packed->values_transposed, chunk, ds, PITCH, c > 0);
+    }
+    score_gradients(op, head, q0, rows, k0, width, p, ds);
+    for (int64_t c = 0; c < size; c += CHUNK) {
+        const int64_t chunk = min64(CHUNK, size - c);
+        ls_pack(false, head->d_output + at_o + c, op->output_stride, rows, chunk, panels);
+        ls_multiply(width, chunk, rows, true, p, PITCH, panels, rows, head->dv + at_k + c, op->kv_stride, true);
+        ls_pack(false, head->q + at_q + c, op->q_stride, rows, chunk, panels);
+        ls_multiply(width, chunk, rows, true, ds, PITCH, panels, rows, head->dk + at_k + c, op->kv_stride, true);
+        if (pack || size > CHUNK) ls_pack(false, head->k + at_k + c, op->kv_stride, block, chunk, packed->keys);
+        ls_multiply(rows, chunk, width, false, ds, PITCH, packed->keys, block, head->dq + at_q + c, op->q_stride, add);
+    }
+}
+
+/* One key-value head of one sequence with all its query heads. */
+static void backward_task(const struct ls_op_attention_backward *op, int64_t b, int64_t kv_head) {
+    struct packed_keys packed;
+    const int64_t group = op->heads / op->kv_heads, size = op->head_size, kv = b * op->kv_batch_stride + kv_head * size;
+    struct head head = {.dk = (float *)op->k_gradient + kv,
+                        .dv = (float *)op->v_gradient + kv,
+                        .k = (const float *)op->k + kv,
+                        .v = (const float *)op->v + kv,
+                        .document_start = op->document_start ? op->document_start + b * op->length : NULL};
+    for (int64_t t = 0; t < op->length; t++) {
+        memset(head.dk + t * op->kv_stride, 0, (size_t)size * sizeof(float));
+        memset(head.dv + t * op->kv_stride, 0, (size_t)size * sizeof(float));
+    }
+    for (int64_t k0 = 0; k0 < op->length; k0 += KEYS) {
+        const int64_t block = min64(KEYS, op->length - k0);
+        bool pack = true;
         for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++) {
             const int64_t at = b * op->q_batch_stride + h * size, out = b * op->output_batch_stride + h * size;
             head.dq = (float *)op->q_gradient + at;
@@ -210,10 +289,22 @@ static void backward(const void *arguments, int64_t begin, int64_t end) {
             head.d_output = (const float *)op->output_gradient + out;
             head.output = (const float *)op->output + out;
             head.lse = op->lse + (b * op->heads + h) * op->length;
-            for (int64_t q0 = 0; q0 < op->length; q0 += QUERIES)
-                backward_block(op, &head, q0, min64(QUERIES, op->length - q0));
+            for (int64_t q0 = k0 / QUERIES * QUERIES; q0 < op->length;
+                 q0 += QUERIES) { /* earlier queries do not see these keys */
+                const int64_t rows = min64(QUERIES, op->length - q0), width = min64(block, q0 + rows - k0);
+                const int64_t first = first_key(head.document_start ? head.document_start + q0 : NULL, rows);
+                if (k0 + block <= first) continue;
+                backward_block(op, &head, q0, rows, k0, block, width, k0 > first, pack, &packed);
+                pack = false;
+            }
         }
     }
+}
+
+/* Keys and values have one task each, so that each element of dk and dv has one writer. */
+static void backward(const void *arguments, int64_t begin, int64_t end) {
+    const struct ls_op_attention_backward *op = arguments;
+    for (int64_t task = begin; task < end; task++) backward_task(op, task / op->kv_heads, task % op->kv_heads);
 }
 
 void ls_cpu_attention_backward(int threads, const struct ls_op_attention_backward *op) {

@@ -6,10 +6,11 @@
 #include <stdint.h>
 #include <string.h>
 
-/* exp(x) within 2 units in the last place for x in [-60, 60]; outside it the value at the nearer end (8.8e-27, 1.1e26). That is as good as
- * zero and infinity beside 1 in float, and far enough from the ends of float's range that what callers multiply it by stays clear of
- * denormal numbers, each of which costs over a hundred cycles. NaN gives NaN. Range reduction to |r| <= ln(2)/2 with ln 2 in two parts
- * (Cody & Waite 1980, chapter 6), then 1 + r + r^2 q(r) with the minimax polynomial q of degree 4, whose error is 3.1e-9 of the value. */
+/* exp(x) within 2 units in the last place for x in [-60, 60]; outside it the value at the nearer end (8.8e-27, 1.1e26).
+ * That is as good as zero and infinity beside 1 in float, and far enough from the ends of float's range that what
+ * callers multiply it by stays clear of denormal numbers, each of which costs over a hundred cycles. NaN gives NaN.
+ * Range reduction to |r| <= ln(2)/2 with ln 2 in two parts (Cody & Waite 1980, chapter 6), then 1 + r + r^2 q(r) with
+ * the minimax polynomial q of degree 4, whose error is 3.1e-9 of the value. */
 static inline float ls_exp(float x) {
     const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, held in the low bits */
     x = x < -60.0f ? -60.0f : x;

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Bad input and faults: one clear error each, its exit code, nothing lost.
+source "$(dirname "$0")/lib.sh"
+config=configs/tiny-gpt2.yaml
+run() { timeout 120 "$lockstep" run "$config" --run-dir "$work/$1" "${@:2}"; }
+
+# --- configuration
+expect 2 'train\.steps' "an unknown key names the nearest known one" run a --set train.stepz=3
+expect 2 'zero' "a key of a later release is refused by name" run a --set zero.stage=1
+expect 2 'global_batch_size.*(1|at least)' "a value out of range names the key and the range" run a --set train.global_batch_size=0
+expect 2 'head' "heads that do not divide the width are refused" run a --set model.num_attention_heads=3
+expect 2 'rank' "a step needs a sequence for every rank" run a -n 3 --set train.global_batch_size=2 --set train.micro_batch_size=1
+check "nothing of a refused run stays on disk" test ! -e "$work/a"
+
+# --- data
+printf 'one line of text that is long enough for some samples of a tiny length\n%.0s' {1..400} >"$work/text"
+check "prepare a text" "$lockstep" data prepare "$work/text" -o "$work/data"
+data() { run "$1" --set "data.train=[{path: $2}]" --set 'data.validation=[]' "${@:3}"; }
+cp -r "$work/data" "$work/truncated"
+truncate -s -100 "$work"/truncated/train/*.bin
+expect 3 'truncated|train-?0*' "a truncated shard is named" data b "$work/truncated/train"
+mkdir "$work/foreign" "$work/empty"
+head -c 5000 /dev/urandom >"$work/foreign/a.bin"
+expect 3 'a\.bin' "a foreign file among the shards is named" data b "$work/foreign"
+expect 3 'empty|no ' "a dataset without shards is refused" data b "$work/empty"
+expect 3 'nothing|No such|not exist|cannot' "a dataset that is not there is named" data b "$work/absent"
+expect 3 'sample|sequence' "a text shorter than a sequence is refused" data b "$work/data/train" --set data.sequence_length=100000 --set model.max_position_embeddings=100000
+expect 2 'exist' "prepare does not overwrite" "$lockstep" data prepare "$work/text" -o "$work/data"
+: >"$work/nothing"
+expect 3 'empty|no ' "an empty text is refused" "$lockstep" data prepare "$work/nothing" -o "$work/none"
+
+# --- checkpoints: damage is found, named, and the one before is used
+check "a run with checkpoints" run c --set checkpoint.every_steps=5 --set train.steps=15
+printf 'X' | dd of="$work/c/checkpoints/step-00000015/model.safetensors" bs=1 seek=2000 conv=notrunc status=none
+expect 0 'step-00000015.*(damaged|hash)' "a flipped byte is found and the checkpoint before is used" \
+    run c --resume --set train.steps=15 --set checkpoint.every_steps=5
+check "the run is whole again" test -e "$work/c/checkpoints/step-00000015/manifest.json"
+for name in ../evil /etc/passwd link fifo; do
+    cp -r "$work/c" "$work/d"
+    folder=$work/d/checkpoints/step-00000015
+    ln -s /etc/passwd "$folder/link"
+    mkfifo "$folder/fifo"
+    sed -i "s|\"model.safetensors\"|\"$name\"|" "$folder/manifest.json"
+    expect 0 'step-00000015' "a manifest that names $name is not believed" timeout 60 "$lockstep" run "$config" \
+        --run-dir "$work/d" --resume --set train.steps=15 --set checkpoint.every_steps=5
+    rm -rf "$work/d"
+done
+
+# --- a full disk
+if mkdir "$work/small" && mount -t tmpfs -o size=1m none "$work/small" 2>/dev/null; then
+    expect 4 'space|full|bytes' "a full disk ends the run with the checkpoint code" \
+        timeout 60 "$lockstep" run "$config" --run-dir "$work/small/run" --set model.hidden_size=128 --set train.steps=4
+    umount -l "$work/small"
+else
+    skip "a full disk ends the run with the checkpoint code" "mounting a small tmpfs is not allowed here"
+fi
+
+# --- a worker that never arrives
+expect 6 'rank 0' "a rank that never joins is named" timeout 60 "$lockstep" run "$config" --run-dir "$work/e" \
+    --set fault.start_timeout_seconds=3 --set 'launcher.arguments=[sh, -c, sleep 100]'

@@ -19,8 +19,10 @@ bool ls_file_name_is_safe(const char *name) {
 
 int ls_file_open_under(int folder, const char *name, enum ls_code code, struct ls_error *error) {
     if (!ls_file_name_is_safe(name)) {
-        ls_fail(error, code, LS_SCOPE_CALL,
-                "file name '%.100s' is not one component of [A-Za-z0-9._-]. The file that names it is damaged or hostile.", name);
+        ls_fail(
+            error, code, LS_SCOPE_CALL,
+            "file name '%.100s' is not one component of [A-Za-z0-9._-]. The file that names it is damaged or hostile.",
+            name);
         return -1;
     }
     int file = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);

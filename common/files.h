@@ -11,9 +11,9 @@
 /* True for one path component of 1 to 255 characters [A-Za-z0-9._-] that is neither "." nor "..". */
 bool ls_file_name_is_safe(const char *name);
 
-/* Opens a regular file named by data from outside (a manifest, an index) under the open folder `folder`: the name must be
- * safe, links are not followed, and a FIFO, device or directory is refused without blocking. `code` is the code of its
- * errors. Returns a descriptor the caller closes, or -1. */
+/* Opens a regular file named by data from outside (a manifest, an index) under the open folder `folder`: the name must
+ * be safe, links are not followed, and a FIFO, device or directory is refused without blocking. `code` is the code of
+ * its errors. Returns a descriptor the caller closes, or -1. */
 int ls_file_open_under(int folder, const char *name, enum ls_code code, struct ls_error *error);
 
 /* Reads a whole file of at most `limit` bytes into *bytes (malloc; the caller frees; a NUL follows, uncounted). */
@@ -22,7 +22,8 @@ enum ls_code ls_file_read(const char *path, size_t limit, char **bytes, size_t *
 enum ls_code ls_file_read_under(int folder, const char *name, size_t limit, char **bytes, size_t *count,
                                 enum ls_code code, struct ls_error *error);
 
-/* Writes `path` so that after a crash it holds the old bytes or the new: temporary name, fsync, rename, fsync of the folder. */
+/* Writes `path` so that after a crash it holds the old bytes or the new: temporary name, fsync, rename, fsync of the
+ * folder. */
 enum ls_code ls_file_replace(const char *path, const void *bytes, size_t count, enum ls_code code,
                              struct ls_error *error);
 

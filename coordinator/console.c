@@ -166,7 +166,10 @@ void ls_console_show(struct ls_console *console, const struct ls_journal_entry *
             snprintf(line, sizeof line, "validation at step %lld | loss %.6f", (long long)record->validation.step,
                      entry->loss);
         break;
-    case LS_RECORD_JOINED: snprintf(line, sizeof line, record->joined.world_size == 1 ? "the one rank is here" : "all %d ranks are here", record->joined.world_size); break;
+    case LS_RECORD_JOINED:
+        snprintf(line, sizeof line, record->joined.world_size == 1 ? "the one rank is here" : "all %d ranks are here",
+                 record->joined.world_size);
+        break;
     case LS_RECORD_COMMIT: snprintf(line, sizeof line, "saved step %lld", (long long)record->commit.step); break;
     case LS_RECORD_STOP: snprintf(line, sizeof line, "stopping: the step in progress ends, then it is saved"); break;
     case LS_RECORD_FAULT: snprintf(line, sizeof line, "%s", record->end.text); break;

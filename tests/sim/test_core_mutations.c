@@ -47,7 +47,7 @@ static bool find(enum ls_core_mutation mutation, uint64_t limit, struct finding 
         static const int deadly[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
         for (size_t i = 0; i < sizeof deadly / sizeof *deadly; i++) signal(deadly[i], SIG_DFL);
         ls_core_mutation = mutation;
-        freopen("/dev/null", "w", stderr); /* the assertion's own words */
+        if (!freopen("/dev/null", "w", stderr)) fclose(stderr); /* the assertion's own words */
         search(result, limit);
         _exit(0);
     }

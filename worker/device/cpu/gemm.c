@@ -47,8 +47,7 @@ static void epilogue_row(const struct ls_op_gemm *op, int64_t row, int64_t begin
 #pragma omp simd
         for (int64_t j = begin; j < end; j++) c[j] += bias[j];
         break;
-    case LS_EPILOGUE_BIAS_GELU:
-        assert(aux);
+    case LS_EPILOGUE_BIAS_GELU: assert(aux);
 #pragma omp simd
         for (int64_t j = begin; j < end; j++) {
             const float x = c[j] + bias[j];
@@ -56,8 +55,7 @@ static void epilogue_row(const struct ls_op_gemm *op, int64_t row, int64_t begin
             c[j] = ls_gelu(x);
         }
         break;
-    case LS_EPILOGUE_GELU_GRAD:
-        assert(aux);
+    case LS_EPILOGUE_GELU_GRAD: assert(aux);
 #pragma omp simd
         for (int64_t j = begin; j < end; j++) c[j] *= ls_gelu_derivative(aux[j]);
         break;

@@ -4,7 +4,6 @@
  * synchronising call (queued). */
 #include "worker/device/cpu/stream.h"
 
-#include <assert.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -141,8 +140,7 @@ static bool grow(struct ls_cpu_stream *stream) {
     const uint64_t capacity = stream->capacity ? 2 * stream->capacity : RING_FIRST;
     struct entry *ring = malloc(capacity * sizeof *ring);
     if (!ring) return false;
-    assert(stream->capacity > 0 || stream->completed == stream->submitted);
-    for (uint64_t i = stream->completed; i < stream->submitted; i++)
+    for (uint64_t i = stream->completed; stream->capacity && i < stream->submitted; i++)
         ring[i % capacity] = stream->ring[i % stream->capacity];
     free(stream->ring);
     stream->ring = ring;

@@ -89,10 +89,10 @@ def read_logits(path):
     return rows, list(tensors["tokens"])
 
 
-def generate(lockstep, folder, arguments):
+def generate(lockstep, folder, arguments, count=NEW_TOKENS):
     with tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "logits")
-        command = [lockstep, "generate", folder, "--temperature", "0", "--max-tokens", str(NEW_TOKENS), "--logits", path]
+        command = [lockstep, "generate", folder, "--temperature", "0", "--max-tokens", str(count), "--logits", path]
         done = subprocess.run(command + arguments, stdout=subprocess.PIPE, check=True)
         rows, tokens = read_logits(path)
         return rows, tokens, done.stdout
@@ -141,10 +141,14 @@ def ours(lockstep, folder, prompt):
     if document != [256]:
         print(f"{folder}: FAILED, the tokenizer gives {document} for the end of a document")
         return False
-    rows, tokens, _ = generate(lockstep, folder, ["--prompt", prompt])
+    count = min(NEW_TOKENS, model.config.max_position_embeddings - len(ids))
+    if count < 1:
+        print(f"{folder}: FAILED, the prompt fills the window of {model.config.max_position_embeddings} tokens")
+        return False
+    rows, tokens, _ = generate(lockstep, folder, ["--prompt", prompt], count)
     model.eval()
     with torch.no_grad():
-        made = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)[0].tolist()
+        made = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False, pad_token_id=0)[0].tolist()
         if made and made[-1] == model.config.eos_token_id:
             made.pop()
         logits = model(torch.tensor([made])).logits[0].tolist()

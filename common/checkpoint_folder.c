@@ -187,6 +187,8 @@ enum ls_code ls_checkpoint_begin(const char *run_dir, uint64_t step, uint64_t at
     char folder[LS_CHECKPOINT_PATH_MAX], state[LS_CHECKPOINT_PATH_MAX];
     enum ls_code code = checkpoints_path(run_dir, folder, error);
     if (!code) code = ls_folder_make(folder, LS_CHECKPOINT, error);
+    /* The commit's fsync makes names in checkpoints/ last; its own name must last before. */
+    if (!code) code = ls_folder_sync(run_dir, LS_CHECKPOINT, error);
     if (!code) code = ls_checkpoint_build_path(run_dir, step, attempt, path, error);
     if (!code) code = remove_entry(AT_FDCWD, path, 0, error);
     if (!code && bytes_needed > 0) code = ls_checkpoint_check_space(folder, bytes_needed, error);

@@ -113,7 +113,10 @@ static enum ls_code read_under(const char *folder, const char *name, size_t limi
                        strerror(errno));
     enum ls_code code = ls_file_read_under(descriptor, name, limit, bytes, count, LS_CHECKPOINT, error);
     close(descriptor);
-    return code ? ls_fail_within(error, "generate: %s is no model folder", folder) : LS_OK;
+    if (!code || !error) return code;
+    return ls_fail(error, code, LS_SCOPE_CALL,
+                   "generate: %s is no model folder: %s. Name a checkpoint, such as runs/NAME/final.", folder,
+                   error->text);
 }
 
 static enum ls_code read_config(struct generation *generation, struct ls_error *error) {

@@ -39,7 +39,7 @@ expect 2 "temperature" "a negative temperature is refused" \
     "$lockstep" generate $folders/gpt2 --prompt-ids 1 --temperature -1
 expect 2 "max-tokens" "a number of tokens that is none is refused" \
     "$lockstep" generate $folders/gpt2 --prompt-ids 1 --max-tokens many
-expect 4 "config.json" "a folder without a model is a checkpoint error" "$lockstep" generate "$work" --prompt x
+expect 4 "config.json.*runs/NAME/final" "a folder without a model is a checkpoint error" "$lockstep" generate "$work" --prompt x
 expect 4 "runs/NAME/final" "a folder that is not there is a checkpoint error" \
     "$lockstep" generate "$work/none" --prompt-ids 1
 

@@ -124,7 +124,7 @@ static void talk_nonsense(struct world *w) {
     struct ls_core_rank rank;
     item.variant = FAULT_NONSENSE;
     item.event.connection = w->team.link[0].connection;
-    switch (below(w, 9)) {
+    switch (status.saving_step && chance(w, 80) ? 5 : below(w, 9)) {
     case 0:
         item.event.kind = LS_EVENT_STEP_DONE;
         item.event.step.step = status.step + between(w, 2, 1000);
@@ -148,7 +148,8 @@ static void talk_nonsense(struct world *w) {
         break;
     case 5: /* a part of a save that is not the one in flight */
         item.event.kind = LS_EVENT_PART;
-        item.event.part.step = status.saving_step ? status.saving_step + between(w, 1, 3) : status.committed_step;
+        item.event.part.step = status.committed_step;
+        if (status.saving_step) item.event.part.step = status.saving_step + (status.saving_step < w->end_step ? 1 : -1);
         item.event.part.rank = (int)below(w, w->team.ranks);
         break;
     case 6:
@@ -261,8 +262,9 @@ static void inject(struct world *w, enum fault_kind kind) {
         if (w->core) old_attempt_speaks(w);
         break;
     case FAULT_NONSENSE:
-        counted = w->core;
-        if (w->core && w->seen.voice && w->seen.voice == team->link[0].connection) talk_nonsense(w);
+        counted = w->core && w->seen.voice && w->seen.voice == team->link[0].connection;
+        if (counted) talk_nonsense(w);
+        if (chance(w, 80)) push_plain(w, ITEM_FAULT, between(w, 1, 200), 0, (int)kind); /* and goes on talking */
         break;
     case FAULT_SLOW_FSYNC: w->slow_fsyncs += (int)between(w, 1, 3); break;
     case FAULT_SLOW_COMMIT: w->slow_commits += (int)between(w, 1, 3); break;

@@ -234,7 +234,7 @@ static void team_hears(struct world *w, int index, const struct ls_core_action *
     case LS_ACTION_WELCOME: take_welcome(w, index, action); break;
     case LS_ACTION_REFUSE: leave(w, (int)action->message.code); break;
     case LS_ACTION_REJOIN:
-        if (!link->hello_open || w->now_ms - link->hello_ms > REJOIN_MS) send_hello(w, index);
+        if (team->impatient || !link->hello_open || w->now_ms - link->hello_ms > REJOIN_MS) send_hello(w, index);
         break;
     case LS_ACTION_GRANT: take_grant(w, action); break;
     case LS_ACTION_ORDER:
@@ -297,6 +297,7 @@ static void start_team(struct world *w) {
         link->count = first + per_link < ranks ? per_link : ranks - first;
     }
     team->asynchronous = chance(w, 40);
+    team->impatient = chance(w, 30);
     for (int rank = 0; rank < ranks; rank++) team->wrong[rank] = -1;
     for (int step = 0; step <= STEPS_MAX; step++) team->position[step] = -1;
     for (int i = 0; i < team->links; i++) {

@@ -144,8 +144,9 @@ struct team {
     bool dead[RANKS_MAX], absent[RANKS_MAX];
     int wrong[RANKS_MAX]; /* enum fault_kind of a rank that will be refused, or -1 */
     struct link link[RANKS_MAX];
-    bool started; /* rank 0 has been welcomed */
-    bool asynchronous;
+    bool started;      /* rank 0 has been welcomed */
+    bool asynchronous; /* steps go on while a save is written */
+    bool impatient;    /* answers every REJOIN with a HELLO */
     int64_t start_step, end_step, end_position, batch, checkpoint_every, evaluation_every;
     int64_t done, granted, acked, acked_validation;
     int64_t position[STEPS_MAX + 1]; /* [s]: behind step s, as granted; -1: not granted */

@@ -50,6 +50,7 @@ enum ls_code ls_run_check_port(const struct ls_config *config, struct ls_error *
     setsockopt(probe, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     int failed = is_six ? bind(probe, (struct sockaddr *)&six, sizeof six)
                         : bind(probe, (struct sockaddr *)&six_or_four, sizeof six_or_four);
+    failed = failed || listen(probe, 1);
     int cause = errno;
     close(probe);
     if (!failed) return LS_OK;

@@ -150,10 +150,12 @@ static void tick(struct ls_server *server) {
     server_handle(server, &event);
     /* Ranks that never came: the core knows who, the progress file how far they got. */
     if (!server->ended || server->end_code != LS_COMMUNICATION || before.phase != LS_PHASE_WAITING) return;
-    char text[LS_WIRE_TEXT_BYTES / 2];
-    ls_watcher_describe(server->watcher, server->run->ranks, text, sizeof text);
-    size_t length = strlen(server->end_text);
-    snprintf(server->end_text + length, sizeof server->end_text - length, " (%s)", text);
+    char progress[LS_WIRE_TEXT_BYTES / 2], text[sizeof server->end_text];
+    ls_watcher_describe(server->watcher, server->run->ranks, progress, sizeof progress);
+    const char *advice = strstr(server->end_text, ". ");
+    int fact = advice ? (int)(advice - server->end_text) : (int)strlen(server->end_text);
+    snprintf(text, sizeof text, "%.*s (%s)%s", fact, server->end_text, progress, advice ? advice : "");
+    memcpy(server->end_text, text, sizeof text);
 }
 
 static void serve(struct ls_server *server) {
@@ -199,7 +201,8 @@ static enum ls_code bind_router(struct ls_server *server, struct ls_error *error
     int64_t largest = LS_WIRE_BYTES_MAX;
     zmq_setsockopt(server->router, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
     set_int(server->router, ZMQ_LINGER, 2000);
-    set_int(server->router, ZMQ_IPV6, 1);
+    ls_run_bind_address(run->config, address);
+    set_int(server->router, ZMQ_IPV6, address[0] == '[');
     set_int(server->router, ZMQ_ROUTER_MANDATORY, 1);
     set_int(server->router, ZMQ_ROUTER_HANDOVER, 1);
     set_int(server->router, ZMQ_HANDSHAKE_IVL, 5000);
@@ -212,7 +215,6 @@ static enum ls_code bind_router(struct ls_server *server, struct ls_error *error
     server->monitor = zmq_socket(server->context, ZMQ_PAIR);
     if (!server->monitor || zmq_connect(server->monitor, "inproc://server-monitor"))
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot watch the socket: %s", zmq_strerror(errno));
-    ls_run_bind_address(run->config, address);
     if (run->port)
         snprintf(server->endpoint, sizeof server->endpoint, "tcp://%s:%lld", address, (long long)run->port);
     else

@@ -22,7 +22,8 @@ enum {
     REPORTS_MAX = 16384, /* ring of reports not yet acknowledged: steps, validations, parts of all ranks */
     STEPS_UNACKNOWLEDGED_MAX = 4096,
     PULSE_MILLISECONDS = 1000, /* between signs of life, and the wait before HELLO is repeated */
-    POLL_MILLISECONDS = 200
+    POLL_MILLISECONDS = 200,
+    FAILED_HANDSHAKES_MAX = 5 /* before the first answer: it will not become better */
 };
 
 /* A report in the ring. PART owns its files. */
@@ -520,7 +521,8 @@ enum ls_code ls_session_open(const char *endpoint, const char *key_path, const c
     session->thread_runs = true;
     struct timespec deadline = deadline_after(timeout_seconds);
     pthread_mutex_lock(&session->mutex);
-    while (!session->opened && !session->orders.ended && !session->refused_handshakes && wait_until(session, &deadline))
+    while (!session->opened && !session->orders.ended && !session->refused_handshakes &&
+           session->failed_handshakes < FAILED_HANDSHAKES_MAX && wait_until(session, &deadline))
         ;
     if (session->opened) {
         *welcome = session->welcome;

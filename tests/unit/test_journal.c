@@ -1,0 +1,249 @@
+/* The journal: what was said to be durable is there after the process is gone, in order, and nobody else writes
+ * meanwhile. */
+#include "coordinator/journal.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char folder[64], path[128];
+
+static int make_folder(void **state) {
+    (void)state;
+    strcpy(folder, "/tmp/lockstep-journal-XXXXXX");
+    if (!mkdtemp(folder)) return -1;
+    snprintf(path, sizeof path, "%s/journal.db", folder);
+    return 0;
+}
+
+static int remove_folder(void **state) {
+    (void)state;
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    return system(command);
+}
+
+static struct ls_journal *open_journal(void) {
+    struct ls_journal *journal;
+    struct ls_error error;
+    if (ls_journal_open(path, &journal, &error) != LS_OK) fail_msg("%s", error.text);
+    return journal;
+}
+
+static struct ls_journal_entry step_entry(uint32_t attempt, uint32_t generation, int64_t step, uint64_t sequence) {
+    struct ls_journal_entry entry = {
+        .record = {.kind = LS_RECORD_STEP, .attempt = attempt, .generation = generation, .sequence = sequence}};
+    entry.record.step = (struct ls_core_step){.step = step,
+                                              .position = (step - 1) * 30,
+                                              .sequences = 30,
+                                              .targets = 900,
+                                              .loss_sum = 0.1 * (double)step,
+                                              .digest = {(uint64_t)step, 5},
+                                              .chain = {7, UINT64_MAX - (uint64_t)step}};
+    entry.report.loss = 2.5;
+    return entry;
+}
+
+/* Records read back. */
+struct seen {
+    struct ls_core_record records[64];
+    int count;
+};
+
+static enum ls_code take(void *context, const struct ls_core_record *record, struct ls_error *error) {
+    (void)error;
+    struct seen *seen = context;
+    assert_true(seen->count < 64);
+    seen->records[seen->count++] = *record;
+    return LS_OK;
+}
+
+static void count_entry(void *context, const struct ls_journal_entry *entry) {
+    (void)entry;
+    ++*(int *)context;
+}
+
+static void wait_until_durable(struct ls_journal *journal, int wake, uint64_t wanted) {
+    uint64_t sequence = 0, woken;
+    char text[LS_WIRE_TEXT_BYTES];
+    while (sequence < wanted) {
+        assert_int_equal(read(wake, &woken, sizeof woken), sizeof woken);
+        assert_true(ls_journal_durable(journal, &sequence, text));
+    }
+    assert_int_equal(sequence, wanted);
+}
+
+static void test_every_kind_of_record_is_read_back(void **state) {
+    (void)state;
+    struct ls_journal *journal = open_journal();
+    int observed = 0, wake = eventfd(0, 0);
+    uint32_t generation;
+    assert_int_equal(ls_journal_begin_generation(journal, 1, &generation, NULL), LS_OK);
+    assert_int_equal(generation, 1);
+    assert_int_equal(ls_journal_start(journal, generation, wake, count_entry, &observed, NULL), LS_OK);
+    struct ls_journal_entry entries[LS_RECORD_KINDS];
+    memset(entries, 0, sizeof entries);
+    for (int kind = 0; kind < LS_RECORD_KINDS; kind++)
+        entries[kind].record = (struct ls_core_record){
+            .kind = (enum ls_core_record_kind)kind, .attempt = 1, .generation = 1, .sequence = (uint64_t)kind + 1};
+    entries[LS_RECORD_JOINED].record.joined.world_size = 4;
+    entries[LS_RECORD_STEP] = step_entry(1, 1, 12, LS_RECORD_STEP + 1);
+    entries[LS_RECORD_VALIDATION].record.validation.step = 12;
+    entries[LS_RECORD_STOP].record.stop.code = LS_REQUEUE;
+    entries[LS_RECORD_COMMIT].record.commit.step = 12;
+    entries[LS_RECORD_COMMIT].record.commit.position = 360;
+    entries[LS_RECORD_COMMIT].record.commit.chain = (struct ls_digest){1, 2};
+    for (int kind = LS_RECORD_FAULT; kind <= LS_RECORD_END; kind++) {
+        entries[kind].record.end.code = LS_DATA;
+        entries[kind].record.end.rank = -1;
+        entries[kind].record.end.step = 12;
+        strcpy(entries[kind].record.end.text, "it's 'quoted'; DROP TABLE records");
+    }
+    for (int kind = 0; kind < LS_RECORD_KINDS; kind++) ls_journal_append(journal, &entries[kind]);
+    wait_until_durable(journal, wake, LS_RECORD_KINDS);
+    ls_journal_close(journal);
+    assert_int_equal(observed, LS_RECORD_KINDS);
+
+    static struct seen seen;
+    seen.count = 0;
+    journal = open_journal();
+    assert_int_equal(ls_journal_read_records(journal, 1, take, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, LS_RECORD_KINDS);
+    const struct ls_core_step *step = &seen.records[LS_RECORD_STEP].step;
+    assert_int_equal(step->step, 12);
+    assert_int_equal(step->position, 330);
+    assert_int_equal(step->sequences, 30);
+    assert_int_equal(step->targets, 900);
+    assert_true(step->loss_sum == 0.1 * 12);
+    assert_true(step->digest.low == 12 && step->digest.high == 5);
+    assert_true(step->chain.low == 7 && step->chain.high == UINT64_MAX - 12);
+    assert_int_equal(seen.records[LS_RECORD_JOINED].joined.world_size, 4);
+    assert_int_equal(seen.records[LS_RECORD_STOP].stop.code, LS_REQUEUE);
+    assert_int_equal(seen.records[LS_RECORD_COMMIT].commit.position, 360);
+    assert_true(seen.records[LS_RECORD_COMMIT].commit.chain.high == 2);
+    assert_int_equal(seen.records[LS_RECORD_END].end.rank, -1);
+    assert_string_equal(seen.records[LS_RECORD_END].end.text, "it's 'quoted'; DROP TABLE records");
+    seen.count = 0;
+    assert_int_equal(ls_journal_read_records(journal, 2, take, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 0);
+    struct ls_core_record last;
+    assert_true(ls_journal_last_record(journal, LS_RECORD_STEP, &last));
+    assert_int_equal(last.step.step, 12);
+    ls_journal_close(journal);
+    close(wake);
+}
+
+/* The child is killed right after its journal said that 40 records are durable. */
+static void test_durable_records_survive_a_kill(void **state) {
+    (void)state;
+    int ready[2];
+    assert_int_equal(pipe(ready), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        struct ls_journal *journal = open_journal();
+        int observed = 0, wake = eventfd(0, 0);
+        if (ls_journal_start(journal, 1, wake, count_entry, &observed, NULL) != LS_OK) _exit(1);
+        for (int i = 1; i <= 40; i++) {
+            struct ls_journal_entry entry = step_entry(1, 1, i, (uint64_t)i);
+            ls_journal_append(journal, &entry);
+        }
+        wait_until_durable(journal, wake, 40);
+        if (write(ready[1], "x", 1) != 1) _exit(1);
+        pause();
+    }
+    char byte;
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    /* As long as it lives, it alone has the journal. */
+    struct ls_journal *journal;
+    struct ls_error error;
+    assert_int_equal(ls_journal_open_existing(path, &journal, &error), LS_CHECKPOINT);
+    assert_non_null(strstr(error.text, "Another process"));
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    static struct seen seen;
+    seen.count = 0;
+    journal = open_journal();
+    assert_int_equal(ls_journal_read_records(journal, 1, take, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 40);
+    for (int i = 0; i < 40; i++) assert_int_equal(seen.records[i].step.step, i + 1);
+    ls_journal_close(journal);
+    close(ready[0]);
+    close(ready[1]);
+}
+
+static void test_attempts_and_generations_count_up(void **state) {
+    (void)state;
+    struct ls_journal *journal = open_journal();
+    struct ls_journal_attempt attempt, found;
+    uint32_t first, second;
+    assert_int_equal(ls_journal_last_attempt(journal, &found, NULL), LS_OK);
+    assert_int_equal(found.attempt, 0);
+    memset(&attempt, 0, sizeof attempt);
+    attempt = (struct ls_journal_attempt){.attempt = 1,
+                                          .world_size = 3,
+                                          .start_step = 200,
+                                          .start_position = 6000,
+                                          .optimizer_steps = 199,
+                                          .tokens = 1 << 20,
+                                          .start_chain = {3, 4}};
+    strcpy(attempt.checkpoint, "/runs/a/checkpoints/step-00000200");
+    strcpy(attempt.parent_manifest, "0123456789abcdef0123456789abcdef");
+    assert_int_equal(ls_journal_begin_attempt(journal, &attempt, NULL), LS_OK);
+    assert_int_equal(ls_journal_begin_generation(journal, 1, &first, NULL), LS_OK);
+    ls_journal_close(journal);
+    journal = open_journal();
+    assert_int_equal(ls_journal_last_attempt(journal, &found, NULL), LS_OK);
+    assert_int_equal(found.attempt, 1);
+    assert_int_equal(found.world_size, 3);
+    assert_int_equal(found.start_step, 200);
+    assert_int_equal(found.start_position, 6000);
+    assert_int_equal(found.optimizer_steps, 199);
+    assert_int_equal(found.tokens, 1 << 20);
+    assert_true(found.start_chain.low == 3 && found.start_chain.high == 4);
+    assert_string_equal(found.checkpoint, attempt.checkpoint);
+    assert_string_equal(found.parent_manifest, attempt.parent_manifest);
+    assert_int_equal(ls_journal_begin_generation(journal, 1, &second, NULL), LS_OK);
+    assert_int_equal(second, first + 1);
+    /* The same attempt cannot begin twice. */
+    assert_int_equal(ls_journal_begin_attempt(journal, &attempt, NULL), LS_CHECKPOINT);
+    ls_journal_close(journal);
+}
+
+static void test_a_foreign_or_later_file_is_refused(void **state) {
+    (void)state;
+    struct ls_journal *journal;
+    struct ls_error error;
+    FILE *file = fopen(path, "w");
+    fputs("this is no database, and long enough to be sure of it: ", file);
+    for (int i = 0; i < 100; i++) fputs("0123456789", file);
+    fclose(file);
+    assert_int_equal(ls_journal_open(path, &journal, &error), LS_CHECKPOINT);
+    assert_non_null(strstr(error.text, "damaged"));
+    remove(path);
+    journal = open_journal();
+    assert_int_equal(ls_journal_write_meta(journal, "schema", "99", NULL), LS_OK);
+    ls_journal_close(journal);
+    assert_int_equal(ls_journal_open(path, &journal, &error), LS_CHECKPOINT);
+    assert_non_null(strstr(error.text, "format 99"));
+    assert_int_equal(ls_journal_open_existing("/nowhere/journal.db", &journal, &error), LS_CHECKPOINT);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_every_kind_of_record_is_read_back, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_durable_records_survive_a_kill, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_attempts_and_generations_count_up, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_foreign_or_later_file_is_refused, make_folder, remove_folder),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

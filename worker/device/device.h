@@ -1,6 +1,6 @@
-/* Devices: memory, streams, events and the operations a model needs. Everything here is asynchronous: an operation is put on
- * a stream and runs in that stream's order; events order streams; only the synchronising calls wait. Nothing above device/
- * dereferences device memory. A device knows nothing of ranks or models. */
+/* Devices: memory, streams, events and the operations a model needs. Everything here is asynchronous: an operation is
+ * put on a stream and runs in that stream's order; events order streams; only the synchronising calls wait. Nothing
+ * above device/ dereferences device memory. A device knows nothing of ranks or models. */
 #ifndef LS_WORKER_DEVICE_DEVICE_H
 #define LS_WORKER_DEVICE_DEVICE_H
 
@@ -15,20 +15,24 @@ struct ls_device;
 struct ls_stream;
 struct ls_event;
 
-/* How a CPU device runs its streams. Eager: the compute stream at once in the caller, other streams in a thread of their own that
- * sleeps when idle. Lazy: every stream queues, and runs as late as a synchronising call allows, in the calling thread. Hasty: background
- * streams run at once in the caller, the compute stream as late as it may. In the last two a missing wait shows as different bits:
- * lazy where compute should have waited, hasty where a background stream should have. */
+/* How a CPU device runs its streams. Eager: the compute stream at once in the caller, other streams in a thread of
+ * their own that sleeps when idle. Lazy: every stream queues, and runs as late as a synchronising call allows, in the
+ * calling thread. Hasty: background streams run at once in the caller, the compute stream as late as it may. In the
+ * last two a missing wait shows as different bits: lazy where compute should have waited, hasty where a background
+ * stream should have. */
 enum ls_stream_order { LS_STREAMS_EAGER, LS_STREAMS_LAZY, LS_STREAMS_HASTY };
 
 /* A device on this process's CPUs with `threads` OpenMP threads (0: the runtime's choice). */
-enum ls_code ls_device_create_cpu(int threads, enum ls_stream_order order, struct ls_device **device, struct ls_error *error);
+enum ls_code ls_device_create_cpu(int threads, enum ls_stream_order order, struct ls_device **device,
+                                  struct ls_error *error);
 void ls_device_destroy(struct ls_device *device);
 
-/* What results may depend on: CPU model, instruction set, library versions; one line, printable. Owned by the device. */
+/* What results may depend on: CPU model, instruction set, library versions; one line, printable. Owned by the device.
+ */
 const char *ls_device_numerics_id(const struct ls_device *device);
 
-/* Device memory, 64-byte aligned at least, zeroed. For the arena: never called after the first step. NULL when there is none. */
+/* Device memory, 64-byte aligned at least, zeroed. For the arena: never called after the first step. NULL when there is
+ * none. */
 void *ls_device_allocate(struct ls_device *device, size_t bytes);
 void ls_device_free(struct ls_device *device, void *memory);
 /* Host memory the device can copy from and to asynchronously. NULL when there is none. */
@@ -39,7 +43,8 @@ void ls_device_free_host(struct ls_device *device, void *memory);
 struct ls_stream *ls_stream_create(struct ls_device *device, bool background);
 void ls_stream_destroy(struct ls_stream *stream); /* waits for what is queued */
 struct ls_device *ls_stream_device(struct ls_stream *stream);
-/* Waits until all that was put on the stream has run. Returns the first error that any operation on it met, and forgets it. */
+/* Waits until all that was put on the stream has run. Returns the first error that any operation on it met, and forgets
+ * it. */
 enum ls_code ls_stream_synchronize(struct ls_stream *stream, struct ls_error *error);
 
 /* Events mark a point in a stream. Waiting for an event that was never recorded does not wait. */
@@ -47,7 +52,8 @@ struct ls_event *ls_event_create(struct ls_device *device);
 void ls_event_destroy(struct ls_event *event);
 void ls_event_record(struct ls_event *event, struct ls_stream *stream);
 void ls_stream_wait(struct ls_stream *stream, struct ls_event *event);
-/* Waits until what the event marks has run. Returns the error that its stream holds at that time, if any, and leaves it there. */
+/* Waits until what the event marks has run. Returns the error that its stream holds at that time, if any, and leaves it
+ * there. */
 enum ls_code ls_event_synchronize(struct ls_event *event, struct ls_error *error);
 
 /* Copies and fills. Host memory given here stays untouched by the caller until the stream has passed the copy. */
@@ -56,9 +62,9 @@ void ls_copy_to_host(struct ls_stream *stream, void *host_memory, const void *de
 void ls_copy(struct ls_stream *stream, void *to, const void *from, size_t bytes);
 void ls_fill_zero(struct ls_stream *stream, void *memory, size_t bytes);
 
-/* Runs `function(argument copy, error)` on the host in the stream's order; its failure becomes the stream's, whose later
- * operations are skipped until ls_stream_synchronize has reported it; streams that wait for it go on. Collectives over MPI and
- * threads are put on a CPU device's stream by this call. `bytes` <= LS_STREAM_ARGUMENT_MAX. */
+/* Runs `function(argument copy, error)` on the host in the stream's order; its failure becomes the stream's, whose
+ * later operations are skipped until ls_stream_synchronize has reported it; streams that wait for it go on. Collectives
+ * over MPI and threads are put on a CPU device's stream by this call. `bytes` <= LS_STREAM_ARGUMENT_MAX. */
 typedef enum ls_code ls_host_function(const void *argument, struct ls_error *error);
 enum { LS_STREAM_ARGUMENT_MAX = 256 };
 void ls_stream_call(struct ls_stream *stream, ls_host_function *function, const void *argument, size_t bytes);
@@ -66,11 +72,12 @@ void ls_stream_call(struct ls_stream *stream, ls_host_function *function, const 
 /* Puts one operation of operations.h on a stream:
  *     ls_op(stream, layernorm_forward, .output = y, .input = x, .rows = B * T, .columns = C);
  * Fields that are not named are zero. */
-#define ls_op(stream, name, ...) \
+#define ls_op(stream, name, ...)                                                                                       \
     ls_stream_submit(stream, LS_OP_##name, &(struct ls_op_##name){__VA_ARGS__}, sizeof(struct ls_op_##name))
 void ls_stream_submit(struct ls_stream *stream, enum ls_op op, const void *arguments, size_t bytes);
 
-/* Bytes of scratch that `op` needs for these arguments; callers pass that much in the operation's `workspace`. 0 for most. */
+/* Bytes of scratch that `op` needs for these arguments; callers pass that much in the operation's `workspace`. 0 for
+ * most. */
 size_t ls_op_workspace(const struct ls_device *device, enum ls_op op, const void *arguments);
 
 #endif

@@ -1,6 +1,7 @@
-/* The operations a model needs, as argument lists. All matrices are row-major; B sequences of T tokens, C channels, V vocabulary,
- * NH heads of HD channels, NKV key-value heads. Gradients of parameters are accumulated (+=); gradients of activations are
- * written unless a field says otherwise. Every operation is deterministic: the same bits for the same arguments and threads. */
+/* The operations a model needs, as argument lists. All matrices are row-major; B sequences of T tokens, C channels, V
+ * vocabulary, NH heads of HD channels, NKV key-value heads. Gradients of parameters are accumulated (+=); gradients of
+ * activations are written unless a field says otherwise. Every operation is deterministic: the same bits for the same
+ * arguments and threads. */
 #ifndef LS_WORKER_DEVICE_OPERATIONS_H
 #define LS_WORKER_DEVICE_OPERATIONS_H
 
@@ -8,34 +9,34 @@
 #include <stdint.h>
 
 /* One row per operation; a device has one kernel per row. */
-#define LS_OPERATIONS(X)                                                                                              \
-    X(gemm)                                                                                                           \
-    X(bias_backward)                                                                                                  \
-    X(gelu_forward)                                                                                                   \
-    X(gelu_backward)                                                                                                  \
-    X(swiglu_forward)                                                                                                 \
-    X(swiglu_backward)                                                                                                \
-    X(layernorm_forward)                                                                                              \
-    X(layernorm_backward)                                                                                             \
-    X(rmsnorm_forward)                                                                                                \
-    X(rmsnorm_backward)                                                                                               \
-    X(embedding_forward)                                                                                              \
-    X(embedding_backward)                                                                                             \
-    X(rope)                                                                                                           \
-    X(attention_forward)                                                                                              \
-    X(attention_backward)                                                                                             \
-    X(cross_entropy)                                                                                                  \
-    X(add)                                                                                                            \
-    X(squared_norm)                                                                                                   \
-    X(clip)                                                                                                           \
-    X(adamw)                                                                                                          \
+#define LS_OPERATIONS(X)                                                                                               \
+    X(gemm)                                                                                                            \
+    X(bias_backward)                                                                                                   \
+    X(gelu_forward)                                                                                                    \
+    X(gelu_backward)                                                                                                   \
+    X(swiglu_forward)                                                                                                  \
+    X(swiglu_backward)                                                                                                 \
+    X(layernorm_forward)                                                                                               \
+    X(layernorm_backward)                                                                                              \
+    X(rmsnorm_forward)                                                                                                 \
+    X(rmsnorm_backward)                                                                                                \
+    X(embedding_forward)                                                                                               \
+    X(embedding_backward)                                                                                              \
+    X(rope)                                                                                                            \
+    X(attention_forward)                                                                                               \
+    X(attention_backward)                                                                                              \
+    X(cross_entropy)                                                                                                   \
+    X(add)                                                                                                             \
+    X(squared_norm)                                                                                                    \
+    X(clip)                                                                                                            \
+    X(adamw)                                                                                                           \
     X(initialize)
 
 enum ls_op {
 #define X(name) LS_OP_##name,
     LS_OPERATIONS(X)
 #undef X
-    LS_OP_COUNT
+        LS_OP_COUNT
 };
 
 enum ls_dtype { LS_FP32, LS_BF16, LS_FP16 };
@@ -95,9 +96,9 @@ struct ls_op_swiglu_backward { /* gate_up_gradient may be gate_up */
     enum ls_dtype dtype;
 };
 
-/* Layer normalisation (Ba et al. 2016) with the residual sum in front: when `residual` is given, sum = input + residual is
- * stored to `sum` (which may be either) and normalised; mean and reciprocal deviation [rows] in fp32 are kept for backward
- * (NULL: not). */
+/* Layer normalisation (Ba et al. 2016) with the residual sum in front: when `residual` is given, sum = input + residual
+ * is stored to `sum` (which may be either) and normalised; mean and reciprocal deviation [rows] in fp32 are kept for
+ * backward (NULL: not). */
 struct ls_op_layernorm_forward {
     void *output, *sum;
     float *mean, *rstd;
@@ -142,7 +143,8 @@ struct ls_op_embedding_forward {
     int64_t batch, length, channels, first_position;
     enum ls_dtype dtype;
 };
-/* token_gradient[V, C] += ..., position_gradient[length, C] += ... (NULL: none). Rows of equal tokens are added in order of (b, t). */
+/* token_gradient[V, C] += ..., position_gradient[length, C] += ... (NULL: none). Rows of equal tokens are added in
+ * order of (b, t). */
 struct ls_op_embedding_backward {
     void *token_gradient, *position_gradient;
     const void *output_gradient;
@@ -151,9 +153,9 @@ struct ls_op_embedding_backward {
     enum ls_dtype dtype;
 };
 
-/* Rotary embedding (Su et al. 2021, eq. 34), rotating halves as Hugging Face's Llama does, in place on `heads` heads of [rows, heads * HD] with row stride
- * `stride`: x' = x cos + rotate_half(x) sin with angle table[position, HD / 2] pairs (cos, sin); `inverse` rotates back (backward).
- * Position of row r is first_position + r % length. */
+/* Rotary embedding (Su et al. 2021, eq. 34), rotating halves as Hugging Face's Llama does, in place on `heads` heads of
+ * [rows, heads * HD] with row stride `stride`: x' = x cos + rotate_half(x) sin with angle table[position, HD / 2] pairs
+ * (cos, sin); `inverse` rotates back (backward). Position of row r is first_position + r % length. */
 struct ls_op_rope {
     void *x;
     const float *table; /* [positions, HD / 2, 2] */
@@ -162,10 +164,11 @@ struct ls_op_rope {
     enum ls_dtype dtype;
 };
 
-/* Causal attention, softmax(q k^T scale) v per head, streaming over keys (Milakov & Gimelshein 2018; Dao 2022, algorithm 1): the
- * T x T matrix is never stored. Query i of a sequence is at position key_length - query_length + i, sees keys up to itself, and none
- * before document_start[b, i] (NULL: 0; at most i's own position). Head h uses key-value head h / (heads / kv_heads). Strides are elements between tokens;
- * sequences follow one another at `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward; NULL: not. */
+/* Causal attention, softmax(q k^T scale) v per head, streaming over keys (Milakov & Gimelshein 2018; Dao 2022,
+ * algorithm 1): the T x T matrix is never stored. Query i of a sequence is at position key_length - query_length + i,
+ * sees keys up to itself, and none before document_start[b, i] (NULL: 0; at most i's own position). Head h uses
+ * key-value head h / (heads / kv_heads). Strides are elements between tokens; sequences follow one another at
+ * `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward; NULL: not. */
 struct ls_op_attention_forward {
     void *output;
     float *lse;
@@ -177,7 +180,8 @@ struct ls_op_attention_forward {
     float scale;
     enum ls_dtype dtype;
 };
-/* query_length == key_length. Gradients have the strides of their tensors and are written. workspace: ls_op_workspace(). */
+/* query_length == key_length. Gradients have the strides of their tensors and are written. workspace:
+ * ls_op_workspace(). */
 struct ls_op_attention_backward {
     void *q_gradient, *k_gradient, *v_gradient, *workspace;
     const void *output_gradient, *output, *q, *k, *v;
@@ -190,9 +194,9 @@ struct ls_op_attention_backward {
     enum ls_dtype dtype;
 };
 
-/* Softmax cross-entropy over a chunk of rows: loss[0] += sum of -log p(target) over rows with target >= 0, in row order, in double;
- * when `gradient`, logits are replaced by (p - onehot) * gradient_scale[0], zero rows where target < 0. Only the first `vocabulary` columns of
- * each row of `stride` take part; the others get zero. */
+/* Softmax cross-entropy over a chunk of rows: loss[0] += sum of -log p(target) over rows with target >= 0, in row
+ * order, in double; when `gradient`, logits are replaced by (p - onehot) * gradient_scale[0], zero rows where target <
+ * 0. Only the first `vocabulary` columns of each row of `stride` take part; the others get zero. */
 struct ls_op_cross_entropy {
     void *logits;
     double *loss;
@@ -221,7 +225,8 @@ struct ls_op_squared_norm {
     enum ls_dtype dtype;
 };
 
-/* norm = sqrt(squared[0]); factor = min(1, maximum / norm), 1 when maximum is 0; found_inf = 1 when the norm is not finite. */
+/* norm = sqrt(squared[0]); factor = min(1, maximum / norm), 1 when maximum is 0; found_inf = 1 when the norm is not
+ * finite. */
 struct ls_op_clip {
     float *factor, *norm;
     int32_t *found_inf;
@@ -229,8 +234,10 @@ struct ls_op_clip {
     float maximum;
 };
 
-/* AdamW (Loshchilov & Hutter 2019, algorithm 2) on a flat range: g = gradient * factor[0]; m, v; parameter -= lr (m_hat / (sqrt(v_hat) + eps) + decay
- * * parameter). step[0] counts from 1. Nothing changes when found_inf[0]. The first `decay_count` elements decay, the rest do not. */
+/* AdamW (Loshchilov & Hutter 2019, algorithm 2) on a flat range: g = gradient * factor[0]; m, v; parameter -= lr (m_hat
+ * / (sqrt(v_hat) + eps) + decay
+ * * parameter). step[0] counts from 1. Nothing changes when found_inf[0]. The first `decay_count` elements decay, the
+ * rest do not. */
 struct ls_op_adamw {
     float *parameter, *m, *v; /* fp32 master, moments */
     void *low_precision;      /* NULL, or a copy of the parameter in `dtype` */
@@ -243,8 +250,9 @@ struct ls_op_adamw {
     enum ls_dtype dtype;
 };
 
-/* Counter-based initialisation: element i of the tensor is mean + deviation * normal(seed, tensor, first + i) (Philox 4x32-10, Salmon et al. 2011,
- * and Box-Muller); deviation 0 fills with the mean. The same values however the tensor is cut. */
+/* Counter-based initialisation: element i of the tensor is mean + deviation * normal(seed, tensor, first + i) (Philox
+ * 4x32-10, Salmon et al. 2011, and Box-Muller); deviation 0 fills with the mean. The same values however the tensor is
+ * cut. */
 struct ls_op_initialize {
     float *output;
     uint64_t seed, tensor;

@@ -16,12 +16,11 @@ static inline float ls_gelu(float x) {
     return x * ls_sigmoid(x * (1.59576912f + 0.0713548163f * x * x));
 }
 
-/* d/dx x sigmoid(w) = s + x s (1 - s) w', w' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2); 1 - s is exp(-w) s. Beyond
- * +-20 the derivative is 1 or 0 to the last bit; holding x there keeps w' from outgrowing the end of ls_exp's range. */
+/* d/dx x sigmoid(w) = s + x s (1 - s) w', w' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x^2); 1 - s is exp(-w) s. Beyond |x| = 20
+ * the derivative is 1 or 0 to the last bit; holding x^2 there keeps w' from outgrowing the ends of ls_exp's range. */
 static inline float ls_gelu_derivative(float x) {
-    x = x < -20.0f ? -20.0f : x;
-    x = x > 20.0f ? 20.0f : x;
-    const float square = x * x;
+    float square = x * x;
+    square = square > 400.0f ? 400.0f : square;
     const float e = ls_exp(-x * (1.59576912f + 0.0713548163f * square));
     const float s = 1.0f / (1.0f + e);
     return s + x * s * (e * s) * (1.59576912f + 0.214064449f * square);

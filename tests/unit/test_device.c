@@ -62,7 +62,7 @@ static void random_program(struct step *steps) {
                                  (int)random_below(BUFFERS)};
 }
 
-static void eager_and_lazy_streams_give_the_same_bits(void **state) {
+static void eager_lazy_and_hasty_streams_give_the_same_bits(void **state) {
     (void)state;
     for (int round = 0; round < 20; round++) {
         struct step steps[STEPS];
@@ -72,35 +72,43 @@ static void eager_and_lazy_streams_give_the_same_bits(void **state) {
         assert_true(waits > STEPS / 4);
         assert_int_equal(run_program(steps, LS_STREAMS_LAZY, -1, lazy), waits);
         assert_memory_equal(eager, lazy, sizeof eager); /* bytes: overflow to infinity or NaN is welcome */
+        assert_int_equal(run_program(steps, LS_STREAMS_HASTY, -1, lazy), waits);
+        assert_memory_equal(eager, lazy, sizeof eager);
     }
 }
 
-/* compute writes x; communication, without waiting for it, copies x. Eager streams happen to get it right; lazy ones
- * run only what the synchronised stream needs, so that the copy is of the old x: every time. */
-static float copy_across_streams(enum ls_stream_order order, bool wait) {
+/* One stream writes x, the other copies it to y and to the host. */
+static float copy_across_streams(enum ls_stream_order order, bool from_background, bool wait) {
     struct support s = support_open(1, order);
-    struct ls_stream *communication = ls_stream_create(s.device, true);
+    struct ls_stream *background = ls_stream_create(s.device, true);
+    struct ls_stream *writer = from_background ? background : s.stream,
+                     *reader = from_background ? s.stream : background;
     struct ls_event *event = ls_event_create(s.device);
     float *x = ls_device_allocate(s.device, 4), *y = ls_device_allocate(s.device, 4), two = 2.0f, result;
-    ls_copy_to_device(s.stream, x, &two, 4);
-    ls_event_record(event, s.stream);
-    if (wait) ls_stream_wait(communication, event);
-    ls_copy(communication, y, x, 4);
-    ls_copy_to_host(communication, &result, y, 4);
-    assert_int_equal(ls_stream_synchronize(communication, NULL), LS_OK);
+    ls_copy_to_device(writer, x, &two, 4);
+    ls_event_record(event, writer);
+    if (wait) ls_stream_wait(reader, event);
+    ls_copy(reader, y, x, 4);
+    ls_copy_to_host(reader, &result, y, 4);
+    assert_int_equal(ls_stream_synchronize(reader, NULL), LS_OK);
     ls_event_destroy(event);
-    ls_stream_destroy(communication);
-    ls_stream_synchronize(s.stream, NULL);
+    ls_stream_destroy(background);
+    assert_int_equal(ls_stream_synchronize(s.stream, NULL), LS_OK);
     ls_device_free(s.device, x), ls_device_free(s.device, y);
     support_close(s);
     return result;
 }
 
-static void a_missing_wait_shows_with_lazy_streams_every_time(void **state) {
+/* Lazy streams run only what the synchronised one needs, hasty ones run the background first: without the wait, the
+ * copy is of the old x, every time. (Eager ones may get it right by chance.) */
+static void a_missing_wait_shows_every_time(void **state) {
     (void)state;
-    assert_true(copy_across_streams(LS_STREAMS_EAGER, true) == 2.0f);
-    assert_true(copy_across_streams(LS_STREAMS_LAZY, true) == 2.0f);
-    assert_true(copy_across_streams(LS_STREAMS_LAZY, false) == 0.0f);
+    for (int order = LS_STREAMS_EAGER; order <= LS_STREAMS_HASTY; order++)
+        for (int from_background = 0; from_background < 2; from_background++)
+            assert_true(copy_across_streams((enum ls_stream_order)order, from_background, true) == 2.0f);
+    assert_true(copy_across_streams(LS_STREAMS_LAZY, false, false) == 0.0f);
+    assert_true(copy_across_streams(LS_STREAMS_LAZY, true, false) == 0.0f);
+    assert_true(copy_across_streams(LS_STREAMS_HASTY, false, false) == 0.0f);
 }
 
 /* In random programs a forgotten wait may be covered by another one, or be between values that happen to be equal; some
@@ -142,9 +150,9 @@ static void put_append(struct ls_stream *stream, int *log, int value) {
 
 static void errors_latch_skip_what_follows_and_are_reported_once(void **state) {
     (void)state;
-    for (int kind = 0; kind < 4; kind++) {
-        struct support s = support_open(1, kind & 1 ? LS_STREAMS_LAZY : LS_STREAMS_EAGER);
-        struct ls_stream *stream = kind & 2 ? ls_stream_create(s.device, true) : s.stream;
+    for (int kind = 0; kind < 6; kind++) {
+        struct support s = support_open(1, (enum ls_stream_order)(kind % 3));
+        struct ls_stream *stream = kind >= 3 ? ls_stream_create(s.device, true) : s.stream;
         struct ls_event *event = ls_event_create(s.device);
         struct ls_error error;
         int log[8] = {0}, first = 1, second = 2;
@@ -336,8 +344,8 @@ static void the_numerics_id_names_processor_and_libraries(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(eager_and_lazy_streams_give_the_same_bits),
-        cmocka_unit_test(a_missing_wait_shows_with_lazy_streams_every_time),
+        cmocka_unit_test(eager_lazy_and_hasty_streams_give_the_same_bits),
+        cmocka_unit_test(a_missing_wait_shows_every_time),
         cmocka_unit_test(forgotten_waits_show_in_random_programs),
         cmocka_unit_test(errors_latch_skip_what_follows_and_are_reported_once),
         cmocka_unit_test(a_failed_stream_does_not_hold_up_those_that_wait_for_it),

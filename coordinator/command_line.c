@@ -10,17 +10,52 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* argp prints what is wrong by itself and ends the process; only the last line is missing then. */
-static void print_last_line(int status, void *parsing) {
-    if (*(bool *)parsing && status == LS_USAGE) ls_report_exit(LS_USAGE, "bad command line (see above)");
+/* What argp says before it ends the process is caught, so that the last line can repeat it. */
+struct parsing {
+    bool active;
+    void *input;
+    char *text; /* of `stream` */
+    size_t size;
+    FILE *stream;
+};
+
+static void print_errors(int status, void *argument) {
+    struct parsing *parsing = argument;
+    if (!parsing->active || status != LS_USAGE) return;
+    if (parsing->stream) fclose(parsing->stream);
+    /* "lockstep run: what is wrong", then how to get help. An unknown option was printed by getopt itself. */
+    const char *text = parsing->text && parsing->text[0] ? parsing->text : "";
+    fputs(text, stderr);
+    const char *reason = strstr(text, ": ");
+    const char *end = strchr(text, '\n');
+    char line[256];
+    bool told = reason && end && reason < end && strncmp(text, "Try ", 4) != 0;
+    snprintf(line, sizeof line, "%.*s", told ? (int)(end - reason - 2) : 200,
+             told ? reason + 2 : "the command line is not understood, see above");
+    ls_report_exit(LS_USAGE, line);
+}
+
+static error_t pass_on(int key, char *argument, struct argp_state *state) {
+    (void)argument;
+    struct parsing *parsing = state->input;
+    if (key != ARGP_KEY_INIT) return ARGP_ERR_UNKNOWN;
+    if (parsing->stream) state->err_stream = parsing->stream;
+    state->child_inputs[0] = parsing->input;
+    return 0;
 }
 
 void ls_command_parse(const struct argp *argp, int argc, char **argv, void *input) {
-    static bool parsing;
+    static struct parsing parsing;
+    const struct argp_child children[] = {{argp, 0, NULL, 0}, {NULL, 0, NULL, 0}};
+    const struct argp parent = {.parser = pass_on, .children = children};
     argp_err_exit_status = LS_USAGE;
-    parsing = on_exit(print_last_line, &parsing) == 0;
-    error_t failed = argp_parse(argp, argc, argv, 0, NULL, input);
-    parsing = false;
+    parsing = (struct parsing){.input = input};
+    parsing.stream = open_memstream(&parsing.text, &parsing.size);
+    parsing.active = on_exit(print_errors, &parsing) == 0;
+    error_t failed = argp_parse(&parent, argc, argv, 0, NULL, &parsing);
+    parsing.active = false;
+    if (parsing.stream) fclose(parsing.stream);
+    free(parsing.text);
     if (failed) exit(ls_report_exit(LS_USAGE, strerror(failed)));
 }
 

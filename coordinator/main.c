@@ -7,6 +7,7 @@
 #include "coordinator/command_line.h"
 #include "coordinator/command_operator.h"
 #include "coordinator/command_run.h"
+#include "coordinator/doctor.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -28,6 +29,7 @@ static const struct command commands[] = {
     {"checkpoint", "RUN", "save a running job now", ls_command_checkpoint},
     {"data", "prepare | inspect | verify", "text to token shards, and a look at them", ls_command_data},
     {"generate", "FOLDER --prompt TEXT", "continue a text with the model of a checkpoint", ls_command_generate},
+    {"doctor", "", "what this host has, what is wrong, the fix", ls_command_doctor},
     {NULL, NULL, NULL, NULL},
 };
 

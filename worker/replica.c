@@ -1,14 +1,9 @@
 /* The replica's memory, the walk over the blocks and back, and where reductions start. */
 #include "worker/replica.h"
+#include "worker/replica_plan.h"
 
 #include <assert.h>
 #include <stdlib.h>
-
-/* Numbers in device memory. */
-struct replica_scalars {
-    double loss, own_loss;
-    float gradient_scale;
-};
 
 /* Their host side. */
 struct replica_staging {
@@ -16,13 +11,6 @@ struct replica_staging {
     double loss, own_loss, parameters;
     float norm;
     int32_t found_inf;
-};
-
-/* Numbers of the buffers in the arena's plan. */
-struct replica_layout {
-    int shard, tables, scalars, inputs, targets, document_start, stream_gradient, scratch;
-    int first_residual; /* layers + 1: what enters each layer, and the head */
-    int first_saved;    /* one for each block */
 };
 
 struct ls_replica {
@@ -34,51 +22,25 @@ struct ls_replica {
     struct ls_shard *shard;
     struct ls_progress_record *progress;
     struct replica_staging *staging;
-    struct replica_scalars *scalars;
+    struct ls_replica_scalars *scalars;
     int32_t *inputs, *targets, *document_start;
     float *stream_gradient;
     void *tables, *scratch;
-    struct replica_layout layout;
+    struct ls_replica_layout layout;
     int64_t bytes;
     uint64_t step, micro_batch; /* for the progress */
 };
 
-static struct replica_layout plan_memory(const struct ls_config *config, const struct ls_model *model,
-                                         const struct ls_device *device, int64_t ranks, struct ls_arena_plan *plan) {
-    const int64_t B = config->train.micro_batch_size, T = config->data.sequence_length, C = config->model.hidden_size;
-    const int64_t ids = B * T * (int64_t)sizeof(int32_t), residual = B * T * C * (int64_t)sizeof(float);
-    const int blocks = ls_model_block_count(model);
-    struct replica_layout layout = {0};
-    layout.shard = ls_shard_plan(model, ranks, plan);
-    layout.tables = ls_arena_reserve(plan, LS_MEMORY_PARAMETERS, ls_model_table_bytes(model));
-    layout.scalars = ls_arena_reserve(plan, LS_MEMORY_SCALARS, sizeof(struct replica_scalars));
-    layout.inputs = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
-    layout.targets = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
-    layout.document_start = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
-    layout.first_residual = plan->count;
-    for (int block = 0; block < blocks - 1; block++) ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
-    layout.first_saved = plan->count;
-    for (int block = 0; block < blocks; block++)
-        ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, ls_model_saved_bytes(model, block, B));
-    layout.stream_gradient = ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
-    layout.scratch = ls_arena_reserve(plan, LS_MEMORY_WORKSPACE, ls_model_scratch_bytes(model, device, B));
-    return layout;
-}
-
 static enum ls_code allocate_memory(struct ls_replica *replica, struct ls_comm *comm, struct ls_error *error) {
-    const int buffers = (ls_model_block_count(replica->model) + 2) * 8;
-    if (buffers > LS_ARENA_BUFFERS_MAX)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "model: %lld layers need about %d buffers, %d are possible. Lower model.num_hidden_layers.",
-                       (long long)replica->config->model.num_hidden_layers, buffers, LS_ARENA_BUFFERS_MAX);
     struct ls_arena_plan *plan = calloc(1, sizeof *plan);
-    if (!plan) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the plan of %d buffers", buffers);
-    replica->layout = plan_memory(replica->config, replica->model, replica->device, ls_comm_size(comm), plan);
+    if (!plan) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the plan of the arena");
+    enum ls_code code = ls_replica_plan(replica->config, replica->model, replica->device, ls_comm_size(comm), plan,
+                                        &replica->layout, error);
     replica->bytes = plan->bytes;
-    enum ls_code code = ls_arena_create(replica->device, plan, &replica->arena, error);
+    if (!code) code = ls_arena_create(replica->device, plan, &replica->arena, error);
     free(plan);
     if (code) return code;
-    const struct replica_layout *layout = &replica->layout;
+    const struct ls_replica_layout *layout = &replica->layout;
     replica->tables = ls_arena_buffer(replica->arena, layout->tables);
     replica->scalars = ls_arena_buffer(replica->arena, layout->scalars);
     replica->inputs = ls_arena_buffer(replica->arena, layout->inputs);

@@ -1,0 +1,33 @@
+/* What a rank's arena holds, in the order in which it lies there. */
+#include "worker/replica_plan.h"
+
+#include "worker/shard/shard.h"
+
+/* An upper bound of what shards and activations reserve for a block. */
+enum { BUFFERS_PER_BLOCK_MAX = 8 };
+
+enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_model *model,
+                             const struct ls_device *device, int64_t ranks, struct ls_arena_plan *plan,
+                             struct ls_replica_layout *layout, struct ls_error *error) {
+    const int64_t B = config->train.micro_batch_size, T = config->data.sequence_length, C = config->model.hidden_size;
+    const int64_t ids = B * T * (int64_t)sizeof(int32_t), residual = B * T * C * (int64_t)sizeof(float);
+    const int blocks = ls_model_block_count(model), buffers = (blocks + 2) * BUFFERS_PER_BLOCK_MAX;
+    if (buffers > LS_ARENA_BUFFERS_MAX)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "model: %lld layers need about %d buffers, %d are possible. Lower model.num_hidden_layers.",
+                       (long long)config->model.num_hidden_layers, buffers, LS_ARENA_BUFFERS_MAX);
+    layout->shard = ls_shard_plan(model, ranks, plan);
+    layout->tables = ls_arena_reserve(plan, LS_MEMORY_PARAMETERS, ls_model_table_bytes(model));
+    layout->scalars = ls_arena_reserve(plan, LS_MEMORY_SCALARS, sizeof(struct ls_replica_scalars));
+    layout->inputs = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
+    layout->targets = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
+    layout->document_start = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
+    layout->first_residual = plan->count;
+    for (int block = 0; block < blocks - 1; block++) ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
+    layout->first_saved = plan->count;
+    for (int block = 0; block < blocks; block++)
+        ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, ls_model_saved_bytes(model, block, B));
+    layout->stream_gradient = ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
+    layout->scratch = ls_arena_reserve(plan, LS_MEMORY_WORKSPACE, ls_model_scratch_bytes(model, device, B));
+    return LS_OK;
+}

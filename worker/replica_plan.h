@@ -1,0 +1,33 @@
+/* The plan of a replica's memory: which buffers one rank's arena holds. Pure: `lockstep plan` and the run call the same
+ * function, so what is planned is what is allocated. */
+#ifndef LS_WORKER_REPLICA_PLAN_H
+#define LS_WORKER_REPLICA_PLAN_H
+
+#include "common/config.h"
+#include "common/status.h"
+#include "worker/device/device.h"
+#include "worker/memory/arena.h"
+#include "worker/model/model.h"
+
+#include <stdint.h>
+
+/* Numbers in device memory. */
+struct ls_replica_scalars {
+    double loss, own_loss;
+    float gradient_scale;
+};
+
+/* Numbers of the buffers in the arena's plan. */
+struct ls_replica_layout {
+    int shard, tables, scalars, inputs, targets, document_start, stream_gradient, scratch;
+    int first_residual; /* layers + 1: what enters each layer, and the head */
+    int first_saved;    /* one for each block */
+};
+
+/* Adds all buffers of a rank among `ranks` to the empty `plan`. Errors: LS_USAGE, more layers than a plan has buffers
+ * for. */
+enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_model *model,
+                             const struct ls_device *device, int64_t ranks, struct ls_arena_plan *plan,
+                             struct ls_replica_layout *layout, struct ls_error *error);
+
+#endif

@@ -1,5 +1,4 @@
-/* Matrix products on OpenBLAS and oneDNN, one single-threaded library call per tile; the epilogue runs while a tile is
- * in the cache. */
+/* Matrix products on OpenBLAS and oneDNN, one single-threaded library call per thread. */
 #include "worker/device/cpu/activation.h"
 #include "worker/device/cpu/kernels.h"
 
@@ -9,9 +8,8 @@
 #include <limits.h>
 #include <math.h>
 
-/* Rows of a tile with an epilogue; the unit of cutting between threads; multiply-adds below which threads do not pay.
- */
-enum { EPILOGUE_ROWS = 256, CUT = 16, THREADED_MIN = 1 << 20 };
+/* The unit of cutting between threads; multiply-adds below which threads do not pay. */
+enum { CUT = 16, THREADED_MIN = 1 << 20 };
 
 /* oneDNN is 1.1 to 1.4 times faster, but for weight gradients (a transposed, long k): there OpenBLAS wins on CPUs
  * without AVX-512, and everywhere when the rows of `a` lie a multiple of 4 KiB apart, which oneDNN reads against the
@@ -20,8 +18,8 @@ static bool prefers_openblas(bool transpose_a, int64_t k, int64_t lda) {
     return transpose_a && k >= 256 && (lda % 1024 == 0 || !__builtin_cpu_supports("avx512f"));
 }
 
-void ls_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-                  int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+static void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                  const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     assert(m <= INT_MAX && n <= INT_MAX && k <= INT_MAX && lda <= INT_MAX && ldb <= INT_MAX && ldc <= INT_MAX);
     if (m <= 0 || n <= 0) return;
     if (k <= 0) {
@@ -29,10 +27,10 @@ void ls_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int6
             for (int64_t j = 0; j < n; j++) c[i * ldc + j] = beta == 0.0f ? 0.0f : beta * c[i * ldc + j];
     } else if (prefers_openblas(transpose_a, k, lda)) {
         cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans,
-                    (int)m, (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
+                    (int)m, (int)n, (int)k, 1.0f, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
     } else {
         const dnnl_status_t status =
-            dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+            dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc);
         assert(status == dnnl_success);
         (void)status;
     }
@@ -62,18 +60,15 @@ static void epilogue_row(const struct ls_op_gemm *op, int64_t row, int64_t begin
     }
 }
 
-/* Rows [r0, r1) and columns [c0, c1) of the product. */
+/* Rows [r0, r1) and columns [c0, c1) of the product. The epilogue follows the whole tile: smaller ones that stay in the
+ * cache cost more, because the library packs their rows and columns anew. */
 static void tile(const struct ls_op_gemm *op, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
-    const int64_t step = op->epilogue == LS_EPILOGUE_NONE ? r1 - r0 : EPILOGUE_ROWS;
-    for (int64_t r = r0; r < r1; r += step) {
-        const int64_t rows = r1 - r < step ? r1 - r : step;
-        const float *a = (const float *)op->a + (op->transpose_a ? r : r * op->lda);
-        const float *b = (const float *)op->b + (op->transpose_b ? c0 * op->ldb : c0);
-        ls_cpu_sgemm(op->transpose_a, op->transpose_b, rows, c1 - c0, op->k, 1.0f, a, op->lda, b, op->ldb,
-                     op->accumulate ? 1.0f : 0.0f, (float *)op->c + r * op->ldc + c0, op->ldc);
-        if (op->epilogue != LS_EPILOGUE_NONE)
-            for (int64_t i = r; i < r + rows; i++) epilogue_row(op, i, c0, c1);
-    }
+    const float *a = (const float *)op->a + (op->transpose_a ? r0 : r0 * op->lda);
+    const float *b = (const float *)op->b + (op->transpose_b ? c0 * op->ldb : c0);
+    sgemm(op->transpose_a, op->transpose_b, r1 - r0, c1 - c0, op->k, a, op->lda, b, op->ldb,
+          op->accumulate ? 1.0f : 0.0f, (float *)op->c + r0 * op->ldc + c0, op->ldc);
+    if (op->epilogue == LS_EPILOGUE_NONE) return;
+    for (int64_t r = r0; r < r1; r++) epilogue_row(op, r, c0, c1);
 }
 
 struct grid {

@@ -11,11 +11,6 @@
 LS_OPERATIONS(X)
 #undef X
 
-/* One tile: c[m, n] = alpha op(a) op(b) + beta c, in the calling thread alone, by the library that is faster at this
- * shape. */
-void ls_cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-                  int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
-
 /* Runs body(op, begin, end) over ranges that cover [0, count), cut at multiples of `grain`, in up to `threads` OpenMP
  * threads. With one thread, or no more than one grain, there is a single call and no OpenMP. */
 typedef void ls_cpu_body(const void *op, int64_t begin, int64_t end);

@@ -148,9 +148,12 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
     if (code) return code;
     const bool from_input = !arguments->key || strcmp(arguments->key, "-") == 0;
     struct ls_error own = {.code = LS_OK};
-    int failed_rank = -1;
     if (from_input && ls_comm_rank(*comm) == 0) read_key(key_text, &own);
-    code = ls_comm_agree(*comm, &own, &failed_rank, error);
+    code = ls_comm_broadcast(*comm, &own, sizeof own, 0, error);
+    if (!code && own.code) {
+        *error = own;
+        code = own.code;
+    }
     if (code) return code;
     const struct ls_worker_options worker_options = {.endpoint = arguments->coordinator,
                                                      .key_path = from_input ? NULL : arguments->key,

@@ -34,7 +34,8 @@ struct ls_worker {
     struct ls_worker_options options;
     struct ls_comm *comm;
     int rank, failed_rank;
-    bool shared;                /* the error is every rank's */
+    bool shared; /* the error is every rank's */
+    bool log_is_open;
     bool failed;                /* nothing is left to be said to the coordinator */
     struct ls_session *session; /* rank 0 */
     struct ls_welcome welcome;
@@ -96,8 +97,13 @@ static enum ls_code receive_welcome(struct ls_worker *worker, char **yaml, struc
         ls_session_open(worker->options.endpoint, worker->options.key_path, worker->options.key_text, OPEN_SECONDS,
                         &worker->session, &worker->welcome, yaml, &own);
     if (worker->options.key_text) explicit_bzero(worker->options.key_text, strlen(worker->options.key_text));
-    enum ls_code code = agree(worker, &own, error);
+    enum ls_code code = ls_comm_broadcast(worker->comm, &own, sizeof own, 0, error);
     if (code) return code;
+    if (own.code) {
+        worker->shared = true;
+        *error = own;
+        return own.code;
+    }
     uint64_t bytes = *yaml ? strlen(*yaml) + 1 : 0;
     code = ls_comm_sum_u64(worker->comm, &bytes, 1, error);
     if (!code) code = ls_comm_broadcast(worker->comm, &worker->welcome, sizeof worker->welcome, 0, error);
@@ -136,7 +142,9 @@ static enum ls_code open_log(struct ls_worker *worker, struct ls_error *error) {
     enum ls_code code = ls_folder_make(path, LS_CHECKPOINT, error);
     if (code) return code;
     snprintf(path, sizeof path, "%s/logs/rank-%05d.log", worker->welcome.run_directory, worker->rank);
-    return ls_log_open(path, LS_LOG_WARNING, error);
+    code = ls_log_open(path, LS_LOG_WARNING, error);
+    worker->log_is_open = code == LS_OK;
+    return code;
 }
 
 /* Threads of this rank: as configured, or by OMP_NUM_THREADS (0), or this rank's share of the cores. */
@@ -449,7 +457,7 @@ enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
     }
     if (code == LS_NONFINITE) worker->shared = true;
     worker->failed = true;
-    ls_log(LS_LOG_INFO, "%s", error->text);
+    if (worker->log_is_open) ls_log(LS_LOG_INFO, "%s", error->text);
     if (worker->rank == 0 && worker->session)
         ls_session_fault(worker->session, worker->failed_rank >= 0 ? worker->failed_rank : worker->rank,
                          worker->trainer ? ls_trainer_steps_done(worker->trainer) + 1 : worker->welcome.start_step,

@@ -15,6 +15,7 @@ enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU };
 enum ls_precision { LS_PRECISION_FP32 };
 enum ls_reduction { LS_REDUCTION_FAST };
 enum ls_optimizer_type { LS_ADAMW };
+enum ls_checkpointing_mode { LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL, LS_CHECKPOINTING_SELECTIVE };
 
 enum { LS_CONFIG_SOURCES_MAX = 64, LS_CONFIG_PATH_MAX = 1024, LS_CONFIG_ARGUMENTS_MAX = 64 };
 
@@ -73,6 +74,10 @@ struct ls_config {
         double min_lr_ratio;
         double decay_ratio; /* wsd: the last part of the run that decays, default 0.2 */
     } lr_schedule;
+    struct {
+        enum ls_checkpointing_mode mode;
+        int64_t every; /* full: layers of a segment */
+    } activation_checkpointing;
     struct {
         int64_t every_steps; /* 0: never */
         int64_t batches;     /* global batches of an evaluation; 0: the whole split */

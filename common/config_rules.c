@@ -144,6 +144,11 @@ static enum ls_code check_training(const struct ls_config_given *given, const st
         return ls_config_refuse(given, "train.micro_batch_size", error,
                                 "found %lld, allowed: at most train.global_batch_size %lld. Lower it.",
                                 (long long)config->train.micro_batch_size, (long long)config->train.global_batch_size);
+    if (config->activation_checkpointing.every > 1 && config->activation_checkpointing.mode != LS_CHECKPOINTING_FULL)
+        return ls_config_refuse(given, "activation_checkpointing.every", error,
+                                "found %lld, but only activation_checkpointing.mode: full has segments of layers. Set "
+                                "that mode, or take this key out.",
+                                (long long)config->activation_checkpointing.every);
     if (config->train.steps && config->lr_schedule.warmup_steps > config->train.steps)
         return ls_config_refuse(given, "lr_schedule.warmup_steps", error,
                                 "found %lld, allowed: at most train.steps %lld. Lower it.",

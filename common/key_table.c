@@ -23,6 +23,10 @@ static const struct ls_choice SCHEDULES[] = {{"cosine", LS_COSINE, NULL},
                                              {"constant", LS_CONSTANT, NULL},
                                              {"wsd", LS_WSD, NULL},
                                              {0}};
+static const struct ls_choice CHECKPOINTING[] = {{"none", LS_CHECKPOINTING_NONE, NULL},
+                                                 {"full", LS_CHECKPOINTING_FULL, NULL},
+                                                 {"selective", LS_CHECKPOINTING_SELECTIVE, NULL},
+                                                 {0}};
 static const struct ls_choice LAUNCHERS[] = {
     {"auto", LS_LAUNCH_AUTO, NULL},
     {"mpirun", LS_LAUNCH_MPIRUN, NULL},
@@ -159,6 +163,15 @@ static const struct ls_key CONFIG_KEYS[] = {
      .elsewhere = "min_lr min_lr_factor"},
     {"lr_schedule.decay_ratio", NUMBER(0, 1), FIELD(lr_schedule.decay_ratio), .standard = "0.2", .identity = true,
      .meaning = "wsd: the last part of the steps, in which the learning rate falls", .elsewhere = "cooldown"},
+
+    {"activation_checkpointing.mode", CHOICE(CHECKPOINTING), FIELD(activation_checkpointing.mode), .standard = "none",
+     .meaning =
+         "what backward computes again instead of keeping it: nothing, whole layers (full), or norms, activation "
+         "functions and attention (selective)",
+     .elsewhere = "gradient_checkpointing recompute recompute_granularity"},
+    {"activation_checkpointing.every", INTEGER(1, 4096), FIELD(activation_checkpointing.every), .standard = "1",
+     .meaning = "full: keep the input of every n-th layer and compute n layers again at a time",
+     .elsewhere = "recompute_num_layers checkpoint_every_n_layers"},
 
     {"evaluation.every_steps", INTEGER(0, 1000000000), FIELD(evaluation.every_steps), .standard = "0",
      .meaning = "steps between evaluations; 0: none", .elsewhere = "eval_interval eval_steps val_loss_every"},

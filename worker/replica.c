@@ -1,5 +1,6 @@
 /* The replica's memory, the walk over the blocks and back, and where reductions start. */
 #include "worker/replica.h"
+
 #include "worker/replica_plan.h"
 
 #include <assert.h>
@@ -121,12 +122,8 @@ void ls_replica_begin(struct ls_replica *replica, int64_t step, int64_t targets)
     ls_fill_zero(replica->stream, &replica->scalars->loss, sizeof replica->scalars->loss);
 }
 
-/* What enters layer `layer`, counted from 0; the head comes after the last layer. */
-static float *residual(struct ls_replica *replica, int layer) {
-    return ls_arena_buffer(replica->arena, replica->layout.first_residual + layer);
-}
-
 static struct ls_block_pass pass_of(struct ls_replica *replica, int64_t sequences, int block) {
+    const struct ls_activations *activations = &replica->layout.activations;
     return (struct ls_block_pass){
         .stream = replica->stream,
         .sequences = sequences,
@@ -135,9 +132,12 @@ static struct ls_block_pass pass_of(struct ls_replica *replica, int64_t sequence
         .tokens = replica->inputs,
         .targets = replica->targets,
         .document_start = replica->config->data.document_mask ? replica->document_start : NULL,
-        .input = block > 0 ? residual(replica, block - 1) : NULL,
-        .output = block < ls_model_block_count(replica->model) - 1 ? residual(replica, block) : NULL,
-        .saved = ls_arena_buffer(replica->arena, replica->layout.first_saved + block),
+        .input = block > 0 ? ls_activations_output(activations, replica->arena, block - 1) : NULL,
+        .output = block < ls_model_block_count(replica->model) - 1
+                      ? ls_activations_output(activations, replica->arena, block)
+                      : NULL,
+        .saved = ls_activations_saved(activations, replica->arena, block),
+        .recomputed = ls_activations_recomputed(activations, replica->arena, block),
         .scratch = replica->scratch,
         .loss = &replica->scalars->loss,
         .gradient_scale = &replica->scalars->gradient_scale,
@@ -153,9 +153,9 @@ static void copy_batch(struct ls_replica *replica, const struct ls_micro_batch *
         ls_copy_to_device(replica->stream, replica->document_start, batch->document_start, bytes);
 }
 
-/* Embedding and layers. */
-static void run_forward(struct ls_replica *replica, int64_t sequences) {
-    for (int block = 0; block < ls_model_block_count(replica->model) - 1; block++) {
+/* Embedding and layers [first, end). */
+static void run_forward(struct ls_replica *replica, int64_t sequences, int first, int end) {
+    for (int block = first; block < end; block++) {
         mark(replica, LS_PHASE_FORWARD, block);
         struct ls_block_pass pass = pass_of(replica, sequences, block);
         pass.parameters = ls_shard_acquire(replica->shard, block);
@@ -182,10 +182,21 @@ static void run_head(struct ls_replica *replica, int64_t sequences, bool train) 
     ls_shard_release(replica->shard, head);
 }
 
+/* Backward of a block, after what activation checkpointing did not keep is computed again. Parameters are acquired once
+ * for the block's recomputation and its backward. */
 static void run_backward(struct ls_replica *replica, int64_t sequences, int block) {
+    const struct ls_activations *activations = &replica->layout.activations;
+    const int again = ls_activations_forward_again(activations, block);
+    run_forward(replica, sequences, again, block);
     mark(replica, LS_PHASE_BACKWARD, block);
     struct ls_block_pass pass = pass_of(replica, sequences, block);
     pass.parameters = ls_shard_acquire(replica->shard, block);
+    if (again <= block) {
+        pass.output = NULL;
+        ls_block_forward(replica->model, block, &pass);
+    } else if (ls_activations_recompute(activations, block)) {
+        ls_block_recompute(replica->model, block, &pass);
+    }
     pass.gradients = ls_shard_gradients(replica->shard, block);
     pass.stream_gradient = replica->stream_gradient;
     ls_block_backward(replica->model, block, &pass);
@@ -203,7 +214,7 @@ void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *b
     const bool compute = batch->sequences > 0;
     if (compute) {
         copy_batch(replica, batch);
-        run_forward(replica, batch->sequences);
+        run_forward(replica, batch->sequences, 0, head);
         run_head(replica, batch->sequences, true);
     }
     if (last) {
@@ -249,7 +260,7 @@ enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_res
 void ls_replica_forward(struct ls_replica *replica, const struct ls_micro_batch *batch) {
     if (batch->sequences > 0) {
         copy_batch(replica, batch);
-        run_forward(replica, batch->sequences);
+        run_forward(replica, batch->sequences, 0, ls_model_block_count(replica->model) - 1);
         run_head(replica, batch->sequences, false);
     }
     replica->micro_batch++;

@@ -22,11 +22,7 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
     layout->inputs = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
     layout->targets = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
     layout->document_start = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
-    layout->first_residual = plan->count;
-    for (int block = 0; block < blocks - 1; block++) ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
-    layout->first_saved = plan->count;
-    for (int block = 0; block < blocks; block++)
-        ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, ls_model_saved_bytes(model, block, B));
+    layout->activations = ls_activations_plan(config, model, plan);
     layout->stream_gradient = ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
     layout->scratch = ls_arena_reserve(plan, LS_MEMORY_WORKSPACE, ls_model_scratch_bytes(model, device, B));
     return LS_OK;

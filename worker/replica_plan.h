@@ -5,6 +5,7 @@
 
 #include "common/config.h"
 #include "common/status.h"
+#include "worker/activations.h"
 #include "worker/device/device.h"
 #include "worker/memory/arena.h"
 #include "worker/model/model.h"
@@ -20,8 +21,7 @@ struct ls_replica_scalars {
 /* Numbers of the buffers in the arena's plan. */
 struct ls_replica_layout {
     int shard, tables, scalars, inputs, targets, document_start, stream_gradient, scratch;
-    int first_residual; /* layers + 1: what enters each layer, and the head */
-    int first_saved;    /* one for each block */
+    struct ls_activations activations;
 };
 
 /* Adds all buffers of a rank among `ranks` to the empty `plan`. Errors: LS_USAGE, more layers than a plan has buffers

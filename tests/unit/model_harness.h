@@ -25,7 +25,7 @@ struct harness {
     int64_t sequences, length, channels; /* the most sequences of a pass */
     int blocks;
     float *parameters[16], *gradients[16], *outputs[16];
-    void *saved[16], *scratch, *tables;
+    void *saved[16], *recomputed[16], *scratch, *tables;
     float *stream_gradient, *gradient_scale;
     double *loss;
     int32_t *tokens, *targets, *document_start;
@@ -88,6 +88,7 @@ static inline struct harness *harness_create(const struct ls_config *config, int
         h->parameters[i] = harness_buffer(h, bytes);
         h->gradients[i] = harness_buffer(h, bytes);
         h->saved[i] = harness_buffer(h, ls_model_saved_bytes(h->model, i, sequences));
+        h->recomputed[i] = harness_buffer(h, ls_model_recomputed_bytes(h->model, i, sequences));
         if (i + 1 < h->blocks) h->outputs[i] = harness_buffer(h, rows * h->channels * (int64_t)sizeof(float));
     }
     h->stream_gradient = harness_buffer(h, rows * h->channels * (int64_t)sizeof(float));
@@ -165,6 +166,7 @@ static inline double harness_run(struct harness *h, const struct harness_batch *
         pass.input = i == 0 ? NULL : h->outputs[i - 1];
         pass.output = h->outputs[i];
         pass.saved = h->saved[i];
+        pass.recomputed = h->recomputed[i];
         if (i < head) ls_block_forward(h->model, i, &pass);
     }
     pass.gradients = scale != 0 ? h->gradients[head] : NULL;
@@ -177,6 +179,7 @@ static inline double harness_run(struct harness *h, const struct harness_batch *
         pass.input = i == 0 ? NULL : h->outputs[i - 1];
         pass.output = h->outputs[i];
         pass.saved = h->saved[i];
+        pass.recomputed = h->recomputed[i];
         ls_block_backward(h->model, i, &pass);
     }
     double loss;

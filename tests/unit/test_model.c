@@ -507,8 +507,19 @@ static void a_head_in_chunks_gives_the_same_loss_and_gradients(void **state) {
     harness_destroy(h);
 }
 
+static void check_same_bytes(struct harness *h, const void *first, const void *again, int64_t bytes) {
+    char *a = malloc((size_t)bytes), *b = malloc((size_t)bytes);
+    assert_non_null(a);
+    assert_non_null(b);
+    harness_download(h, a, first, bytes);
+    harness_download(h, b, again, bytes);
+    assert_memory_equal(a, b, (size_t)bytes);
+    free(a);
+    free(b);
+}
+
 /* What recomputing activations rests on: the forward of a layer leaves the same bits every time, wherever it leaves
- * them. */
+ * them and whether or not its output is wanted, and so does the recomputation of a part of them. */
 static void a_forward_run_again_leaves_the_same_bits(void **state) {
     (void)state;
     int32_t tokens[B * T], targets[B * T];
@@ -519,30 +530,30 @@ static void a_forward_run_again_leaves_the_same_bits(void **state) {
         struct harness *h = harness_create(&config, B, 2, LS_STREAMS_EAGER);
         harness_initialize(h, 3);
         harness_run(h, &batch, 0);
-        int64_t bytes = ls_model_saved_bytes(h->model, 1, B);
-        void *elsewhere = harness_buffer(h, bytes);
-        float *output = harness_buffer(h, B * T * h->channels * (int64_t)sizeof(float));
+        const int64_t saved = ls_model_saved_bytes(h->model, 1, B);
+        const int64_t recomputed = ls_model_recomputed_bytes(h->model, 1, B);
+        const int64_t output = B * T * h->channels * (int64_t)sizeof(float);
         struct ls_block_pass pass = {.stream = h->stream,
                                      .sequences = B,
                                      .length = T,
                                      .tables = h->tables,
                                      .parameters = h->parameters[1],
                                      .input = h->outputs[0],
-                                     .output = output,
-                                     .saved = elsewhere,
                                      .scratch = h->scratch};
-        ls_block_forward(h->model, 1, &pass);
-        char *first = malloc((size_t)bytes), *again = malloc((size_t)bytes);
-        assert_non_null(first);
-        assert_non_null(again);
-        harness_download(h, first, h->saved[1], bytes);
-        harness_download(h, again, elsewhere, bytes);
-        assert_memory_equal(first, again, (size_t)bytes);
-        harness_download(h, first, h->outputs[1], B * T * h->channels * (int64_t)sizeof(float));
-        harness_download(h, again, output, B * T * h->channels * (int64_t)sizeof(float));
-        assert_memory_equal(first, again, (size_t)(B * T * h->channels) * sizeof(float));
-        free(first);
-        free(again);
+        for (int wanted = 0; wanted < 2; wanted++) {
+            pass.saved = harness_buffer(h, saved);
+            pass.recomputed = harness_buffer(h, recomputed);
+            pass.output = wanted ? harness_buffer(h, output) : NULL;
+            ls_block_forward(h->model, 1, &pass);
+            check_same_bytes(h, h->saved[1], pass.saved, saved);
+            check_same_bytes(h, h->recomputed[1], pass.recomputed, recomputed);
+            if (wanted) check_same_bytes(h, h->outputs[1], pass.output, output);
+        }
+        pass.saved = h->saved[1];
+        pass.recomputed = harness_buffer(h, recomputed);
+        pass.output = NULL;
+        ls_block_recompute(h->model, 1, &pass);
+        check_same_bytes(h, h->recomputed[1], pass.recomputed, recomputed);
         harness_destroy(h);
     }
 }
@@ -563,6 +574,7 @@ static void infer(struct harness *h, float *const *caches, const int32_t *tokens
         pass.input = i == 0 ? NULL : h->outputs[i - 1];
         pass.output = h->outputs[i];
         pass.saved = h->saved[i];
+        pass.recomputed = h->recomputed[i];
         pass.cache = caches == NULL ? NULL : caches[i];
         if (i + 1 < h->blocks) ls_block_forward(h->model, i, &pass);
     }

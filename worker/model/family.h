@@ -8,10 +8,12 @@
 struct ls_model_family {
     /* Checks the family's own rules and adds the embedding's, the layers' and the head's blocks, in this order. */
     enum ls_code (*describe)(struct ls_model *model, struct ls_error *error);
-    int64_t (*saved_bytes)(const struct ls_model *model, int64_t rows); /* of a layer */
+    /* Of a layer, see ls_model_saved_bytes() and ls_model_recomputed_bytes(). */
+    void (*saved_bytes)(const struct ls_model *model, int64_t rows, int64_t *saved, int64_t *recomputed);
     void (*embedding_forward)(const struct ls_model *model, const struct ls_block_pass *pass);
     void (*embedding_backward)(const struct ls_model *model, const struct ls_block_pass *pass);
     void (*layer_forward)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
+    void (*layer_recompute)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
     void (*layer_backward)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
     /* The norm in front of the head's projection, for rows [first, first + rows) of the pass. `statistics` holds
      * [2, rows] floats; `normalised` and `gradient` hold [rows, C]. */

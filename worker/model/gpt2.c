@@ -87,41 +87,49 @@ static void gpt2_embedding_backward(const struct ls_model *model, const struct l
           .vocabulary = model->vocabulary);
 }
 
-/* What a layer's forward leaves: 7 C + 2 I floats a row and its statistics. Backward puts its own intermediate results
- * over parts it is done with. */
+/* What a layer's forward leaves: 7 C + 2 I floats a row and its statistics, in two parts. Backward puts its own
+ * intermediate results over parts it is done with. */
 struct gpt2_saved {
+    /* in `saved`: what products made */
+    float *qkv; /* [R, 3 C] */
+    float *mid; /* [R, C] */
+    float *fc;  /* [R, I], before the GELU */
+    /* in `recomputed`: what follows from these and the layer's input without a product of matrices */
     float *ln_1;            /* [R, C]; backward: its gradient */
-    float *qkv;             /* [R, 3 C] */
     float *attention;       /* [R, C] */
     float *lse;             /* [B, NH, T] */
-    float *mid;             /* [R, C] */
     float *ln_2;            /* [R, C]; backward: its gradient, then the attention's */
-    float *fc;              /* [R, I], before the GELU */
     float *gelu;            /* [R, I]; backward: the gradient of fc, then that of qkv [R, 3 C] */
     float *mean_1, *rstd_1; /* [R] */
     float *mean_2, *rstd_2;
+    int64_t saved_bytes, recomputed_bytes;
 };
 
-static int64_t gpt2_layout(const struct ls_model *model, int64_t R, void *base, struct gpt2_saved *s) {
+static struct gpt2_saved gpt2_layout(const struct ls_model *model, int64_t R, void *saved, void *recomputed) {
     const int64_t C = model->channels, I = model->hidden;
-    struct ls_layout layout = {.base = base};
-    s->ln_1 = ls_layout_floats(&layout, R * C);
-    s->qkv = ls_layout_floats(&layout, R * 3 * C);
-    s->attention = ls_layout_floats(&layout, R * C);
-    s->lse = ls_layout_floats(&layout, R * model->heads);
-    s->mid = ls_layout_floats(&layout, R * C);
-    s->ln_2 = ls_layout_floats(&layout, R * C);
-    s->fc = ls_layout_floats(&layout, R * I);
-    s->gelu = ls_layout_floats(&layout, R * (I > 3 * C ? I : 3 * C));
-    s->mean_1 = ls_layout_floats(&layout, R);
-    s->rstd_1 = ls_layout_floats(&layout, R);
-    s->mean_2 = ls_layout_floats(&layout, R);
-    s->rstd_2 = ls_layout_floats(&layout, R);
-    return layout.bytes;
+    struct ls_layout kept = {.base = saved}, again = {.base = recomputed};
+    struct gpt2_saved s = {0};
+    s.qkv = ls_layout_floats(&kept, R * 3 * C);
+    s.mid = ls_layout_floats(&kept, R * C);
+    s.fc = ls_layout_floats(&kept, R * I);
+    s.ln_1 = ls_layout_floats(&again, R * C);
+    s.attention = ls_layout_floats(&again, R * C);
+    s.lse = ls_layout_floats(&again, R * model->heads);
+    s.ln_2 = ls_layout_floats(&again, R * C);
+    s.gelu = ls_layout_floats(&again, R * (I > 3 * C ? I : 3 * C));
+    s.mean_1 = ls_layout_floats(&again, R);
+    s.rstd_1 = ls_layout_floats(&again, R);
+    s.mean_2 = ls_layout_floats(&again, R);
+    s.rstd_2 = ls_layout_floats(&again, R);
+    s.saved_bytes = kept.bytes;
+    s.recomputed_bytes = again.bytes;
+    return s;
 }
 
-static int64_t gpt2_saved_bytes(const struct ls_model *model, int64_t rows) {
-    return gpt2_layout(model, rows, NULL, &(struct gpt2_saved){0});
+static void gpt2_saved_bytes(const struct ls_model *model, int64_t rows, int64_t *saved, int64_t *recomputed) {
+    const struct gpt2_saved s = gpt2_layout(model, rows, NULL, NULL);
+    *saved = s.saved_bytes;
+    *recomputed = s.recomputed_bytes;
 }
 
 /* y[R, OUT] = x[R, IN] w[IN, OUT] + bias. */
@@ -166,23 +174,40 @@ static void gpt2_layer_forward(const struct ls_model *model, int block, const st
     const struct ls_tensor *t = ls_model_tensors(model, block);
     const float *w = pass->parameters, *x = pass->input;
     struct ls_stream *stream = pass->stream;
-    struct gpt2_saved s;
-    gpt2_layout(model, R, pass->saved, &s);
+    const struct gpt2_saved s = gpt2_layout(model, R, pass->saved, pass->recomputed);
 
     ls_op(stream, layernorm_forward, .output = s.ln_1, .mean = s.mean_1, .rstd = s.rstd_1, .input = x,
           .weight = w + t[LN_1].offset, .bias = w + t[LN_1_BIAS].offset, .rows = R, .columns = C,
           .epsilon = model->epsilon);
     project_qkv(model, pass, s.qkv, s.ln_1, w + t[C_ATTN].offset, w + t[C_ATTN_BIAS].offset);
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
-    /* `output` is free until the last line: it carries what attention adds to the stream. */
-    conv1d_forward(stream, pass->output, s.attention, w + t[C_PROJ].offset, w + t[C_PROJ_BIAS].offset, R, C, C);
+    /* `mid` carries what attention adds to the stream, then the sum. */
+    conv1d_forward(stream, s.mid, s.attention, w + t[C_PROJ].offset, w + t[C_PROJ_BIAS].offset, R, C, C);
     ls_op(stream, layernorm_forward, .output = s.ln_2, .sum = s.mid, .mean = s.mean_2, .rstd = s.rstd_2, .input = x,
-          .residual = pass->output, .weight = w + t[LN_2].offset, .bias = w + t[LN_2_BIAS].offset, .rows = R,
-          .columns = C, .epsilon = model->epsilon);
+          .residual = s.mid, .weight = w + t[LN_2].offset, .bias = w + t[LN_2_BIAS].offset, .rows = R, .columns = C,
+          .epsilon = model->epsilon);
     ls_op(stream, gemm, .c = s.gelu, .aux = s.fc, .a = s.ln_2, .b = w + t[C_FC].offset, .m = R, .n = I, .k = C,
           .lda = C, .ldb = I, .ldc = I, .epilogue = LS_EPILOGUE_BIAS_GELU, .bias = w + t[C_FC_BIAS].offset);
+    if (pass->output == NULL) return;
     conv1d_forward(stream, pass->output, s.gelu, w + t[MLP_C_PROJ].offset, w + t[MLP_C_PROJ_BIAS].offset, R, I, C);
     ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C);
+}
+
+/* Forward's second norm had the sum it stored for its input, so the sum alone gives the same bits. */
+static void gpt2_layer_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
+    const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
+    const struct ls_tensor *t = ls_model_tensors(model, block);
+    const float *w = pass->parameters;
+    const struct gpt2_saved s = gpt2_layout(model, R, pass->saved, pass->recomputed);
+
+    ls_op(pass->stream, layernorm_forward, .output = s.ln_1, .mean = s.mean_1, .rstd = s.rstd_1, .input = pass->input,
+          .weight = w + t[LN_1].offset, .bias = w + t[LN_1_BIAS].offset, .rows = R, .columns = C,
+          .epsilon = model->epsilon);
+    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
+    ls_op(pass->stream, layernorm_forward, .output = s.ln_2, .mean = s.mean_2, .rstd = s.rstd_2, .input = s.mid,
+          .weight = w + t[LN_2].offset, .bias = w + t[LN_2_BIAS].offset, .rows = R, .columns = C,
+          .epsilon = model->epsilon);
+    ls_op(pass->stream, gelu_forward, .output = s.gelu, .input = s.fc, .count = R * I);
 }
 
 static void gpt2_layer_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
@@ -191,8 +216,7 @@ static void gpt2_layer_backward(const struct ls_model *model, int block, const s
     const float *w = pass->parameters, *x = pass->input;
     float *dw = pass->gradients, *dx = pass->stream_gradient;
     struct ls_stream *stream = pass->stream;
-    struct gpt2_saved s;
-    gpt2_layout(model, R, pass->saved, &s);
+    const struct gpt2_saved s = gpt2_layout(model, R, pass->saved, pass->recomputed);
 
     /* x' = mid + gelu(fc) mlp.c_proj, where fc = ln_2 c_fc */
     float *dfc = s.gelu, *dln_2 = s.ln_2;
@@ -247,6 +271,7 @@ const struct ls_model_family ls_model_gpt2 = {
     .embedding_forward = gpt2_embedding_forward,
     .embedding_backward = gpt2_embedding_backward,
     .layer_forward = gpt2_layer_forward,
+    .layer_recompute = gpt2_layer_recompute,
     .layer_backward = gpt2_layer_backward,
     .final_norm_forward = gpt2_final_norm_forward,
     .final_norm_backward = gpt2_final_norm_backward,

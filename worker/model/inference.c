@@ -17,9 +17,10 @@ struct ls_inference {
     void *tables;       /* rotary angles */
     void *tokens;       /* [rows] */
     float *streams[2];  /* [rows, C] */
-    void *saved;        /* of one layer */
-    void *scratch;      /* of the head */
-    float *logits;      /* [rows, V] */
+    void *saved;        /* of one layer, also what its backward could make again */
+    void *recomputed;
+    void *scratch; /* of the head */
+    float *logits; /* [rows, V] */
 };
 
 /* Sizes with base NULL, pointers with the memory. */
@@ -35,7 +36,10 @@ static int64_t lay_out(struct ls_inference *inference, void *base) {
     inference->tokens = ls_layout_floats(&layout, R);
     inference->streams[0] = ls_layout_floats(&layout, R * C);
     inference->streams[1] = ls_layout_floats(&layout, R * C);
-    inference->saved = ls_layout_floats(&layout, model->family->saved_bytes(model, R) / FLOAT);
+    int64_t saved, recomputed;
+    model->family->saved_bytes(model, R, &saved, &recomputed);
+    inference->saved = ls_layout_floats(&layout, saved / FLOAT);
+    inference->recomputed = ls_layout_floats(&layout, recomputed / FLOAT);
     inference->scratch = ls_layout_floats(&layout, R * (C + 2));
     inference->logits = ls_layout_floats(&layout, R * model->vocabulary);
     return layout.bytes;
@@ -115,6 +119,7 @@ static enum ls_code pass_forward(struct ls_inference *inference, const int32_t *
         .tied_parameters = inference->parameters[0],
         .tokens = inference->tokens,
         .saved = inference->saved,
+        .recomputed = inference->recomputed,
         .scratch = inference->scratch,
     };
     const int head = model->block_count - 1;

@@ -85,39 +85,47 @@ static void llama_embedding_backward(const struct ls_model *model, const struct 
           .vocabulary = model->vocabulary);
 }
 
-/* What a layer's forward leaves. Backward puts its own intermediate results over parts it is done with, whose sizes
- * allow for it. */
+/* What a layer's forward leaves, in two parts. Backward puts its own intermediate results over parts it is done with,
+ * whose sizes allow for it. */
 struct llama_saved {
+    /* in `saved`: what products made */
+    float *qkv;     /* [R, W], q and k rotated */
+    float *mid;     /* [R, C] */
+    float *gate_up; /* [R, 2 I]; backward: its gradient, then that of qkv [R, W] */
+    /* in `recomputed`: what follows from these and the layer's input without a product of matrices */
     float *norm_1;          /* [R, C]; backward: its gradient */
-    float *qkv;             /* [R, W], q and k rotated */
     float *attention;       /* [R, Q] */
     float *lse;             /* [B, NH, T] */
-    float *mid;             /* [R, C] */
     float *norm_2;          /* [R, C]; backward: its gradient */
-    float *gate_up;         /* [R, 2 I]; backward: its gradient, then that of qkv [R, W] */
     float *swiglu;          /* [R, I]; backward: its gradient, then the attention's [R, Q] */
     float *rstd_1, *rstd_2; /* [R] */
+    int64_t saved_bytes, recomputed_bytes;
 };
 
-static int64_t llama_layout(const struct ls_model *model, int64_t R, void *base, struct llama_saved *s) {
+static struct llama_saved llama_layout(const struct ls_model *model, int64_t R, void *saved, void *recomputed) {
     const int64_t C = model->channels, I = model->hidden;
     const int64_t Q = model->heads * model->head_size, W = Q + 2 * model->kv_heads * model->head_size;
-    struct ls_layout layout = {.base = base};
-    s->norm_1 = ls_layout_floats(&layout, R * C);
-    s->qkv = ls_layout_floats(&layout, R * W);
-    s->attention = ls_layout_floats(&layout, R * Q);
-    s->lse = ls_layout_floats(&layout, R * model->heads);
-    s->mid = ls_layout_floats(&layout, R * C);
-    s->norm_2 = ls_layout_floats(&layout, R * C);
-    s->gate_up = ls_layout_floats(&layout, R * (2 * I > W ? 2 * I : W));
-    s->swiglu = ls_layout_floats(&layout, R * (I > Q ? I : Q));
-    s->rstd_1 = ls_layout_floats(&layout, R);
-    s->rstd_2 = ls_layout_floats(&layout, R);
-    return layout.bytes;
+    struct ls_layout kept = {.base = saved}, again = {.base = recomputed};
+    struct llama_saved s = {0};
+    s.qkv = ls_layout_floats(&kept, R * W);
+    s.mid = ls_layout_floats(&kept, R * C);
+    s.gate_up = ls_layout_floats(&kept, R * (2 * I > W ? 2 * I : W));
+    s.norm_1 = ls_layout_floats(&again, R * C);
+    s.attention = ls_layout_floats(&again, R * Q);
+    s.lse = ls_layout_floats(&again, R * model->heads);
+    s.norm_2 = ls_layout_floats(&again, R * C);
+    s.swiglu = ls_layout_floats(&again, R * (I > Q ? I : Q));
+    s.rstd_1 = ls_layout_floats(&again, R);
+    s.rstd_2 = ls_layout_floats(&again, R);
+    s.saved_bytes = kept.bytes;
+    s.recomputed_bytes = again.bytes;
+    return s;
 }
 
-static int64_t llama_saved_bytes(const struct ls_model *model, int64_t rows) {
-    return llama_layout(model, rows, NULL, &(struct llama_saved){0});
+static void llama_saved_bytes(const struct ls_model *model, int64_t rows, int64_t *saved, int64_t *recomputed) {
+    const struct llama_saved s = llama_layout(model, rows, NULL, NULL);
+    *saved = s.saved_bytes;
+    *recomputed = s.recomputed_bytes;
 }
 
 /* Rotates neighbouring heads of rows that are `stride` apart; `inverse` rotates gradients back. */
@@ -151,22 +159,36 @@ static void llama_layer_forward(const struct ls_model *model, int block, const s
     const struct ls_tensor *t = ls_model_tensors(model, block);
     const float *w = pass->parameters, *x = pass->input;
     struct ls_stream *stream = pass->stream;
-    struct llama_saved s;
-    llama_layout(model, R, pass->saved, &s);
+    const struct llama_saved s = llama_layout(model, R, pass->saved, pass->recomputed);
 
     ls_op(stream, rmsnorm_forward, .output = s.norm_1, .rstd = s.rstd_1, .input = x,
           .weight = w + t[INPUT_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
     project_qkv(model, pass, s.qkv, s.norm_1, w + t[Q_PROJ].offset, w + t[K_PROJ].offset);
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
-    /* `output` is free until the last lines: it carries what attention adds to the stream. */
-    ls_linear_forward(stream, pass->output, C, s.attention, w + t[O_PROJ].offset, R, Q, C);
-    ls_op(stream, rmsnorm_forward, .output = s.norm_2, .sum = s.mid, .rstd = s.rstd_2, .input = x,
-          .residual = pass->output, .weight = w + t[POST_ATTENTION_LAYERNORM].offset, .rows = R, .columns = C,
-          .epsilon = model->epsilon);
+    /* `mid` carries what attention adds to the stream, then the sum. */
+    ls_linear_forward(stream, s.mid, C, s.attention, w + t[O_PROJ].offset, R, Q, C);
+    ls_op(stream, rmsnorm_forward, .output = s.norm_2, .sum = s.mid, .rstd = s.rstd_2, .input = x, .residual = s.mid,
+          .weight = w + t[POST_ATTENTION_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
     ls_linear_forward(stream, s.gate_up, 2 * I, s.norm_2, w + t[GATE_PROJ].offset, R, C, 2 * I);
     ls_op(stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I);
+    if (pass->output == NULL) return;
     ls_linear_forward(stream, pass->output, C, s.swiglu, w + t[DOWN_PROJ].offset, R, I, C);
     ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C);
+}
+
+/* Forward's second norm had the sum it stored for its input, so the sum alone gives the same bits. */
+static void llama_layer_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
+    const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
+    const struct ls_tensor *t = ls_model_tensors(model, block);
+    const float *w = pass->parameters;
+    const struct llama_saved s = llama_layout(model, R, pass->saved, pass->recomputed);
+
+    ls_op(pass->stream, rmsnorm_forward, .output = s.norm_1, .rstd = s.rstd_1, .input = pass->input,
+          .weight = w + t[INPUT_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
+    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
+    ls_op(pass->stream, rmsnorm_forward, .output = s.norm_2, .rstd = s.rstd_2, .input = s.mid,
+          .weight = w + t[POST_ATTENTION_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
+    ls_op(pass->stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I);
 }
 
 static void llama_layer_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
@@ -176,8 +198,7 @@ static void llama_layer_backward(const struct ls_model *model, int block, const 
     const float *w = pass->parameters, *x = pass->input;
     float *dw = pass->gradients, *dx = pass->stream_gradient;
     struct ls_stream *stream = pass->stream;
-    struct llama_saved s;
-    llama_layout(model, R, pass->saved, &s);
+    const struct llama_saved s = llama_layout(model, R, pass->saved, pass->recomputed);
 
     /* x' = mid + swiglu(norm_2 [gate_proj, up_proj]^T) down_proj^T */
     float *dswiglu = s.swiglu, *dgate_up = s.gate_up, *dnorm_2 = s.norm_2;
@@ -229,6 +250,7 @@ const struct ls_model_family ls_model_llama = {
     .embedding_forward = llama_embedding_forward,
     .embedding_backward = llama_embedding_backward,
     .layer_forward = llama_layer_forward,
+    .layer_recompute = llama_layer_recompute,
     .layer_backward = llama_layer_backward,
     .final_norm_forward = llama_final_norm_forward,
     .final_norm_backward = llama_final_norm_backward,

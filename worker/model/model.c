@@ -253,6 +253,11 @@ void ls_block_forward(const struct ls_model *model, int block, const struct ls_b
     }
 }
 
+void ls_block_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
+    if (ls_model_block(model, block)->kind != LS_BLOCK_LAYER || pass->sequences == 0) return;
+    model->family->layer_recompute(model, block, pass);
+}
+
 void ls_block_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     enum ls_block_kind kind = ls_model_block(model, block)->kind;
     assert(kind != LS_BLOCK_HEAD && pass->gradients != NULL);
@@ -276,8 +281,17 @@ int64_t ls_model_cache_bytes(const struct ls_model *model) {
 }
 
 int64_t ls_model_saved_bytes(const struct ls_model *model, int block, int64_t sequences) {
-    if (ls_model_block(model, block)->kind != LS_BLOCK_LAYER) return 0;
-    return model->family->saved_bytes(model, sequences * model->length);
+    int64_t saved = 0, recomputed = 0;
+    if (ls_model_block(model, block)->kind == LS_BLOCK_LAYER)
+        model->family->saved_bytes(model, sequences * model->length, &saved, &recomputed);
+    return saved;
+}
+
+int64_t ls_model_recomputed_bytes(const struct ls_model *model, int block, int64_t sequences) {
+    int64_t saved = 0, recomputed = 0;
+    if (ls_model_block(model, block)->kind == LS_BLOCK_LAYER)
+        model->family->saved_bytes(model, sequences * model->length, &saved, &recomputed);
+    return recomputed;
 }
 
 void ls_linear_forward(struct ls_stream *stream, float *y, int64_t stride, const float *x, const float *w, int64_t R,

@@ -48,9 +48,11 @@ int64_t ls_model_parameter_count(const struct ls_model *model);
 /* The head uses the embedding block's token table: its forward needs, and its backward adds to, that block too. */
 bool ls_model_head_is_tied(const struct ls_model *model);
 
-/* Bytes for `sequences` of the configured length. Saved: what a block's forward leaves for its backward, which uses it
- * up (0 but for layers). Scratch: used within one call, the most that any block needs. */
+/* Bytes for `sequences` of the configured length. Saved and recomputed: what a block's forward leaves for its backward,
+ * which uses it up (0 but for layers); the second part is what ls_block_recompute() makes again from the first, so that
+ * blocks may share its memory. Scratch: used within one call, the most that any block needs. */
 int64_t ls_model_saved_bytes(const struct ls_model *model, int block, int64_t sequences);
+int64_t ls_model_recomputed_bytes(const struct ls_model *model, int block, int64_t sequences);
 int64_t ls_model_scratch_bytes(const struct ls_model *model, const struct ls_device *device, int64_t sequences);
 /* Constant tables in device memory (the rotary angles); 0 for GPT-2. Filled once by ls_model_fill_tables (synchronous).
  */
@@ -72,9 +74,10 @@ struct ls_block_pass {
     float *gradients, *tied_gradients;         /* flat, accumulated; NULL: forward only */
     const int32_t *tokens, *targets, *document_start; /* [sequences, length]; document_start NULL: one document */
     const float *input;                               /* residual stream entering [B, T, C]; embedding: NULL */
-    float *output;                                    /* residual stream leaving [B, T, C]; head: NULL */
+    float *output; /* residual stream leaving [B, T, C]; head: NULL. NULL for a layer: a forward for its own backward
+                      alone, which leaves out what only `output` needs */
     float *stream_gradient; /* backward: the gradient of `output` on entry, of `input` on return, in place */
-    void *saved, *scratch;
+    void *saved, *recomputed, *scratch;
     double *loss;                /* head: += sum of token losses */
     const float *gradient_scale; /* head: what a token's gradient is multiplied by, 1 / (target tokens of the step) */
     float *cache; /* layers, inference of one sequence: keys and values of its earlier tokens, to which these are added;
@@ -82,9 +85,11 @@ struct ls_block_pass {
     int64_t cached; /* how many those are: `tokens` begins at this position. 0 without a cache */
 };
 
-/* Embedding and layers. Forward leaves in `saved` what backward needs; `input` is still there in backward. A pass of 0
- * sequences puts nothing on the stream. */
+/* Embedding and layers. Forward leaves in `saved` and `recomputed` what backward needs; `input` is still there in
+ * backward. Recompute puts into `recomputed`, from `input` and `saved`, the bits that forward left there: the norms,
+ * the activation function and attention. A pass of 0 sequences puts nothing on the stream. */
 void ls_block_forward(const struct ls_model *model, int block, const struct ls_block_pass *pass);
+void ls_block_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass);
 void ls_block_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass);
 /* Head: final norm, projection, loss, in chunks of rows so that all logits are never stored. With `gradients`, its
  * backward in the same go: stream_gradient is written. */

@@ -100,6 +100,15 @@ static void tell_everybody(struct ls_server *server, struct ls_message *message)
         if (server->connections[i].name) server_send(server, server->connections[i].name, message);
 }
 
+static void kill_attempt(struct ls_server *server) {
+    if (server->channel >= 0) {
+        struct ls_channel_message kill = {.kind = LS_CHANNEL_KILL};
+        ls_channel_send(server->channel, &kill);
+    } else if (server->launcher > 0) {
+        ls_launch_end_session(server->launcher, 0);
+    }
+}
+
 static void end(struct ls_server *server, const struct ls_core_action *action) {
     server->ended = true;
     server->end_code = action->message.code;
@@ -108,6 +117,10 @@ static void end(struct ls_server *server, const struct ls_core_action *action) {
     message.answer.code = (int32_t)action->message.code;
     memcpy(message.answer.text, server->end_text, sizeof message.answer.text);
     tell_everybody(server, &message);
+    /* Workers that have not joined do not hear it. */
+    struct ls_core_status status;
+    ls_core_read_status(server->run->machine, &status);
+    if (status.ranks_joined < status.world_size) kill_attempt(server);
 }
 
 /* ---- all of them ---- */
@@ -176,14 +189,7 @@ static void perform(struct ls_server *server, const struct ls_core_action *actio
     case LS_ACTION_KEEP_PART: keep_part(server, action->part.step); break;
     case LS_ACTION_COMMIT: commit(server, action); break;
     case LS_ACTION_PRUNE: break; /* checkpoints_keep is 0: every checkpoint is kept */
-    case LS_ACTION_KILL:
-        if (server->channel >= 0) {
-            struct ls_channel_message kill = {.kind = LS_CHANNEL_KILL};
-            ls_channel_send(server->channel, &kill);
-        } else if (server->launcher > 0) {
-            ls_launch_end_session(server->launcher, 0);
-        }
-        break;
+    case LS_ACTION_KILL: kill_attempt(server); break;
     case LS_ACTION_END: end(server, action); break;
     case LS_ACTION_KINDS: break;
     }

@@ -84,6 +84,7 @@ static void be_coordinator(const struct ls_run_options *options, int channel) {
                      (long long)run->attempt.start_step, (long long)run->total_steps);
         else if (code == LS_OK)
             code = ls_server_run(run, channel, -1, &reason);
+        if (code == LS_OK && run->complete) printf("%s\n", reason.text);
         ls_run_release(run);
         free(run);
     }

@@ -1,0 +1,179 @@
+#!/usr/bin/env bash
+# `lockstep run` and its companions from outside: whole runs at several rank counts, every ending with its exit code, deaths of every
+# process, keys, and the commands of docs/operations.md.
+source "$(dirname "$0")/lib.sh"
+repository=$PWD
+config=$repository/configs/tiny-gpt2.yaml
+mkdir "$work/bin" "$work/here"
+ln -s "$lockstep" "$work/bin/lockstep"
+export PATH=$work/bin:$PATH
+cd "$work/here" || exit 1
+
+# Runs in the background with many steps; sets `supervisor`. begin RUN ARGUMENTS...
+endless="--set train.steps=1000000 --set evaluation.every_steps=0"
+begin() {
+    local run=$1 before
+    shift
+    before=$(steps_told "$run")
+    before=${before:-0}
+    # shellcheck disable=SC2086
+    lockstep run "$config" --run-dir "$run" $endless "$@" >"$run.out" 2>"$run.err" </dev/null &
+    supervisor=$!
+    # A run that does not end by itself shall not keep the tests from ending.
+    (sleep 100 && kill -KILL "$supervisor") >/dev/null 2>&1 &
+    watchdog=$!
+    until_steps "$run" $((before + 3))
+}
+steps_told() { grep -c '"kind":"step"' "$1/metrics.jsonl" 2>/dev/null || true; }
+until_steps() { # RUN COUNT: until so many step lines are there; gives up when the supervisor is gone
+    while [ "$(steps_told "$1" | grep . || echo 0)" -lt "$2" ]; do
+        kill -0 "$supervisor" 2>/dev/null || { not_ok "the run $1 goes on" "$1.err"; return 1; }
+        sleep 0.05
+    done
+}
+ends() { # CODE TEXT WHAT RUN: the run in the background ends so
+    local status=0
+    wait "$supervisor" || status=$?
+    kill "$watchdog" 2>/dev/null
+    if [ "$status" -ne "$1" ]; then
+        not_ok "$3 (exit $status, not $1)" "$4.err"
+    elif [ -n "$2" ] && ! tail -n 1 "$4.err" | grep -qE -- "$2"; then
+        not_ok "$3 (no '$2' in the last line)" "$4.err"
+    else
+        ok "$3"
+    fi
+}
+digests() { # RUN: "step digest" of every step, once
+    sed -n 's/.*"kind":"step","step":\([0-9]*\).*"samples_digest":"\([0-9a-f]*\)".*/\1 \2/p' "$1/metrics.jsonl" | sort -n | uniq
+}
+worker_pids() { # RUN: of the workers of the newest attempt, by rank
+    for log in "$1"/logs/rank-*.log; do
+        sed -n 's/.* process \([0-9]*\), attempt .*/\1/p' "$log" | tail -n 1
+    done
+}
+
+# ---- whole runs ----
+
+for ranks in 1 2 3; do
+    expect 0 "steps +20 of 20" "a run of $ranks ranks ends well" lockstep run "$config" -n $ranks --run-dir ranks$ranks
+done
+check "every step has the same samples at 1, 2 and 3 ranks" \
+    bash -c "[ $(digests ranks1 | wc -l) = 20 ] && [ '$(digests ranks1)' = '$(digests ranks2)' ] && [ '$(digests ranks1)' = '$(digests ranks3)' ]"
+check "the run directory holds what it should" \
+    test -f ranks2/config.yaml -a -f ranks2/journal.db -a -f ranks2/metrics.jsonl -a -f ranks2/console.log -a -f ranks2/logs/rank-00001.log \
+    -a -f ranks2/checkpoints/step-00000020/manifest.json -a -e ranks2/final/model.safetensors
+check "the keys are for their owner only" \
+    bash -c '[ "$(stat -c %a ranks2/keys)" = 700 ] && [ "$(stat -c %a ranks2/keys/*.key | sort -u)" = 600 ]'
+check "no key is in a log or the journal" \
+    bash -c '! grep -rlF -e "$(sed -n "s/^secret: //p" ranks2/keys/worker.key)" ranks2 --exclude-dir=keys'
+check "the last line of metrics.jsonl is the summary" \
+    bash -c 'tail -n 1 ranks2/metrics.jsonl | grep -q "^{\"kind\":\"summary\",.*\"ranks\":2,.*\"exit_code\":0}$"'
+expect 2 "its last step is 20.*--resume.*--run-dir" "an existing run directory is refused with both ways on" \
+    lockstep run "$config" --run-dir ranks1
+expect 0 "nothing is left to do" "--resume of a complete run is done at once" lockstep run "$config" --run-dir ranks1 --resume
+expect 2 "train.seed differs" "--resume with another identity names the key" \
+    lockstep run "$config" --run-dir ranks1 --resume --set train.seed=9
+expect 0 "from step 0, attempt 1" "--resume of a run that was never started starts it" lockstep run "$config" --run-dir fresh --resume
+
+# ---- command lines ----
+
+expect 2 "did you mean 'status'" "an unknown command names the nearest" lockstep stat
+expect 2 "no CONFIG is named" "a missing CONFIG is told" lockstep run
+expect 2 "[Dd]id you mean train.steps" "an unknown key names the nearest" lockstep run "$config" --run-dir none --set train.step=3
+expect 2 "9 ranks|9 sequences|train.global_batch_size" "more ranks than sequences in a step are refused" \
+    lockstep run "$config" -n 9 --run-dir none
+expect 3 "nowhere" "a missing dataset is a data error" \
+    lockstep run "$config" --run-dir none --set 'data.train=[{path: nowhere}]'
+check "what is refused leaves no run directory" test ! -e none
+expect 6 "openmpi-bin" "a missing mpirun names the package" env PATH= "$work/bin/lockstep" run "$config" --run-dir none
+expect 0 "^ok +ZeroMQ" "doctor finds nothing wrong here" lockstep doctor
+expect 1 "WRONG MPI" "doctor tells a missing mpirun" env PATH= "$work/bin/lockstep" doctor
+expect 0 "lockstep [0-9]" "--version says the version" lockstep --version
+expect 0 "checkpoint" "--help lists the commands" lockstep --help
+
+# ---- a running job ----
+
+begin live -n 2
+expect 0 "ranks +2 of 2" "status shows a running job" lockstep status live
+expect 0 "^saved: step [0-9]+" "checkpoint saves now" lockstep checkpoint live
+check "what checkpoint saved is there" bash -c 'ls live/checkpoints | grep -q ^step-'
+expect 4 "is in use" "a second coordinator finds the lock taken" lockstep run "$config" --run-dir live --resume
+kill -USR2 $supervisor
+before=$(ls live/checkpoints | wc -l)
+while [ "$(ls live/checkpoints | grep -c '^step-')" -le "$before" ] && kill -0 $supervisor 2>/dev/null; do sleep 0.05; done
+check "SIGUSR2 saves and the run goes on" kill -0 $supervisor
+port=$(sed -n 's/^endpoint .*://p' live/lock)
+expect 2 "port $port .*in use" "a port in use is told before anything is made" \
+    lockstep run "$config" --run-dir none --set "coordinator.port=$port"
+kill -TERM $supervisor
+ends 75 "exit 75 .*saved at step" "SIGTERM saves and exits 75" live
+expect 1 "nothing is running" "status of an ended run exits 1" lockstep status live
+expect 1 "nothing is running" "stop of an ended run exits 1" lockstep stop live
+saved=$(cat live/latest)
+begin live --resume -n 1
+check "--resume goes on where it was saved, at another rank count" \
+    grep -q "from step $((10#${saved#step-})), attempt 2" live.out
+kill -INT $supervisor
+ends 130 "exit 130 .*saved at step" "SIGINT saves and exits 130" live
+begin live --resume -n 3
+expect 0 "stopping" "stop is accepted" lockstep stop live
+ends 130 "exit 130 .*saved at step" "a stopped run is saved and exits 130" live
+begin live --resume -n 2
+kill -USR1 $supervisor
+ends 75 "exit 75" "SIGUSR1 saves and exits 75" live
+begin live --resume -n 2
+kill -STOP "$(worker_pids live | head -n 1)"
+kill -INT $supervisor
+sleep 0.2
+kill -INT $supervisor
+ends 130 "exit 130 .*at once" "a second SIGINT ends at once" live
+
+# ---- deaths ----
+
+begin lost -n 3
+victim=$(worker_pids lost | tail -n 1)
+progress=$(grep -o '/dev/shm/lockstep-[^ ]*' "/proc/$victim/maps" | head -n 1)
+kill -9 "$victim"
+ends 6 "rank [0-9] on .* lost at step [0-9]+ .*pid $victim" "a killed rank ends the run, naming rank, host, step and pid" lost
+check "no process of the run is left" bash -c "! kill -0 $victim 2>/dev/null || [ \$(ps -o stat= -p $victim | cut -c1) = Z ]"
+check "no progress file is left" test -n "$progress" -a ! -e "$progress"
+
+lockstep run "$config" --run-dir steady -n 2 --set train.steps=600 --set checkpoint.every_steps=200 >steady.out 2>&1
+begin shaken -n 2 --set train.steps=600 --set checkpoint.every_steps=200
+for _ in 1 2; do
+    kill -9 "$(sed -n 's/^pid //p' shaken/lock)"
+    sleep 0.5
+done
+ends 0 "" "a run whose coordinator was killed twice ends well" shaken
+check "it was told and started again" grep -q "the coordinator was killed by signal 9; starting it again" shaken.err
+check "with the same samples in every step" bash -c "[ '$(digests steady | md5sum)' = '$(digests shaken | md5sum)' ]"
+check "and the same chain" cmp <(sed -n '/ledger_chain/p' steady/final/trainer.json) <(sed -n '/ledger_chain/p' shaken/final/trainer.json)
+
+begin orphan -n 2
+kill -9 $supervisor
+wait $supervisor 2>/dev/null
+kill "$watchdog" 2>/dev/null
+while ! flock -n orphan/lock true; do sleep 0.05; done
+check "without its supervisor the run is saved and ends" grep -q '"event":"end".*"code":75' orphan/metrics.jsonl
+
+expect 6 "rank 0 has not started|ranks 0 to 1 have not started" "workers that never come are named" \
+    lockstep run "$config" -n 2 --run-dir absent --set fault.start_timeout_seconds=1 --set 'launcher.arguments=[sh, -c, "sleep 60"]'
+
+# ---- workers by hand ----
+
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+worker=$(dirname "$lockstep")/lockstep-worker
+lockstep coordinator "$config" -n 2 --run-dir hand >hand.out 2>hand.err </dev/null &
+supervisor=$!
+(sleep 100 && kill -KILL "$supervisor") >/dev/null 2>&1 &
+watchdog=$!
+while ! grep -q '^mpirun' hand.out; do sleep 0.05; kill -0 $supervisor || break; done
+endpoint=$(sed -n 's/^endpoint //p' hand/lock)
+by_hand() { mpirun -n 2 --oversubscribe "$worker" --coordinator "$endpoint" "$@"; }
+expect 6 "key" "a worker with the key of another run is told so" by_hand --key live/keys/worker.key
+expect 2 "worker key" "a worker with the operator's key is told so" by_hand --key hand/keys/operator.key
+chmod 644 hand/keys/worker.key
+expect 2 "chmod 600" "a key that others may read is refused" by_hand --key hand/keys/worker.key
+chmod 600 hand/keys/worker.key
+check "the line that the coordinator prints joins it" by_hand --key hand/keys/worker.key
+ends 0 "" "a coordinator by itself ends with its run" hand

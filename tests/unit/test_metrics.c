@@ -1,0 +1,122 @@
+/* What the user reads: lines of metrics.jsonl, the step's line, durations, and the summary's numbers. */
+#include "common/files.h"
+#include "coordinator/console.h"
+#include "coordinator/metrics.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct ls_journal_entry step_entry(int64_t step) {
+    struct ls_journal_entry entry = {.record = {.kind = LS_RECORD_STEP, .attempt = 2, .generation = 1}};
+    entry.record.step =
+        (struct ls_core_step){.step = step, .position = (step - 1) * 30, .sequences = 30, .digest = {0xabc, 0x1}};
+    entry.report = (struct ls_step_report){.step = step,
+                                           .epoch = 0.5,
+                                           .loss = (double)0.1f,
+                                           .grad_norm = INFINITY,
+                                           .lr = 6e-4,
+                                           .step_seconds = 0.25,
+                                           .comm_exposed_seconds = 0.025,
+                                           .data_wait_seconds = 0.0025,
+                                           .tokens_per_second = 1234567,
+                                           .memory_peak_bytes = 1 << 20};
+    return entry;
+}
+
+static void test_a_step_line_is_complete_and_reproduces_the_float(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-metrics-XXXXXX", path[96], command[96], *text;
+    size_t count;
+    struct ls_metrics *metrics;
+    struct ls_run_facts facts = {.ranks = 2, .total_steps = 100, .sequence_length = 64};
+    assert_non_null(mkdtemp(folder));
+    snprintf(facts.path, sizeof facts.path, "%s", folder);
+    assert_int_equal(ls_metrics_open(&facts, &metrics, NULL), LS_OK);
+    struct ls_journal_entry entry = step_entry(3);
+    ls_metrics_write(metrics, &entry);
+    ls_metrics_close(metrics);
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    assert_int_equal(ls_file_read(path, 1 << 16, &text, &count, LS_ERROR, NULL), LS_OK);
+    assert_string_equal(
+        text, "{\"kind\":\"step\",\"step\":3,\"attempt\":2,\"epoch\":0.5,\"samples\":90,\"tokens\":5760,"
+              "\"loss\":0.100000001,\"grad_norm\":null,\"lr\":0.0006,\"step_seconds\":0.25,"
+              "\"tokens_per_second\":1234567.0,\"mfu\":null,\"compute_seconds\":0.0,\"comm_exposed_seconds\":0.025,"
+              "\"data_wait_seconds\":0.0025,\"checkpoint_seconds\":0.0,\"memory_peak_bytes\":1048576,"
+              "\"samples_digest\":\"00000000000000010000000000000abc\"}\n");
+    assert_true(strtof(strstr(text, "\"loss\":") + 7, NULL) == 0.1f);
+    free(text);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
+/* Rates 1 to 105; the first five steps are left out, so 6 to 105: quantiles by hand. */
+static void test_the_summary_leaves_the_first_five_steps_out(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-metrics-XXXXXX", command[96];
+    struct ls_metrics *metrics;
+    struct ls_metrics_summary summary;
+    struct ls_run_facts facts = {.ranks = 2, .total_steps = 1000, .start_step = 200};
+    assert_non_null(mkdtemp(folder));
+    snprintf(facts.path, sizeof facts.path, "%s", folder);
+    assert_int_equal(ls_metrics_open(&facts, &metrics, NULL), LS_OK);
+    for (int64_t i = 1; i <= 105; i++) {
+        struct ls_journal_entry entry = step_entry(200 + i);
+        entry.report.tokens_per_second = (double)(106 - i) + (i <= 5 ? 1000 : 0);
+        entry.report.comm_exposed_seconds = i <= 5 ? 9 : 0.025;
+        ls_metrics_write(metrics, &entry);
+    }
+    ls_metrics_summarise(metrics, &summary);
+    assert_int_equal(summary.steps_measured, 100);
+    assert_int_equal(summary.last_step, 305);
+    /* 1 to 100, sorted: the quantile q lies at 1 + 99 q. */
+    assert_true(fabs(summary.tokens_per_second_median - 50.5) < 1e-9);
+    assert_true(fabs(summary.tokens_per_second_p10 - 10.9) < 1e-9);
+    assert_true(fabs(summary.tokens_per_second_p90 - 90.1) < 1e-9);
+    assert_true(fabs(summary.comm_exposed_fraction - 0.1) < 1e-9);
+    assert_true(isnan(summary.validation_loss));
+    ls_metrics_close(metrics);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
+static void test_the_step_line_of_the_console(void **state) {
+    (void)state;
+    char text[256];
+    struct ls_journal_entry entry = step_entry(7);
+    entry.report.grad_norm = 1.25;
+    ls_console_format_step(&entry, 500, text, sizeof text);
+    assert_string_equal(text, "step   7/500 | loss 0.100000 | norm 1.2500 | lr 6.00e-04 | 250.0 ms | 1,234,567 tok/s | "
+                              "comm 10.0 % | data 1.0 %");
+}
+
+static void test_durations(void **state) {
+    (void)state;
+    static const struct {
+        double seconds;
+        const char *text;
+    } rows[] = {{0, "0:00"},         {6.6, "0:07"}, {61, "1:01"}, {3599.4, "59:59"}, {3600, "1:00:00"},
+                {90061, "25:01:01"}, {-1, "?"},     {NAN, "?"},   {INFINITY, "?"}};
+    char text[32];
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        ls_console_format_duration(rows[i].seconds, text);
+        assert_string_equal(text, rows[i].text);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_step_line_is_complete_and_reproduces_the_float),
+        cmocka_unit_test(test_the_summary_leaves_the_first_five_steps_out),
+        cmocka_unit_test(test_the_step_line_of_the_console),
+        cmocka_unit_test(test_durations),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

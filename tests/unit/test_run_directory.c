@@ -1,0 +1,153 @@
+/* The run directory: nothing is overwritten, one coordinator owns it, and its identity does not change. */
+#include "coordinator/run_directory.h"
+
+#include "common/files.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+
+static char folder[64], run_path[96];
+static struct ls_config config;
+
+static const char yaml[] = "model: {model_type: gpt2, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1}\n"
+                           "data: {train: [{path: 'synthetic:2000'}], sequence_length: 8}\n"
+                           "train: {steps: 6, global_batch_size: 4, micro_batch_size: 2}\n"
+                           "optimizer: {lr: 1.0e-3}\n";
+
+static void parse(const char *setting) {
+    struct ls_error error;
+    if (ls_config_parse(yaml, strlen(yaml), "test", &setting, setting ? 1 : 0, &config, &error) != LS_OK)
+        fail_msg("%s", error.text);
+}
+
+static int make_folder(void **state) {
+    (void)state;
+    strcpy(folder, "/tmp/lockstep-run-XXXXXX");
+    if (!mkdtemp(folder)) return -1;
+    snprintf(run_path, sizeof run_path, "%s/run", folder);
+    return 0;
+}
+
+static int remove_folder(void **state) {
+    (void)state;
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    return system(command);
+}
+
+static void write_under(const char *name, const char *text) {
+    char path[160];
+    snprintf(path, sizeof path, "%s/%s", run_path, name);
+    assert_int_equal(ls_file_replace(path, text, strlen(text), LS_ERROR, NULL), LS_OK);
+}
+
+static void test_an_existing_one_is_refused_with_its_last_step(void **state) {
+    (void)state;
+    struct ls_run_directory run, again;
+    struct ls_error error = {0};
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &again, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "it has no step yet"));
+    write_under(
+        "metrics.jsonl",
+        "{\"kind\":\"step\",\"step\":41}\n{\"kind\":\"step\",\"step\":42}\n{\"kind\":\"validation\",\"step\":99}\n"
+        "{\"kind\":\"step\",\"step\":4");
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &again, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "its last step is 42"));
+    assert_non_null(strstr(error.text, "--resume"));
+    assert_non_null(strstr(error.text, "--run-dir"));
+    /* The same folder by another path is the same run. */
+    char other[160];
+    snprintf(other, sizeof other, "%s/../run/.", run_path);
+    assert_int_equal(ls_run_directory_make(other, "name", true, &again, &error), LS_OK);
+    assert_string_equal(again.run_id, run.run_id);
+    assert_int_equal(strlen(run.run_id), 16);
+}
+
+static void test_a_folder_of_something_else_is_refused(void **state) {
+    (void)state;
+    struct ls_run_directory run;
+    assert_int_equal(mkdir(run_path, 0755), 0);
+    write_under("thesis.txt", "do not touch");
+    assert_int_equal(ls_run_directory_make(run_path, "name", true, &run, NULL), LS_USAGE);
+    assert_int_equal(ls_run_directory_find(run_path, &run, NULL), LS_USAGE);
+    assert_int_equal(ls_run_directory_find("/nowhere", &run, NULL), LS_USAGE);
+}
+
+static void test_the_lock_has_one_owner_and_says_who(void **state) {
+    (void)state;
+    struct ls_run_directory run, other;
+    struct ls_error error = {0};
+    char endpoint[64];
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
+    assert_false(ls_run_directory_is_locked(&run));
+    assert_int_equal(ls_run_directory_lock(&run, 0, &error), LS_OK);
+    assert_int_equal(ls_run_directory_sign(&run, 3, "tcp://127.0.0.1:4000", &error), LS_OK);
+    assert_true(ls_run_directory_is_locked(&run));
+    other = run;
+    assert_int_equal(ls_run_directory_lock(&other, 0, &error), LS_CHECKPOINT);
+    assert_non_null(strstr(error.text, "generation 3"));
+    assert_true(ls_run_directory_endpoint(&run, endpoint, sizeof endpoint));
+    assert_string_equal(endpoint, "tcp://127.0.0.1:4000");
+    ls_run_directory_unlock(&run);
+    assert_false(ls_run_directory_is_locked(&run));
+}
+
+static void test_a_newer_generation_fences_an_older_one(void **state) {
+    (void)state;
+    struct ls_run_directory run;
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, NULL), LS_OK);
+    assert_int_equal(ls_run_directory_lock(&run, 0, NULL), LS_OK);
+    assert_int_equal(ls_run_directory_sign(&run, 3, "", NULL), LS_OK);
+    assert_true(ls_run_directory_is_ours(&run, 3));
+    assert_false(ls_run_directory_is_ours(&run, 2));
+    assert_false(ls_run_directory_is_ours(&run, 13));
+    /* On a file system whose locks do not reach, another host replaces the file. */
+    write_under("lock", "host elsewhere\npid 1\nboot x\nendpoint \ngeneration 4\n");
+    assert_false(ls_run_directory_is_ours(&run, 3));
+    ls_run_directory_unlock(&run);
+}
+
+static void test_a_changed_identity_is_refused_by_its_key(void **state) {
+    (void)state;
+    static const struct {
+        const char *setting, *key;
+    } rows[] = {{"train.seed=7", "train.seed"},
+                {"optimizer.lr=2.0e-3", "optimizer.lr"},
+                {"optimizer.betas=[0.9, 0.99]", "optimizer.betas"},
+                {"model.tie_word_embeddings=false", "model.tie_word_embeddings"},
+                {"lr_schedule.type=constant", "lr_schedule.type"},
+                {"train.steps=7", "train.steps"}};
+    struct ls_run_directory run;
+    struct ls_error error = {0};
+    parse(NULL);
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
+    assert_int_equal(ls_run_directory_check_config(&run, &config, &error), LS_OK);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        parse(rows[i].setting);
+        assert_int_equal(ls_run_directory_check_config(&run, &config, &error), LS_USAGE);
+        if (strncmp(error.text, rows[i].key, strlen(rows[i].key)) != 0)
+            fail_msg("'%s' does not name %s", error.text, rows[i].key);
+    }
+    parse("checkpoint.every_steps=2");
+    assert_int_equal(ls_run_directory_check_config(&run, &config, &error), LS_OK);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_an_existing_one_is_refused_with_its_last_step, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_folder_of_something_else_is_refused, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_the_lock_has_one_owner_and_says_who, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_newer_generation_fences_an_older_one, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_changed_identity_is_refused_by_its_key, make_folder, remove_folder),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

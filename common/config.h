@@ -79,6 +79,9 @@ struct ls_config {
         int64_t every; /* full: layers of a segment */
     } activation_checkpointing;
     struct {
+        int64_t limit; /* bytes of a rank; 0: the device's */
+    } memory;
+    struct {
         int64_t every_steps; /* 0: never */
         int64_t batches;     /* global batches of an evaluation; 0: the whole split */
     } evaluation;

@@ -172,6 +172,9 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"activation_checkpointing.every", INTEGER(1, 4096), FIELD(activation_checkpointing.every), .standard = "1",
      .meaning = "full: keep the input of every n-th layer and compute n layers again at a time",
      .elsewhere = "recompute_num_layers checkpoint_every_n_layers"},
+    {"memory.limit", INTEGER(0, INT64_C(1) << 60), FIELD(memory.limit), .standard = "0",
+     .meaning = "bytes that a rank may take by plan; 0: what its device has. A run that needs more is not started",
+     .elsewhere = "max_memory memory_limit gpu_memory"},
 
     {"evaluation.every_steps", INTEGER(0, 1000000000), FIELD(evaluation.every_steps), .standard = "0",
      .meaning = "steps between evaluations; 0: none", .elsewhere = "eval_interval eval_steps val_loss_every"},

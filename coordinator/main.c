@@ -6,6 +6,7 @@
 #include "coordinator/command_generate.h"
 #include "coordinator/command_line.h"
 #include "coordinator/command_operator.h"
+#include "coordinator/command_plan.h"
 #include "coordinator/command_run.h"
 #include "coordinator/doctor.h"
 
@@ -23,6 +24,7 @@ static const struct command commands[] = {
     {"run", "CONFIG [-n RANKS] [--resume] ...", "train: coordinator and workers, supervised", ls_command_run},
     {"coordinator", "CONFIG [-n RANKS] ...", "the coordinator alone; prints the mpirun line that joins it",
      ls_command_coordinator},
+    {"plan", "CONFIG -n RANKS [--gpu NAME]", "exact bytes per rank, wire volume, predicted step time", ls_command_plan},
     {"config", "CONFIG | --keys", "show the resolved configuration, or every key", ls_command_config},
     {"status", "RUN", "how a run is doing", ls_command_status},
     {"stop", "RUN", "end a run: save, exit 130", ls_command_stop},

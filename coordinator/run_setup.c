@@ -6,6 +6,7 @@
 #include "common/corpus.h"
 #include "common/files.h"
 #include "common/log.h"
+#include "worker/advice.h"
 #include "worker/model/model.h"
 
 #include <arpa/inet.h>
@@ -80,6 +81,12 @@ static enum ls_code check_space(const struct ls_run *run, struct ls_error *error
     int64_t bytes = ls_model_parameter_count(model) * CHECKPOINT_BYTES_PER_PARAMETER;
     ls_model_destroy(model);
     return ls_checkpoint_check_space(run->directory.path, bytes, error);
+}
+
+/* Only memory.limit: what the hosts of the workers have is known to them. */
+static enum ls_code check_memory(const struct ls_config *config, int64_t ranks, struct ls_error *error) {
+    if (config->memory.limit == 0) return LS_OK;
+    return ls_advice_check(config, ranks, ranks, (int)config->launcher.threads_per_rank, NULL, error);
 }
 
 /* ---- where the attempt starts ---- */
@@ -259,6 +266,7 @@ enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run 
     run->directory.lock = -1;
     enum ls_code code = load_config(run, options, error);
     if (code == LS_OK) code = open_data(run, error);
+    if (code == LS_OK && !options->restarted) code = check_memory(run->config, run->ranks, error);
     if (code == LS_OK) code = ls_config_write(run->config, &run->yaml, error);
     if (code != LS_OK) return code;
     if (strlen(run->yaml) > LS_WIRE_YAML_BYTES_MAX)

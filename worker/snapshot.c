@@ -17,13 +17,26 @@ struct ls_snapshot {
     int64_t slice_elements;
 };
 
-enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
-                                struct ls_device *device, struct ls_replica *replica, struct ls_snapshot **snapshot,
-                                struct ls_error *error) {
-    const struct ls_model *model = ls_replica_model(replica);
+static int64_t largest_block(const struct ls_model *model) {
     int64_t largest = 1;
     for (int block = 0; block < ls_model_block_count(model); block++)
         if (ls_model_block(model, block)->count > largest) largest = ls_model_block(model, block)->count;
+    return largest;
+}
+
+static int64_t slice_of(int64_t elements, int64_t ranks) {
+    return (elements - 1) / ranks + 1;
+}
+
+int64_t ls_snapshot_host_bytes(const struct ls_model *model, int64_t ranks) {
+    const int64_t largest = largest_block(model);
+    return (largest + 2 * slice_of(largest, ranks)) * (int64_t)sizeof(float);
+}
+
+enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
+                                struct ls_device *device, struct ls_replica *replica, struct ls_snapshot **snapshot,
+                                struct ls_error *error) {
+    const int64_t largest = largest_block(ls_replica_model(replica));
     struct ls_snapshot *made = calloc(1, sizeof *made);
     if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of checkpoints");
     *made = (struct ls_snapshot){.config = config,
@@ -31,7 +44,7 @@ enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_
                                  .comm = comm,
                                  .device = device,
                                  .replica = replica,
-                                 .slice_elements = (largest - 1) / ls_comm_size(comm) + 1};
+                                 .slice_elements = slice_of(largest, ls_comm_size(comm))};
     made->parameters = ls_device_allocate_host(device, (size_t)largest * sizeof(float));
     made->m = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
     made->v = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));

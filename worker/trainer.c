@@ -14,8 +14,8 @@
 #include <sys/resource.h>
 #include <time.h>
 
-/* Steps read ahead, and how many granted steps the prefetch is told of at least. */
-enum { PREFETCH_DEPTH = 3, PREFETCH_STEPS_AHEAD = 32 };
+/* How many granted steps the prefetch is told of at least. */
+enum { PREFETCH_STEPS_AHEAD = 32 };
 
 /* A rank's share of a step's cost. */
 struct step_times {
@@ -79,7 +79,7 @@ static enum ls_code create_prefetch(struct ls_trainer *trainer, bool evaluation,
         .document_mask = config->data.document_mask,
         .micro_batch = config->train.micro_batch_size,
         .global_batch_max = config->train.global_batch_size,
-        .depth = PREFETCH_DEPTH,
+        .depth = LS_TRAINER_PREFETCH_DEPTH,
         .allocator = {.allocate = allocate_host, .release = release_host, .context = trainer->options.device},
     };
     return ls_prefetch_create(&options, prefetch, error);

@@ -25,6 +25,9 @@
 
 struct ls_trainer;
 
+/* Steps read ahead into the ring of batches. */
+enum { LS_TRAINER_PREFETCH_DEPTH = 3 };
+
 /* All pointers must outlive the trainer. */
 struct ls_trainer_options {
     const struct ls_config *config; /* vocab_size set */

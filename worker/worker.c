@@ -6,7 +6,9 @@
 #include "common/corpus.h"
 #include "common/files.h"
 #include "common/log.h"
+#include "worker/advice.h"
 #include "worker/checkpoint/save.h"
+#include "worker/memory/host_memory.h"
 #include "worker/session.h"
 #include "worker/trainer.h"
 
@@ -50,7 +52,8 @@ struct ls_worker {
     int64_t saved_step; /* the newest step saved by this attempt, -1: none */
     uint64_t saved_id;  /* the newest request honoured */
     bool wish_sent;
-    double checkpoint_seconds; /* of saves since the last report */
+    int64_t memory_planned, memory_before; /* bytes; before: of the process, when nothing of the plan was taken */
+    double checkpoint_seconds;             /* of saves since the last report */
 };
 
 static double seconds_now(void) {
@@ -206,7 +209,11 @@ static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
                                                .optimizer_steps = welcome->optimizer_steps,
                                                .total_steps = welcome->total_steps,
                                                .end_position = welcome->end_position};
-    enum ls_code code = ls_trainer_create(&options, &worker->trainer, error);
+    enum ls_code code = ls_advice_check(&worker->config, ls_comm_size(worker->comm), ls_comm_local_size(worker->comm),
+                                        (int)worker->config.launcher.threads_per_rank, &worker->memory_planned, error);
+    if (code) return code;
+    worker->memory_before = ls_host_memory_resident();
+    code = ls_trainer_create(&options, &worker->trainer, error);
     if (code) return code;
     return welcome->checkpoint[0] ? ls_trainer_load(worker->trainer, welcome->checkpoint, error)
                                   : ls_trainer_initialize(worker->trainer, error);
@@ -449,6 +456,9 @@ enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
     if (!code) code = loop(worker, error);
     if (code == LS_OK || code == LS_REQUEUE || code == LS_STOPPED) {
         mark(worker, LS_PHASE_FINISH);
+        ls_log(LS_LOG_INFO, "memory: %lld bytes planned, %lld resident before, %lld at the end",
+               (long long)worker->memory_planned, (long long)worker->memory_before,
+               (long long)ls_host_memory_resident());
         return code;
     }
     if (worker->trainer && ls_trainer_failed_rank(worker->trainer) >= 0) {

@@ -221,7 +221,6 @@ static void keys_of_later_versions_are_unknown(void **state) {
     (void)state;
     refuses_set("zero.stage=1", "unknown key zero.stage");
     refuses(MODEL DATA TRAIN "zero: {stage: 1}\n", "run.yaml:4:1: unknown key zero");
-    refuses_set("memory.limit=1", "unknown key memory.limit");
     refuses_set("fault.max_restarts=1", "unknown key fault.max_restarts");
     refuses_set("checkpoint.keep=2", "unknown key checkpoint.keep");
     refuses_set("model.init_from=/x", "unknown key model.init_from");

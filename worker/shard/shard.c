@@ -65,6 +65,12 @@ int ls_shard_plan(const struct ls_model *model, int64_t ranks, struct ls_arena_p
     return first;
 }
 
+int64_t ls_shard_wire_bytes(const struct ls_model *model, int64_t ranks, int block) {
+    const int64_t bytes =
+        block < 0 ? (int64_t)sizeof(double) : ls_model_block(model, block)->count * (int64_t)sizeof(float);
+    return 2 * (ranks - 1) * bytes / ranks;
+}
+
 enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_model *model, struct ls_comm *comm,
                              struct ls_stream *compute, struct ls_arena *arena, int first_buffer,
                              struct ls_shard **shard, struct ls_error *error) {

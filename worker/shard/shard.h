@@ -21,6 +21,9 @@ struct ls_shard;
 /* Adds what the shards need to the arena's plan and returns the number of their first buffer; pure, so that `plan` can
  * call it without a device. */
 int ls_shard_plan(const struct ls_model *model, int64_t ranks, struct ls_arena_plan *plan);
+/* Bytes that one rank sends in a step for `block`, as ls_comm_wire_bytes() counts them; block -1: for the loss. Pure.
+ */
+int64_t ls_shard_wire_bytes(const struct ls_model *model, int64_t ranks, int block);
 
 /* `first_buffer` is what ls_shard_plan() returned for the arena's plan. Config, model, comm, stream and arena must
  * outlive the shards. All is zero at first: parameters come by ls_model_initialize() or a checkpoint. LS_MEMORY. */

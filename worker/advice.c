@@ -1,0 +1,184 @@
+/* Tries what can be changed, one setting after another. */
+#include "worker/advice.h"
+
+#include "worker/memory/host_memory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A rank count that nobody has. */
+static const int64_t ranks_most = 4096;
+
+/* A setting that can be turned further, step by step, towards less memory of a rank. */
+struct knob {
+    /* The next value; false: there is none. */
+    bool (*turn)(struct ls_config *config, int64_t *ranks);
+    /* The value as a command line says it. */
+    void (*say)(const struct ls_config *config, int64_t ranks, char *text, size_t size);
+};
+
+static bool turn_micro_batch(struct ls_config *config, int64_t *ranks) {
+    (void)ranks;
+    if (config->train.micro_batch_size == 1) return false;
+    config->train.micro_batch_size /= 2;
+    return true;
+}
+
+static void say_micro_batch(const struct ls_config *config, int64_t ranks, char *text, size_t size) {
+    (void)ranks;
+    snprintf(text, size, "--set train.micro_batch_size=%lld", (long long)config->train.micro_batch_size);
+}
+
+static bool turn_ranks(struct ls_config *config, int64_t *ranks) {
+    if (*ranks * 2 > config->train.global_batch_size || *ranks * 2 > ranks_most) return false;
+    *ranks *= 2;
+    return true;
+}
+
+static void say_ranks(const struct ls_config *config, int64_t ranks, char *text, size_t size) {
+    (void)config;
+    snprintf(text, size, "-n %lld", (long long)ranks);
+}
+
+static const struct knob knobs[] = {{turn_micro_batch, say_micro_batch}, {turn_ranks, say_ranks}};
+enum { KNOBS = sizeof knobs / sizeof knobs[0] };
+
+/* What is tried now. */
+struct trial {
+    const struct ls_cost_machine *machine;
+    int64_t limit;
+    struct ls_config config;
+    int64_t ranks;
+    bool turned[KNOBS];
+};
+
+/* True if the trial fits; it is described then. */
+static bool evaluate(const struct trial *trial, struct ls_advice *advice) {
+    struct ls_plan plan = {0};
+    bool fits = ls_plan_make(&trial->config, trial->ranks, &plan, NULL) == LS_OK &&
+                ls_plan_bytes(&plan, trial->machine->gpu) <= trial->limit;
+    if (fits) {
+        *advice = (struct ls_advice){.ranks = trial->ranks, .bytes = ls_plan_bytes(&plan, trial->machine->gpu)};
+        advice->cost = ls_cost_predict(trial->machine, trial->ranks, &plan.work);
+        size_t used = 0;
+        for (int i = 0; i < KNOBS; i++) {
+            char text[64];
+            if (!trial->turned[i]) continue;
+            knobs[i].say(&trial->config, trial->ranks, text, sizeof text);
+            used +=
+                (size_t)snprintf(advice->change + used, sizeof advice->change - used, "%s%s", used ? " " : "", text);
+        }
+    }
+    ls_plan_release(&plan);
+    return fits;
+}
+
+static double price(const struct ls_advice *advice) {
+    return advice->cost.step_seconds * (double)advice->ranks;
+}
+
+static int compare_prices(const void *left, const void *right) {
+    const double a = price(left), b = price(right);
+    return (a > b) - (a < b);
+}
+
+/* All values of the knobs from `first` on. Keeps the cheapest that fits. */
+static void try_together(const struct trial *trial, int first, struct ls_advice *best, bool *found) {
+    struct ls_advice advice;
+    if (first == KNOBS) {
+        if (!evaluate(trial, &advice) || (*found && price(&advice) >= price(best))) return;
+        *best = advice;
+        *found = true;
+        return;
+    }
+    struct trial *turned = malloc(sizeof *turned);
+    if (!turned) return;
+    *turned = *trial;
+    do {
+        try_together(turned, first + 1, best, found);
+        turned->turned[first] = true;
+    } while (knobs[first].turn(&turned->config, &turned->ranks));
+    free(turned);
+}
+
+int ls_advice_find(const struct ls_config *config, int64_t ranks, const struct ls_cost_machine *machine, int64_t limit,
+                   struct ls_advice options[LS_ADVICE_MAX]) {
+    int count = 0;
+    struct trial *trial = malloc(sizeof *trial);
+    for (int i = 0; trial && i < KNOBS; i++) {
+        *trial = (struct trial){.machine = machine, .limit = limit, .config = *config, .ranks = ranks};
+        trial->turned[i] = true;
+        bool fits = false;
+        while (!fits && knobs[i].turn(&trial->config, &trial->ranks)) fits = evaluate(trial, &options[count]);
+        count += fits;
+    }
+    if (trial && count == 0) {
+        *trial = (struct trial){.machine = machine, .limit = limit, .config = *config, .ranks = ranks};
+        bool found = false;
+        try_together(trial, 0, &options[0], &found);
+        count = found;
+    }
+    free(trial);
+    qsort(options, (size_t)count, sizeof *options, compare_prices);
+    return count;
+}
+
+/* "parameters 1.0 MiB, gradients 1.0 MiB, ..." without rows of nothing. */
+static void describe_bytes(const struct ls_plan *plan, bool gpu, char *text, size_t size) {
+    size_t used = 0;
+    text[0] = 0;
+    for (int row = 0; row < LS_MEMORY_CATEGORIES + LS_PLAN_HOST_ROWS && used < size; row++) {
+        const bool host = row >= LS_MEMORY_CATEGORIES;
+        const int64_t bytes = host ? plan->host_row_bytes[row - LS_MEMORY_CATEGORIES] : plan->category_bytes[row];
+        const char *name = host ? ls_plan_host_name((enum ls_plan_host)(row - LS_MEMORY_CATEGORIES))
+                                : ls_memory_category_name((enum ls_memory_category)row);
+        if (bytes == 0 || (host && gpu)) continue;
+        used +=
+            (size_t)snprintf(text + used, size - used, "%s%s %.1f", used ? ", " : "", name, (double)bytes / 1048576);
+    }
+}
+
+enum ls_code ls_advice_refuse(const struct ls_config *config, const struct ls_plan *plan, const struct ls_cost *cost,
+                              const struct ls_cost_machine *machine, int64_t limit, struct ls_error *error) {
+    struct ls_advice options[LS_ADVICE_MAX];
+    const int count = ls_advice_find(config, plan->ranks, machine, limit, options);
+    char table[320], advice[256];
+    describe_bytes(plan, machine->gpu, table, sizeof table);
+    if (count > 0)
+        snprintf(advice, sizeof advice,
+                 "The cheapest change that fits: %s (%.1f MiB, a step of about %.2f times the "
+                 "time). 'lockstep plan' shows all.",
+                 options[0].change, (double)options[0].bytes / 1048576,
+                 options[0].cost.step_seconds / cost->step_seconds);
+    else
+        snprintf(advice, sizeof advice,
+                 "Neither smaller micro-batches nor more ranks are enough: use a smaller model or more memory.");
+    return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB,
+                   "memory: each of %lld ranks needs %.1f MiB, and %s %.1f MiB (planned, in MiB: %s). %s",
+                   (long long)plan->ranks, (double)ls_plan_bytes(plan, machine->gpu) / 1048576,
+                   config->memory.limit == limit ? "memory.limit allows"
+                   : machine->gpu                ? "the GPU has"
+                                                 : "its part of the host's memory is",
+                   (double)limit / 1048576, table, advice);
+}
+
+enum ls_code ls_advice_check(const struct ls_config *config, int64_t ranks, int64_t ranks_per_node, int threads,
+                             int64_t *bytes, struct ls_error *error) {
+    struct ls_plan plan;
+    const int64_t limit = config->memory.limit ? config->memory.limit : ls_host_memory_bytes() / ranks_per_node;
+    enum ls_code code = ls_plan_make(config, ranks, &plan, error);
+    if (!code && limit > 0 && ls_plan_bytes(&plan, false) > limit) {
+        struct ls_cost_machine machine;
+        code = ls_cost_machine_measure(threads, ranks_per_node, LS_COST_NODE_LINK_STANDARD,
+                                       config->train.micro_batch_size * config->data.sequence_length,
+                                       config->model.hidden_size, &machine, error);
+        if (!code) {
+            const struct ls_cost cost = ls_cost_predict(&machine, ranks, &plan.work);
+            code = ls_advice_refuse(config, &plan, &cost, &machine, limit, error);
+        }
+    }
+    if (bytes) *bytes = ls_plan_bytes(&plan, false);
+    ls_plan_release(&plan);
+    return code;
+}

@@ -1,0 +1,127 @@
+/* Counts bytes, operations and traffic. */
+#include "worker/plan.h"
+
+#include "worker/data/prefetch.h"
+#include "worker/model/model.h"
+#include "worker/replica_plan.h"
+#include "worker/shard/shard.h"
+#include "worker/snapshot.h"
+#include "worker/trainer.h"
+
+#include <stdlib.h>
+
+const char *ls_plan_host_name(enum ls_plan_host row) {
+    static const char *const names[LS_PLAN_HOST_ROWS] = {"batches read ahead", "evaluation batches",
+                                                         "checkpoint staging"};
+    return names[row];
+}
+
+static int64_t divide_up(int64_t a, int64_t b) {
+    return a / b + (a % b != 0);
+}
+
+static enum ls_code plan_arena(const struct ls_config *config, const struct ls_model *model, struct ls_plan *plan,
+                               struct ls_error *error) {
+    struct ls_arena_plan *arena = calloc(1, sizeof *arena);
+    struct ls_device *device = NULL;
+    struct ls_replica_layout layout;
+    if (!arena) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "plan: no memory for the list of buffers. Free some.");
+    enum ls_code code = ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, error);
+    if (!code) code = ls_replica_plan(config, model, device, plan->ranks, arena, &layout, error);
+    if (!code) {
+        plan->arena_bytes = arena->bytes;
+        for (int category = 0; category < LS_MEMORY_CATEGORIES; category++)
+            plan->category_bytes[category] = arena->category_bytes[category];
+    }
+    if (device) ls_device_destroy(device);
+    free(arena);
+    return code;
+}
+
+static void plan_host(const struct ls_config *config, const struct ls_model *model, struct ls_plan *plan) {
+    const struct ls_prefetch_options ring = {.world_size = (int)plan->ranks,
+                                             .sequence_length = config->data.sequence_length,
+                                             .micro_batch = config->train.micro_batch_size,
+                                             .global_batch_max = config->train.global_batch_size,
+                                             .depth = LS_TRAINER_PREFETCH_DEPTH};
+    const bool evaluates = config->evaluation.every_steps > 0 && config->data.validation_count > 0;
+    plan->host_row_bytes[LS_PLAN_PREFETCH] = (int64_t)ls_prefetch_bytes(&ring);
+    plan->host_row_bytes[LS_PLAN_EVALUATION] = evaluates ? (int64_t)ls_prefetch_bytes(&ring) : 0;
+    plan->host_row_bytes[LS_PLAN_CHECKPOINT] = ls_snapshot_host_bytes(model, plan->ranks);
+    for (int row = 0; row < LS_PLAN_HOST_ROWS; row++) plan->host_bytes += plan->host_row_bytes[row];
+}
+
+/* One micro-batch of `rows` rows through a block. A product of a row with a matrix takes 2 operations an element, the
+ * causal half of attention 2 Q T a row; backward does each twice. Traffic: parameters are read once each way, gradients
+ * read and written, what forward leaves is written, and read by backward, the residual stream read and written. */
+static struct ls_cost_block plan_block(const struct ls_config *config, const struct ls_model *model, int block,
+                                       int64_t ranks, double rows) {
+    const struct ls_block *shape = ls_model_block(model, block);
+    const double residual = rows * (double)config->model.hidden_size * sizeof(float);
+    const double saved = (double)ls_model_saved_bytes(model, block, 1) * rows / (double)config->data.sequence_length;
+    double matrix = 0, attention = 0;
+    if (shape->kind == LS_BLOCK_LAYER) {
+        matrix = (double)shape->decay_count;
+        attention = 2.0 * (double)(config->model.num_attention_heads * config->model.head_dim) *
+                    (double)config->data.sequence_length;
+    } else if (shape->kind == LS_BLOCK_HEAD) {
+        matrix = (double)config->model.vocab_size * (double)config->model.hidden_size;
+    }
+    const double parameters = matrix * sizeof(float);
+    const double forward = rows * (2 * matrix + attention);
+    return (struct ls_cost_block){.forward_flops = forward,
+                                  .backward_flops = 2 * forward,
+                                  .forward_bytes = parameters + saved + 2 * residual,
+                                  .backward_bytes = 3 * parameters + saved + 2 * residual,
+                                  .reduce_bytes = (double)ls_shard_wire_bytes(model, ranks, block)};
+}
+
+/* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12. Zeroing the gradient: 4. */
+enum { UPDATE_BYTES_PER_PARAMETER = 36 };
+
+static enum ls_code plan_work(const struct ls_config *config, const struct ls_model *model, struct ls_plan *plan,
+                              struct ls_error *error) {
+    const int count = ls_model_block_count(model);
+    struct ls_cost_block *blocks = calloc((size_t)count, sizeof *blocks);
+    if (!blocks) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "plan: no memory for %d blocks. Free some.", count);
+    const double rows = (double)plan->sequences * (double)config->data.sequence_length / (double)plan->micro_batches;
+    const double tokens = (double)config->train.global_batch_size * (double)config->data.sequence_length;
+    plan->flops_per_step = ls_model_flops_per_token(model) * tokens;
+    plan->wire_bytes = ls_shard_wire_bytes(model, plan->ranks, -1);
+    for (int block = 0; block < count; block++) {
+        blocks[block] = plan_block(config, model, block, plan->ranks, rows);
+        plan->wire_bytes += ls_shard_wire_bytes(model, plan->ranks, block);
+        plan->flops_of_rank += blocks[block].forward_flops + blocks[block].backward_flops;
+    }
+    plan->flops_of_rank *= (double)plan->micro_batches;
+    plan->work = (struct ls_cost_work){.blocks = blocks,
+                                       .block_count = count,
+                                       .micro_batches = plan->micro_batches,
+                                       .update_bytes = (double)plan->parameters * UPDATE_BYTES_PER_PARAMETER};
+    return LS_OK;
+}
+
+enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, struct ls_plan *plan, struct ls_error *error) {
+    struct ls_model *model;
+    enum ls_code code = ls_config_check_ranks(config, ranks, error);
+    if (!code) code = ls_model_create(config, &model, error);
+    *plan = (struct ls_plan){0};
+    if (code) return code;
+    *plan = (struct ls_plan){.ranks = ranks, .parameters = ls_model_parameter_count(model)};
+    plan->sequences = divide_up(config->train.global_batch_size, ranks);
+    plan->micro_batches = divide_up(plan->sequences, config->train.micro_batch_size);
+    code = plan_arena(config, model, plan, error);
+    if (!code) code = plan_work(config, model, plan, error);
+    if (!code) plan_host(config, model, plan);
+    ls_model_destroy(model);
+    return code;
+}
+
+void ls_plan_release(struct ls_plan *plan) {
+    free((void *)plan->work.blocks);
+    plan->work.blocks = NULL;
+}
+
+int64_t ls_plan_bytes(const struct ls_plan *plan, bool gpu) {
+    return gpu ? plan->arena_bytes : plan->arena_bytes + plan->host_bytes;
+}

@@ -132,7 +132,7 @@ static void show_bar(struct ls_console *console, const struct ls_journal_entry *
     ls_console_format_duration((double)(total - step) * console->step_seconds, left);
     int length = snprintf(text, sizeof text, "\r\033[K%s[%s]%s %3.0f %%  step %lld/%lld  loss %.4f  ETA %s",
                           console->colour ? "\033[36m" : "", bar, console->colour ? "\033[0m" : "",
-                          (double)(step * 100 / (total ? total : 1)), (long long)step, (long long)total,
+                          floor(percent((double)step, (double)total)), (long long)step, (long long)total,
                           entry->report.loss, left);
     struct winsize window;
     if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 0 && length > window.ws_col + 4)

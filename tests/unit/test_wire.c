@@ -187,19 +187,9 @@ static void test_texts_are_cut_between_characters(void **state) {
 /* Control characters could move a terminal's cursor; overlong forms, surrogates and lone bytes are no UTF-8. */
 static void test_text_that_is_not_plain_is_refused(void **state) {
     (void)state;
-    static const char *const texts[] = {"a\033[2J",
-                                        "bell\a",
-                                        "tab\t",
-                                        "line\nline",
-                                        "\xc0\xaf",
-                                        "\xed\xa0\x80",
-                                        "\xff",
-                                        "\xe2\x82",
-                                        "\xc2\x9b"
-                                        "31m",
-                                        "\xf4\x90\x80\x80",
-                                        "\xe0\x80\xaf",
-                                        "\xf0\x80\x80\xaf",
+    static const char *const texts[] = {"a\033[2J",     "bell\a",           "tab\t",        "line\nline",
+                                        "\xc0\xaf",     "\xed\xa0\x80",     "\xff",         "\xe2\x82",
+                                        "\xc2\x9b[31m", "\xf4\x90\x80\x80", "\xe0\x80\xaf", "\xf0\x80\x80\xaf",
                                         "\x7f"};
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         struct ls_message message = {.kind = LS_MESSAGE_SAVE_FAILED};

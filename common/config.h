@@ -17,6 +17,9 @@ enum ls_reduction { LS_REDUCTION_FAST };
 enum ls_optimizer_type { LS_ADAMW };
 enum ls_checkpointing_mode { LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL, LS_CHECKPOINTING_SELECTIVE };
 
+enum ls_accumulate { LS_ACCUMULATE_AUTO, LS_ACCUMULATE_LOCAL, LS_ACCUMULATE_SHARDED };
+enum ls_gradient_dtype { LS_GRADIENT_FP32 };
+
 enum { LS_CONFIG_SOURCES_MAX = 64, LS_CONFIG_PATH_MAX = 1024, LS_CONFIG_ARGUMENTS_MAX = 64 };
 
 /* One dataset of a mixture. */
@@ -75,6 +78,12 @@ struct ls_config {
         double decay_ratio; /* wsd: the last part of the run that decays, default 0.2 */
     } lr_schedule;
     struct {
+        int64_t stage;    /* 0 to 3 */
+        int64_t replicas; /* copies of what is sharded; divides the ranks */
+        enum ls_accumulate accumulate;
+        enum ls_gradient_dtype gradient_dtype; /* on the wire */
+    } zero;
+    struct {
         enum ls_checkpointing_mode mode;
         int64_t every; /* full: layers of a segment */
     } activation_checkpointing;
@@ -125,8 +134,12 @@ enum ls_code ls_config_write(const struct ls_config *config, char **yaml, struct
  * are left out: the digests of the datasets stand for what they hold, so data may move. */
 void ls_config_digest(const struct ls_config *config, char digest[33]);
 
-/* A full step feeds every rank at least one sequence: LS_USAGE unless 1 <= ranks <= train.global_batch_size. */
+/* A full step feeds every rank at least one sequence, and zero.replicas divides the ranks: LS_USAGE unless 1 <= ranks
+ * <= train.global_batch_size and so. */
 enum ls_code ls_config_check_ranks(const struct ls_config *config, int64_t ranks, struct ls_error *error);
+
+/* Micro-batches that every one of `ranks` ranks runs in a step of `sequences` sequences over all ranks. */
+int64_t ls_config_micro_batches(const struct ls_config *config, int64_t sequences, int64_t ranks);
 
 /* Prints every key with its type, default and meaning: as a table for a terminal, or as Markdown for
  * docs/configuration.md. */

@@ -156,6 +156,21 @@ static enum ls_code check_training(const struct ls_config_given *given, const st
     return LS_OK;
 }
 
+static enum ls_code check_zero(const struct ls_config_given *given, const struct ls_config *config,
+                               struct ls_error *error) {
+    const long long stage = config->zero.stage;
+    if (stage == 0 && config->zero.accumulate == LS_ACCUMULATE_SHARDED)
+        return ls_config_refuse(given, "zero.accumulate", error,
+                                "found sharded, but nothing is sharded at zero.stage 0. Use local, or a stage from 1 "
+                                "to 3.");
+    if (stage >= 2 && config->zero.accumulate == LS_ACCUMULATE_LOCAL)
+        return ls_config_refuse(given, "zero.accumulate", error,
+                                "found local, but zero.stage %lld keeps no whole gradients to accumulate in. Use auto "
+                                "or sharded, or stage 1.",
+                                stage);
+    return LS_OK;
+}
+
 static enum ls_code check_address(const struct ls_config_given *given, const struct ls_config *config,
                                   struct ls_error *error) {
     unsigned char address[sizeof(struct in6_addr)];
@@ -200,6 +215,7 @@ enum ls_code ls_config_resolve(const struct ls_config_given *given, struct ls_co
     if (code == LS_OK) code = check_model(given, config, error);
     if (code == LS_OK) code = check_sources(given, config, error);
     if (code == LS_OK) code = check_training(given, config, error);
+    if (code == LS_OK) code = check_zero(given, config, error);
     if (code == LS_OK) code = check_address(given, config, error);
     if (code == LS_OK) code = make_absolute(given, "data.train", config->data.train, config->data.train_count, error);
     if (code == LS_OK)
@@ -217,5 +233,16 @@ enum ls_code ls_config_check_ranks(const struct ls_config *config, int64_t ranks
             "train.global_batch_size: %lld sequences cannot feed %lld ranks: a full step must have at least one "
             "sequence per rank. Use at most %lld ranks, or a global batch of at least %lld.",
             batch, (long long)ranks, batch, (long long)ranks);
+    if (ranks % config->zero.replicas)
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_CALL,
+            "zero.replicas: %lld does not divide %lld ranks: every replica is a group of equally many ranks. "
+            "Choose a divisor of the ranks, or another number of ranks.",
+            (long long)config->zero.replicas, (long long)ranks);
     return LS_OK;
+}
+
+int64_t ls_config_micro_batches(const struct ls_config *config, int64_t sequences, int64_t ranks) {
+    const int64_t own = (sequences + ranks - 1) / ranks, each = config->train.micro_batch_size;
+    return (own + each - 1) / each;
 }

@@ -18,6 +18,12 @@ static const struct ls_choice PRECISIONS[] = {{"fp32", LS_PRECISION_FP32, NULL},
                                               {"fp16", 0, "this version trains in fp32 only. Use fp32."},
                                               {0}};
 static const struct ls_choice OPTIMIZERS[] = {{"adamw", LS_ADAMW, NULL}, {0}};
+static const struct ls_choice ACCUMULATIONS[] = {{"auto", LS_ACCUMULATE_AUTO, NULL},
+                                                 {"local", LS_ACCUMULATE_LOCAL, NULL},
+                                                 {"sharded", LS_ACCUMULATE_SHARDED, NULL},
+                                                 {0}};
+static const struct ls_choice GRADIENT_DTYPES[] = {
+    {"fp32", LS_GRADIENT_FP32, NULL}, {"bf16", 0, "this version sends gradients in fp32 only. Use fp32."}, {0}};
 static const struct ls_choice SCHEDULES[] = {{"cosine", LS_COSINE, NULL},
                                              {"linear", LS_LINEAR, NULL},
                                              {"constant", LS_CONSTANT, NULL},
@@ -163,6 +169,18 @@ static const struct ls_key CONFIG_KEYS[] = {
      .elsewhere = "min_lr min_lr_factor"},
     {"lr_schedule.decay_ratio", NUMBER(0, 1), FIELD(lr_schedule.decay_ratio), .standard = "0.2", .identity = true,
      .meaning = "wsd: the last part of the steps, in which the learning rate falls", .elsewhere = "cooldown"},
+
+    {"zero.stage", INTEGER(0, 3), FIELD(zero.stage), .standard = "0",
+     .meaning = "what is sharded over the ranks: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters",
+     .elsewhere = "zero_stage zero_optimization_stage"},
+    {"zero.replicas", INTEGER(1, 1 << 20), FIELD(zero.replicas), .standard = "1",
+     .meaning = "groups of ranks, each with a whole sharded state; divides the ranks",
+     .elsewhere = "num_replicas replica_groups"},
+    {"zero.accumulate", CHOICE(ACCUMULATIONS), FIELD(zero.accumulate), .standard = "auto",
+     .meaning = "where the gradients of micro-batches add up: local (whole, one reduction a step; stages 0 and 1), "
+                "sharded (slices, one a micro-batch; stages 1 to 3), auto: local where it is possible"},
+    {"zero.gradient_dtype", CHOICE(GRADIENT_DTYPES), FIELD(zero.gradient_dtype), .standard = "fp32",
+     .meaning = "type of gradients on the wire", .elsewhere = "reduce_dtype grad_reduce_dtype"},
 
     {"activation_checkpointing.mode", CHOICE(CHECKPOINTING), FIELD(activation_checkpointing.mode), .standard = "none",
      .meaning =

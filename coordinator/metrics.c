@@ -210,7 +210,7 @@ void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code) {
     json_object_set_new(line, "hosts", json_pack("[s]", metrics->facts.host));
     json_object_set_new(line, "ranks", json_integer(metrics->facts.ranks));
     json_object_set_new(line, "ranks_per_node", json_integer(metrics->facts.ranks));
-    json_object_set_new(line, "zero_stage", json_integer(0));
+    json_object_set_new(line, "zero_stage", json_integer(metrics->facts.zero_stage));
     json_object_set_new(line, "steps_measured", json_integer(summary.steps_measured));
     json_object_set_new(line, "tokens_per_second", rate);
     json_object_set_new(line, "mfu", json_null());

@@ -12,7 +12,7 @@
 struct ls_run_facts {
     char name[64], path[1000], host[64];
     char config_digest[33];
-    int64_t attempt, ranks, start_step, total_steps, sequence_length;
+    int64_t attempt, ranks, zero_stage, start_step, total_steps, sequence_length;
 };
 
 /* What the steps seen so far add up to; what it takes from steps leaves the first five of the attempt out. */

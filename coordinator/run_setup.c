@@ -244,6 +244,7 @@ static void state_facts(struct ls_run *run) {
     facts->ranks = run->ranks;
     facts->start_step = run->attempt.start_step;
     facts->total_steps = run->total_steps;
+    facts->zero_stage = run->config->zero.stage;
     facts->sequence_length = run->config->data.sequence_length;
 }
 

@@ -12,15 +12,21 @@ static int segments(const struct ls_activations *activations) {
     return (activations->layers + activations->segment - 1) / activations->segment;
 }
 
-struct ls_activations ls_activations_plan(const struct ls_config *config, const struct ls_model *model,
-                                          struct ls_arena_plan *plan) {
-    const int64_t B = config->train.micro_batch_size, T = config->data.sequence_length, C = config->model.hidden_size;
-    const int64_t residual = B * T * C * (int64_t)sizeof(float), every = config->activation_checkpointing.every;
+struct ls_activations ls_activations_share(const struct ls_config *config, const struct ls_model *model) {
+    const int64_t every = config->activation_checkpointing.every;
     const bool full = config->activation_checkpointing.mode == LS_CHECKPOINTING_FULL;
     struct ls_activations activations = {.layers = ls_model_block_count(model) - 2};
     activations.segment = full && every < activations.layers ? (int)every : activations.layers;
     activations.recomputed_slots =
         config->activation_checkpointing.mode == LS_CHECKPOINTING_SELECTIVE ? 1 : activations.segment;
+    return activations;
+}
+
+struct ls_activations ls_activations_plan(const struct ls_config *config, const struct ls_model *model,
+                                          struct ls_arena_plan *plan) {
+    const int64_t B = config->train.micro_batch_size, T = config->data.sequence_length, C = config->model.hidden_size;
+    const int64_t residual = B * T * C * (int64_t)sizeof(float);
+    struct ls_activations activations = ls_activations_share(config, model);
     activations.first_residual = plan->count;
     reserve(plan, segments(&activations) + 1, residual);
     activations.first_pooled = plan->count;
@@ -64,6 +70,12 @@ int ls_activations_forward_again(const struct ls_activations *activations, int b
     const bool ends_segment = layer % activations->segment == activations->segment - 1;
     if (!is_layer(activations, block) || layer >= first_of_last || !ends_segment) return block + 1;
     return block - activations->segment + 1;
+}
+
+int ls_activations_next(const struct ls_activations *activations, int block) {
+    assert(is_layer(activations, block));
+    const int before = block - 1, again = ls_activations_forward_again(activations, before);
+    return again < before ? again : before;
 }
 
 bool ls_activations_recompute(const struct ls_activations *activations, int block) {

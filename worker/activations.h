@@ -24,6 +24,9 @@ struct ls_activations {
     int first_residual, first_pooled, first_saved, first_recomputed;
 };
 
+/* How the configuration has layers share, before buffers are planned. Pure. */
+struct ls_activations ls_activations_share(const struct ls_config *config, const struct ls_model *model);
+
 /* Adds the buffers for one micro-batch to the plan. Pure. */
 struct ls_activations ls_activations_plan(const struct ls_config *config, const struct ls_model *model,
                                           struct ls_arena_plan *plan);
@@ -37,6 +40,9 @@ void *ls_activations_recomputed(const struct ls_activations *activations, struct
 /* Before the backward of `block`: the first of the blocks, up to `block` itself, whose forward has to run again;
  * block + 1: none. */
 int ls_activations_forward_again(const struct ls_activations *activations, int block);
+/* After the backward of layer `block`: the block whose parameters are needed next; after the first layer's that is the
+ * embedding, for the next micro-batch. */
+int ls_activations_next(const struct ls_activations *activations, int block);
 /* Before the backward of `block`: whether ls_block_recompute() has to run. */
 bool ls_activations_recompute(const struct ls_activations *activations, int block);
 

@@ -73,7 +73,7 @@ static struct ls_cost_block plan_block(const struct ls_config *config, const str
                                   .backward_flops = 2 * forward,
                                   .forward_bytes = parameters + saved + 2 * residual,
                                   .backward_bytes = 3 * parameters + saved + 2 * residual,
-                                  .reduce_bytes = (double)ls_shard_wire_bytes(model, ranks, block)};
+                                  .reduce_bytes = (double)ls_shard_reduce_bytes(config, model, ranks, block)};
 }
 
 /* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12. Zeroing the gradient: 4. */
@@ -87,10 +87,10 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
     const double rows = (double)plan->sequences * (double)config->data.sequence_length / (double)plan->micro_batches;
     const double tokens = (double)config->train.global_batch_size * (double)config->data.sequence_length;
     plan->flops_per_step = ls_model_flops_per_token(model) * tokens;
-    plan->wire_bytes = ls_shard_wire_bytes(model, plan->ranks, -1);
+    const struct ls_shard_wire wire = ls_shard_wire_bytes(config, model, plan->ranks);
+    plan->wire_bytes = wire.gradients + wire.parameters + wire.scalars;
     for (int block = 0; block < count; block++) {
         blocks[block] = plan_block(config, model, block, plan->ranks, rows);
-        plan->wire_bytes += ls_shard_wire_bytes(model, plan->ranks, block);
         plan->flops_of_rank += blocks[block].forward_flops + blocks[block].backward_flops;
     }
     plan->flops_of_rank *= (double)plan->micro_batches;

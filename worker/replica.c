@@ -20,6 +20,7 @@ struct ls_replica {
     struct ls_model *model;
     struct ls_stream *stream;
     struct ls_arena *arena;
+    struct ls_shard_comms comms;
     struct ls_shard *shard;
     struct ls_progress_record *progress;
     struct replica_staging *staging;
@@ -32,11 +33,11 @@ struct ls_replica {
     uint64_t step, micro_batch; /* for the progress */
 };
 
-static enum ls_code allocate_memory(struct ls_replica *replica, struct ls_comm *comm, struct ls_error *error) {
+static enum ls_code allocate_memory(struct ls_replica *replica, struct ls_error *error) {
     struct ls_arena_plan *plan = calloc(1, sizeof *plan);
     if (!plan) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the plan of the arena");
-    enum ls_code code = ls_replica_plan(replica->config, replica->model, replica->device, ls_comm_size(comm), plan,
-                                        &replica->layout, error);
+    enum ls_code code = ls_replica_plan(replica->config, replica->model, replica->device,
+                                        ls_comm_size(replica->comms.world), plan, &replica->layout, error);
     replica->bytes = plan->bytes;
     if (!code) code = ls_arena_create(replica->device, plan, &replica->arena, error);
     free(plan);
@@ -49,8 +50,8 @@ static enum ls_code allocate_memory(struct ls_replica *replica, struct ls_comm *
     replica->document_start = ls_arena_buffer(replica->arena, layout->document_start);
     replica->stream_gradient = ls_arena_buffer(replica->arena, layout->stream_gradient);
     replica->scratch = ls_arena_buffer(replica->arena, layout->scratch);
-    return ls_shard_create(replica->config, replica->model, comm, replica->stream, replica->arena, layout->shard,
-                           &replica->shard, error);
+    return ls_shard_create(replica->config, replica->model, &replica->comms, replica->stream, replica->arena,
+                           layout->shard, &replica->shard, error);
 }
 
 enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device *device, struct ls_comm *comm,
@@ -58,16 +59,21 @@ enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device 
                                struct ls_error *error) {
     struct ls_replica *made = calloc(1, sizeof *made);
     if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the replica's records");
+    /* First, while nothing else can have failed on one rank alone. */
+    enum ls_code code = ls_shard_comms_create(config, comm, &made->comms, error);
+    if (code) {
+        free(made);
+        return code;
+    }
     made->config = config;
     made->device = device;
     made->progress = progress;
     made->stream = ls_stream_create(device, false);
     made->staging = ls_device_allocate_host(device, sizeof *made->staging);
-    enum ls_code code = LS_OK;
     if (!made->stream || !made->staging)
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the compute stream");
     if (!code) code = ls_model_create(config, &made->model, error);
-    if (!code) code = allocate_memory(made, comm, error);
+    if (!code) code = allocate_memory(made, error);
     if (!code) code = ls_model_fill_tables(made->model, made->stream, made->tables, error);
     if (code) {
         ls_replica_destroy(made);
@@ -83,6 +89,7 @@ void ls_replica_destroy(struct ls_replica *replica) {
     if (replica->stream) ls_stream_destroy(replica->stream);
     ls_arena_destroy(replica->arena);
     ls_model_destroy(replica->model);
+    ls_shard_comms_destroy(&replica->comms);
     if (replica->staging) ls_device_free_host(replica->device, replica->staging);
     free(replica);
 }
@@ -102,7 +109,7 @@ int64_t ls_replica_bytes(const struct ls_replica *replica) {
 
 void ls_replica_initialize(struct ls_replica *replica) {
     for (int block = 0; block < ls_model_block_count(replica->model); block++) {
-        struct ls_shard_slice held = ls_shard_held(replica->shard, block);
+        const struct ls_shard_held held = ls_shard_held(replica->shard, block);
         ls_model_initialize(replica->model, block, held.first, held.count, replica->config->train.seed, replica->stream,
                             held.parameters);
     }
@@ -153,12 +160,13 @@ static void copy_batch(struct ls_replica *replica, const struct ls_micro_batch *
         ls_copy_to_device(replica->stream, replica->document_start, batch->document_start, bytes);
 }
 
-/* Embedding and layers [first, end). */
+/* Embedding and layers [first, end). Ranks without sequences go the same way: gathering and reducing is collective. */
 static void run_forward(struct ls_replica *replica, int64_t sequences, int first, int end) {
     for (int block = first; block < end; block++) {
         mark(replica, LS_PHASE_FORWARD, block);
         struct ls_block_pass pass = pass_of(replica, sequences, block);
         pass.parameters = ls_shard_acquire(replica->shard, block);
+        ls_shard_prefetch(replica->shard, block + 1);
         ls_block_forward(replica->model, block, &pass);
         ls_shard_release(replica->shard, block);
     }
@@ -173,6 +181,7 @@ static void run_head(struct ls_replica *replica, int64_t sequences, bool train) 
     pass.parameters = ls_shard_acquire(replica->shard, head);
     if (tied) pass.tied_parameters = ls_shard_acquire(replica->shard, 0);
     if (train) {
+        ls_shard_prefetch(replica->shard, head - 1);
         pass.gradients = ls_shard_gradients(replica->shard, head);
         if (tied) pass.tied_gradients = ls_shard_gradients(replica->shard, 0);
         pass.stream_gradient = replica->stream_gradient;
@@ -182,15 +191,17 @@ static void run_head(struct ls_replica *replica, int64_t sequences, bool train) 
     ls_shard_release(replica->shard, head);
 }
 
-/* Backward of a block, after what activation checkpointing did not keep is computed again. Parameters are acquired once
- * for the block's recomputation and its backward. */
-static void run_backward(struct ls_replica *replica, int64_t sequences, int block) {
+/* Backward of a layer, after what activation checkpointing did not keep is computed again. Parameters are acquired once
+ * for the layer's recomputation and its backward. `next` is the block whose parameters are needed after it, -1: none.
+ */
+static void run_backward(struct ls_replica *replica, int64_t sequences, int block, int next) {
     const struct ls_activations *activations = &replica->layout.activations;
     const int again = ls_activations_forward_again(activations, block);
     run_forward(replica, sequences, again, block);
     mark(replica, LS_PHASE_BACKWARD, block);
     struct ls_block_pass pass = pass_of(replica, sequences, block);
     pass.parameters = ls_shard_acquire(replica->shard, block);
+    ls_shard_prefetch(replica->shard, next);
     if (again <= block) {
         pass.output = NULL;
         ls_block_forward(replica->model, block, &pass);
@@ -203,6 +214,15 @@ static void run_backward(struct ls_replica *replica, int64_t sequences, int bloc
     ls_shard_release(replica->shard, block);
 }
 
+/* The embedding, whose backward reads no parameters. */
+static void run_embedding_backward(struct ls_replica *replica, int64_t sequences) {
+    mark(replica, LS_PHASE_BACKWARD, 0);
+    struct ls_block_pass pass = pass_of(replica, sequences, 0);
+    pass.gradients = ls_shard_gradients(replica->shard, 0);
+    pass.stream_gradient = replica->stream_gradient;
+    ls_block_backward(replica->model, 0, &pass);
+}
+
 /* The sum of losses, this rank's kept beside it. */
 static void reduce_loss(struct ls_replica *replica) {
     ls_copy(replica->stream, &replica->scalars->own_loss, &replica->scalars->loss, sizeof(double));
@@ -211,20 +231,19 @@ static void reduce_loss(struct ls_replica *replica) {
 
 void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *batch, bool last) {
     const int head = ls_model_block_count(replica->model) - 1;
-    const bool compute = batch->sequences > 0;
-    if (compute) {
-        copy_batch(replica, batch);
-        run_forward(replica, batch->sequences, 0, head);
-        run_head(replica, batch->sequences, true);
+    const struct ls_activations *activations = &replica->layout.activations;
+    copy_batch(replica, batch);
+    run_forward(replica, batch->sequences, 0, head);
+    run_head(replica, batch->sequences, true);
+    if (last) reduce_loss(replica);
+    ls_shard_reduce(replica->shard, head, last);
+    for (int block = head - 1; block > 0; block--) {
+        run_backward(replica, batch->sequences, block,
+                     block == 1 && last ? -1 : ls_activations_next(activations, block));
+        ls_shard_reduce(replica->shard, block, last);
     }
-    if (last) {
-        reduce_loss(replica);
-        ls_shard_reduce(replica->shard, head);
-    }
-    for (int block = head - 1; block >= 0; block--) {
-        if (compute) run_backward(replica, batch->sequences, block);
-        if (last) ls_shard_reduce(replica->shard, block);
-    }
+    run_embedding_backward(replica, batch->sequences);
+    ls_shard_reduce(replica->shard, 0, last);
     replica->micro_batch++;
 }
 
@@ -235,7 +254,7 @@ void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t 
 
 static enum ls_code synchronize(struct ls_replica *replica, struct ls_error *error) {
     enum ls_code code = ls_stream_synchronize(replica->stream, error);
-    return code ? code : ls_shard_synchronize(replica->shard, error);
+    return code ? code : ls_shard_check(replica->shard, error);
 }
 
 enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_result *result, struct ls_error *error) {
@@ -258,11 +277,9 @@ enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_res
 }
 
 void ls_replica_forward(struct ls_replica *replica, const struct ls_micro_batch *batch) {
-    if (batch->sequences > 0) {
-        copy_batch(replica, batch);
-        run_forward(replica, batch->sequences, 0, ls_model_block_count(replica->model) - 1);
-        run_head(replica, batch->sequences, false);
-    }
+    copy_batch(replica, batch);
+    run_forward(replica, batch->sequences, 0, ls_model_block_count(replica->model) - 1);
+    run_head(replica, batch->sequences, false);
     replica->micro_batch++;
 }
 

@@ -19,7 +19,7 @@ struct ls_replica;
 
 /* Plans and allocates; parameters are zero until ls_replica_initialize() or a checkpoint fills them. `config`
  * (vocab_size set), `device`, `comm` and `progress` (marked as blocks are computed; NULL: nowhere) must outlive the
- * replica. Errors: LS_USAGE (shapes), LS_MEMORY. */
+ * replica. Collective with zero.replicas above 1. Errors: LS_USAGE (shapes), LS_MEMORY. */
 enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device *device, struct ls_comm *comm,
                                struct ls_progress_record *progress, struct ls_replica **replica,
                                struct ls_error *error);

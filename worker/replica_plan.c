@@ -16,7 +16,7 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                        "model: %lld layers need about %d buffers, %d are possible. Lower model.num_hidden_layers.",
                        (long long)config->model.num_hidden_layers, buffers, LS_ARENA_BUFFERS_MAX);
-    layout->shard = ls_shard_plan(model, ranks, plan);
+    layout->shard = ls_shard_plan(config, model, ranks, plan);
     layout->tables = ls_arena_reserve(plan, LS_MEMORY_PARAMETERS, ls_model_table_bytes(model));
     layout->scalars = ls_arena_reserve(plan, LS_MEMORY_SCALARS, sizeof(struct ls_replica_scalars));
     layout->inputs = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);

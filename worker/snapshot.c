@@ -70,23 +70,26 @@ int64_t ls_snapshot_bytes(const struct ls_snapshot *snapshot) {
     return ls_checkpoint_bytes(ls_replica_model(snapshot->replica), ls_comm_size(snapshot->comm));
 }
 
+/* Every rank comes through here for every block, whether it writes or not (writer NULL): acquiring is collective. */
 static enum ls_code write_block(struct ls_snapshot *snapshot, struct ls_checkpoint_writer *writer, int block,
                                 struct ls_error *error) {
     struct ls_shard *shard = ls_replica_shard(snapshot->replica);
     struct ls_stream *stream = ls_replica_stream(snapshot->replica);
     const struct ls_shard_slice slice = ls_shard_slice(shard, block);
     const size_t slice_bytes = (size_t)slice.count * sizeof(float);
-    if (ls_checkpoint_writer_needs_block(writer, block)) {
+    const float *parameters = ls_shard_acquire(shard, block);
+    if (writer && ls_checkpoint_writer_needs_block(writer, block)) {
         const size_t bytes = (size_t)ls_model_block(ls_replica_model(snapshot->replica), block)->count * sizeof(float);
-        ls_copy_to_host(stream, snapshot->parameters, ls_shard_acquire(shard, block), bytes);
-        ls_shard_release(shard, block);
-    } else {
+        ls_copy_to_host(stream, snapshot->parameters, parameters, bytes);
+    } else if (writer) {
         ls_copy_to_host(stream, snapshot->parameters + slice.first, slice.parameters, slice_bytes);
     }
-    ls_copy_to_host(stream, snapshot->m, slice.m, slice_bytes);
-    ls_copy_to_host(stream, snapshot->v, slice.v, slice_bytes);
+    ls_shard_release(shard, block);
+    if (writer) ls_copy_to_host(stream, snapshot->m, slice.m, slice_bytes);
+    if (writer) ls_copy_to_host(stream, snapshot->v, slice.v, slice_bytes);
     enum ls_code code = ls_stream_synchronize(stream, error);
-    if (code) return code;
+    if (!code) code = ls_shard_check(shard, error);
+    if (code || !writer) return code;
     return ls_checkpoint_writer_put_block(writer, block, snapshot->parameters, snapshot->m, snapshot->v, error);
 }
 
@@ -100,36 +103,50 @@ enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder,
                                                          .tokenizer = ls_dataset_tokenizer(dataset),
                                                          .document_token = ls_dataset_document_token(dataset),
                                                          .rank = ls_comm_rank(snapshot->comm),
-                                                         .world_size = ls_comm_size(snapshot->comm)};
-    struct ls_checkpoint_writer *writer;
+                                                         .world_size = ls_comm_size(snapshot->comm),
+                                                         .replicas = ls_shard_replicas(snapshot->config)};
+    struct ls_checkpoint_writer *writer = NULL;
     enum ls_code code = ls_checkpoint_writer_create(&options, &writer, error);
-    if (code) return code;
-    for (int block = 0; block < ls_model_block_count(model) && !code; block++)
-        code = write_block(snapshot, writer, block, error);
+    for (int block = 0; block < ls_model_block_count(model); block++) {
+        /* A rank that cannot write still takes part in gathering what the others write. */
+        const enum ls_code written = write_block(snapshot, code ? NULL : writer, block, code ? NULL : error);
+        if (!code) code = written;
+    }
     if (!code) code = ls_checkpoint_writer_finish(writer, files, count, error);
     ls_checkpoint_writer_destroy(writer);
     return code;
 }
 
-/* A piece at a time, so that it fits the memory of a slice. */
-static enum ls_code read_block(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
-                               struct ls_error *error) {
+/* Elements [first, first + count) of the block into device memory, a piece at a time, so that it fits the host memory
+ * of a slice. */
+static enum ls_code read_values(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
+                                int64_t first, int64_t count, float *parameters, float *m, float *v,
+                                struct ls_error *error) {
     struct ls_stream *stream = ls_replica_stream(snapshot->replica);
-    const struct ls_shard_slice held = ls_shard_held(ls_replica_shard(snapshot->replica), block);
-    for (int64_t done = 0; done < held.count; done += snapshot->slice_elements) {
-        const int64_t left = held.count - done;
-        const int64_t count = left < snapshot->slice_elements ? left : snapshot->slice_elements;
-        const size_t bytes = (size_t)count * sizeof(float);
-        enum ls_code code = ls_checkpoint_reader_read(reader, block, held.first + done, count, snapshot->parameters,
-                                                      snapshot->m, snapshot->v, error);
+    for (int64_t done = 0; done < count; done += snapshot->slice_elements) {
+        const int64_t left = count - done;
+        const int64_t piece = left < snapshot->slice_elements ? left : snapshot->slice_elements;
+        const size_t bytes = (size_t)piece * sizeof(float);
+        enum ls_code code =
+            ls_checkpoint_reader_read(reader, block, first + done, piece, parameters ? snapshot->parameters : NULL,
+                                      m ? snapshot->m : NULL, v ? snapshot->v : NULL, error);
         if (code) return code;
-        ls_copy_to_device(stream, held.parameters + done, snapshot->parameters, bytes);
-        ls_copy_to_device(stream, held.m + done, snapshot->m, bytes);
-        ls_copy_to_device(stream, held.v + done, snapshot->v, bytes);
+        if (parameters) ls_copy_to_device(stream, parameters + done, snapshot->parameters, bytes);
+        if (m) ls_copy_to_device(stream, m + done, snapshot->m, bytes);
+        if (v) ls_copy_to_device(stream, v + done, snapshot->v, bytes);
         code = ls_stream_synchronize(stream, error);
         if (code) return code;
     }
     return LS_OK;
+}
+
+static enum ls_code read_block(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
+                               struct ls_error *error) {
+    const struct ls_shard_held held = ls_shard_held(ls_replica_shard(snapshot->replica), block);
+    enum ls_code code =
+        read_values(snapshot, reader, block, held.first, held.count, held.parameters, NULL, NULL, error);
+    if (code) return code;
+    return read_values(snapshot, reader, block, held.state_first, held.state_count, NULL, held.m, held.v, error);
 }
 
 enum ls_code ls_snapshot_read(struct ls_snapshot *snapshot, const char *folder, struct ls_error *error) {

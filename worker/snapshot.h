@@ -1,5 +1,5 @@
 /* Snapshots: a replica's parameters and optimizer state to and from checkpoint folders, through host memory that is
- * taken at creation. None of it is collective. */
+ * taken at creation. */
 #ifndef LS_WORKER_SNAPSHOT_H
 #define LS_WORKER_SNAPSHOT_H
 
@@ -23,14 +23,16 @@ enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_
 /* Takes NULL. */
 void ls_snapshot_destroy(struct ls_snapshot *snapshot);
 
-/* Writes this rank's files into the build folder `folder`, fsyncs them, and describes them in
- * files[LS_CHECKPOINT_RANK_FILES_MAX]. The compute stream must be idle. LS_CHECKPOINT. */
+/* Collective: blocks are gathered. Writes this rank's files into the build folder `folder`, fsyncs them, and describes
+ * them in files[LS_CHECKPOINT_RANK_FILES_MAX]. The compute stream must be idle. LS_CHECKPOINT, which other ranks need
+ * not have met. */
 enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder, struct ls_file_record *files,
                                size_t *count, struct ls_error *error);
 /* Bytes that all ranks' files take together. */
 int64_t ls_snapshot_bytes(const struct ls_snapshot *snapshot);
 
-/* Fills what this rank holds from a checkpoint folder, written at any number of ranks. LS_CHECKPOINT. */
+/* Fills what this rank holds from a checkpoint folder, written at any number of ranks and any ZeRO stage. Not
+ * collective. LS_CHECKPOINT. */
 enum ls_code ls_snapshot_read(struct ls_snapshot *snapshot, const char *folder, struct ls_error *error);
 
 #endif

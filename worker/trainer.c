@@ -401,19 +401,19 @@ bool ls_trainer_evaluation_due(const struct ls_trainer *trainer) {
 }
 
 /* Runs this rank's share of one batch of the evaluation; its buffers are handed back when the stream has passed them.
- */
-static enum ls_code evaluate_batch(struct ls_trainer *trainer, int64_t *targets, struct ls_error *error) {
+ * A rank that met an error goes on without sequences: the others gather parameters with it. */
+static void evaluate_batch(struct ls_trainer *trainer, int64_t step_sequences, int64_t *targets, struct ls_error *own) {
     struct ls_batch batch;
-    enum ls_code code = ls_prefetch_next(trainer->evaluation, &batch, NULL, error);
-    if (code) return code;
-    for (int64_t i = 0; i < batch.micro_batches; i++) {
-        const struct ls_micro_batch micro = micro_batch_of(trainer, &batch, i);
+    const bool taken = !own->code && ls_prefetch_next(trainer->evaluation, &batch, NULL, own) == LS_OK;
+    const int64_t micro_batches = ls_config_micro_batches(trainer->config, step_sequences, ls_comm_size(trainer->comm));
+    for (int64_t i = 0; i < micro_batches; i++) {
+        const struct ls_micro_batch micro =
+            taken ? micro_batch_of(trainer, &batch, i) : (struct ls_micro_batch){.sequences = 0};
         ls_replica_forward(trainer->replica, &micro);
     }
-    *targets += batch.targets;
-    code = ls_stream_synchronize(ls_replica_stream(trainer->replica), error);
-    ls_prefetch_release(trainer->evaluation);
-    return code;
+    if (taken) *targets += batch.targets;
+    ls_stream_synchronize(ls_replica_stream(trainer->replica), own->code ? NULL : own);
+    if (taken) ls_prefetch_release(trainer->evaluation);
 }
 
 enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, double *bits_per_byte,
@@ -426,10 +426,13 @@ enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, doubl
     mark(trainer, LS_PHASE_EVALUATE);
     struct ls_error own = {.code = LS_OK};
     ls_replica_begin(trainer->replica, trainer->steps_done, 0);
-    enum ls_code code = ls_prefetch_grant(trainer->evaluation, 0, steps, 0, batch, (uint64_t)sequences, &own);
-    for (int64_t step = 0; step < steps && !code; step++) code = evaluate_batch(trainer, &targets, &own);
-    uint64_t values[2] = {code != LS_OK, (uint64_t)targets};
-    code = ls_comm_sum_u64(trainer->comm, values, 2, error);
+    ls_prefetch_grant(trainer->evaluation, 0, steps, 0, batch, (uint64_t)sequences, &own);
+    for (int64_t step = 0; step < steps; step++) {
+        const int64_t left = sequences - step * batch;
+        evaluate_batch(trainer, left < batch ? left : batch, &targets, &own);
+    }
+    uint64_t values[2] = {own.code != LS_OK, (uint64_t)targets};
+    enum ls_code code = ls_comm_sum_u64(trainer->comm, values, 2, error);
     if (code) return code;
     if (values[0] > 0) return ls_comm_share(trainer->comm, &own, &trainer->failed_rank, error);
     double sum;
@@ -447,5 +450,6 @@ enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, float 
     const size_t bytes = (size_t)ls_model_block(ls_trainer_model(trainer), block)->count * sizeof(float);
     ls_copy_to_host(stream, parameters, ls_shard_acquire(shard, block), bytes);
     ls_shard_release(shard, block);
-    return ls_stream_synchronize(stream, error);
+    enum ls_code code = ls_stream_synchronize(stream, error);
+    return code ? code : ls_shard_check(shard, error);
 }

@@ -43,7 +43,7 @@ struct ls_trainer_options {
 };
 
 /* Errors: LS_USAGE (shapes, fewer sequences in a full step than ranks), LS_MEMORY, LS_ERROR. Parameters are zero until
- * ls_trainer_initialize() or ls_trainer_load(). Not collective. */
+ * ls_trainer_initialize() or ls_trainer_load(). Collective with zero.replicas above 1. */
 enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct ls_trainer **trainer,
                                struct ls_error *error);
 /* Takes NULL. */
@@ -51,8 +51,8 @@ void ls_trainer_destroy(struct ls_trainer *trainer);
 
 /* Parameters from train.seed, the same at any number of ranks. */
 enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error);
-/* Parameters and optimizer state from a checkpoint folder, written at any number of ranks. Not collective.
- * LS_CHECKPOINT. */
+/* Parameters and optimizer state from a checkpoint folder, written at any number of ranks and ZeRO stage. Not
+ * collective. LS_CHECKPOINT. */
 enum ls_code ls_trainer_load(struct ls_trainer *trainer, const char *folder, struct ls_error *error);
 
 /* What rank 0 wants at a boundary. */
@@ -87,8 +87,8 @@ enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, doubl
 /* True after a step that evaluation.every_steps asks for, or the last one. */
 bool ls_trainer_evaluation_due(const struct ls_trainer *trainer);
 
-/* Writes this rank's files into the build folder and describes them in files[LS_CHECKPOINT_RANK_FILES_MAX]. Not
- * collective. LS_CHECKPOINT. */
+/* Collective: every rank calls it, also when one of them cannot write. Writes this rank's files into the build folder
+ * and describes them in files[LS_CHECKPOINT_RANK_FILES_MAX]. LS_CHECKPOINT. */
 enum ls_code ls_trainer_save(struct ls_trainer *trainer, const char *folder, struct ls_file_record *files,
                              size_t *count, struct ls_error *error);
 /* Bytes that all ranks' files take together. */
@@ -101,7 +101,7 @@ int64_t ls_trainer_optimizer_steps(const struct ls_trainer *trainer);
 /* The rank that the last error came from, -1: none in particular. */
 int ls_trainer_failed_rank(const struct ls_trainer *trainer);
 
-/* Copies the flat parameters of a block to host memory. */
+/* Collective. Copies the flat parameters of a block to host memory. */
 enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, float *parameters, struct ls_error *error);
 const struct ls_model *ls_trainer_model(const struct ls_trainer *trainer);
 

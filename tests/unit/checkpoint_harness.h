@@ -117,13 +117,14 @@ static inline void harness_save_rank(const char *folder, const struct ls_config 
                                                    .document_token = 256,
                                                    .rank = rank,
                                                    .world_size = world_size,
+                                                   .replicas = 1,
                                                    .model_file_bytes = model_file_bytes};
     expect_ok(ls_checkpoint_writer_create(&options, &writer, error));
     for (int b = 0; b < ls_model_block_count(model); b++) {
         float *values[3];
         int64_t first, length;
         for (int kind = 0; kind < 3; kind++) values[kind] = harness_values(model, kind, b);
-        ls_checkpoint_slice(ls_model_block(model, b)->count, rank, world_size, &first, &length);
+        ls_checkpoint_slice(ls_model_block(model, b)->count, rank, world_size, 1, &first, &length);
         /* Outside its slice a rank that writes no weights of the block reads nothing. */
         if (!ls_checkpoint_writer_needs_block(writer, b))
             for (int64_t i = 0; i < ls_model_block(model, b)->count; i++)

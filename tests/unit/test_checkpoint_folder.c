@@ -333,8 +333,13 @@ static void a_full_disk_is_noticed_before_the_first_byte_and_keeps_earlier_check
     config.model.vocab_size = 100000;
     expect_ok(ls_model_create(&config, &model, error));
     expect_ok(ls_checkpoint_begin(run, 20, 1, 0, build, error));
-    struct ls_checkpoint_writer_options options = {
-        .folder = build, .model = model, .config = &config, .rank = 0, .world_size = 1, .document_token = -1};
+    struct ls_checkpoint_writer_options options = {.folder = build,
+                                                   .model = model,
+                                                   .config = &config,
+                                                   .rank = 0,
+                                                   .world_size = 1,
+                                                   .replicas = 1,
+                                                   .document_token = -1};
     assert_int_equal(ls_checkpoint_writer_create(&options, &writer, error), LS_CHECKPOINT);
     assert_non_null(strstr(error->text, "bytes needed"));
     assert_non_null(strstr(error->text, strerror(ENOSPC)));

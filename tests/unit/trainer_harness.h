@@ -30,6 +30,7 @@ struct run {
     const char *save;          /* run directory: the state after the last step is committed there */
     bool evaluate;             /* after the last step */
     struct ls_step_report reports[HARNESS_STEPS_MAX];
+    uint64_t wire_bytes[HARNESS_RANKS_MAX]; /* that each rank sent in the steps */
     double validation_loss, bits_per_byte;
     float *weights; /* all blocks of rank 0; freed by harness_free */
     int64_t weight_count;
@@ -133,6 +134,7 @@ static inline enum ls_code harness_run_rank(struct harness *harness, int rank, s
     if (!code) code = ls_trainer_create(&options, trainer, error);
     if (!code) code = run->load ? ls_trainer_load(*trainer, run->load, error) : ls_trainer_initialize(*trainer, error);
     if (!code) code = harness_train(harness, rank, *trainer, error);
+    run->wire_bytes[rank] = ls_comm_wire_bytes(harness->comms[rank]);
     double loss = 0, bits = 0;
     if (!code && run->evaluate) code = ls_trainer_evaluate(*trainer, &loss, &bits, error);
     if (!code && run->save) code = harness_save(harness, rank, *trainer, error);

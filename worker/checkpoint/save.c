@@ -26,10 +26,13 @@ struct ls_checkpoint_writer {
     int next_block;
 };
 
-void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t *first, int64_t *length) {
-    int64_t piece = count / world_size + (count % world_size != 0);
-    *first = rank * piece < count ? rank * piece : count;
-    *length = count - *first < piece ? count - *first : piece;
+void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t replicas, int64_t *first,
+                         int64_t *length) {
+    const int64_t ranks = world_size / replicas;
+    const int64_t slice = count / ranks + (count % ranks != 0), piece = slice / replicas + (slice % replicas != 0);
+    const int64_t begin = rank % ranks * slice, end = begin + slice < count ? begin + slice : count;
+    *first = begin + rank / ranks * piece < end ? begin + rank / ranks * piece : end;
+    *length = end - *first < piece ? end - *first : piece;
 }
 
 int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size) {
@@ -134,7 +137,7 @@ static bool meet(const struct ls_checkpoint_writer *writer, const struct ls_tens
                  int64_t *count) {
     int64_t begin, length;
     ls_checkpoint_slice(ls_model_block(writer->options.model, tensor->block)->count, writer->options.rank,
-                        writer->options.world_size, &begin, &length);
+                        writer->options.world_size, writer->options.replicas, &begin, &length);
     int64_t low = begin > tensor->offset ? begin : tensor->offset;
     int64_t high = begin + length < tensor->offset + tensor->count ? begin + length : tensor->offset + tensor->count;
     *first = low - tensor->offset;
@@ -240,7 +243,8 @@ enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer,
             code = ls_part_write(&writer->model, parameters + tensor->offset, (size_t)tensor->count * sizeof(float),
                                  error);
     }
-    ls_checkpoint_slice(description->count, writer->options.rank, writer->options.world_size, &first, &length);
+    ls_checkpoint_slice(description->count, writer->options.rank, writer->options.world_size, writer->options.replicas,
+                        &first, &length);
     struct block_values sources[STATE_KINDS] = {{parameters, 0}, {m, first}, {v, first}};
     return code ? code : put_state(writer, description, sources, error);
 }

@@ -34,12 +34,15 @@ struct ls_checkpoint_writer_options {
                                there; else: none */
     int64_t document_token; /* bos_token_id and eos_token_id of config.json; -1: null */
     int64_t rank, world_size;
+    int64_t replicas;         /* see ls_checkpoint_slice() */
     int64_t model_file_bytes; /* a model file for each so many bytes of weights, at most one per rank; 0: 64 MiB */
 };
 
-/* Rank `rank`'s slice of a block of `count` elements: ceil(count / world_size) elements each, the last ones shorter or
- * empty. */
-void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t *first, int64_t *length);
+/* Rank `rank`'s slice of a block of `count` elements. The ranks form `replicas` groups of consecutive ranks; within a
+ * group slices have ceil(count / ranks of a group) elements each, the last ones shorter or empty, and a slice is cut
+ * likewise over the groups. */
+void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t replicas, int64_t *first,
+                         int64_t *length);
 
 /* Bytes that all ranks' files take together, headers estimated from above: for ls_checkpoint_begin(). */
 int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);

@@ -16,6 +16,7 @@ enum ls_code ls_comm_initialize(struct ls_comm *comm, const struct ls_comm_opera
                                 int local_rank, int local_size, struct ls_error *error) {
     *comm = (struct ls_comm){
         .operations = operations, .rank = rank, .size = size, .local_rank = local_rank, .local_size = local_size};
+    comm->root = comm;
 #ifdef LS_DEBUG
     comm->checks = true;
 #endif
@@ -98,9 +99,9 @@ static enum ls_code run_on_stream(const void *argument, struct ls_error *error) 
     struct ls_comm *comm = submission->comm;
     const struct ls_collective *collective = &submission->collective;
     uint64_t begin = now_ns();
-    if (comm->watch) atomic_store_explicit(comm->watch, collective->number, memory_order_relaxed);
+    if (comm->root->watch) atomic_store_explicit(comm->root->watch, collective->number, memory_order_relaxed);
     enum ls_code code = LS_OK;
-    if (comm->checks) {
+    if (comm->root->checks) {
         uint64_t element = collective->kind == LS_ALL_GATHER ? 1 : ls_comm_type_bytes(collective->type);
         code = check_agreement(comm, LS_CHANNEL_STREAM,
                                (uint64_t[4]){collective->number, (uint64_t)(int64_t)collective->block,
@@ -109,14 +110,14 @@ static enum ls_code run_on_stream(const void *argument, struct ls_error *error) 
                                error);
     }
     if (!code && collective->count > 0) code = comm->operations->run(comm, collective, error);
-    atomic_fetch_add_explicit(&comm->nanoseconds, now_ns() - begin, memory_order_relaxed);
+    atomic_fetch_add_explicit(&comm->root->nanoseconds, now_ns() - begin, memory_order_relaxed);
     return code;
 }
 
 static void submit(struct ls_comm *comm, struct ls_stream *stream, struct ls_collective collective,
                    uint64_t wire_bytes) {
-    collective.number = ++comm->submitted;
-    comm->wire_bytes += wire_bytes;
+    collective.number = ++comm->root->submitted;
+    comm->root->wire_bytes += wire_bytes;
     if (comm->size == 1) return;
     struct submission submission = {comm, collective};
     static_assert(sizeof submission <= LS_STREAM_ARGUMENT_MAX, "a collective fits a stream's argument");
@@ -172,6 +173,40 @@ enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_
 enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error) {
     uint64_t nothing = 0;
     return ls_comm_sum_u64(comm, &nothing, 1, error);
+}
+
+/* What a rank says of itself in a split. */
+struct choice {
+    int32_t color, key;
+};
+
+enum ls_code ls_comm_split(struct ls_comm *comm, int color, int key, struct ls_comm **part, struct ls_error *error) {
+    assert(comm->root == comm);
+    struct choice *choices = calloc((size_t)comm->size, sizeof *choices);
+    int *members = calloc((size_t)comm->size, sizeof *members);
+    enum ls_code code = LS_OK;
+    if (!choices || !members)
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "communication: no memory for a group of %d ranks", comm->size);
+    if (!code) code = ls_comm_gather_bytes(comm, &(struct choice){color, key}, sizeof *choices, choices, error);
+    if (code) goto free_lists;
+    int size = 0, rank = 0;
+    for (int other = 0; other < comm->size; other++) {
+        if (choices[other].color != color) continue;
+        int place = size++;
+        for (; place > 0 && choices[members[place - 1]].key > choices[other].key; place--)
+            members[place] = members[place - 1];
+        members[place] = other;
+    }
+    while (members[rank] != comm->rank) rank++;
+    struct ls_comm *made;
+    code = comm->operations->split(comm, rank, size, members, &made, error);
+    if (code) goto free_lists;
+    made->root = comm;
+    *part = made;
+free_lists:
+    free(choices);
+    free(members);
+    return code;
 }
 
 enum ls_code ls_comm_share(struct ls_comm *comm, const struct ls_error *own, int *failed_rank, struct ls_error *error) {

@@ -52,6 +52,12 @@ enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error);
 enum ls_code ls_comm_agree(struct ls_comm *comm, const struct ls_error *own, int *failed_rank, struct ls_error *error);
 enum ls_code ls_comm_share(struct ls_comm *comm, const struct ls_error *own, int *failed_rank, struct ls_error *error);
 
+/* Collective on the host. Ranks with the same color become a communicator of their own, ordered by key, then by rank;
+ * what it sends, counts and checks is counted and numbered by `comm`, which must outlive it and is not a part itself.
+ * Collectives of a communicator and of its parts are put on one stream, in the same order by all ranks. Local ranks of
+ * a part are those of `comm`. LS_MEMORY, LS_COMMUNICATION. */
+enum ls_code ls_comm_split(struct ls_comm *comm, int color, int key, struct ls_comm **part, struct ls_error *error);
+
 /* Agreement check: before each collective the ranks compare (number, block, bytes, kind and type), and all of them fail
  * with LS_COMMUNICATION, naming two that differ. On in debug builds (LS_DEBUG). All ranks set the same, while no
  * collective is under way. */

@@ -22,19 +22,23 @@ struct ls_collective {
 /* Collectives on streams and on the host may be under way at the same time: two channels that never mix. */
 enum ls_comm_channel { LS_CHANNEL_STREAM, LS_CHANNEL_HOST, LS_CHANNEL_COUNT };
 
-/* All of them wait until done. */
+/* All of them wait until done. `split`: collective; members[size] are the ranks of the part this rank belongs to, in
+ * their new order, and `rank` is its own place there. */
 struct ls_comm_operations {
     enum ls_code (*run)(struct ls_comm *comm, const struct ls_collective *collective, struct ls_error *error);
     enum ls_code (*sum_u64)(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error);
     enum ls_code (*broadcast)(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error);
     enum ls_code (*gather)(struct ls_comm *comm, enum ls_comm_channel channel, const void *mine, int64_t count,
                            void *all, struct ls_error *error);
+    enum ls_code (*split)(struct ls_comm *comm, int rank, int size, const int *members, struct ls_comm **part,
+                          struct ls_error *error);
     void (*destroy)(struct ls_comm *comm);
 };
 
 /* The first member of every implementation's structure. */
 struct ls_comm {
     const struct ls_comm_operations *operations;
+    struct ls_comm *root; /* what it was split from, or itself; the root counts for its parts */
     int rank, size, local_rank, local_size;
     bool checks;
     uint64_t submitted; /* collectives put on streams so far */
@@ -46,7 +50,7 @@ struct ls_comm {
     uint64_t *signatures;    /* [2][size][4], for the check: one half per channel */
 };
 
-/* Fills the common part, `checks` included. LS_MEMORY. */
+/* Fills the common part, `checks` included; the communicator is its own root. LS_MEMORY. */
 enum ls_code ls_comm_initialize(struct ls_comm *comm, const struct ls_comm_operations *operations, int rank, int size,
                                 int local_rank, int local_size, struct ls_error *error);
 

@@ -16,7 +16,7 @@ enum { PIECE_BYTES = 4 << 20, SLICE_PIECE_BYTES_MIN = 64 << 10 };
 struct mpi_comm {
     struct ls_comm common;
     MPI_Comm channels[LS_CHANNEL_COUNT];
-    void *workspace; /* where reduce-scatter packs a piece of every slice */
+    void *workspace; /* where reduce-scatter packs a piece of every slice; that of the root, in a part */
     size_t workspace_bytes;
 };
 
@@ -150,8 +150,49 @@ static void mpi_destroy(struct ls_comm *comm) {
     struct mpi_comm *mpi = (struct mpi_comm *)comm;
     for (int channel = 0; channel < LS_CHANNEL_COUNT; channel++)
         if (mpi->channels[channel] != MPI_COMM_NULL) MPI_Comm_free(&mpi->channels[channel]);
-    free(mpi->workspace);
+    if (comm->root == comm) free(mpi->workspace);
     free(mpi);
+}
+
+static const struct ls_comm_operations mpi_operations;
+
+/* A communicator without channels. */
+static enum ls_code create(int rank, int size, int local_rank, int local_size, struct mpi_comm **comm,
+                           struct ls_error *error) {
+    struct mpi_comm *mpi = calloc(1, sizeof *mpi);
+    if (!mpi) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "communication: no memory for a communicator");
+    enum ls_code code = ls_comm_initialize(&mpi->common, &mpi_operations, rank, size, local_rank, local_size, error);
+    if (code) {
+        free(mpi);
+        return code;
+    }
+    for (int channel = 0; channel < LS_CHANNEL_COUNT; channel++) mpi->channels[channel] = MPI_COMM_NULL;
+    *comm = mpi;
+    return LS_OK;
+}
+
+static enum ls_code mpi_split(struct ls_comm *comm, int rank, int size, const int *members, struct ls_comm **part,
+                              struct ls_error *error) {
+    struct mpi_comm *whole = (struct mpi_comm *)comm, *mpi = NULL;
+    enum ls_code code = create(rank, size, comm->local_rank, comm->local_size, &mpi, error);
+    if (code) return code;
+    mpi->common.root = comm;
+    mpi->workspace = whole->workspace;
+    mpi->workspace_bytes = whole->workspace_bytes;
+    for (int channel = 0; channel < LS_CHANNEL_COUNT && !code; channel++) {
+        /* The lowest rank of a part names it. */
+        int color = members[0];
+        for (int i = 1; i < size; i++)
+            if (members[i] < color) color = members[i];
+        int status = MPI_Comm_split(whole->channels[channel], color, rank, &mpi->channels[channel]);
+        if (status) code = mpi_failed(status, "MPI_Comm_split", error);
+    }
+    if (code) {
+        ls_comm_destroy(&mpi->common);
+        return code;
+    }
+    *part = &mpi->common;
+    return LS_OK;
 }
 
 static const struct ls_comm_operations mpi_operations = {
@@ -159,6 +200,7 @@ static const struct ls_comm_operations mpi_operations = {
     .sum_u64 = mpi_sum_u64,
     .broadcast = mpi_broadcast,
     .gather = mpi_gather,
+    .split = mpi_split,
     .destroy = mpi_destroy,
 };
 
@@ -186,14 +228,9 @@ enum ls_code ls_comm_create_mpi(struct ls_comm **comm, struct ls_error *error) {
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     enum ls_code code = find_local_ranks(&local_rank, &local_size, error);
     if (code) return code;
-    struct mpi_comm *mpi = calloc(1, sizeof *mpi);
-    if (!mpi) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "communication: no memory for a communicator");
-    code = ls_comm_initialize(&mpi->common, &mpi_operations, rank, size, local_rank, local_size, error);
-    if (code) {
-        free(mpi);
-        return code;
-    }
-    for (int channel = 0; channel < LS_CHANNEL_COUNT; channel++) mpi->channels[channel] = MPI_COMM_NULL;
+    struct mpi_comm *mpi = NULL;
+    code = create(rank, size, local_rank, local_size, &mpi, error);
+    if (code) return code;
     mpi->workspace_bytes = (size_t)size * SLICE_PIECE_BYTES_MIN;
     if (mpi->workspace_bytes < PIECE_BYTES) mpi->workspace_bytes = PIECE_BYTES;
     mpi->workspace = malloc(mpi->workspace_bytes);

@@ -143,14 +143,6 @@ static void threads_destroy(struct ls_comm *comm) {
     free(comm);
 }
 
-static const struct ls_comm_operations threads_operations = {
-    .run = threads_run,
-    .sum_u64 = threads_sum_u64,
-    .broadcast = threads_broadcast,
-    .gather = threads_gather,
-    .destroy = threads_destroy,
-};
-
 /* With one member, the caller, who leaves once the communicators have joined. */
 static struct group *group_create(int size) {
     struct group *group = calloc(1, sizeof *group);
@@ -170,25 +162,59 @@ static struct group *group_create(int size) {
     return NULL;
 }
 
+static const struct ls_comm_operations threads_operations;
+
+/* A member of the group. */
+static enum ls_code member_create(struct group *group, int rank, int local_rank, int local_size, struct ls_comm **comm,
+                                  struct ls_error *error) {
+    struct thread_comm *made = calloc(1, sizeof *made);
+    if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "communication: no memory for %d ranks", group->size);
+    enum ls_code code =
+        ls_comm_initialize(&made->common, &threads_operations, rank, group->size, local_rank, local_size, error);
+    if (code) {
+        free(made);
+        return code;
+    }
+    made->group = group;
+    atomic_fetch_add(&group->members, 1);
+    *comm = &made->common;
+    return LS_OK;
+}
+
+/* The part's first rank makes the group; all of them have joined before it leaves the group it made. */
+static enum ls_code threads_split(struct ls_comm *comm, int rank, int size, const int *members, struct ls_comm **part,
+                                  struct ls_error *error) {
+    struct group *group = rank == 0 ? group_create(size) : NULL;
+    struct group **groups = calloc((size_t)comm->size, sizeof *groups);
+    enum ls_code code = LS_OK;
+    if (!groups) code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "communication: no memory for %d ranks", comm->size);
+    if (!code) code = threads_gather(comm, LS_CHANNEL_HOST, &group, sizeof group, groups, error);
+    if (!code && !groups[members[0]])
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "communication: no memory for a group of %d ranks", size);
+    if (!code) code = member_create(groups[members[0]], rank, comm->local_rank, comm->local_size, part, error);
+    if (groups) threads_gather(comm, LS_CHANNEL_HOST, &group, sizeof group, groups, error);
+    if (group) group_leave(group);
+    free(groups);
+    return code;
+}
+
+static const struct ls_comm_operations threads_operations = {
+    .run = threads_run,
+    .sum_u64 = threads_sum_u64,
+    .broadcast = threads_broadcast,
+    .gather = threads_gather,
+    .split = threads_split,
+    .destroy = threads_destroy,
+};
+
 enum ls_code ls_comm_create_threads(int size, struct ls_comm **comms, struct ls_error *error) {
     struct group *group = group_create(size);
     if (!group) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "communication: no memory for %d ranks", size);
     enum ls_code code = LS_OK;
     int created = 0;
-    for (; created < size && !code; created++) {
-        struct thread_comm *comm = calloc(1, sizeof *comm);
-        if (!comm) {
-            code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "communication: no memory for %d ranks", size);
-            break;
-        }
-        code = ls_comm_initialize(&comm->common, &threads_operations, created, size, created, size, error);
-        if (code) {
-            free(comm);
-            break;
-        }
-        comm->group = group;
-        atomic_fetch_add(&group->members, 1);
-        comms[created] = &comm->common;
+    while (created < size && !code) {
+        code = member_create(group, created, created, size, &comms[created], error);
+        if (!code) created++;
     }
     if (code)
         while (created-- > 0) ls_comm_destroy(comms[created]);

@@ -28,6 +28,7 @@
     X(cross_entropy)                                                                                                   \
     X(add)                                                                                                             \
     X(squared_norm)                                                                                                    \
+    X(ordered_sum)                                                                                                     \
     X(clip)                                                                                                            \
     X(adamw)                                                                                                           \
     X(initialize)
@@ -223,6 +224,13 @@ struct ls_op_squared_norm {
     int64_t count;
     double *partial; /* [ceil(count / 1024)] scratch */
     enum ls_dtype dtype;
+};
+
+/* result[0] = input[0] + input[1] + ... + input[count - 1], in this order. */
+struct ls_op_ordered_sum {
+    double *result;
+    const double *input;
+    int64_t count;
 };
 
 /* norm = sqrt(squared[0]); factor = min(1, maximum / norm), 1 when maximum is 0; found_inf = 1 when the norm is not

@@ -1,13 +1,21 @@
 /* Parameter shards: every block's flat parameters, gradients and optimizer state, cut over the ranks by ZeRO stage, and
- * the collectives that bring them together beside the compute stream. Stage 0: nothing is cut, each block's gradients
- * are all-reduced as its backward ends.
+ * the collectives that bring them together beside the compute stream.
  *
- *     parameters   [ block 0 .... pad ][ block 1 ......... pad ] ...   a buffer per block; also for gradients, m, v
- *     slices       [ rank 0 ][ rank 1 ]                                a block's length, padded to a multiple of ranks
+ *     stage  parameters  gradients  m, v     collectives
+ *     0      whole       whole      whole    all-reduce of a block's gradients as its backward ends
+ *     1      whole       whole      slices   reduce-scatter of gradients; own slice updated; all-gather of parameters
+ *     2      whole       slices     slices   the same; a block's whole gradient lives from its backward to its
+ * reduction 3      slices      slices     slices   all-gather before a block's forward and backward instead
  *
- * Order of a step: acquire, release and gradients as the blocks are computed; reduce once per block, each after the
- * last micro-batch's backward of it; reduce_value for the loss; update. Every rank does all of it, with or without
- * sequences. */
+ *     a block's flat array   [ slice 0 ][ slice 1 ] ... [ slice G-1 .. pad ]   G: ranks of a shard group
+ *
+ * A shard group is ranks / zero.replicas consecutive ranks; within it everything is cut, and slices are all-reduced
+ * over the groups. With zero.accumulate: sharded (stages 2 and 3 always) every micro-batch's gradients are reduced into
+ * the slices; with local, once a step. Stage 1 with sharded accumulation is stage 2.
+ *
+ * Order of a step: for every micro-batch, prefetch, acquire, release and gradients as the blocks are computed, reduce
+ * after each block's backward; reduce_value for the loss; update. Every rank does all of it in the same order, with or
+ * without sequences. */
 #ifndef LS_WORKER_SHARD_SHARD_H
 #define LS_WORKER_SHARD_SHARD_H
 
@@ -18,30 +26,57 @@
 
 struct ls_shard;
 
-/* Adds what the shards need to the arena's plan and returns the number of their first buffer; pure, so that `plan` can
- * call it without a device. */
-int ls_shard_plan(const struct ls_model *model, int64_t ranks, struct ls_arena_plan *plan);
-/* Bytes that one rank sends in a step for `block`, as ls_comm_wire_bytes() counts them; block -1: for the loss. Pure.
- */
-int64_t ls_shard_wire_bytes(const struct ls_model *model, int64_t ranks, int block);
+/* Adds what the shards of each of `ranks` ranks need to the arena's plan and returns the number of their first buffer;
+ * pure, so that `plan` can call it without a device. State is in the categories parameters, gradients and optimizer;
+ * what lives for a while only in gathered (parameters at stage 3) and reduced (whole gradients). */
+int ls_shard_plan(const struct ls_config *config, const struct ls_model *model, int64_t ranks,
+                  struct ls_arena_plan *plan);
 
-/* `first_buffer` is what ls_shard_plan() returned for the arena's plan. Config, model, comm, stream and arena must
+/* Bytes a rank sends in the collectives of one full training step, as ls_comm_wire_bytes() counts them. Pure. */
+struct ls_shard_wire {
+    int64_t gradients, parameters, scalars;
+};
+struct ls_shard_wire ls_shard_wire_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks);
+/* Of them, for one block: after the last micro-batch's backward, and each time its parameters are gathered. */
+int64_t ls_shard_reduce_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block);
+int64_t ls_shard_gather_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block);
+
+/* Copies of what is cut: zero.replicas, 1 at stage 0. */
+int64_t ls_shard_replicas(const struct ls_config *config);
+
+/* The communicators that shards need. `group` is `world` when there is one group; `across` connects the ranks with the
+ * same slices in all groups, NULL when there is one group. */
+struct ls_shard_comms {
+    struct ls_comm *world, *group, *across;
+};
+/* Splits `world`; collective when there are several groups, and then without other ways to fail than a lost rank or
+ * no memory. */
+enum ls_code ls_shard_comms_create(const struct ls_config *config, struct ls_comm *world, struct ls_shard_comms *comms,
+                                   struct ls_error *error);
+void ls_shard_comms_destroy(struct ls_shard_comms *comms);
+
+/* `first_buffer` is what ls_shard_plan() returned for the arena's plan. Config, model, comms, stream and arena must
  * outlive the shards. All is zero at first: parameters come by ls_model_initialize() or a checkpoint. LS_MEMORY. */
-enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_model *model, struct ls_comm *comm,
-                             struct ls_stream *compute, struct ls_arena *arena, int first_buffer,
-                             struct ls_shard **shard, struct ls_error *error);
+enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_model *model,
+                             const struct ls_shard_comms *comms, struct ls_stream *compute, struct ls_arena *arena,
+                             int first_buffer, struct ls_shard **shard, struct ls_error *error);
 /* Waits for what is under way. Takes NULL. */
 void ls_shard_destroy(struct ls_shard *shard);
 
-/* The block's whole flat parameters, valid on the compute stream until released. */
+/* The block's whole flat parameters, valid on the compute stream until released. At stage 3 they are gathered, unless
+ * they are there still or a prefetch began it; two layers can be held at once, and of embedding and untied head one.
+ * Collective at stage 3: all ranks acquire and prefetch the same blocks in the same order. */
 const float *ls_shard_acquire(struct ls_shard *shard, int block);
 void ls_shard_release(struct ls_shard *shard, int block);
+/* Starts to gather a block that will be acquired after the one in use, where there is room; -1: none. */
+void ls_shard_prefetch(struct ls_shard *shard, int block);
 
-/* Where the block's gradients accumulate; zero at the start of a step. */
+/* Where the block's gradients of this micro-batch are added: zero, or what came before, at the first call. */
 float *ls_shard_gradients(struct ls_shard *shard, int block);
-/* The block's gradients of the step are complete on the compute stream: their sum over the ranks starts beside what
- * follows. A tied head adds to the embedding's gradients, so the embedding comes last. */
-void ls_shard_reduce(struct ls_shard *shard, int block);
+/* The block's gradients of this micro-batch, and of the step if it is the `last`, are complete on the compute stream:
+ * their sum over the ranks starts beside what follows, where it is due. A tied head adds to the embedding's gradients,
+ * so the embedding comes last. */
+void ls_shard_reduce(struct ls_shard *shard, int block, bool last);
 /* The same for one number in device memory. What follows on the compute stream sees the sum after ls_shard_update() or
  * ls_shard_await_value(). */
 void ls_shard_reduce_value(struct ls_shard *shard, double *value);
@@ -49,29 +84,38 @@ void ls_shard_await_value(struct ls_shard *shard);
 
 /* Results of an update, in device memory. */
 struct ls_shard_scalars {
-    float *norm;        /* of all gradients, before clipping */
+    float *norm;        /* of all gradients, before clipping; the same bits on every rank */
     int32_t *found_inf; /* 1: the norm is not finite, and nothing was changed */
-    double *
-        parameters; /* squared norm of the updated parameters of one block, each in its turn: equal on equal replicas */
+    /* Squared norm of the parameters of one block, each in its turn: equal on equal replicas. At stage 0 after the
+     * update; later those the step began with, as they were gathered. */
+    double *parameters;
 };
 struct ls_shard_scalars ls_shard_scalars(struct ls_shard *shard);
-/* After every block was reduced: norm, clipping, the optimizer's step number `step` (from 1) at `learning_rate`,
- * gradients zeroed. The compute stream must be synchronised between two updates. */
+/* After every block was reduced: norm, clipping, the optimizer's step number `step` (from 1) at `learning_rate`.
+ * Gathering starts. The compute stream must be synchronised between two updates. */
 void ls_shard_update(struct ls_shard *shard, float learning_rate, int64_t step);
-/* Waits for the communication stream; returns what its collectives met. */
-enum ls_code ls_shard_synchronize(struct ls_shard *shard, struct ls_error *error);
-/* Seconds the compute stream waited for reductions so far; up to date after it was synchronised. */
+/* Returns what the collectives met whose results the compute stream has waited for; waits for no others. */
+enum ls_code ls_shard_check(struct ls_shard *shard, struct ls_error *error);
+/* Seconds the compute stream waited for collectives so far; up to date after it was synchronised. */
 double ls_shard_exposed_seconds(const struct ls_shard *shard);
 
 /* This rank's part [first, first + count) of the block's master parameters, m and v, for checkpoints; device memory.
- * The ranks' parts are consecutive and cover the block's count (without padding); late ranks may have nothing. */
+ * The ranks' parts cover the block's count (without padding), each element once; some ranks may have nothing. It is
+ * ls_checkpoint_slice() of ls_shard_replicas(). */
 struct ls_shard_slice {
     int64_t first, count;
     float *parameters, *m, *v;
 };
 struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int block);
-/* This rank's memory for elements [first, first + count) of the block, for filling parameters, m and v: at stage 0 the
- * whole block, padding left out. */
-struct ls_shard_slice ls_shard_held(struct ls_shard *shard, int block);
+
+/* This rank's memory for the block, for filling: elements [first, first + count) of the parameters and [state_first,
+ * state_first + state_count) of m and v, padding left out. The compute stream must be synchronised after filling. */
+struct ls_shard_held {
+    int64_t first, count;
+    float *parameters;
+    int64_t state_first, state_count;
+    float *m, *v;
+};
+struct ls_shard_held ls_shard_held(struct ls_shard *shard, int block);
 
 #endif

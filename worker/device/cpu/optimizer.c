@@ -27,6 +27,13 @@ void ls_cpu_squared_norm(int threads, const struct ls_op_squared_norm *op) {
     op->result[0] = sum;
 }
 
+void ls_cpu_ordered_sum(int threads, const struct ls_op_ordered_sum *op) {
+    (void)threads;
+    double sum = 0.0;
+    for (int64_t i = 0; i < op->count; i++) sum += op->input[i];
+    op->result[0] = sum;
+}
+
 void ls_cpu_clip(int threads, const struct ls_op_clip *op) {
     (void)threads;
     const double norm = sqrt(op->squared[0]);

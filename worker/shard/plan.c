@@ -1,0 +1,189 @@
+/* How blocks are cut, and what that costs in memory and on the wire. */
+#include "worker/activations.h"
+#include "worker/shard/state.h"
+
+/* Elements behind each of squared_norm's partial sums. */
+enum { NORM_STRETCH = 1024 };
+
+int64_t ls_shard_replicas(const struct ls_config *config) {
+    return config->zero.stage > 0 ? config->zero.replicas : 1;
+}
+
+struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks) {
+    const int64_t stage = config->zero.stage;
+    return (struct ls_shard_cut){
+        .ranks = stage > 0 ? ranks / ls_shard_replicas(config) : 1,
+        .parameters_sliced = stage == 3,
+        .gradients_sliced = stage >= 2 || config->zero.accumulate == LS_ACCUMULATE_SHARDED,
+        .state_sliced = stage >= 1,
+        .parameter_bytes = sizeof(float),
+        .gradient_bytes = sizeof(float),
+        .state_bytes = sizeof(float),
+    };
+}
+
+static void *place(struct ls_shard_placer *placer, enum ls_memory_category category, int64_t bytes) {
+    if (placer->arena) return ls_arena_buffer(placer->arena, placer->next++);
+    ls_arena_reserve(placer->plan, category, bytes);
+    return NULL;
+}
+
+/* The largest of the blocks that pass through the slot, padded. */
+static int64_t slot_count(const struct ls_model *model, const struct ls_shard_cut *cut, int slot) {
+    int64_t largest = 0;
+    for (int block = 0; block < ls_model_block_count(model); block++) {
+        if (ls_shard_block_is_large(model, block) != (slot == POOL_LARGE)) continue;
+        int64_t padded = ls_shard_slice_count(cut, ls_model_block(model, block)->count) * cut->ranks;
+        if (padded > largest) largest = padded;
+    }
+    return largest;
+}
+
+void ls_shard_place_block(struct ls_shard_placer *placer, const struct ls_shard_cut *cut, struct shard_block *block) {
+    const int64_t parameters = cut->parameters_sliced ? block->slice : block->padded;
+    const int64_t gradients = cut->gradients_sliced ? block->slice : block->padded;
+    block->parameters = place(placer, LS_MEMORY_PARAMETERS, parameters * cut->parameter_bytes);
+    block->gradients = place(placer, LS_MEMORY_GRADIENTS, gradients * cut->gradient_bytes);
+    block->m = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
+    block->v = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
+}
+
+void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *model, const struct ls_shard_cut *cut,
+                         struct ls_shard *shard) {
+    int64_t largest = 0;
+    for (int slot = 0; slot < POOL_SLOTS; slot++) {
+        const int64_t count = slot_count(model, cut, slot);
+        if (count > largest) largest = count;
+        if (cut->gradients_sliced)
+            shard->passing[slot].memory = place(placer, LS_MEMORY_REDUCED, count * cut->gradient_bytes);
+        if (cut->parameters_sliced)
+            shard->gathered[slot].memory = place(placer, LS_MEMORY_GATHERED, count * cut->parameter_bytes);
+    }
+    shard->scalars = place(placer, LS_MEMORY_SCALARS, sizeof(struct scalars));
+    shard->norms = place(placer, LS_MEMORY_SCALARS, cut->ranks * (int64_t)sizeof(double));
+    shard->partial =
+        place(placer, LS_MEMORY_WORKSPACE, (largest + NORM_STRETCH - 1) / NORM_STRETCH * (int64_t)sizeof(double));
+}
+
+int ls_shard_plan(const struct ls_config *config, const struct ls_model *model, int64_t ranks,
+                  struct ls_arena_plan *plan) {
+    const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
+    struct ls_shard_placer placer = {.plan = plan};
+    const int first = plan->count;
+    for (int i = 0; i < ls_model_block_count(model); i++) {
+        struct shard_block block = {.slice = ls_shard_slice_count(&cut, ls_model_block(model, i)->count)};
+        block.padded = block.slice * cut.ranks;
+        ls_shard_place_block(&placer, &cut, &block);
+    }
+    ls_shard_place_rest(&placer, model, &cut, &(struct ls_shard){0});
+    return first;
+}
+
+void ls_gather_pool_clear(struct ls_gather_pool *pool) {
+    *pool = (struct ls_gather_pool){0};
+    for (int slot = 0; slot < POOL_SLOTS; slot++) pool->slots[slot].block = -1;
+}
+
+int ls_gather_pool_place(struct ls_gather_pool *pool, const struct ls_model *model, int block, bool *missing) {
+    const bool large = ls_shard_block_is_large(model, block);
+    const int first = large ? POOL_LARGE : POOL_FIRST, last = large ? POOL_LARGE : POOL_SECOND;
+    int chosen = -1;
+    for (int slot = first; slot <= last; slot++) {
+        if (pool->slots[slot].block == block) {
+            *missing = false;
+            pool->slots[slot].turn = ++pool->turns;
+            return slot;
+        }
+        if (pool->slots[slot].users == 0 && (chosen < 0 || pool->slots[slot].turn < pool->slots[chosen].turn))
+            chosen = slot;
+    }
+    if (chosen < 0) return -1;
+    *missing = true;
+    pool->slots[chosen].block = block;
+    pool->slots[chosen].turn = ++pool->turns;
+    return chosen;
+}
+
+/* What the ring of a collective sends of a slice to the other ranks of the group. */
+static int64_t ring_bytes(const struct ls_shard_cut *cut, const struct ls_model *model, int block, int64_t element) {
+    return (cut->ranks - 1) * ls_shard_slice_count(cut, ls_model_block(model, block)->count) * element;
+}
+
+/* A training step at stage 3 as the replica walks it, counted instead of run. */
+struct walk {
+    struct ls_gather_pool pool;
+    const struct ls_model *model;
+    const struct ls_shard_cut *cut;
+    struct ls_activations activations;
+    int64_t bytes;
+};
+
+static int walk_to(struct walk *walk, int block) {
+    bool missing = false;
+    const int slot = ls_gather_pool_place(&walk->pool, walk->model, block, &missing);
+    if (missing) walk->bytes += ring_bytes(walk->cut, walk->model, block, walk->cut->parameter_bytes);
+    return slot;
+}
+
+/* Acquires the block, prefetches the next one, releases. */
+static void walk_through(struct walk *walk, int block, int next) {
+    const int slot = walk_to(walk, block);
+    walk->pool.slots[slot].users++;
+    if (next >= 0) walk_to(walk, next);
+    walk->pool.slots[slot].users--;
+}
+
+static void walk_micro_batch(struct walk *walk, bool last) {
+    const int head = ls_model_block_count(walk->model) - 1;
+    for (int block = 0; block < head; block++) walk_through(walk, block, block + 1);
+    const int slot = walk_to(walk, head);
+    walk->pool.slots[slot].users++;
+    if (ls_model_head_is_tied(walk->model))
+        walk_through(walk, 0, head - 1);
+    else
+        walk_to(walk, head - 1);
+    walk->pool.slots[slot].users--;
+    for (int block = head - 1; block > 0; block--) {
+        for (int again = ls_activations_forward_again(&walk->activations, block); again < block; again++)
+            walk_through(walk, again, again + 1);
+        walk_through(walk, block, block == 1 && last ? -1 : ls_activations_next(&walk->activations, block));
+    }
+}
+
+static int64_t gathered_bytes(const struct ls_config *config, const struct ls_model *model,
+                              const struct ls_shard_cut *cut, int64_t micro_batches) {
+    struct walk walk = {.model = model, .cut = cut, .activations = ls_activations_share(config, model)};
+    ls_gather_pool_clear(&walk.pool);
+    walk_to(&walk, 0);
+    walk_to(&walk, 1);
+    for (int64_t i = 0; i < micro_batches; i++) walk_micro_batch(&walk, i == micro_batches - 1);
+    return walk.bytes;
+}
+
+int64_t ls_shard_reduce_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block) {
+    const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
+    const int64_t replicas = ls_shard_replicas(config), count = ls_model_block(model, block)->count;
+    if (!cut.state_sliced) return 2 * (ranks - 1) * count * cut.gradient_bytes / ranks;
+    return ring_bytes(&cut, model, block, cut.gradient_bytes) +
+           2 * (replicas - 1) * ls_shard_slice_count(&cut, count) * cut.gradient_bytes / replicas;
+}
+
+int64_t ls_shard_gather_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block) {
+    const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
+    return ring_bytes(&cut, model, block, cut.parameter_bytes);
+}
+
+struct ls_shard_wire ls_shard_wire_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
+    const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
+    const int64_t micro_batches = ls_config_micro_batches(config, config->train.global_batch_size, ranks);
+    struct ls_shard_wire wire = {.scalars = 2 * (ranks - 1) * (int64_t)sizeof(double) / ranks};
+    if (cut.state_sliced) wire.scalars += (cut.ranks - 1) * (int64_t)sizeof(double);
+    if (cut.parameters_sliced) wire.parameters = gathered_bytes(config, model, &cut, micro_batches);
+    for (int block = 0; block < ls_model_block_count(model); block++) {
+        wire.gradients += ls_shard_reduce_bytes(config, model, ranks, block);
+        if (cut.gradients_sliced)
+            wire.gradients += (micro_batches - 1) * ring_bytes(&cut, model, block, cut.gradient_bytes);
+        if (!cut.parameters_sliced) wire.parameters += ring_bytes(&cut, model, block, cut.parameter_bytes);
+    }
+    return wire;
+}

@@ -1,0 +1,127 @@
+/* What the files of this room share: the shards' records and how blocks are cut. */
+#ifndef LS_WORKER_SHARD_STATE_H
+#define LS_WORKER_SHARD_STATE_H
+
+#include "worker/shard/shard.h"
+
+/* How the configuration cuts blocks. */
+struct ls_shard_cut {
+    int64_t ranks;           /* of a shard group: slices of a block; 1 at stage 0 */
+    bool parameters_sliced;  /* stage 3 */
+    bool gradients_sliced;   /* a slice accumulates, whole gradients are passing: stages 2 and 3, sharded */
+    bool state_sliced;       /* stages 1 to 3 */
+    int64_t parameter_bytes; /* of an element: what blocks compute with, also on the wire */
+    int64_t gradient_bytes;  /* what is accumulated, also on the wire */
+    int64_t state_bytes;     /* m and v, each */
+};
+struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks);
+
+/* Elements of a slice of `count`. */
+static inline int64_t ls_shard_slice_count(const struct ls_shard_cut *cut, int64_t count) {
+    return (count + cut->ranks - 1) / cut->ranks;
+}
+
+/* Whole blocks pass through a few buffers: one for the embedding or an untied head, which may be far larger than a
+ * layer, and two for everything else, so that one is in work while the other comes or goes. */
+enum { POOL_LARGE, POOL_FIRST, POOL_SECOND, POOL_SLOTS };
+static inline bool ls_shard_block_is_large(const struct ls_model *model, int block) {
+    enum ls_block_kind kind = ls_model_block(model, block)->kind;
+    return kind == LS_BLOCK_EMBEDDING || (kind == LS_BLOCK_HEAD && !ls_model_head_is_tied(model));
+}
+
+/* Which blocks are in the buffers of gathered parameters: a cache, in which the buffer that was used longest ago gives
+ * way. The same code runs the training and counts its bytes. */
+struct ls_gather_pool {
+    struct {
+        int block, users; /* block -1: none */
+        uint64_t turn;    /* when it was last asked for */
+    } slots[POOL_SLOTS];
+    uint64_t turns;
+};
+void ls_gather_pool_clear(struct ls_gather_pool *pool);
+/* The block's slot; *missing when it has to be gathered into it. -1: all slots for such a block are in use. */
+int ls_gather_pool_place(struct ls_gather_pool *pool, const struct ls_model *model, int block, bool *missing);
+
+struct shard_block {
+    int64_t count, decay_count;
+    int64_t slice, padded;        /* elements: of a slice, and of all slices */
+    int64_t own_first, own_count; /* of the block, what this rank updates, without padding */
+    float *parameters;            /* [padded], or the own slice */
+    float *gradients;             /* [padded], or what the own slice accumulates */
+    float *m, *v;                 /* of the own slice */
+    float *passing;               /* the whole gradient, while it is in a buffer of the pool; else NULL */
+    int passing_slot;
+    bool accumulated;                    /* the slice holds gradients of an earlier micro-batch of the step */
+    bool gathering;                      /* parameters are under way, the compute stream has not waited yet */
+    struct ls_event *complete;           /* on the compute stream: gradients, or the updated slice */
+    struct ls_event *reduced, *gathered; /* on the communication stream */
+};
+
+/* A buffer of whole gradients on their way to a reduction. */
+struct passing_slot {
+    float *memory;
+    struct ls_event *idle; /* on the communication stream: reduced, may be used again */
+};
+
+/* A buffer of gathered parameters; its block is in the pool. */
+struct gather_slot {
+    float *memory;
+    bool awaited;           /* by the compute stream */
+    struct ls_event *ready; /* on the communication stream */
+    struct ls_event *idle;  /* on the compute stream: released */
+};
+
+/* The scalars in device memory. */
+struct scalars {
+    double squared, parameters;
+    float norm, factor, learning_rate;
+    int32_t found_inf;
+    int64_t step;
+};
+
+/* What is copied to the device before an update. */
+struct update_inputs {
+    float learning_rate;
+    int64_t step;
+};
+
+struct ls_shard {
+    const struct ls_config *config;
+    const struct ls_model *model;
+    struct ls_shard_comms comms;
+    struct ls_shard_cut cut;
+    int64_t index; /* of the own slice */
+    struct ls_stream *compute, *communication;
+    struct scalars *scalars;      /* device */
+    double *partial;              /* device, squared_norm's scratch */
+    double *norms;                /* device, squared norms of each slice's gradients */
+    struct update_inputs *inputs; /* host, for asynchronous copies */
+    struct ls_event *value_complete, *value_reduced, *norm_complete, *norm_gathered, *updated;
+    struct ls_event *awaited;          /* the last one the compute stream waited for */
+    uint64_t wait_began_ns, waited_ns; /* written on the compute stream */
+    struct passing_slot passing[POOL_SLOTS];
+    int next_passing; /* of the two, which is older */
+    struct ls_gather_pool pool;
+    struct gather_slot gathered[POOL_SLOTS];
+    int check; /* block whose parameters' norm is due when they are acquired; -1: none */
+    int block_count;
+    struct shard_block blocks[];
+};
+
+/* Reserves buffers in a plan, or takes them from the arena in the same order: one description serves both. */
+struct ls_shard_placer {
+    struct ls_arena_plan *plan; /* without an arena */
+    struct ls_arena *arena;
+    int next;
+};
+void ls_shard_place_block(struct ls_shard_placer *placer, const struct ls_shard_cut *cut, struct shard_block *block);
+/* What is not of one block. */
+void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *model, const struct ls_shard_cut *cut,
+                         struct ls_shard *shard);
+
+/* Lets the communication stream go on with what `complete` marks on the compute stream. */
+void ls_shard_hand_over(struct ls_shard *shard, struct ls_event *complete);
+/* Makes the compute stream wait for the communication stream, and measures on that stream how long it did. */
+void ls_shard_wait_for(struct ls_shard *shard, struct ls_event *event);
+
+#endif

@@ -1,0 +1,91 @@
+/* The optimizer's step on what this rank updates, and the start of the gathers that spread it. */
+#include "worker/shard/state.h"
+
+/* The summed gradients of what this rank updates. */
+static float *own_gradients(const struct ls_shard *shard, const struct shard_block *block) {
+    return shard->cut.gradients_sliced ? block->gradients : block->gradients + block->own_first;
+}
+
+/* Its parameters. */
+static float *own_parameters(const struct ls_shard *shard, const struct shard_block *block) {
+    return shard->cut.parameters_sliced ? block->parameters : block->parameters + block->own_first;
+}
+
+static void copy_inputs(struct ls_shard *shard, float learning_rate, int64_t step) {
+    struct scalars *scalars = shard->scalars;
+    *shard->inputs = (struct update_inputs){.learning_rate = learning_rate, .step = step};
+    ls_copy_to_device(shard->compute, &scalars->learning_rate, &shard->inputs->learning_rate,
+                      sizeof scalars->learning_rate);
+    ls_copy_to_device(shard->compute, &scalars->step, &shard->inputs->step, sizeof scalars->step);
+}
+
+/* The sum of squares of all gradients, the same bits on every rank. */
+static void sum_squares(struct ls_shard *shard) {
+    struct scalars *scalars = shard->scalars;
+    ls_fill_zero(shard->compute, &scalars->squared, sizeof scalars->squared);
+    /* Reductions end in the order of backward: the last block's first. The sum has an order of its own. */
+    for (int i = shard->block_count - 1; i >= 0; i--) {
+        struct shard_block *block = &shard->blocks[i];
+        ls_shard_wait_for(shard, block->reduced);
+        ls_op(shard->compute, squared_norm, .result = &scalars->squared, .input = own_gradients(shard, block),
+              .count = block->own_count, .partial = shard->partial, .dtype = LS_FP32);
+    }
+    if (!shard->cut.state_sliced) return;
+    /* Every rank adds up the slices' sums in the same order. */
+    ls_copy(shard->compute, &shard->norms[shard->index], &scalars->squared, sizeof scalars->squared);
+    ls_shard_hand_over(shard, shard->norm_complete);
+    ls_comm_all_gather(shard->comms.group, shard->communication, shard->norms, sizeof *shard->norms, -1);
+    ls_event_record(shard->norm_gathered, shard->communication);
+    ls_shard_wait_for(shard, shard->norm_gathered);
+    ls_op(shard->compute, ordered_sum, .result = &scalars->squared, .input = shard->norms, .count = shard->cut.ranks);
+}
+
+static void update_block(struct ls_shard *shard, const struct shard_block *block) {
+    const struct scalars *scalars = shard->scalars;
+    int64_t decayed = block->decay_count - block->own_first;
+    if (decayed < 0) decayed = 0;
+    if (decayed > block->own_count) decayed = block->own_count;
+    ls_op(shard->compute, adamw, .parameter = own_parameters(shard, block), .m = block->m, .v = block->v,
+          .gradient = own_gradients(shard, block), .factor = &scalars->factor, .learning_rate = &scalars->learning_rate,
+          .step = &scalars->step, .found_inf = &scalars->found_inf, .count = block->own_count, .decay_count = decayed,
+          .beta1 = (float)shard->config->optimizer.beta1, .beta2 = (float)shard->config->optimizer.beta2,
+          .epsilon = (float)shard->config->optimizer.eps, .weight_decay = (float)shard->config->optimizer.weight_decay,
+          .dtype = LS_FP32);
+}
+
+/* Stages 1 and 2: the block's updated slices come together beside what follows. */
+static void gather_block(struct ls_shard *shard, struct shard_block *block, int index) {
+    ls_shard_hand_over(shard, block->complete);
+    ls_comm_all_gather(shard->comms.group, shard->communication, block->parameters,
+                       block->slice * shard->cut.parameter_bytes, index);
+    ls_event_record(block->gathered, shard->communication);
+    block->gathering = true;
+}
+
+/* Stage 3: what the pool holds is old; the next forward's first blocks come. */
+static void renew_pool(struct ls_shard *shard) {
+    ls_shard_hand_over(shard, shard->updated);
+    ls_gather_pool_clear(&shard->pool);
+    ls_shard_prefetch(shard, 0);
+    ls_shard_prefetch(shard, 1);
+}
+
+void ls_shard_update(struct ls_shard *shard, float learning_rate, int64_t step) {
+    struct scalars *scalars = shard->scalars;
+    copy_inputs(shard, learning_rate, step);
+    ls_fill_zero(shard->compute, &scalars->found_inf, sizeof scalars->found_inf);
+    ls_shard_await_value(shard);
+    sum_squares(shard);
+    ls_op(shard->compute, clip, .factor = &scalars->factor, .norm = &scalars->norm, .found_inf = &scalars->found_inf,
+          .squared = &scalars->squared, .maximum = (float)shard->config->train.gradient_clipping);
+    for (int i = 0; i < shard->block_count; i++) {
+        struct shard_block *block = &shard->blocks[i];
+        update_block(shard, block);
+        if (shard->cut.state_sliced && !shard->cut.parameters_sliced) gather_block(shard, block, i);
+        if (!shard->cut.gradients_sliced)
+            ls_fill_zero(shard->compute, block->gradients, (size_t)(block->padded * shard->cut.gradient_bytes));
+    }
+    if (shard->cut.parameters_sliced) renew_pool(shard);
+    shard->check = (int)(step % shard->block_count);
+    if (!shard->cut.state_sliced) ls_shard_acquire(shard, shard->check);
+}

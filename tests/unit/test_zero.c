@@ -178,12 +178,227 @@ static void a_checkpoint_goes_on_at_any_stage_and_rank_count(void **unused) {
     }
 }
 
+static void gathered_blocks_serve_recomputation_too(void **unused) {
+    (void)unused;
+    /* Three layers in segments of two: the first two run forward again before their backward. */
+    for (int family = 0; family < 2; family++)
+        for (int mode = 0; mode < 3; mode++) {
+            struct run plain = start(families[family], (struct split){3, 3, 4, 0, 0}, 10);
+            struct run again = plain;
+            again.config.activation_checkpointing.mode = mode < 2 ? LS_CHECKPOINTING_FULL : LS_CHECKPOINTING_SELECTIVE;
+            again.config.activation_checkpointing.every = mode < 2 ? mode + 1 : 1;
+            harness_run_well(&plain);
+            harness_run_well(&again);
+            for (int i = 0; i < 10; i++)
+                assert_memory_equal(&plain.reports[i].loss, &again.reports[i].loss, sizeof(double));
+            assert_memory_equal(plain.weights, again.weights, (size_t)plain.weight_count * sizeof(float));
+            harness_free(&plain);
+            harness_free(&again);
+        }
+}
+
+static int64_t round_up(int64_t count, int64_t multiple) {
+    return (count + multiple - 1) / multiple * multiple;
+}
+
+/* Elements of all blocks, each padded to a multiple of the ranks of a group. */
+static int64_t padded_parameters(const struct ls_model *model, int64_t ranks) {
+    int64_t sum = 0;
+    for (int block = 0; block < ls_model_block_count(model); block++)
+        sum += round_up(ls_model_block(model, block)->count, ranks);
+    return sum;
+}
+
+static struct ls_arena_plan *plan_of(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
+    struct ls_arena_plan *plan = calloc(1, sizeof *plan);
+    assert_int_equal(ls_shard_plan(config, model, ranks, plan), 0);
+    return plan;
+}
+
+/* Bytes a rank holds of parameters, gradients and optimizer state, P parameters over N ranks in fp32: 16P, 8P + 8P/N,
+ * 4P + 12P/N, 16P/N; the arena rounds each of the four buffers of a block up to 256 bytes, padding is less than N
+ * elements each. */
+static void check_state_bytes(const char *yaml) {
+    struct ls_config config = harness_config(yaml);
+    struct ls_model *model;
+    assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
+    const double P = (double)ls_model_parameter_count(model);
+    for (int64_t N = 1; N <= 8; N++)
+        for (int stage = 0; stage <= 3; stage++) {
+            config.zero.stage = stage;
+            struct ls_arena_plan *plan = plan_of(&config, model, N);
+            const double formulas[] = {16 * P, 8 * P + 8 * P / (double)N, 4 * P + 12 * P / (double)N,
+                                       16 * P / (double)N};
+            const int64_t state = plan->category_bytes[LS_MEMORY_PARAMETERS] +
+                                  plan->category_bytes[LS_MEMORY_GRADIENTS] + plan->category_bytes[LS_MEMORY_OPTIMIZER];
+            const double slack = (double)ls_model_block_count(model) * 4 * (4.0 * (double)N + 256);
+            assert_true((double)state >= formulas[stage] && (double)state <= formulas[stage] + slack);
+            free(plan);
+        }
+    ls_model_destroy(model);
+}
+
+static void state_bytes_follow_the_formulas(void **unused) {
+    (void)unused;
+    check_state_bytes(gpt2);
+    check_state_bytes(llama);
+}
+
+/* GPT-2, V 257, T 12, C 18, three layers: embedding (V + T) C = 4842, a layer 12 C^2 + 13 C = 4122, head 2 C = 36.
+ * Llama, V 257, C 20, two heads of 10 and one of keys, I 37: embedding V C = 5140, a layer C (2 C + 20 + 3 I + 2) =
+ * 3460, head V C + C = 5160. Over 4 ranks: 4844, 4124 and 36; 5140, 3460, 5160. */
+static void whole_blocks_pass_through_one_large_and_two_layer_buffers(void **unused) {
+    (void)unused;
+    static const int64_t large[] = {4844, 5160}, layer[] = {4124, 3460};
+    for (int family = 0; family < 2; family++) {
+        struct ls_config config = harness_config(families[family]);
+        struct ls_model *model;
+        assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
+        const int64_t passing = round_up(4 * large[family], 256) + 2 * round_up(4 * layer[family], 256);
+        for (int stage = 0; stage <= 3; stage++) {
+            config.zero.stage = stage;
+            struct ls_arena_plan *plan = plan_of(&config, model, 4);
+            assert_int_equal(plan->category_bytes[LS_MEMORY_REDUCED], stage >= 2 ? passing : 0);
+            assert_int_equal(plan->category_bytes[LS_MEMORY_GATHERED], stage == 3 ? passing : 0);
+            free(plan);
+        }
+        ls_model_destroy(model);
+    }
+}
+
+/* What the steps after the first five sent: a step's own, because the first one finds nothing gathered. */
+static int64_t measured_wire(const char *yaml, struct split split, int every) {
+    uint64_t sent[2][HARNESS_RANKS_MAX];
+    for (int longer = 0; longer < 2; longer++) {
+        struct run run = start(yaml, split, 5 + longer);
+        if (every > 0) {
+            run.config.activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
+            run.config.activation_checkpointing.every = every;
+        }
+        harness_run_well(&run);
+        memcpy(sent[longer], run.wire_bytes, sizeof run.wire_bytes);
+        harness_free(&run);
+    }
+    for (int rank = 1; rank < split.ranks; rank++)
+        assert_int_equal(sent[1][rank] - sent[0][rank], sent[1][0] - sent[0][0]);
+    return (int64_t)(sent[1][0] - sent[0][0]);
+}
+
+static int64_t planned_wire(const char *yaml, struct split split, int every, struct ls_shard_wire *wire) {
+    struct run run = start(yaml, split, 1);
+    struct ls_model *model;
+    if (every > 0) {
+        run.config.activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
+        run.config.activation_checkpointing.every = every;
+    }
+    assert_int_equal(ls_model_create(&run.config, &model, NULL), LS_OK);
+    *wire = ls_shard_wire_bytes(&run.config, model, split.ranks);
+    ls_model_destroy(model);
+    return wire->gradients + wire->parameters + wire->scalars;
+}
+
+/* f P (2g | g + w | g + w | g + 2w), f = (N - 1) / N, g = w = 4, without accumulation; padding may add N - 1 elements
+ * to each collective of a block. The two numbers that travel too, loss and norm, are apart. */
+static void wire_bytes_are_counted_planned_and_bounded(void **unused) {
+    (void)unused;
+    static const int bytes_per_parameter[] = {8, 8, 8, 12};
+    for (int family = 0; family < 2; family++) {
+        struct ls_config config = harness_config(families[family]);
+        struct ls_model *model;
+        assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
+        const double P = (double)ls_model_parameter_count(model);
+        for (int stage = 0; stage <= 3; stage++)
+            for (int ranks = 1; ranks <= 4; ranks++) {
+                struct ls_shard_wire wire;
+                const struct split split = {stage, ranks, 30, 0, 0};
+                assert_int_equal(measured_wire(families[family], split, 0),
+                                 planned_wire(families[family], split, 0, &wire));
+                const double f = (double)(ranks - 1) / ranks;
+                const double padding = 3.0 * ls_model_block_count(model) * 4 * (ranks - 1);
+                assert_true((double)(wire.gradients + wire.parameters) <= f * P * bytes_per_parameter[stage] + padding);
+                assert_true(wire.scalars <= 24 * ranks);
+            }
+        const double gradients = 4 * (double)padded_parameters(model, 3) * 2 / 3;
+        struct ls_shard_wire wire;
+        /* 30 sequences over 3 ranks in micro-batches of 4: three of them. */
+        for (int stage = 2; stage <= 3; stage++) {
+            const struct split split = {stage, 3, 4, 0, 0};
+            assert_int_equal(measured_wire(families[family], split, 0),
+                             planned_wire(families[family], split, 0, &wire));
+            assert_true((double)wire.gradients == 3 * gradients);
+        }
+        const struct split local = {1, 3, 4, 0, 0}, sharded = {1, 3, 4, 0, LS_ACCUMULATE_SHARDED};
+        assert_int_equal(measured_wire(families[family], local, 0), planned_wire(families[family], local, 0, &wire));
+        assert_true((double)wire.gradients == gradients);
+        assert_int_equal(measured_wire(families[family], sharded, 0),
+                         planned_wire(families[family], sharded, 0, &wire));
+        assert_true((double)wire.gradients == 3 * gradients);
+        /* Two groups of two ranks: a reduce-scatter of half in a group, then half a block all-reduced by two. */
+        const struct split hybrid = {2, 4, 30, 2, 0}, segments = {3, 4, 4, 0, 0}, groups = {3, 4, 4, 2, 0};
+        assert_int_equal(measured_wire(families[family], hybrid, 0), planned_wire(families[family], hybrid, 0, &wire));
+        assert_true((double)wire.gradients == 4.0 * (double)padded_parameters(model, 2));
+        assert_int_equal(measured_wire(families[family], groups, 0), planned_wire(families[family], groups, 0, &wire));
+        for (int every = 1; every <= 2; every++)
+            assert_int_equal(measured_wire(families[family], segments, every),
+                             planned_wire(families[family], segments, every, &wire));
+        ls_model_destroy(model);
+    }
+}
+
+static void a_step_that_is_not_finite_ends_every_stage_alike(void **unused) {
+    (void)unused;
+    for (int stage = 1; stage <= 3; stage++) {
+        struct run run = start(gpt2, (struct split){stage, 3, 4, 0, 0}, 20);
+        run.config.optimizer.lr = 1e38;
+        run.config.lr_schedule.warmup_steps = 0;
+        harness_run(&run);
+        for (int rank = 0; rank < 3; rank++) {
+            assert_int_equal(run.codes[rank], LS_NONFINITE);
+            assert_non_null(strstr(run.errors[rank].text, "step 2 is not finite"));
+        }
+        harness_free(&run);
+    }
+}
+
+/* The last rank's seed is another, so it starts with other parameters; at stages 1 and 2 the first update spreads
+ * everybody's slices and heals that, unless groups differ. */
+static void replicas_that_differ_are_noticed(void **unused) {
+    (void)unused;
+    for (int stage = 1; stage <= 3; stage++) {
+        struct run run = start(gpt2, (struct split){stage, 4, 30, 2, 0}, 20);
+        run.differs = true;
+        run.config_of_last = run.config;
+        run.config_of_last.train.seed = 7;
+        harness_run(&run);
+        for (int rank = 0; rank < 4; rank++) {
+            assert_int_equal(run.codes[rank], LS_COMMUNICATION);
+            assert_non_null(strstr(run.errors[rank].text, "the ranks hold different parameters"));
+        }
+        harness_free(&run);
+    }
+}
+
+static void replicas_that_do_not_divide_the_ranks_are_refused(void **unused) {
+    (void)unused;
+    struct run run = start(gpt2, (struct split){2, 3, 30, 2, 0}, 1);
+    harness_run(&run);
+    for (int rank = 0; rank < 3; rank++) assert_int_equal(run.codes[rank], LS_USAGE);
+    harness_free(&run);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_stage_trains_alike_at_any_rank_count_and_accumulation),
         cmocka_unit_test(replicas_and_sharded_accumulation_train_alike),
         cmocka_unit_test(the_order_of_streams_does_not_change_a_bit),
         cmocka_unit_test(a_checkpoint_goes_on_at_any_stage_and_rank_count),
+        cmocka_unit_test(gathered_blocks_serve_recomputation_too),
+        cmocka_unit_test(state_bytes_follow_the_formulas),
+        cmocka_unit_test(whole_blocks_pass_through_one_large_and_two_layer_buffers),
+        cmocka_unit_test(wire_bytes_are_counted_planned_and_bounded),
+        cmocka_unit_test(a_step_that_is_not_finite_ends_every_stage_alike),
+        cmocka_unit_test(replicas_that_differ_are_noticed),
+        cmocka_unit_test(replicas_that_do_not_divide_the_ranks_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -41,7 +41,35 @@ static void say_ranks(const struct ls_config *config, int64_t ranks, char *text,
     snprintf(text, size, "-n %lld", (long long)ranks);
 }
 
-static const struct knob knobs[] = {{turn_micro_batch, say_micro_batch}, {turn_ranks, say_ranks}};
+/* none, selective, full with segments of 1, 2, 4 ... layers. */
+static bool turn_checkpointing(struct ls_config *config, int64_t *ranks) {
+    (void)ranks;
+    int64_t *every = &config->activation_checkpointing.every;
+    switch (config->activation_checkpointing.mode) {
+    case LS_CHECKPOINTING_NONE: config->activation_checkpointing.mode = LS_CHECKPOINTING_SELECTIVE; return true;
+    case LS_CHECKPOINTING_SELECTIVE:
+        config->activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
+        *every = 1;
+        return true;
+    case LS_CHECKPOINTING_FULL:
+        if (*every * 2 >= config->model.num_hidden_layers) return false;
+        *every *= 2;
+        return true;
+    }
+    return false;
+}
+
+static void say_checkpointing(const struct ls_config *config, int64_t ranks, char *text, size_t size) {
+    (void)ranks;
+    if (config->activation_checkpointing.mode == LS_CHECKPOINTING_SELECTIVE)
+        snprintf(text, size, "--set activation_checkpointing.mode=selective");
+    else
+        snprintf(text, size, "--set activation_checkpointing='{mode: full, every: %lld}'",
+                 (long long)config->activation_checkpointing.every);
+}
+
+static const struct knob knobs[] = {
+    {turn_checkpointing, say_checkpointing}, {turn_micro_batch, say_micro_batch}, {turn_ranks, say_ranks}};
 enum { KNOBS = sizeof knobs / sizeof knobs[0] };
 
 /* What is tried now. */
@@ -63,7 +91,7 @@ static bool evaluate(const struct trial *trial, struct ls_advice *advice) {
         advice->cost = ls_cost_predict(trial->machine, trial->ranks, &plan.work);
         size_t used = 0;
         for (int i = 0; i < KNOBS; i++) {
-            char text[64];
+            char text[96];
             if (!trial->turned[i]) continue;
             knobs[i].say(&trial->config, trial->ranks, text, sizeof text);
             used +=
@@ -153,7 +181,8 @@ enum ls_code ls_advice_refuse(const struct ls_config *config, const struct ls_pl
                  options[0].cost.step_seconds / cost->step_seconds);
     else
         snprintf(advice, sizeof advice,
-                 "Neither smaller micro-batches nor more ranks are enough: use a smaller model or more memory.");
+                 "Neither activation checkpointing nor smaller micro-batches nor more ranks are enough: use a smaller "
+                 "model or more memory.");
     return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB,
                    "memory: each of %lld ranks needs %.1f MiB, and %s %.1f MiB (planned, in MiB: %s). %s",
                    (long long)plan->ranks, (double)ls_plan_bytes(plan, machine->gpu) / 1048576,

@@ -13,7 +13,7 @@ enum { LS_ADVICE_MAX = 8 };
 
 /* A change that fits. */
 struct ls_advice {
-    char change[128];     /* as on the command line: "--set train.micro_batch_size=4", "-n 8" */
+    char change[192];     /* as on the command line: "--set train.micro_batch_size=4", "-n 8" */
     int64_t ranks, bytes; /* of a rank; see ls_plan_bytes() */
     struct ls_cost cost;
 };

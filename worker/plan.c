@@ -21,7 +21,7 @@ static int64_t divide_up(int64_t a, int64_t b) {
 }
 
 static enum ls_code plan_arena(const struct ls_config *config, const struct ls_model *model, struct ls_plan *plan,
-                               struct ls_error *error) {
+                               struct ls_activations *activations, struct ls_error *error) {
     struct ls_arena_plan *arena = calloc(1, sizeof *arena);
     struct ls_device *device = NULL;
     struct ls_replica_layout layout;
@@ -29,6 +29,7 @@ static enum ls_code plan_arena(const struct ls_config *config, const struct ls_m
     enum ls_code code = ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, error);
     if (!code) code = ls_replica_plan(config, model, device, plan->ranks, arena, &layout, error);
     if (!code) {
+        *activations = layout.activations;
         plan->arena_bytes = arena->bytes;
         for (int category = 0; category < LS_MEMORY_CATEGORIES; category++)
             plan->category_bytes[category] = arena->category_bytes[category];
@@ -51,36 +52,65 @@ static void plan_host(const struct ls_config *config, const struct ls_model *mod
     for (int row = 0; row < LS_PLAN_HOST_ROWS; row++) plan->host_bytes += plan->host_row_bytes[row];
 }
 
-/* One micro-batch of `rows` rows through a block. A product of a row with a matrix takes 2 operations an element, the
- * causal half of attention 2 Q T a row; backward does each twice. Traffic: parameters are read once each way, gradients
- * read and written, what forward leaves is written, and read by backward, the residual stream read and written. */
-static struct ls_cost_block plan_block(const struct ls_config *config, const struct ls_model *model, int block,
-                                       int64_t ranks, double rows) {
+/* Forward of `rows` rows through a block. A product of a row with a matrix takes 2 operations an element, the causal
+ * half of attention 2 Q T a row. Traffic: parameters are read, what backward needs is written, the residual stream read
+ * and written. */
+struct pass {
+    double matrix_bytes, flops, attention_flops, saved_bytes, recomputed_bytes, bytes;
+};
+
+static struct pass forward_of(const struct ls_config *config, const struct ls_model *model, int block, double rows) {
     const struct ls_block *shape = ls_model_block(model, block);
-    const double residual = rows * (double)config->model.hidden_size * sizeof(float);
-    const double saved = (double)ls_model_saved_bytes(model, block, 1) * rows / (double)config->data.sequence_length;
-    double matrix = 0, attention = 0;
+    const double length = (double)config->data.sequence_length, width = (double)config->model.hidden_size;
+    double matrix = 0;
+    struct pass pass = {.saved_bytes = (double)ls_model_saved_bytes(model, block, 1) * rows / length,
+                        .recomputed_bytes = (double)ls_model_recomputed_bytes(model, block, 1) * rows / length};
     if (shape->kind == LS_BLOCK_LAYER) {
         matrix = (double)shape->decay_count;
-        attention = 2.0 * (double)(config->model.num_attention_heads * config->model.head_dim) *
-                    (double)config->data.sequence_length;
+        pass.attention_flops = rows * 2 * (double)(config->model.num_attention_heads * config->model.head_dim) * length;
     } else if (shape->kind == LS_BLOCK_HEAD) {
-        matrix = (double)config->model.vocab_size * (double)config->model.hidden_size;
+        matrix = (double)config->model.vocab_size * width;
     }
-    const double parameters = matrix * sizeof(float);
-    const double forward = rows * (2 * matrix + attention);
-    return (struct ls_cost_block){.forward_flops = forward,
-                                  .backward_flops = 2 * forward,
-                                  .forward_bytes = parameters + saved + 2 * residual,
-                                  .backward_bytes = 3 * parameters + saved + 2 * residual,
-                                  .reduce_bytes = (double)ls_shard_reduce_bytes(config, model, ranks, block)};
+    pass.matrix_bytes = matrix * sizeof(float);
+    pass.flops = rows * 2 * matrix + pass.attention_flops;
+    pass.bytes = pass.matrix_bytes + pass.saved_bytes + pass.recomputed_bytes + 2 * rows * width * sizeof(float);
+    return pass;
+}
+
+/* One micro-batch. Backward takes twice the operations of forward, reads the parameters, and reads and writes their
+ * gradients. What activation checkpointing computes again is a part of it: whole layers, of the block's own all but the
+ * last product, or what is not a product with parameters. */
+static struct ls_cost_block plan_block(const struct ls_config *config, const struct ls_model *model,
+                                       const struct ls_activations *activations, int block, int64_t ranks,
+                                       double rows) {
+    const struct pass forward = forward_of(config, model, block, rows);
+    struct ls_cost_block cost = {.forward_flops = forward.flops,
+                                 .backward_flops = 2 * forward.flops,
+                                 .forward_bytes = forward.bytes,
+                                 .backward_bytes = forward.bytes + 2 * forward.matrix_bytes,
+                                 .reduce_bytes = (double)ls_shard_reduce_bytes(config, model, ranks, block)};
+    const int again = ls_activations_forward_again(activations, block);
+    for (int other = again; other < block; other++) {
+        const struct pass pass = forward_of(config, model, other, rows);
+        cost.backward_flops += pass.flops;
+        cost.backward_bytes += pass.bytes;
+    }
+    if (again <= block) {
+        const double last = (double)(config->model.hidden_size * config->model.intermediate_size);
+        cost.backward_flops += forward.flops - rows * 2 * last;
+        cost.backward_bytes += forward.bytes;
+    } else if (ls_activations_recompute(activations, block)) {
+        cost.backward_flops += forward.attention_flops;
+        cost.backward_bytes += forward.saved_bytes + forward.recomputed_bytes;
+    }
+    return cost;
 }
 
 /* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12. Zeroing the gradient: 4. */
 enum { UPDATE_BYTES_PER_PARAMETER = 36 };
 
-static enum ls_code plan_work(const struct ls_config *config, const struct ls_model *model, struct ls_plan *plan,
-                              struct ls_error *error) {
+static enum ls_code plan_work(const struct ls_config *config, const struct ls_model *model,
+                              const struct ls_activations *activations, struct ls_plan *plan, struct ls_error *error) {
     const int count = ls_model_block_count(model);
     struct ls_cost_block *blocks = calloc((size_t)count, sizeof *blocks);
     if (!blocks) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "plan: no memory for %d blocks. Free some.", count);
@@ -90,7 +120,7 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
     const struct ls_shard_wire wire = ls_shard_wire_bytes(config, model, plan->ranks);
     plan->wire_bytes = wire.gradients + wire.parameters + wire.scalars;
     for (int block = 0; block < count; block++) {
-        blocks[block] = plan_block(config, model, block, plan->ranks, rows);
+        blocks[block] = plan_block(config, model, activations, block, plan->ranks, rows);
         plan->flops_of_rank += blocks[block].forward_flops + blocks[block].backward_flops;
     }
     plan->flops_of_rank *= (double)plan->micro_batches;
@@ -103,6 +133,7 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
 
 enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, struct ls_plan *plan, struct ls_error *error) {
     struct ls_model *model;
+    struct ls_activations activations;
     enum ls_code code = ls_config_check_ranks(config, ranks, error);
     if (!code) code = ls_model_create(config, &model, error);
     *plan = (struct ls_plan){0};
@@ -110,8 +141,8 @@ enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, struct 
     *plan = (struct ls_plan){.ranks = ranks, .parameters = ls_model_parameter_count(model)};
     plan->sequences = divide_up(config->train.global_batch_size, ranks);
     plan->micro_batches = divide_up(plan->sequences, config->train.micro_batch_size);
-    code = plan_arena(config, model, plan, error);
-    if (!code) code = plan_work(config, model, plan, error);
+    code = plan_arena(config, model, plan, &activations, error);
+    if (!code) code = plan_work(config, model, &activations, plan, error);
     if (!code) plan_host(config, model, plan);
     ls_model_destroy(model);
     return code;

@@ -39,6 +39,9 @@ static enum ls_code allocate_memory(struct ls_replica *replica, struct ls_error 
     enum ls_code code = ls_replica_plan(replica->config, replica->model, replica->device,
                                         ls_comm_size(replica->comms.world), plan, &replica->layout, error);
     replica->bytes = plan->bytes;
+#ifdef LS_DEBUG
+    plan->guarded = true;
+#endif
     if (!code) code = ls_arena_create(replica->device, plan, &replica->arena, error);
     free(plan);
     if (code) return code;
@@ -87,6 +90,7 @@ void ls_replica_destroy(struct ls_replica *replica) {
     if (!replica) return;
     ls_shard_destroy(replica->shard);
     if (replica->stream) ls_stream_destroy(replica->stream);
+    assert(!replica->arena || ls_arena_check(replica->arena, NULL) == LS_OK);
     ls_arena_destroy(replica->arena);
     ls_model_destroy(replica->model);
     ls_shard_comms_destroy(&replica->comms);
@@ -102,6 +106,9 @@ struct ls_shard *ls_replica_shard(struct ls_replica *replica) {
 }
 struct ls_stream *ls_replica_stream(struct ls_replica *replica) {
     return replica->stream;
+}
+struct ls_arena *ls_replica_arena(struct ls_replica *replica) {
+    return replica->arena;
 }
 int64_t ls_replica_bytes(const struct ls_replica *replica) {
     return replica->bytes;
@@ -252,9 +259,11 @@ void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t 
     ls_shard_update(replica->shard, learning_rate, optimizer_step);
 }
 
+/* Both streams, and the guards of the arena where it has some. */
 static enum ls_code synchronize(struct ls_replica *replica, struct ls_error *error) {
     enum ls_code code = ls_stream_synchronize(replica->stream, error);
-    return code ? code : ls_shard_check(replica->shard, error);
+    if (!code) code = ls_shard_check(replica->shard, error);
+    return code ? code : ls_arena_check(replica->arena, error);
 }
 
 enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_result *result, struct ls_error *error) {

@@ -29,6 +29,8 @@ void ls_replica_destroy(struct ls_replica *replica);
 const struct ls_model *ls_replica_model(const struct ls_replica *replica);
 struct ls_shard *ls_replica_shard(struct ls_replica *replica);
 struct ls_stream *ls_replica_stream(struct ls_replica *replica);
+/* Its arena, whose layout is ls_replica_plan()'s. */
+struct ls_arena *ls_replica_arena(struct ls_replica *replica);
 /* Bytes of device memory it holds. */
 int64_t ls_replica_bytes(const struct ls_replica *replica);
 
@@ -58,7 +60,8 @@ struct ls_replica_result {
     double parameters; /* of the updated parameters, see struct ls_shard_scalars */
     bool not_finite;   /* the norm is not finite: nothing was updated */
 };
-/* Waits for the step. Errors: what the streams met, LS_COMMUNICATION mostly. */
+/* Waits for the step. Errors: what the streams met, LS_COMMUNICATION mostly; in debug builds LS_ERROR when the step
+ * wrote behind a buffer of the arena. */
 enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_result *result, struct ls_error *error);
 
 /* An evaluation: begin, a ls_replica_forward() for each micro-batch, finish, which waits and gives the sum of token

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
@@ -62,10 +63,43 @@ static void what_the_device_does_not_have_is_refused_with_the_table(void **unuse
     free(plan);
 }
 
+/* A byte behind the end of any buffer is found, whether it falls into slack or, where there is none, into the guard. */
+static void a_write_behind_a_buffer_is_found_and_named(void **unused) {
+    (void)unused;
+    struct ls_device *device;
+    struct ls_arena *arena;
+    struct ls_error error;
+    struct ls_arena_plan *plan = calloc(1, sizeof *plan);
+    static const int64_t sizes[] = {256, 100, 512, 0, 1};
+    enum { COUNT = sizeof sizes / sizeof *sizes };
+    for (int i = 0; i < COUNT; i++) ls_arena_reserve(plan, LS_MEMORY_GRADIENTS, sizes[i]);
+    const int64_t planned = plan->bytes;
+    plan->guarded = true;
+    assert_int_equal(ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, NULL), LS_OK);
+    assert_int_equal(ls_arena_create(device, plan, &arena, NULL), LS_OK);
+    assert_int_equal(planned, 256 + 256 + 512 + 256); /* guards are not planned */
+    for (int i = 0; i < COUNT; i++) memset(ls_arena_buffer(arena, i), 0xff, (size_t)sizes[i]);
+    assert_int_equal(ls_arena_check(arena, &error), LS_OK);
+    for (int i = 0; i < COUNT; i++) {
+        char *end = (char *)ls_arena_buffer(arena, i) + sizes[i], before = *end, text[64];
+        *end = 0;
+        assert_int_equal(ls_arena_check(arena, &error), LS_ERROR);
+        snprintf(text, sizeof text, "0 bytes behind the end of buffer %d (gradients, %lld bytes)", i,
+                 (long long)sizes[i]);
+        assert_non_null(strstr(error.text, text));
+        *end = before;
+        assert_int_equal(ls_arena_check(arena, &error), LS_OK);
+    }
+    ls_arena_destroy(arena);
+    ls_device_destroy(device);
+    free(plan);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_plan_counts_every_byte_under_its_category),
         cmocka_unit_test(buffers_do_not_overlap_and_are_aligned),
+        cmocka_unit_test(a_write_behind_a_buffer_is_found_and_named),
         cmocka_unit_test(what_the_device_does_not_have_is_refused_with_the_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

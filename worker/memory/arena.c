@@ -6,11 +6,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Bytes between two buffers of a guarded arena, and what they hold: no likely number of any type. */
+enum { GUARD_BYTES = LS_ARENA_ALIGNMENT, PATTERN = 0xb5 };
+
+/* Where a buffer is, where it ends, and where the next one begins. */
+struct extent {
+    int64_t offset, end, next;
+    enum ls_memory_category category;
+};
+
 struct ls_arena {
     struct ls_device *device;
     char *memory;
+    struct ls_stream *stream; /* guarded: for looking; else NULL */
+    unsigned char *seen;      /* guarded: host memory for all slack and guards */
     int count;
-    int64_t offsets[];
+    struct extent extents[];
 };
 
 const char *ls_memory_category_name(enum ls_memory_category category) {
@@ -44,18 +55,59 @@ static enum ls_code refuse(const struct ls_arena_plan *plan, struct ls_error *er
                    (double)plan->bytes / 1048576.0, table);
 }
 
+/* Where the buffers go; returns the bytes of the whole. */
+static int64_t place(struct ls_arena *arena, const struct ls_arena_plan *plan) {
+    int64_t shift = 0;
+    for (int i = 0; i < plan->count; i++) {
+        const int64_t next = i + 1 < plan->count ? plan->buffers[i + 1].offset : plan->bytes;
+        arena->extents[i] = (struct extent){.offset = plan->buffers[i].offset + shift,
+                                            .end = plan->buffers[i].offset + plan->buffers[i].bytes + shift,
+                                            .category = plan->buffers[i].category};
+        if (plan->guarded) shift += GUARD_BYTES;
+        arena->extents[i].next = next + shift;
+    }
+    return plan->bytes + shift;
+}
+
+/* Slack and guards of all buffers, between device and `seen`. */
+static enum ls_code copy_guards(struct ls_arena *arena, bool to_device, struct ls_error *error) {
+    unsigned char *seen = arena->seen;
+    for (int i = 0; i < arena->count; i++) {
+        const struct extent *extent = &arena->extents[i];
+        const size_t bytes = (size_t)(extent->next - extent->end);
+        if (to_device)
+            ls_copy_to_device(arena->stream, arena->memory + extent->end, seen, bytes);
+        else
+            ls_copy_to_host(arena->stream, seen, arena->memory + extent->end, bytes);
+        seen += bytes;
+    }
+    return ls_stream_synchronize(arena->stream, error);
+}
+
+static enum ls_code set_guards(struct ls_arena *arena, struct ls_error *error) {
+    const size_t bytes = (size_t)arena->count * (GUARD_BYTES + LS_ARENA_ALIGNMENT);
+    arena->stream = ls_stream_create(arena->device, false);
+    arena->seen = ls_device_allocate_host(arena->device, bytes);
+    if (!arena->stream || !arena->seen)
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the guards of %d buffers", arena->count);
+    memset(arena->seen, PATTERN, bytes);
+    return copy_guards(arena, true, error);
+}
+
 enum ls_code ls_arena_create(struct ls_device *device, const struct ls_arena_plan *plan, struct ls_arena **arena,
                              struct ls_error *error) {
-    struct ls_arena *made = malloc(sizeof *made + (size_t)plan->count * sizeof made->offsets[0]);
+    struct ls_arena *made = calloc(1, sizeof *made + (size_t)plan->count * sizeof made->extents[0]);
     if (!made) return refuse(plan, error);
     made->device = device;
     made->count = plan->count;
-    for (int buffer = 0; buffer < plan->count; buffer++) made->offsets[buffer] = plan->buffers[buffer].offset;
+    const int64_t bytes = place(made, plan);
     /* Device memory is aligned to 64 bytes at least, which is what kernels ask for; offsets keep that. */
-    made->memory = ls_device_allocate(device, plan->bytes > 0 ? (size_t)plan->bytes : 1);
-    if (!made->memory) {
-        free(made);
-        return refuse(plan, error);
+    made->memory = ls_device_allocate(device, bytes > 0 ? (size_t)bytes : 1);
+    enum ls_code code = made->memory ? LS_OK : refuse(plan, error);
+    if (!code && plan->guarded) code = set_guards(made, error);
+    if (code) {
+        ls_arena_destroy(made);
+        return code;
     }
     *arena = made;
     return LS_OK;
@@ -63,11 +115,31 @@ enum ls_code ls_arena_create(struct ls_device *device, const struct ls_arena_pla
 
 void ls_arena_destroy(struct ls_arena *arena) {
     if (!arena) return;
-    ls_device_free(arena->device, arena->memory);
+    if (arena->stream) ls_stream_destroy(arena->stream);
+    if (arena->seen) ls_device_free_host(arena->device, arena->seen);
+    if (arena->memory) ls_device_free(arena->device, arena->memory);
     free(arena);
 }
 
 void *ls_arena_buffer(struct ls_arena *arena, int buffer) {
     assert(buffer >= 0 && buffer < arena->count);
-    return arena->memory + arena->offsets[buffer];
+    return arena->memory + arena->extents[buffer].offset;
+}
+
+enum ls_code ls_arena_check(struct ls_arena *arena, struct ls_error *error) {
+    if (!arena->seen) return LS_OK;
+    enum ls_code code = copy_guards(arena, false, error);
+    const unsigned char *seen = arena->seen;
+    for (int i = 0; i < arena->count && !code; i++) {
+        const struct extent *extent = &arena->extents[i];
+        for (int64_t byte = 0; byte < extent->next - extent->end; byte++)
+            if (seen[byte] != PATTERN)
+                return ls_fail(error, LS_ERROR, LS_SCOPE_RANK,
+                               "memory: something was written %lld bytes behind the end of buffer %d (%s, %lld bytes). "
+                               "This is an error of the program: please report it.",
+                               (long long)byte, i, ls_memory_category_name(extent->category),
+                               (long long)(extent->end - extent->offset));
+        seen += extent->next - extent->end;
+    }
+    return code;
 }

@@ -1,11 +1,17 @@
 /* The arena: one allocation whose layout is computed before the first step. Plan first (pure), then allocate, then
- * place by number. */
+ * place by number.
+ *
+ *     [ buffer 0 ... slack ][ guard ][ buffer 1 ..... slack ][ guard ] ...      guards only where they are asked for
+ *
+ * Slack fills a buffer up to a multiple of the alignment and counts as its category's. Guards count nowhere; they and
+ * the slack hold a pattern that ls_arena_check() looks for. */
 #ifndef LS_WORKER_MEMORY_ARENA_H
 #define LS_WORKER_MEMORY_ARENA_H
 
 #include "common/status.h"
 #include "worker/device/device.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* What bytes are for; the rows of `plan`'s table. */
@@ -28,6 +34,7 @@ enum { LS_ARENA_BUFFERS_MAX = 8192, LS_ARENA_ALIGNMENT = 256 };
 /* A plan is a list of buffers; offsets grow in the order of reservation. */
 struct ls_arena_plan {
     int64_t bytes, category_bytes[LS_MEMORY_CATEGORIES];
+    bool guarded; /* set it before the allocation: guards between the buffers */
     int count;
     struct {
         int64_t offset, bytes;
@@ -44,5 +51,8 @@ enum ls_code ls_arena_create(struct ls_device *device, const struct ls_arena_pla
                              struct ls_error *error);
 void ls_arena_destroy(struct ls_arena *arena);
 void *ls_arena_buffer(struct ls_arena *arena, int buffer);
+/* Looks whether anything was written behind a buffer's end; the streams that use the arena are idle. LS_ERROR, naming
+ * the buffer. LS_OK without guards. */
+enum ls_code ls_arena_check(struct ls_arena *arena, struct ls_error *error);
 
 #endif

@@ -33,6 +33,7 @@ struct ls_backend {
 struct ls_device {
     const struct ls_backend *backend;
     char numerics_id[512];
+    bool fixed; /* see ls_device_set_fixed */
 };
 struct ls_stream {
     struct ls_device *device;

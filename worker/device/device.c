@@ -86,6 +86,10 @@ void ls_device_destroy(struct ls_device *device) {
     if (device) device->backend->device_destroy(device);
 }
 
+void ls_device_set_fixed(struct ls_device *device, bool fixed) {
+    device->fixed = fixed;
+}
+
 const char *ls_device_numerics_id(const struct ls_device *device) {
     return device->numerics_id;
 }

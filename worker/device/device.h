@@ -27,6 +27,11 @@ enum ls_code ls_device_create_cpu(int threads, enum ls_stream_order order, struc
                                   struct ls_error *error);
 void ls_device_destroy(struct ls_device *device);
 
+/* With `fixed`, matrix products are cut into tiles by their shape alone, not by the number of threads: the bits of
+ * every result are the same at any number of threads, some products take longer. Off at first; set while all streams
+ * are idle. */
+void ls_device_set_fixed(struct ls_device *device, bool fixed);
+
 /* What results may depend on: CPU model, instruction set, library versions; one line, printable. Owned by the device.
  */
 const char *ls_device_numerics_id(const struct ls_device *device);

@@ -56,7 +56,7 @@ static const size_t dtype_offset[LS_OP_COUNT] = {
 #undef D
 };
 
-enum ls_code ls_cpu_run(int threads, enum ls_op op, const void *arguments, struct ls_error *error) {
+enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *arguments, struct ls_error *error) {
     enum ls_dtype dtype = LS_FP32;
     if (dtype_offset[op]) memcpy(&dtype, (const char *)arguments + dtype_offset[op], sizeof dtype);
     if (dtype != LS_FP32)
@@ -71,7 +71,10 @@ enum ls_code ls_cpu_run(int threads, enum ls_op op, const void *arguments, struc
      * themselves. */
     const int before = omp_get_max_threads();
     if (before != 1) omp_set_num_threads(1);
-    kernels[op](threads, arguments);
+    if (fixed && op == LS_OP_gemm)
+        ls_cpu_gemm_fixed(threads, arguments);
+    else
+        kernels[op](threads, arguments);
     if (before != 1) omp_set_num_threads(before);
     return LS_OK;
 }

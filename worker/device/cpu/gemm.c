@@ -11,6 +11,10 @@
 /* The unit of cutting between threads; multiply-adds below which threads do not pay. */
 enum { CUT = 16, THREADED_MIN = 1 << 20 };
 
+/* Tiles by shape alone: FEW as soon as each has work worth a thread's wake-up, more for as long as each keeps enough
+ * for the library to run at full speed. All are powers of two. */
+enum { FIXED_FEW = 8, FIXED_FEW_MIN = 1 << 22, FIXED_MOST = 64, FIXED_MOST_MIN = 1 << 27 };
+
 /* oneDNN is 1.1 to 1.4 times faster, but for weight gradients (a transposed, long k): there OpenBLAS wins on CPUs
  * without AVX-512, and everywhere when the rows of `a` lie a multiple of 4 KiB apart, which oneDNN reads against the
  * cache's grain. */
@@ -91,20 +95,31 @@ static void tiles(const void *arguments, int64_t begin, int64_t end) {
     }
 }
 
-/* One tile per thread, cut so that the rows of a and columns of b that are read more than once are fewest. */
-static struct grid choose_grid(const struct ls_op_gemm *op, int threads) {
+/* `parts` tiles, cut so that the rows of a and columns of b that are read more than once are fewest. */
+static struct grid choose_grid(const struct ls_op_gemm *op, int parts) {
     struct grid best = {op, 1, 1};
     double least = HUGE_VAL;
-    if (threads == 1 || op->m * op->n * op->k < THREADED_MIN) return best;
-    for (int rows = 1; rows <= threads; rows++) {
-        const double read = (double)op->m / rows + (double)op->n * rows / threads;
-        if (threads % rows == 0 && read < least) least = read, best.rows = rows, best.columns = threads / rows;
+    for (int rows = 1; rows <= parts; rows++) {
+        const double read = (double)op->m / rows + (double)op->n * rows / parts;
+        if (parts % rows == 0 && read < least) least = read, best.rows = rows, best.columns = parts / rows;
     }
     return best;
 }
 
-void ls_cpu_gemm(int threads, const struct ls_op_gemm *op) {
+static void run(int threads, const struct ls_op_gemm *op, int parts) {
     if (op->m <= 0 || op->n <= 0) return;
-    const struct grid grid = choose_grid(op, threads);
+    const struct grid grid = choose_grid(op, parts);
     ls_cpu_parallel(threads, grid.rows * grid.columns, 1, tiles, &grid);
+}
+
+void ls_cpu_gemm(int threads, const struct ls_op_gemm *op) {
+    run(threads, op, op->m * op->n * op->k < THREADED_MIN ? 1 : threads);
+}
+
+void ls_cpu_gemm_fixed(int threads, const struct ls_op_gemm *op) {
+    int parts = 1;
+    while (parts < FIXED_MOST &&
+           op->m * op->n * op->k / (2 * parts) >= (parts < FIXED_FEW ? FIXED_FEW_MIN : FIXED_MOST_MIN))
+        parts *= 2;
+    run(threads, op, parts);
 }

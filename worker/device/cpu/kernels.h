@@ -1,5 +1,6 @@
 /* The CPU kernels: one function per row of LS_OPERATIONS, run to the end in the calling thread and, for `threads` > 1,
- * in that many OpenMP threads. fp32 only. Except gemm's, the bits of a result do not depend on `threads`. */
+ * in that many OpenMP threads. fp32 only. The bits of a result do not depend on `threads`, except
+ * gemm's. */
 #ifndef LS_WORKER_DEVICE_CPU_KERNELS_H
 #define LS_WORKER_DEVICE_CPU_KERNELS_H
 
@@ -10,6 +11,9 @@
 #define X(name) void ls_cpu_##name(int threads, const struct ls_op_##name *op);
 LS_OPERATIONS(X)
 #undef X
+
+/* gemm in tiles that depend on the shape alone, so that its bits do not depend on `threads` either. */
+void ls_cpu_gemm_fixed(int threads, const struct ls_op_gemm *op);
 
 /* Runs body(op, begin, end) over ranges that cover [0, count), cut at multiples of `grain`, in up to `threads` OpenMP
  * threads. With one thread, or no more than one grain, there is a single call and no OpenMP. */

@@ -64,7 +64,7 @@ static void unlock(struct ls_cpu_stream *stream) {
 static enum ls_code run_entry(struct ls_cpu_stream *stream, const struct entry *entry, const void *argument,
                               struct ls_error *error) {
     switch (entry->kind) {
-    case OPERATION: return ls_cpu_run(stream->threads, entry->op, argument, error);
+    case OPERATION: return ls_cpu_run(stream->threads, stream->base.device->fixed, entry->op, argument, error);
     case COPY: memmove(entry->to, entry->from, entry->bytes); return LS_OK;
     case FILL_ZERO: memset(entry->to, 0, entry->bytes); return LS_OK;
     case CALL: return entry->function(argument, error);

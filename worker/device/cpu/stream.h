@@ -35,7 +35,8 @@ void ls_cpu_event_destroy(struct ls_event *event);
 void ls_cpu_event_record(struct ls_event *event, struct ls_stream *stream);
 enum ls_code ls_cpu_event_synchronize(struct ls_event *event, struct ls_error *error);
 
-/* Runs operation `op` in the calling thread (stream.c's caller into the kernels). Refuses other types than fp32. */
-enum ls_code ls_cpu_run(int threads, enum ls_op op, const void *arguments, struct ls_error *error);
+/* Runs operation `op` in the calling thread (stream.c's caller into the kernels); `fixed`: see ls_device_set_fixed().
+ * Refuses other types than fp32. */
+enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *arguments, struct ls_error *error);
 
 #endif

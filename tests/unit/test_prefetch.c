@@ -37,8 +37,8 @@ static struct ls_order *create_order(void) {
     return order;
 }
 
-static struct ls_prefetch *create_prefetch(const struct ls_order *order, struct ls_dataset **datasets, int rank,
-                                           int world_size) {
+static struct ls_prefetch *create(const struct ls_order *order, struct ls_dataset **datasets, int rank, int world_size,
+                                  bool slots) {
     const struct ls_prefetch_options options = {.order = order,
                                                 .datasets = (const struct ls_dataset *const *)datasets,
                                                 .dataset_count = SOURCES,
@@ -48,12 +48,18 @@ static struct ls_prefetch *create_prefetch(const struct ls_order *order, struct 
                                                 .vocab = 50257,
                                                 .document_mask = true,
                                                 .micro_batch = 2,
+                                                .slots = slots,
                                                 .global_batch_max = 7,
                                                 .depth = 3};
     struct ls_prefetch *prefetch;
     struct ls_error error;
     if (ls_prefetch_create(&options, &prefetch, &error)) fail_msg("%s", error.text);
     return prefetch;
+}
+
+static struct ls_prefetch *create_prefetch(const struct ls_order *order, struct ls_dataset **datasets, int rank,
+                                           int world_size) {
+    return create(order, datasets, rank, world_size, false);
 }
 
 static void grant(struct ls_prefetch *prefetch, int64_t first, int64_t last, uint64_t position, int64_t batch,
@@ -117,6 +123,53 @@ static uint64_t train(const struct ls_order *order, struct ls_dataset **datasets
         ls_prefetch_destroy(prefetch);
     }
     return after;
+}
+
+/* Three steps of 7 sequences in slots of 2, the last step cut to 3: what each slot holds, by its rows' first tokens (-1:
+ * no row). */
+enum { SLOT_STEPS = 3, SLOTS = 4 };
+static void train_in_slots(const struct ls_order *order, struct ls_dataset **datasets, int world_size,
+                           int32_t held[SLOT_STEPS][SLOTS][2]) {
+    memset(held, 0xff, sizeof(int32_t[SLOT_STEPS][SLOTS][2]));
+    for (int rank = 0; rank < world_size; rank++) {
+        struct ls_prefetch *prefetch = create(order, datasets, rank, world_size, true);
+        grant(prefetch, 0, SLOT_STEPS, 5, 7, 5 + 2 * 7 + 3);
+        for (int step = 0; step < SLOT_STEPS; step++) {
+            const int64_t sequences = step < 2 ? 7 : 3, slots = step < 2 ? 4 : 2;
+            struct ls_batch got;
+            assert_int_equal(ls_prefetch_next(prefetch, &got, NULL, NULL), LS_OK);
+            assert_int_equal(got.micro_batches, (slots + world_size - 1) / world_size);
+            assert_true(got.sequences == 0 || got.first_sequence % 2 == 0);
+            assert_true(got.sequences % 2 == 0 || got.first_sequence + got.sequences == sequences);
+            assert_true(got.first_sequence + got.sequences <= sequences);
+            for (int64_t row = 0; row < got.sequences; row++) {
+                int32_t *place = &held[step][(got.first_sequence + row) / 2][row % 2];
+                assert_int_equal(*place, -1); /* no other rank has it */
+                *place = got.inputs[row * T];
+            }
+            ls_prefetch_release(prefetch);
+        }
+        ls_prefetch_destroy(prefetch);
+    }
+}
+
+static void a_slot_holds_the_same_sequences_at_any_world_size(void **state) {
+    (void)state;
+    struct ls_dataset *datasets[SOURCES];
+    open_sources(datasets);
+    struct ls_order *order = create_order();
+    int32_t one[SLOT_STEPS][SLOTS][2], more[SLOT_STEPS][SLOTS][2];
+    train_in_slots(order, datasets, 1, one);
+    for (int step = 0; step < SLOT_STEPS; step++)
+        for (int slot = 0; slot < SLOTS; slot++)
+            for (int row = 0; row < 2; row++)
+                assert_int_equal(one[step][slot][row] >= 0, 2 * slot + row < (step < 2 ? 7 : 3));
+    for (int world_size = 2; world_size <= 5; world_size++) {
+        train_in_slots(order, datasets, world_size, more);
+        assert_memory_equal(one, more, sizeof one);
+    }
+    ls_order_destroy(order);
+    close_sources(datasets);
 }
 
 static void assert_fed(const struct tally *tally, int times) {
@@ -396,6 +449,7 @@ static void buffers_come_from_the_allocator_and_go_back(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(two_epochs_feed_every_sample_twice_at_any_world_size),
+        TEST(a_slot_holds_the_same_sequences_at_any_world_size),
         TEST(a_run_resumed_with_other_ranks_and_batches_feeds_the_rest_once),
         TEST(a_rank_without_sequences_has_the_same_micro_batches),
         TEST(evaluation_reads_the_datasets_in_order_as_often_as_granted),

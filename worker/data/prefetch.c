@@ -107,6 +107,21 @@ static enum ls_code fill_batch(const struct ls_prefetch *prefetch, struct ls_bat
     return LS_OK;
 }
 
+/* The sequences of this rank in the step. */
+static void own_sequences(const struct ls_prefetch_options *options, struct ls_batch *batch) {
+    if (!options->slots) {
+        ls_rank_range(batch->step_sequences, options->rank, options->world_size, &batch->first_sequence,
+                      &batch->sequences);
+        return;
+    }
+    int64_t first_slot, slots;
+    ls_rank_range(divide_up(batch->step_sequences, options->micro_batch), options->rank, options->world_size,
+                  &first_slot, &slots);
+    const int64_t first = first_slot * options->micro_batch, end = (first_slot + slots) * options->micro_batch;
+    batch->first_sequence = first < batch->step_sequences ? first : batch->step_sequences;
+    batch->sequences = (end < batch->step_sequences ? end : batch->step_sequences) - batch->first_sequence;
+}
+
 /* Takes the next step off the front span. */
 static struct ls_batch next_step(struct ls_prefetch *prefetch) {
     struct span *span = &prefetch->spans[prefetch->spans_first];
@@ -117,8 +132,7 @@ static struct ls_batch next_step(struct ls_prefetch *prefetch) {
         .step_sequences = left < (uint64_t)span->global_batch ? (int64_t)left : span->global_batch,
     };
     batch.micro_batches = micro_batches(&prefetch->options, batch.step_sequences);
-    ls_rank_range(batch.step_sequences, prefetch->options.rank, prefetch->options.world_size, &batch.first_sequence,
-                  &batch.sequences);
+    own_sequences(&prefetch->options, &batch);
     span->position += (uint64_t)batch.step_sequences;
     if (++span->next_step == span->last_step) {
         prefetch->spans_first = (prefetch->spans_first + 1) % LS_PREFETCH_SPANS_MAX;

@@ -32,13 +32,16 @@ struct ls_prefetch_options {
     int64_t vocab;           /* token ids are checked against it */
     bool document_mask;
     int64_t micro_batch;                    /* sequences of one forward */
+    bool slots;                             /* ranks have whole slots, see struct ls_batch */
     int64_t global_batch_max;               /* the largest batch that will be granted */
     int depth;                              /* steps in the ring, 2 to 16 */
     struct ls_prefetch_allocator allocator; /* allocate NULL: ordinary memory */
 };
 
 /* This rank's share of a step. The step's `step_sequences` sequences are draws position ... position + step_sequences -
- * 1; rank r of N has those of ls_rank_range. Every rank runs `micro_batches` = ceil(ceil(step_sequences / N) /
+ * 1; rank r of N has those of ls_rank_range. With `slots`, the step's sequences are cut into slots of micro_batch
+ * consecutive ones first, the last maybe smaller, and rank r has the slots of ls_rank_range, so that what a micro-batch
+ * holds does not depend on N. Every rank runs `micro_batches` = ceil(ceil(step_sequences / N) /
  * micro_batch) micro-batches; micro-batch m is rows [m * micro_batch, (m + 1) * micro_batch) of the arrays, and those
  * of them at or past `sequences` are padding: input 0, target -1, document_start 0. */
 struct ls_batch {

@@ -112,6 +112,45 @@ static void all_gather_brings_every_slice_to_every_rank(void **unused) {
     }
 }
 
+/* Rank r has (r + 1) % 4 buffers; the largest stretch is above what MPI sends without a handshake. */
+static void an_exchange_brings_everybodys_stretches_in_rank_order(void **unused) {
+    (void)unused;
+    enum { PARTS = 3 };
+    const int size = ls_comm_size(comm), rank = ls_comm_rank(comm);
+    static const int64_t bytes[] = {0, 1, 5003, 1 << 20};
+    int *parts = calloc((size_t)size, sizeof *parts), all = 0;
+    for (int other = 0; other < size; other++) all += parts[other] = (other + 1) % 4;
+    for (size_t b = 0; b < sizeof bytes / sizeof *bytes; b++) {
+        const int64_t count = bytes[b], stride = count + 3, first = 2, length = size * stride;
+        unsigned char *memory = malloc((size_t)(PARTS * length)), *received = calloc((size_t)(all * count + 1), 1);
+        const void *buffers[PARTS];
+        for (int part = 0; part < PARTS; part++) {
+            buffers[part] = memory + part * length;
+            for (int64_t i = 0; i < length; i++)
+                memory[part * length + i] = (unsigned char)(rank * 53 + part * 17 + i % 251);
+        }
+        const struct ls_comm_exchange exchange = {.parts = parts,
+                                                  .buffers = buffers,
+                                                  .received = received,
+                                                  .stride = stride,
+                                                  .first = first,
+                                                  .bytes = count,
+                                                  .groups = 1};
+        ls_comm_exchange(comm, stream, &exchange, 3);
+        assert_int_equal(ls_stream_synchronize(stream, NULL), LS_OK);
+        const unsigned char *got = received;
+        for (int other = 0; other < size; other++)
+            for (int part = 0; part < parts[other]; part++)
+                for (int64_t i = 0; i < count; i++)
+                    if (*got++ != (unsigned char)(other * 53 + part * 17 + (rank * stride + first + i) % 251))
+                        fail_msg("rank %d part %d byte %lld", other, part, (long long)i);
+        assert_int_equal(*got, 0);
+        free(memory);
+        free(received);
+    }
+    free(parts);
+}
+
 static void host_collectives_run_while_the_stream_is_busy(void **unused) {
     (void)unused;
     int size = ls_comm_size(comm), rank = ls_comm_rank(comm);
@@ -167,6 +206,7 @@ int main(int argc, char **argv) {
             cmocka_unit_test(all_reduce_sums_doubles),
             cmocka_unit_test(reduce_scatter_leaves_each_rank_its_slice),
             cmocka_unit_test(all_gather_brings_every_slice_to_every_rank),
+            cmocka_unit_test(an_exchange_brings_everybodys_stretches_in_rank_order),
             cmocka_unit_test(host_collectives_run_while_the_stream_is_busy),
             cmocka_unit_test(checks_name_two_ranks_that_disagree),
         };

@@ -127,6 +127,62 @@ static void reduce_scatter_then_all_gather_is_an_all_reduce(void **unused) {
     free(states);
 }
 
+/* What byte `i` of buffer `part` of `rank` holds. */
+static unsigned char byte_of(int rank, int part, int64_t i) {
+    return (unsigned char)(rank * 53 + part * 17 + i % 251);
+}
+
+enum { STRIDE = 700, FIRST = 90, BYTES = 301, PARTS = 3 };
+
+/* Rank r has (r + 1) % 4 buffers: none is possible. */
+static void *exchange(void *argument) {
+    struct rank *state = argument;
+    const int size = ls_comm_size(state->comm), rank = ls_comm_rank(state->comm);
+    static unsigned char memory[RANKS_MAX][PARTS][RANKS_MAX * STRIDE];
+    const void *buffers[PARTS];
+    int parts[RANKS_MAX];
+    for (int other = 0; other < size; other++) parts[other] = (other + 1) % 4;
+    for (int part = 0; part < PARTS; part++) {
+        for (int64_t i = 0; i < size * STRIDE; i++) memory[rank][part][i] = byte_of(rank, part, i);
+        buffers[part] = memory[rank][part];
+    }
+    const struct ls_comm_exchange what = {.parts = parts,
+                                          .buffers = buffers,
+                                          .received = state->floats,
+                                          .stride = STRIDE,
+                                          .first = FIRST,
+                                          .bytes = BYTES,
+                                          .groups = (int)state->count};
+    ls_comm_exchange(state->comm, state->stream, &what, 2);
+    state->code = ls_stream_synchronize(state->stream, &state->error);
+    state->sums[0] = ls_comm_wire_bytes(state->comm);
+    return NULL;
+}
+
+static void an_exchange_brings_everybodys_stretches_in_rank_order(void **unused) {
+    (void)unused;
+    struct rank *states = calloc(RANKS_MAX, sizeof *states);
+    /* With two groups of two, ranks 0 and 2 share what would be one rank's slice. */
+    static const int two_groups[] = {0, 2, 1, 3};
+    for (int ranks = 1; ranks <= RANKS_MAX; ranks++)
+        for (int groups = 1; groups <= 2; groups++) {
+            if (groups == 2 && ranks != 4) continue;
+            for (int r = 0; r < ranks; r++) states[r].count = groups;
+            run_ranks(ranks, LS_STREAMS_EAGER, states, exchange);
+            for (int r = 0; r < ranks; r++) {
+                const unsigned char *got = (const unsigned char *)states[r].floats;
+                const int slice = groups == 2 ? two_groups[r] : r;
+                assert_int_equal(states[r].code, LS_OK);
+                assert_int_equal(states[r].sums[0], (ranks - 1) * ((r + 1) % 4) * BYTES);
+                for (int other = 0; other < ranks; other++)
+                    for (int part = 0; part < (other + 1) % 4; part++)
+                        for (int64_t i = 0; i < BYTES; i++)
+                            assert_int_equal(*got++, byte_of(other, part, slice * STRIDE + FIRST + i));
+            }
+        }
+    free(states);
+}
+
 /* Host collectives while collectives are under way on the stream, several rounds. */
 static void *mix_host_and_stream(void *argument) {
     struct rank *state = argument;
@@ -215,6 +271,7 @@ int main(void) {
         cmocka_unit_test(all_reduce_sums_in_rank_order_with_the_same_bits_on_every_rank),
         cmocka_unit_test(all_reduce_on_lazy_streams_gives_the_same),
         cmocka_unit_test(reduce_scatter_then_all_gather_is_an_all_reduce),
+        cmocka_unit_test(an_exchange_brings_everybodys_stretches_in_rank_order),
         cmocka_unit_test(host_collectives_do_not_mix_with_those_on_streams),
         cmocka_unit_test(checks_name_two_ranks_that_disagree),
         cmocka_unit_test(wire_bytes_are_those_of_a_ring),

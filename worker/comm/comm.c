@@ -102,7 +102,8 @@ static enum ls_code run_on_stream(const void *argument, struct ls_error *error) 
     if (comm->root->watch) atomic_store_explicit(comm->root->watch, collective->number, memory_order_relaxed);
     enum ls_code code = LS_OK;
     if (comm->root->checks) {
-        uint64_t element = collective->kind == LS_ALL_GATHER ? 1 : ls_comm_type_bytes(collective->type);
+        const bool bytes = collective->kind == LS_ALL_GATHER || collective->kind == LS_EXCHANGE;
+        uint64_t element = bytes ? 1 : ls_comm_type_bytes(collective->type);
         code = check_agreement(comm, LS_CHANNEL_STREAM,
                                (uint64_t[4]){collective->number, (uint64_t)(int64_t)collective->block,
                                              (uint64_t)collective->count * element,
@@ -149,6 +150,20 @@ void ls_comm_all_gather(struct ls_comm *comm, struct ls_stream *stream, void *bu
     submit(comm, stream,
            (struct ls_collective){.kind = LS_ALL_GATHER, .block = block, .buffer = buffer, .count = bytes},
            ((uint64_t)comm->size - 1) * (uint64_t)bytes);
+}
+
+void ls_comm_exchange(struct ls_comm *comm, struct ls_stream *stream, const struct ls_comm_exchange *exchange,
+                      int block) {
+    const int parts = exchange->parts[comm->rank];
+    assert(exchange->bytes >= 0 && exchange->bytes < INT32_MAX && parts <= LS_COMM_PARTS_MAX);
+    assert(exchange->groups >= 1 && comm->size % exchange->groups == 0);
+    if (comm->size == 1)
+        for (int part = 0; part < parts; part++)
+            ls_copy(stream, (char *)exchange->received + part * exchange->bytes,
+                    (const char *)exchange->buffers[part] + exchange->first, (size_t)exchange->bytes);
+    submit(comm, stream,
+           (struct ls_collective){.kind = LS_EXCHANGE, .block = block, .count = exchange->bytes, .exchange = *exchange},
+           ((uint64_t)comm->size - 1) * (uint64_t)parts * (uint64_t)exchange->bytes);
 }
 
 enum ls_code ls_comm_sum_u64(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error) {

@@ -35,6 +35,22 @@ void ls_comm_reduce_scatter_sum(struct ls_comm *comm, struct ls_stream *stream, 
 /* buffer[size * bytes]: slice r comes from rank r. */
 void ls_comm_all_gather(struct ls_comm *comm, struct ls_stream *stream, void *buffer, int64_t bytes, int block);
 
+/* Sums whose order the caller makes: every rank sends every rank its slice of some buffers, and nothing is added. Rank
+ * r has parts[r] buffers, each of `size` slices that lie `stride` bytes apart, and ends with the stretch [first, first
+ * + bytes) of its own slice of everybody's, one after another in rank order and for each rank in the order of its
+ * buffers. The slice of rank r is number (r % G) groups + r / G with G = size / groups; that is r with one group. */
+enum { LS_COMM_PARTS_MAX = 128 };
+struct ls_comm_exchange {
+    const int *parts;           /* [size], at most LS_COMM_PARTS_MAX each; equal on every rank */
+    const void *const *buffers; /* [parts[rank]] */
+    void *received;             /* [sum of parts, bytes]; touches no buffer */
+    int64_t stride, first, bytes;
+    int groups; /* divides the ranks */
+};
+/* *exchange is copied; what it points to stays as it is until the stream has passed. bytes < 2^31. */
+void ls_comm_exchange(struct ls_comm *comm, struct ls_stream *stream, const struct ls_comm_exchange *exchange,
+                      int block);
+
 /* Small collectives on host memory that wait for every rank; called by the training thread only. They have a channel of
  * their own, so collectives on streams may be under way meanwhile. Errors are LS_COMMUNICATION. */
 enum { LS_COMM_SUM_MAX = 64 };
@@ -67,7 +83,7 @@ void ls_comm_set_checks(struct ls_comm *comm, bool on);
 void ls_comm_set_watch(struct ls_comm *comm, _Atomic uint64_t *collective);
 
 /* Bytes this rank has sent in collectives on streams, by the ring's count: all-reduce 2 (N-1)/N, the others (N-1)/N of
- * the buffer. */
+ * the buffer; of an exchange (N-1)/N of its own buffers' stretches. */
 uint64_t ls_comm_wire_bytes(const struct ls_comm *comm);
 /* Seconds the streams' collectives ran, waiting for other ranks included. */
 double ls_comm_seconds(const struct ls_comm *comm);

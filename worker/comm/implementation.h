@@ -7,16 +7,17 @@
 
 #include <stddef.h>
 
-enum ls_collective_kind { LS_ALL_REDUCE, LS_REDUCE_SCATTER, LS_ALL_GATHER };
+enum ls_collective_kind { LS_ALL_REDUCE, LS_REDUCE_SCATTER, LS_ALL_GATHER, LS_EXCHANGE };
 
 /* A collective on a stream, in place. */
 struct ls_collective {
     enum ls_collective_kind kind;
-    enum ls_comm_type type; /* not for LS_ALL_GATHER */
+    enum ls_comm_type type; /* not for LS_ALL_GATHER and LS_EXCHANGE */
     int block;
     void *buffer;
-    int64_t count;   /* all-reduce: elements; reduce-scatter: elements of a slice; all-gather: bytes of a slice */
+    int64_t count;   /* all-reduce: elements; reduce-scatter: elements of a slice; others: bytes of a slice */
     uint64_t number; /* counts the collectives put on streams */
+    struct ls_comm_exchange exchange;
 };
 
 /* Collectives on streams and on the host may be under way at the same time: two channels that never mix. */
@@ -53,6 +54,12 @@ struct ls_comm {
 /* Fills the common part, `checks` included; the communicator is its own root. LS_MEMORY. */
 enum ls_code ls_comm_initialize(struct ls_comm *comm, const struct ls_comm_operations *operations, int rank, int size,
                                 int local_rank, int local_size, struct ls_error *error);
+
+/* Where a rank's stretch of each buffer begins. */
+static inline int64_t ls_exchange_offset(const struct ls_comm_exchange *exchange, int size, int rank) {
+    const int members = size / exchange->groups;
+    return (rank % members * exchange->groups + rank / members) * exchange->stride + exchange->first;
+}
 
 static inline size_t ls_comm_type_bytes(enum ls_comm_type type) {
     return type == LS_COMM_FLOAT ? sizeof(float) : sizeof(double);

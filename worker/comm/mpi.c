@@ -105,6 +105,37 @@ static enum ls_code run_all_gather(struct mpi_comm *comm, const struct ls_collec
     return LS_OK;
 }
 
+/* Pairwise: in each round every rank sends to one rank and receives from another. */
+static enum ls_code run_exchange(struct mpi_comm *comm, const struct ls_collective *collective,
+                                 struct ls_error *error) {
+    const struct ls_comm_exchange *exchange = &collective->exchange;
+    const int rank = comm->common.rank, size = comm->common.size, own = exchange->parts[rank];
+    const int bytes = (int)exchange->bytes;
+    for (int round = 0; round < size; round++) {
+        const int to = (rank + round) % size, from = (rank + size - round) % size;
+        const int64_t offset = ls_exchange_offset(exchange, size, to);
+        char *place = exchange->received;
+        for (int before = 0; before < from; before++) place += (int64_t)exchange->parts[before] * bytes;
+        if (round == 0) {
+            for (int part = 0; part < own; part++, place += bytes)
+                memcpy(place, (const char *)exchange->buffers[part] + offset, (size_t)bytes);
+            continue;
+        }
+        MPI_Request requests[2 * LS_COMM_PARTS_MAX];
+        int count = 0, status = 0;
+        for (int part = 0; part < exchange->parts[from] && !status; part++, place += bytes)
+            status =
+                MPI_Irecv(place, bytes, MPI_BYTE, from, part, comm->channels[LS_CHANNEL_STREAM], &requests[count++]);
+        for (int part = 0; part < own && !status; part++)
+            status = MPI_Isend((const char *)exchange->buffers[part] + offset, bytes, MPI_BYTE, to, part,
+                               comm->channels[LS_CHANNEL_STREAM], &requests[count++]);
+        if (status) return mpi_failed(status, "MPI_Isend", error);
+        status = MPI_Waitall(count, requests, MPI_STATUSES_IGNORE);
+        if (status) return mpi_failed(status, "MPI_Waitall", error);
+    }
+    return LS_OK;
+}
+
 static enum ls_code mpi_run(struct ls_comm *comm, const struct ls_collective *collective, struct ls_error *error) {
     struct mpi_comm *mpi = (struct mpi_comm *)comm;
     enum ls_code code = await_ranks(mpi, LS_CHANNEL_STREAM, error);
@@ -113,6 +144,7 @@ static enum ls_code mpi_run(struct ls_comm *comm, const struct ls_collective *co
     case LS_ALL_REDUCE: return run_all_reduce(mpi, collective, error);
     case LS_REDUCE_SCATTER: return run_reduce_scatter(mpi, collective, error);
     case LS_ALL_GATHER: return run_all_gather(mpi, collective, error);
+    case LS_EXCHANGE: return run_exchange(mpi, collective, error);
     }
     return LS_OK;
 }

@@ -76,7 +76,9 @@ static enum ls_code threads_run(struct ls_comm *comm, const struct ls_collective
     (void)error;
     int rank = comm->rank, size = comm->size;
     int64_t count = collective->count;
-    struct meeting *meeting = publish(comm, LS_CHANNEL_STREAM, collective->buffer);
+    const struct ls_comm_exchange *exchange = &collective->exchange;
+    void *published = collective->kind == LS_EXCHANGE ? (void *)(uintptr_t)exchange->buffers : collective->buffer;
+    struct meeting *meeting = publish(comm, LS_CHANNEL_STREAM, published);
     void (*sum)(void **, int, int64_t, int64_t, int, int) = collective->type == LS_COMM_FLOAT ? sum_float : sum_double;
     switch (collective->kind) {
     case LS_ALL_REDUCE: {
@@ -92,6 +94,15 @@ static enum ls_code threads_run(struct ls_comm *comm, const struct ls_collective
                 memcpy((char *)collective->buffer + other * count, (char *)meeting->buffers[other] + other * count,
                        (size_t)count);
         break;
+    case LS_EXCHANGE: {
+        char *place = exchange->received;
+        for (int other = 0; other < size; other++) {
+            const void *const *buffers = (const void *const *)meeting->buffers[other];
+            for (int part = 0; part < exchange->parts[other]; part++, place += count)
+                memcpy(place, (const char *)buffers[part] + ls_exchange_offset(exchange, size, rank), (size_t)count);
+        }
+        break;
+    }
     }
     meet(group_of(comm), meeting);
     return LS_OK;

@@ -68,8 +68,26 @@ static void say_checkpointing(const struct ls_config *config, int64_t ranks, cha
                  (long long)config->activation_checkpointing.every);
 }
 
+/* Accumulation is left to the stage: what it was may not go with the next one. */
+static bool turn_stage(struct ls_config *config, int64_t *ranks) {
+    if (*ranks == 1 || config->zero.stage == 3) return false;
+    config->zero.stage++;
+    if (config->zero.accumulate == LS_ACCUMULATE_LOCAL) config->zero.accumulate = LS_ACCUMULATE_AUTO;
+    return true;
+}
+
+static void say_stage(const struct ls_config *config, int64_t ranks, char *text, size_t size) {
+    (void)ranks;
+    snprintf(text, size, "--set zero.stage=%lld", (long long)config->zero.stage);
+}
+
+/* Ranks before the stage: a stage is of use from two ranks on. */
 static const struct knob knobs[] = {
-    {turn_checkpointing, say_checkpointing}, {turn_micro_batch, say_micro_batch}, {turn_ranks, say_ranks}};
+    {turn_ranks, say_ranks},
+    {turn_stage, say_stage},
+    {turn_checkpointing, say_checkpointing},
+    {turn_micro_batch, say_micro_batch},
+};
 enum { KNOBS = sizeof knobs / sizeof knobs[0] };
 
 /* What is tried now. */
@@ -111,20 +129,25 @@ static int compare_prices(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
-/* All values of the knobs from `first` on. Keeps the cheapest that fits. */
-static void try_together(const struct trial *trial, int first, struct ls_advice *best, bool *found) {
+/* The cheapest so far; `best` counts if `found`. */
+struct cheapest {
+    struct ls_advice best;
+    bool found;
+};
+
+/* All values of the knobs from `first` on. */
+static void try_together(const struct trial *trial, int first, struct cheapest *cheapest) {
     struct ls_advice advice;
     if (first == KNOBS) {
-        if (!evaluate(trial, &advice) || (*found && price(&advice) >= price(best))) return;
-        *best = advice;
-        *found = true;
+        if (!evaluate(trial, &advice) || (cheapest->found && price(&advice) >= price(&cheapest->best))) return;
+        *cheapest = (struct cheapest){advice, true};
         return;
     }
     struct trial *turned = malloc(sizeof *turned);
     if (!turned) return;
     *turned = *trial;
     do {
-        try_together(turned, first + 1, best, found);
+        try_together(turned, first + 1, cheapest);
         turned->turned[first] = true;
     } while (knobs[first].turn(&turned->config, &turned->ranks));
     free(turned);
@@ -143,9 +166,11 @@ int ls_advice_find(const struct ls_config *config, int64_t ranks, const struct l
     }
     if (trial && count == 0) {
         *trial = (struct trial){.machine = machine, .limit = limit, .config = *config, .ranks = ranks};
-        bool found = false;
-        try_together(trial, 0, &options[0], &found);
-        count = found;
+        struct cheapest same_ranks = {.found = false}, any_ranks = {.found = false};
+        try_together(trial, 1, &same_ranks);
+        try_together(trial, 0, &any_ranks);
+        if (same_ranks.found) options[count++] = same_ranks.best;
+        if (any_ranks.found && any_ranks.best.ranks != ranks) options[count++] = any_ranks.best;
     }
     free(trial);
     qsort(options, (size_t)count, sizeof *options, compare_prices);
@@ -181,7 +206,7 @@ enum ls_code ls_advice_refuse(const struct ls_config *config, const struct ls_pl
                  options[0].cost.step_seconds / cost->step_seconds);
     else
         snprintf(advice, sizeof advice,
-                 "Neither activation checkpointing nor smaller micro-batches nor more ranks are enough: use a smaller "
+                 "No zero.stage, activation checkpointing, micro-batch or number of ranks is enough: use a smaller "
                  "model or more memory.");
     return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB,
                    "memory: each of %lld ranks needs %.1f MiB, and %s %.1f MiB (planned, in MiB: %s). %s",

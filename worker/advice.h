@@ -19,8 +19,8 @@ struct ls_advice {
 };
 
 /* Fills options[LS_ADVICE_MAX] with the changes after which a rank needs at most `limit` bytes, the cheapest first, by
- * seconds of a step times ranks; returns their number. First each change by itself; if none does, the cheapest
- * combination. 0: nothing fits. */
+ * seconds of a step times ranks; returns their number. Each change by itself; if none does, the cheapest combinations
+ * with as many ranks and with more. 0: nothing fits. */
 int ls_advice_find(const struct ls_config *config, int64_t ranks, const struct ls_cost_machine *machine, int64_t limit,
                    struct ls_advice options[LS_ADVICE_MAX]);
 

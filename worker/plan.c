@@ -77,6 +77,24 @@ static struct pass forward_of(const struct ls_config *config, const struct ls_mo
     return pass;
 }
 
+static bool shards_gradients(const struct ls_config *config) {
+    return config->zero.stage >= 2 || (config->zero.stage == 1 && config->zero.accumulate == LS_ACCUMULATE_SHARDED);
+}
+
+/* Stage 3 gathers a layer for its forward and, but for the last one, which is still there, for its backward, along with
+ * those that are computed again before it. Without replicas a reduction sends what a gather does. */
+static void plan_wire(const struct ls_config *config, const struct ls_model *model,
+                      const struct ls_activations *activations, int block, int64_t ranks, struct ls_cost_block *cost) {
+    const int layers = ls_model_block_count(model) - 2;
+    if (config->zero.stage == 0) return;
+    if (shards_gradients(config)) cost->reduce_bytes = (double)ls_shard_gather_bytes(config, model, ranks, block);
+    cost->forward_gather_bytes = (double)ls_shard_gather_bytes(config, model, ranks, block);
+    if (config->zero.stage < 3 || block < 1 || block >= layers) return;
+    cost->backward_gather_bytes = cost->forward_gather_bytes;
+    for (int again = ls_activations_forward_again(activations, block); again < block; again++)
+        cost->backward_gather_bytes += (double)ls_shard_gather_bytes(config, model, ranks, again);
+}
+
 /* One micro-batch. Backward takes twice the operations of forward, reads the parameters, and reads and writes their
  * gradients. What activation checkpointing computes again is a part of it: whole layers, of the block's own all but the
  * last product, or what is not a product with parameters. */
@@ -88,7 +106,7 @@ static struct ls_cost_block plan_block(const struct ls_config *config, const str
                                  .backward_flops = 2 * forward.flops,
                                  .forward_bytes = forward.bytes,
                                  .backward_bytes = forward.bytes + 2 * forward.matrix_bytes,
-                                 .reduce_bytes = (double)ls_shard_reduce_bytes(config, model, ranks, block)};
+                                 .last_reduce_bytes = (double)ls_shard_reduce_bytes(config, model, ranks, block)};
     const int again = ls_activations_forward_again(activations, block);
     for (int other = again; other < block; other++) {
         const struct pass pass = forward_of(config, model, other, rows);
@@ -103,6 +121,7 @@ static struct ls_cost_block plan_block(const struct ls_config *config, const str
         cost.backward_flops += forward.attention_flops;
         cost.backward_bytes += forward.saved_bytes + forward.recomputed_bytes;
     }
+    plan_wire(config, model, activations, block, ranks, &cost);
     return cost;
 }
 
@@ -124,10 +143,13 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
         plan->flops_of_rank += blocks[block].forward_flops + blocks[block].backward_flops;
     }
     plan->flops_of_rank *= (double)plan->micro_batches;
-    plan->work = (struct ls_cost_work){.blocks = blocks,
-                                       .block_count = count,
-                                       .micro_batches = plan->micro_batches,
-                                       .update_bytes = (double)plan->parameters * UPDATE_BYTES_PER_PARAMETER};
+    const int64_t slices = config->zero.stage > 0 ? plan->ranks / ls_shard_replicas(config) : 1;
+    plan->work =
+        (struct ls_cost_work){.blocks = blocks,
+                              .block_count = count,
+                              .micro_batches = plan->micro_batches,
+                              .gathers_always = config->zero.stage == 3,
+                              .update_bytes = (double)plan->parameters / (double)slices * UPDATE_BYTES_PER_PARAMETER};
     return LS_OK;
 }
 
@@ -140,7 +162,7 @@ enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, struct 
     if (code) return code;
     *plan = (struct ls_plan){.ranks = ranks, .parameters = ls_model_parameter_count(model)};
     plan->sequences = divide_up(config->train.global_batch_size, ranks);
-    plan->micro_batches = divide_up(plan->sequences, config->train.micro_batch_size);
+    plan->micro_batches = ls_config_micro_batches(config, config->train.global_batch_size, ranks);
     code = plan_arena(config, model, plan, &activations, error);
     if (!code) code = plan_work(config, model, &activations, plan, error);
     if (!code) plan_host(config, model, plan);

@@ -1,6 +1,7 @@
-/* The predicted time of a step: a roofline for every block, a reduction that starts when its block's backward ends and
- * runs beside the rest, an update bound by memory. Pure arithmetic on what the plan counted; it orders alternatives and
- * names the bottleneck. Launch overheads, stragglers and the latency of collectives are left out. */
+/* The predicted time of a step: a roofline for every block, collectives one after another on a wire beside it, an
+ * update bound by memory. A reduction starts when its block's backward ends; parameters are gathered one block ahead of
+ * where they are needed, or all from the end of the update on. Pure arithmetic on what the plan counted; it orders
+ * alternatives and names the bottleneck. Launch overheads, stragglers and the latency of collectives are left out. */
 #ifndef LS_WORKER_MEMORY_COST_H
 #define LS_WORKER_MEMORY_COST_H
 
@@ -26,8 +27,9 @@ struct ls_cost_machine {
 /* One block, one micro-batch. */
 struct ls_cost_block {
     double forward_flops, backward_flops;
-    double forward_bytes, backward_bytes; /* read and written in device memory */
-    double reduce_bytes;                  /* sent by this rank after the last backward of the step */
+    double forward_bytes, backward_bytes;   /* read and written in device memory */
+    double reduce_bytes, last_reduce_bytes; /* sent by this rank after a backward, and after the step's last */
+    double forward_gather_bytes, backward_gather_bytes; /* sent by this rank before */
 };
 
 /* What one rank does in a step. Blocks in the order of forward; the last one's backward follows its forward at once. */
@@ -35,6 +37,7 @@ struct ls_cost_work {
     const struct ls_cost_block *blocks;
     int block_count;
     int64_t micro_batches;
+    bool gathers_always; /* in every micro-batch, a block ahead; else once a step, before its first forward */
     double update_bytes; /* read and written by norm and optimizer */
 };
 

@@ -12,14 +12,14 @@
 static const char gpt2[] = "model: {model_type: gpt2, hidden_size: 18, num_hidden_layers: 3, num_attention_heads: 2}\n"
                            "data: {train: [{path: 'synthetic:9000'}], sequence_length: 12}\n"
                            "train: {steps: 40, global_batch_size: 30, micro_batch_size: 30}\n"
-                           "optimizer: {lr: 1.0e-3}\n"
+                           "optimizer: {lr: 1.0e-3, weight_decay: 0.7}\n"
                            "lr_schedule: {warmup_steps: 3}\n";
 static const char llama[] = "model: {model_type: llama, hidden_size: 20, num_hidden_layers: 2, num_attention_heads: 2, "
                             "num_key_value_heads: 1,\n"
                             "        intermediate_size: 37, tie_word_embeddings: false}\n"
                             "data: {train: [{path: 'synthetic:9000'}], sequence_length: 10}\n"
                             "train: {steps: 40, global_batch_size: 30, micro_batch_size: 30}\n"
-                            "optimizer: {lr: 1.0e-3}\n";
+                            "optimizer: {lr: 1.0e-3, weight_decay: 0.7}\n";
 
 static const char *const families[] = {gpt2, llama};
 
@@ -60,7 +60,7 @@ static void check_same_training(const struct run *one, const struct run *other) 
 static void check_splits(const char *yaml, const struct split *splits, size_t count) {
     struct run one = start(yaml, (struct split){.ranks = 1, .micro_batch = 30}, 30);
     harness_run_well(&one);
-    assert_true(one.reports[29].loss < 0.95 * one.reports[0].loss);
+    assert_true(one.reports[29].loss < 0.98 * one.reports[0].loss);
     for (size_t i = 0; i < count; i++) {
         struct run other = start(yaml, splits[i], 30);
         harness_run_well(&other);

@@ -151,6 +151,28 @@ static void an_exchange_brings_everybodys_stretches_in_rank_order(void **unused)
     free(parts);
 }
 
+static void a_split_makes_parts_that_gather_and_reduce_among_themselves(void **unused) {
+    (void)unused;
+    enum { COUNT = 1234567 };
+    const int size = ls_comm_size(comm), rank = ls_comm_rank(comm);
+    struct ls_comm *part = NULL;
+    assert_int_equal(ls_comm_split(comm, rank % 2, rank, &part, NULL), LS_OK);
+    const int members = (size - rank % 2 + 1) / 2;
+    assert_int_equal(ls_comm_size(part), members);
+    assert_int_equal(ls_comm_rank(part), rank / 2);
+    float *buffer = malloc((size_t)members * COUNT * sizeof *buffer);
+    for (int64_t i = 0; i < members * (int64_t)COUNT; i++) buffer[i] = (float)(rank + i % 7);
+    ls_comm_reduce_scatter_sum(part, stream, buffer, COUNT, LS_COMM_FLOAT, 0);
+    ls_comm_all_gather(part, stream, buffer, COUNT * (int64_t)sizeof *buffer, 0);
+    assert_int_equal(ls_stream_synchronize(stream, NULL), LS_OK);
+    int64_t ranks = 0;
+    for (int other = rank % 2; other < size; other += 2) ranks += other;
+    for (int64_t i = 0; i < members * (int64_t)COUNT; i++)
+        if (buffer[i] != (float)(ranks + members * (i % 7))) fail_msg("element %lld", (long long)i);
+    free(buffer);
+    ls_comm_destroy(part);
+}
+
 static void host_collectives_run_while_the_stream_is_busy(void **unused) {
     (void)unused;
     int size = ls_comm_size(comm), rank = ls_comm_rank(comm);
@@ -207,6 +229,7 @@ int main(int argc, char **argv) {
             cmocka_unit_test(reduce_scatter_leaves_each_rank_its_slice),
             cmocka_unit_test(all_gather_brings_every_slice_to_every_rank),
             cmocka_unit_test(an_exchange_brings_everybodys_stretches_in_rank_order),
+            cmocka_unit_test(a_split_makes_parts_that_gather_and_reduce_among_themselves),
             cmocka_unit_test(host_collectives_run_while_the_stream_is_busy),
             cmocka_unit_test(checks_name_two_ranks_that_disagree),
         };

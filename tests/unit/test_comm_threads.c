@@ -183,6 +183,47 @@ static void an_exchange_brings_everybodys_stretches_in_rank_order(void **unused)
     free(states);
 }
 
+/* Two parts, even and odd ranks, the higher ranks first; then a collective of all on the same stream. */
+static void *split_by_parity(void *argument) {
+    struct rank *state = argument;
+    const int rank = ls_comm_rank(state->comm);
+    struct ls_comm *part = NULL;
+    state->code = ls_comm_split(state->comm, rank % 2, -rank, &part, &state->error);
+    if (state->code) return NULL;
+    state->all[0] = ls_comm_rank(part);
+    state->all[1] = ls_comm_size(part);
+    for (int i = 0; i < 8; i++) state->floats[i] = (float)rank;
+    ls_comm_all_reduce_sum(part, state->stream, state->floats, 4, LS_COMM_FLOAT, 1);
+    ls_comm_all_reduce_sum(state->comm, state->stream, state->floats + 4, 4, LS_COMM_FLOAT, 2);
+    state->code = ls_stream_synchronize(state->stream, &state->error);
+    state->sums[0] = ls_comm_wire_bytes(state->comm);
+    ls_comm_destroy(part);
+    return NULL;
+}
+
+static void a_split_makes_parts_whose_traffic_counts_for_the_whole(void **unused) {
+    (void)unused;
+    for (int ranks = 1; ranks <= RANKS_MAX; ranks++) {
+        struct rank *states = calloc(RANKS_MAX, sizeof *states);
+        run_ranks(ranks, ranks == 3 ? LS_STREAMS_LAZY : LS_STREAMS_EAGER, states, split_by_parity);
+        for (int r = 0; r < ranks; r++) {
+            int size = 0, sum = 0, higher = 0;
+            for (int other = r % 2; other < ranks; other += 2) {
+                size++;
+                sum += other;
+                higher += other > r;
+            }
+            assert_int_equal(states[r].code, LS_OK);
+            assert_int_equal(states[r].all[0], higher);
+            assert_int_equal(states[r].all[1], size);
+            assert_true(states[r].floats[0] == (float)sum && states[r].floats[3] == (float)sum);
+            assert_true(states[r].floats[4] == (float)(ranks * (ranks - 1) / 2));
+            assert_int_equal(states[r].sums[0], 2 * (size - 1) * 16 / size + 2 * (ranks - 1) * 16 / ranks);
+        }
+        free(states);
+    }
+}
+
 /* Host collectives while collectives are under way on the stream, several rounds. */
 static void *mix_host_and_stream(void *argument) {
     struct rank *state = argument;
@@ -272,6 +313,7 @@ int main(void) {
         cmocka_unit_test(all_reduce_on_lazy_streams_gives_the_same),
         cmocka_unit_test(reduce_scatter_then_all_gather_is_an_all_reduce),
         cmocka_unit_test(an_exchange_brings_everybodys_stretches_in_rank_order),
+        cmocka_unit_test(a_split_makes_parts_whose_traffic_counts_for_the_whole),
         cmocka_unit_test(host_collectives_do_not_mix_with_those_on_streams),
         cmocka_unit_test(checks_name_two_ranks_that_disagree),
         cmocka_unit_test(wire_bytes_are_those_of_a_ring),

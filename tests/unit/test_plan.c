@@ -1,0 +1,513 @@
+/* The plan of a run against formulas written here: state, transients, activations, wire, operations; what a run uses of
+ * what was planned; predicted times of timelines small enough to draw; what is advised when a plan does not fit. */
+#include "worker/advice.h"
+#include "worker/comm/comm.h"
+#include "worker/memory/host_memory.h"
+#include "worker/plan.h"
+#include "worker/replica.h"
+#include "worker/replica_plan.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+/* The shapes, for formulas; odd where they may be. */
+struct shape {
+    bool llama;
+    int64_t C, L, NH, NKV, HD, I, V, T, B;
+};
+static const struct shape gpt2 = {false, 20, 3, 2, 2, 10, 80, 101, 13, 3};
+static const struct shape llama = {true, 24, 3, 4, 2, 6, 40, 101, 10, 3};
+
+static struct ls_config config_of(const struct shape *s, const char *more) {
+    char yaml[1024];
+    struct ls_config config;
+    struct ls_error error = {0};
+    snprintf(yaml, sizeof yaml,
+             "model: {model_type: %s, hidden_size: %d, num_hidden_layers: %d, num_attention_heads: %d, vocab_size: %d, "
+             "%s intermediate_size: %d}\n"
+             "data: {train: [{path: 'synthetic:9000'}], sequence_length: %d}\n"
+             "train: {steps: 9, global_batch_size: 24, micro_batch_size: %d}\n%s",
+             s->llama ? "llama" : "gpt2", (int)s->C, (int)s->L, (int)s->NH, (int)s->V,
+             s->llama ? "num_key_value_heads: 2," : "", (int)s->I, (int)s->T, (int)s->B, more);
+    if (ls_config_parse(yaml, strlen(yaml), "test", NULL, 0, &config, &error)) fail_msg("%s", error.text);
+    return config;
+}
+
+/* Parameters of the embedding (0), a layer (1) and the head (2): GPT-2's is tied to the embedding. */
+static int64_t block_count(const struct shape *s, int kind) {
+    const int64_t C = s->C, I = s->I, Q = s->NH * s->HD, KV = s->NKV * s->HD;
+    if (kind == 0) return s->V * C + (s->llama ? 0 : s->T * C);
+    if (kind == 2) return s->llama ? s->V * C + C : 2 * C;
+    return s->llama ? Q * C + 2 * KV * C + C * Q + 3 * C * I + 2 * C
+                    : 3 * C * C + C * C + 2 * C * I + 3 * C + C + I + C + 4 * C;
+}
+
+static int kind_of(const struct shape *s, int64_t block) {
+    return block == 0 ? 0 : block <= s->L ? 1 : 2;
+}
+
+static int64_t parameters_of(const struct shape *s) {
+    return block_count(s, 0) + s->L * block_count(s, 1) + block_count(s, 2);
+}
+
+static int64_t up(int64_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+static struct ls_plan plan_of(const struct ls_config *config, int64_t ranks) {
+    struct ls_plan plan;
+    struct ls_error error = {0};
+    if (ls_plan_make(config, ranks, &plan, &error)) fail_msg("%s", error.text);
+    return plan;
+}
+
+/* Four arrays of a block at 4 bytes an element, each whole (padded to the ranks) or a slice, each rounded up to 256
+ * bytes in the arena; Llama's table of angles is beside the parameters. */
+static void check_state(const struct shape *s, int stage, int64_t ranks) {
+    char more[64];
+    snprintf(more, sizeof more, "zero: {stage: %d}\n", stage);
+    const struct ls_config config = config_of(s, more);
+    const int64_t cut = stage > 0 ? ranks : 1;
+    int64_t parameters = s->llama ? up(s->T * s->HD * 4) : up(0), gradients = 0, optimizer = 0;
+    for (int64_t block = 0; block < s->L + 2; block++) {
+        const int64_t slice = (block_count(s, kind_of(s, block)) + cut - 1) / cut;
+        parameters += up(4 * (stage == 3 ? slice : slice * cut));
+        gradients += up(4 * (stage >= 2 ? slice : slice * cut));
+        optimizer += 2 * up(4 * slice);
+    }
+    struct ls_plan plan = plan_of(&config, ranks);
+    assert_int_equal(plan.parameters, parameters_of(s));
+    assert_int_equal(plan.category_bytes[LS_MEMORY_PARAMETERS], parameters);
+    assert_int_equal(plan.category_bytes[LS_MEMORY_GRADIENTS], gradients);
+    assert_int_equal(plan.category_bytes[LS_MEMORY_OPTIMIZER], optimizer);
+
+    /* And by the formulas of the ZeRO paper (Rajbhandari et al. 2020, section 5) for fp32, but for padding and
+     * rounding. */
+    const double P = (double)plan.parameters, N = (double)ranks;
+    const double formula[] = {16 * P, 8 * P + 8 * P / N, 4 * P + 12 * P / N, 16 * P / N};
+    const double state = (double)(parameters + gradients + optimizer - (s->llama ? up(s->T * s->HD * 4) : 0));
+    const double padding = (double)(s->L + 2) * 4 * (256 + 4 * N);
+    assert_true(state >= formula[stage] - 1 && state <= formula[stage] + padding);
+
+    /* Transients: two of the small blocks and one of the large ones, whole. A tied head is small. */
+    const int64_t layer = (larger(block_count(s, 1), s->llama ? 0 : block_count(s, 2)) + cut - 1) / cut * cut;
+    const int64_t large = (larger(block_count(s, 0), s->llama ? block_count(s, 2) : 0) + cut - 1) / cut * cut;
+    const int64_t passing = 2 * up(4 * layer) + up(4 * large);
+    assert_int_equal(plan.category_bytes[LS_MEMORY_REDUCED], stage >= 2 ? passing : 0);
+    assert_int_equal(plan.category_bytes[LS_MEMORY_GATHERED], stage == 3 ? passing : 0);
+    ls_plan_release(&plan);
+}
+
+static void state_is_16P_then_8P_4P_and_nothing_whole(void **unused) {
+    (void)unused;
+    for (int stage = 0; stage <= 3; stage++)
+        for (int64_t ranks = 1; ranks <= 5; ranks++) {
+            check_state(&gpt2, stage, ranks);
+            check_state(&llama, stage, ranks);
+        }
+}
+
+/* What a layer leaves for its backward, an array each: kept in every mode, and what `selective` makes again. */
+static void layer_bytes(const struct shape *s, int64_t *kept, int64_t *again) {
+    const int64_t C = s->C, I = s->I, Q = s->NH * s->HD, W = (s->NH + 2 * s->NKV) * s->HD, R = s->B * s->T;
+    const int64_t kept_gpt2[] = {3 * C, C, I}, again_gpt2[] = {C, C, s->NH, C, larger(I, 3 * C), 1, 1, 1, 1};
+    const int64_t kept_llama[] = {W, C, larger(2 * I, W)}, again_llama[] = {C, Q, s->NH, C, larger(I, Q), 1, 1};
+    *kept = *again = 0;
+    for (int i = 0; i < 3; i++) *kept += up(4 * R * (s->llama ? kept_llama[i] : kept_gpt2[i]));
+    for (int i = 0; i < (s->llama ? 7 : 9); i++) *again += up(4 * R * (s->llama ? again_llama[i] : again_gpt2[i]));
+}
+
+static void check_activations(const struct shape *s) {
+    int64_t kept, again;
+    const int64_t residual = up(4 * s->B * s->T * s->C), L = s->L;
+    layer_bytes(s, &kept, &again);
+    /* What enters the L layers and the head, and the gradient of the stream. */
+    const int64_t streams = (L + 2) * residual;
+    const struct {
+        const char *yaml;
+        int64_t bytes;
+    } modes[] = {
+        {"", streams + L * (kept + again)},
+        {"activation_checkpointing: {mode: selective}\n", streams + L * kept + again},
+        {"activation_checkpointing: {mode: full}\n", streams + kept + again},
+        /* 3 layers in segments of 2: what enters layers 0 and 2 and the head is kept, layer 1's is shared. */
+        {"activation_checkpointing: {mode: full, every: 2}\n", 5 * residual + 2 * (kept + again)},
+    };
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+        const struct ls_config config = config_of(s, modes[i].yaml);
+        struct ls_plan plan = plan_of(&config, 2);
+        assert_int_equal(plan.category_bytes[LS_MEMORY_ACTIVATIONS], modes[i].bytes);
+        ls_plan_release(&plan);
+    }
+}
+
+static void activations_are_what_backward_reads(void **unused) {
+    (void)unused;
+    check_activations(&gpt2);
+    check_activations(&llama);
+}
+
+static void full_checkpointing_keeps_a_fifth_at_12_layers(void **unused) {
+    (void)unused;
+    const struct shape deep[] = {{false, 64, 12, 4, 4, 16, 256, 257, 64, 4}, {true, 64, 12, 4, 2, 16, 172, 257, 64, 4}};
+    for (int i = 0; i < 2; i++) {
+        const struct ls_config none = config_of(&deep[i], "");
+        const struct ls_config full = config_of(&deep[i], "activation_checkpointing: {mode: full}\n");
+        struct ls_plan before = plan_of(&none, 1), after = plan_of(&full, 1);
+        assert_true(5 * after.category_bytes[LS_MEMORY_ACTIVATIONS] <= before.category_bytes[LS_MEMORY_ACTIVATIONS]);
+        ls_plan_release(&before);
+        ls_plan_release(&after);
+    }
+}
+
+/* Host memory: three steps of three arrays of 4 bytes a token, whole micro-batches; the largest block and two slices of
+ * it on their way into a checkpoint. */
+static void host_memory_is_the_ring_and_a_block(void **unused) {
+    (void)unused;
+    struct ls_config config = config_of(&llama, "");
+    const int64_t ranks = 5, C = llama.C;
+    /* 24 sequences over 5 ranks: 5 on the fullest, in 2 micro-batches of 3. */
+    const int64_t ring = 3 * 3 * 4 * (2 * 3) * llama.T;
+    const int64_t largest = larger(llama.V * C + C, block_count(&llama, 1)); /* the head, or a layer */
+    const int64_t block = 4 * largest + 2 * 4 * ((largest + ranks - 1) / ranks);
+    struct ls_plan plan = plan_of(&config, ranks);
+    assert_int_equal(plan.host_row_bytes[LS_PLAN_PREFETCH], ring);
+    assert_int_equal(plan.host_row_bytes[LS_PLAN_EVALUATION], 0);
+    assert_int_equal(plan.host_row_bytes[LS_PLAN_CHECKPOINT], block);
+    assert_int_equal(plan.host_bytes, ring + block);
+    ls_plan_release(&plan);
+    config.data.validation_count = 1;
+    config.evaluation.every_steps = 2;
+    plan = plan_of(&config, ranks);
+    assert_int_equal(plan.host_row_bytes[LS_PLAN_EVALUATION], ring);
+    ls_plan_release(&plan);
+}
+
+/* At most f P (2g | g+w | g+w | g+2w) bytes without accumulation, f = (N-1)/N, and padding; no less than that but for
+ * blocks that stage 3 still has at hand. */
+static void the_wire_is_bounded_by_the_formulas_of_zero(void **unused) {
+    (void)unused;
+    static const double widths[] = {8, 8, 8, 12};
+    for (int stage = 0; stage <= 3; stage++)
+        for (int64_t ranks = 1; ranks <= 4; ranks++) {
+            char more[64];
+            snprintf(more, sizeof more, "zero: {stage: %d}\n", stage);
+            struct ls_config config = config_of(&gpt2, more);
+            config.train.micro_batch_size = config.train.global_batch_size;
+            struct ls_plan plan = plan_of(&config, ranks);
+            const double N = (double)ranks, f = (N - 1) / N;
+            const double bound = f * (double)plan.parameters * widths[stage];
+            const double padding = (double)(gpt2.L + 2) * widths[stage] * N + 64 * N;
+            assert_int_equal(plan.micro_batches, 1);
+            assert_true((double)plan.wire_bytes <= bound + padding);
+            assert_true((double)plan.wire_bytes >= (stage == 3 ? 0.6 : 1) * bound - 64);
+            ls_plan_release(&plan);
+        }
+}
+
+/* 6N + 6LCT a token (llm.c); N leaves learned positions out. */
+static void operations_are_6N_and_attention(void **unused) {
+    (void)unused;
+    const struct shape *shapes[] = {&gpt2, &llama};
+    for (int i = 0; i < 2; i++) {
+        const struct shape *s = shapes[i];
+        const struct ls_config config = config_of(s, "");
+        struct ls_plan plan = plan_of(&config, 4);
+        const double N = (double)(parameters_of(s) - (s->llama ? 0 : s->T * s->C));
+        const double token = 6 * N + 6.0 * (double)(s->L * s->NH * s->HD * s->T);
+        assert_true(fabs(plan.flops_per_step / (24.0 * (double)s->T * token) - 1) < 1e-12);
+        /* 24 sequences over 4 ranks, micro-batches of 3. */
+        assert_int_equal(plan.sequences, 6);
+        assert_int_equal(plan.micro_batches, 2);
+        /* A rank's quarter: all matrices but the embedding's, 2 operations forward and 4 backward. */
+        const int64_t C = s->C, Q = s->NH * s->HD, KV = s->NKV * s->HD;
+        const int64_t layer = s->llama ? 2 * Q * C + 2 * KV * C + 3 * C * s->I : 4 * C * C + 2 * C * s->I;
+        const double rank = 6 * (double)s->T * 6 * (double)(s->L * (layer + Q * s->T) + s->V * C);
+        assert_true(fabs(plan.flops_of_rank / rank - 1) < 1e-12);
+        ls_plan_release(&plan);
+    }
+}
+
+/* ---- what a run uses of the plan ---- */
+
+enum { POISON = 0x5a };
+
+static bool is_poisoned(enum ls_memory_category category) {
+    return category == LS_MEMORY_ACTIVATIONS || category == LS_MEMORY_WORKSPACE || category == LS_MEMORY_DATA;
+}
+
+/* Adds the used extent of every buffer, up to the last byte that the run changed, to its category. */
+static void measure_used(struct ls_replica *replica, const struct ls_arena_plan *plan, bool gradients,
+                         int64_t used[LS_MEMORY_CATEGORIES]) {
+    for (int i = 0; i < plan->count; i++) {
+        const enum ls_memory_category category = plan->buffers[i].category;
+        if ((category == LS_MEMORY_GRADIENTS) != gradients) continue;
+        const unsigned char *bytes = ls_arena_buffer(ls_replica_arena(replica), i);
+        const unsigned char before = is_poisoned(category) ? POISON : 0;
+        int64_t end = plan->buffers[i].bytes;
+        while (end > 0 && bytes[end - 1] == before) end--;
+        used[category] += up(end);
+    }
+}
+
+/* One full micro-batch. On CPUs device memory can be looked at. */
+static void check_used(const struct shape *s) {
+    const struct ls_config config = config_of(s, "");
+    const int64_t R = s->B * s->T;
+    struct ls_device *device;
+    struct ls_comm *comm;
+    struct ls_replica *replica;
+    struct ls_replica_layout layout;
+    struct ls_replica_result result;
+    struct ls_error error = {0};
+    struct ls_arena_plan *plan = calloc(1, sizeof *plan);
+    int32_t *tokens = malloc((size_t)R * 3 * sizeof *tokens);
+    assert_int_equal(ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, NULL), LS_OK);
+    assert_int_equal(ls_comm_create_threads(1, &comm, NULL), LS_OK);
+    if (ls_replica_create(&config, device, comm, NULL, &replica, &error)) fail_msg("%s", error.text);
+    assert_int_equal(ls_replica_plan(&config, ls_replica_model(replica), device, 1, plan, &layout, NULL), LS_OK);
+    assert_int_equal(ls_replica_bytes(replica), plan->bytes);
+    for (int i = 0; i < plan->count; i++)
+        if (is_poisoned(plan->buffers[i].category))
+            memset(ls_arena_buffer(ls_replica_arena(replica), i), POISON, (size_t)plan->buffers[i].bytes);
+    /* Each sequence is one document but for its last token, so that no array ends with what it began with. */
+    for (int64_t i = 0; i < R; i++) {
+        tokens[i] = (int32_t)(i * 7 % s->V);
+        tokens[R + i] = (int32_t)((i * 7 + 7) % s->V);
+        tokens[2 * R + i] = i % s->T == s->T - 1 ? (int32_t)(s->T - 1) : 0;
+    }
+    int64_t used[LS_MEMORY_CATEGORIES] = {0};
+    ls_replica_initialize(replica);
+    ls_replica_begin(replica, 1, R);
+    ls_replica_train(replica, &(struct ls_micro_batch){tokens, tokens + R, tokens + 2 * R, s->B}, true);
+    assert_int_equal(ls_stream_synchronize(ls_replica_stream(replica), NULL), LS_OK);
+    measure_used(replica, plan, true, used);
+    ls_replica_update(replica, 1e-3f, 1);
+    if (ls_replica_finish(replica, &result, &error)) fail_msg("%s", error.text);
+    measure_used(replica, plan, false, used);
+    for (int category = 0; category < LS_MEMORY_CATEGORIES; category++) {
+        if (category == LS_MEMORY_SCALARS) continue; /* a few numbers, some of them 0 */
+        if (used[category] != plan->category_bytes[category])
+            fail_msg("%s: %lld bytes planned, %lld used", ls_memory_category_name((enum ls_memory_category)category),
+                     (long long)plan->category_bytes[category], (long long)used[category]);
+    }
+    ls_replica_destroy(replica);
+    ls_comm_destroy(comm);
+    ls_device_destroy(device);
+    free(tokens);
+    free(plan);
+}
+
+static void a_step_uses_every_category_to_its_end(void **unused) {
+    (void)unused;
+    check_used(&gpt2);
+    check_used(&llama);
+}
+
+/* ---- predicted time ---- */
+
+/* 100 operations a second, 10 bytes a second on the wire within a node of 2, 5 beyond it. */
+static const struct ls_cost_machine machine = {.flops_per_second = 200,
+                                               .efficiency = 0.5,
+                                               .memory_bytes_per_second = 1000,
+                                               .ranks_per_node = 2,
+                                               .local_link_bytes_per_second = 10,
+                                               .node_link_bytes_per_second = 5};
+
+static void expect(const struct ls_cost *cost, double compute, double update, double wire, double exposed) {
+    assert_true(fabs(cost->compute_seconds - compute) < 1e-9);
+    assert_true(fabs(cost->update_seconds - update) < 1e-9);
+    assert_true(fabs(cost->wire_seconds - wire) < 1e-9);
+    assert_true(fabs(cost->exposed_seconds - exposed) < 1e-9);
+    assert_true(fabs(cost->step_seconds - compute - update - exposed) < 1e-9);
+}
+
+/* compute  A1 B1 . B2 B2 A2 A2              wire  ............ B B B A
+ * The reductions: B's from 4 to 7 s, A's, ready at 6 s, from 7 to 8 s; computing ends at 6 s. */
+static void reductions_hide_behind_what_is_left_of_backward(void **unused) {
+    (void)unused;
+    const struct ls_cost_block blocks[] = {
+        {.forward_flops = 100, .backward_flops = 200, .last_reduce_bytes = 10},
+        {.forward_flops = 100, .backward_flops = 200, .last_reduce_bytes = 30},
+    };
+    struct ls_cost_work work = {.blocks = blocks, .block_count = 2, .micro_batches = 1, .update_bytes = 500};
+    struct ls_cost cost = ls_cost_predict(&machine, 2, &work);
+    expect(&cost, 6, 0.5, 4, 2);
+    assert_int_equal(cost.limit, LS_COST_ARITHMETIC);
+    /* Twice the micro-batches: the same end. */
+    work.micro_batches = 2;
+    cost = ls_cost_predict(&machine, 2, &work);
+    expect(&cost, 12, 0.5, 4, 2);
+    /* Beyond a node the wire has half the rate: B's from 4 to 10 s, A's to 12 s. */
+    work.micro_batches = 1;
+    cost = ls_cost_predict(&machine, 3, &work);
+    expect(&cost, 6, 0.5, 8, 6);
+}
+
+/* All gathered from the start: A there at 1 s, B at 4 s. Forward of A from 1 to 2, of B from 4 to 5, backward to 9. */
+static void gathers_after_the_update_hide_behind_forward(void **unused) {
+    (void)unused;
+    const struct ls_cost_block blocks[] = {
+        {.forward_flops = 100, .backward_flops = 200, .forward_gather_bytes = 10},
+        {.forward_flops = 100, .backward_flops = 200, .forward_gather_bytes = 30},
+    };
+    struct ls_cost_work work = {.blocks = blocks, .block_count = 2, .micro_batches = 2};
+    const struct ls_cost cost = ls_cost_predict(&machine, 1, &work);
+    expect(&cost, 12, 0, 4, 3);
+}
+
+/* One block ahead, every time: A's gather from 0 to 1 s, B's beside A's forward from 1 to 4 s, B's forward from 4 to 5
+ * and backward to 7 beside A's second gather from 5 to 6, A's backward to 9. Twice. */
+static void gathers_of_every_pass_run_a_block_ahead(void **unused) {
+    (void)unused;
+    const struct ls_cost_block blocks[] = {
+        {.forward_flops = 100, .backward_flops = 200, .forward_gather_bytes = 10, .backward_gather_bytes = 10},
+        {.forward_flops = 100, .backward_flops = 200, .forward_gather_bytes = 30},
+    };
+    struct ls_cost_work work = {.blocks = blocks, .block_count = 2, .micro_batches = 2, .gathers_always = true};
+    const struct ls_cost cost = ls_cost_predict(&machine, 1, &work);
+    expect(&cost, 12, 0, 10, 6);
+}
+
+/* 2000 bytes take 2 s, 100 operations 1 s. */
+static void the_bottleneck_is_what_takes_longest(void **unused) {
+    (void)unused;
+    struct ls_cost_block block = {.forward_flops = 100, .backward_flops = 100, .forward_bytes = 2000};
+    struct ls_cost_work work = {.blocks = &block, .block_count = 1, .micro_batches = 1};
+    struct ls_cost cost = ls_cost_predict(&machine, 1, &work);
+    expect(&cost, 3, 0, 0, 0);
+    assert_int_equal(cost.limit, LS_COST_MEMORY);
+    block.last_reduce_bytes = 50;
+    cost = ls_cost_predict(&machine, 1, &work);
+    expect(&cost, 3, 0, 5, 5);
+    assert_int_equal(cost.limit, LS_COST_LINK);
+}
+
+static void gpus_are_found_by_name(void **unused) {
+    (void)unused;
+    const struct ls_gpu *gpu = ls_gpu_find("H100-SXM");
+    assert_non_null(gpu);
+    assert_true(gpu->half_flops == 989.4e12 && gpu->memory_bytes == INT64_C(80000000000));
+    assert_null(ls_gpu_find("h100"));
+    assert_null(ls_gpu_find(""));
+    for (int i = 0; ls_gpu_at(i); i++) { /* rates in their natural order, names that are found again */
+        gpu = ls_gpu_at(i);
+        assert_ptr_equal(ls_gpu_find(gpu->name), gpu);
+        assert_true(gpu->half_flops > gpu->tf32_flops && gpu->tf32_flops >= gpu->fp32_flops);
+        assert_true(gpu->memory_bytes_per_second > gpu->link_bytes_per_second);
+    }
+}
+
+static void this_host_is_measured(void **unused) {
+    (void)unused;
+    struct ls_cost_machine measured;
+    assert_int_equal(ls_cost_machine_measure(1, 2, 1e9, 128, 64, &measured, NULL), LS_OK);
+    assert_true(measured.measured && !measured.gpu);
+    assert_true(measured.flops_per_second > 1e6 && measured.flops_per_second < 1e15);
+    assert_true(measured.memory_bytes_per_second > 1e6 && measured.memory_bytes_per_second < 1e15);
+    assert_int_equal(measured.memory_bytes, ls_host_memory_bytes() / 2);
+    assert_true(ls_host_memory_resident() > 1 << 20 && ls_host_memory_resident() < ls_host_memory_bytes());
+}
+
+/* ---- advice ---- */
+
+/* The change, applied as its text says, fits; and one step less of it does not. */
+static void changes_fit_and_come_cheapest_first(void **unused) {
+    (void)unused;
+    const struct ls_config config = config_of(&gpt2, "");
+    struct ls_plan plan = plan_of(&config, 2);
+    const int64_t need = ls_plan_bytes(&plan, false);
+    assert_int_equal(need, plan.arena_bytes + plan.host_bytes);
+    struct ls_advice options[LS_ADVICE_MAX];
+    const int count = ls_advice_find(&config, 2, &machine, need - 1, options);
+    assert_int_equal(count, 4); /* ranks, stage, checkpointing, micro-batch: each saves a byte */
+    for (int i = 0; i < count; i++) {
+        char set[192];
+        int64_t ranks = 2;
+        struct ls_config changed = config;
+        assert_true(options[i].bytes < need);
+        if (i > 0)
+            assert_true(options[i].cost.step_seconds * (double)options[i].ranks >=
+                        options[i - 1].cost.step_seconds * (double)options[i - 1].ranks);
+        if (sscanf(options[i].change, "--set train.micro_batch_size=%191s", set) == 1)
+            changed.train.micro_batch_size = atoi(set);
+        else if (sscanf(options[i].change, "--set zero.stage=%191s", set) == 1)
+            changed.zero.stage = atoi(set);
+        else if (strcmp(options[i].change, "--set activation_checkpointing.mode=selective") == 0)
+            changed.activation_checkpointing.mode = LS_CHECKPOINTING_SELECTIVE;
+        else if (sscanf(options[i].change, "-n %191s", set) == 1)
+            ranks = atoi(set);
+        else
+            fail_msg("an unknown change: %s", options[i].change);
+        struct ls_plan after = plan_of(&changed, ranks);
+        assert_int_equal(ls_plan_bytes(&after, false), options[i].bytes);
+        assert_int_equal(options[i].ranks, ranks);
+        ls_plan_release(&after);
+    }
+    ls_plan_release(&plan);
+}
+
+/* State of 16 P does not fit below 16 P whatever the micro-batch; it does on more ranks at a higher stage. */
+static void what_no_single_change_achieves_is_combined(void **unused) {
+    (void)unused;
+    const struct ls_config config = config_of(&llama, "");
+    struct ls_advice options[LS_ADVICE_MAX];
+    const int64_t limit = 4 * parameters_of(&llama) * 4;
+    const int count = ls_advice_find(&config, 1, &machine, limit, options);
+    assert_int_equal(count, 1); /* none with one rank */
+    assert_true(options[0].ranks > 1 && options[0].bytes <= limit);
+    assert_non_null(strstr(options[0].change, "-n "));
+    assert_non_null(strstr(options[0].change, "zero.stage="));
+    assert_int_equal(ls_advice_find(&config, 1, &machine, 1, options), 0);
+}
+
+static void a_run_beyond_its_limit_is_refused_with_advice(void **unused) {
+    (void)unused;
+    struct ls_config config = config_of(&gpt2, "");
+    struct ls_error error;
+    int64_t bytes = 0;
+    assert_int_equal(ls_advice_check(&config, 2, 2, 1, &bytes, &error), LS_OK);
+    config.memory.limit = bytes;
+    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, &error), LS_OK);
+    config.memory.limit = bytes - 1;
+    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, &error), LS_MEMORY);
+    assert_non_null(strstr(error.text, "memory.limit allows"));
+    assert_non_null(strstr(error.text, "The cheapest change that fits: -"));
+    config.memory.limit = 1;
+    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, &error), LS_MEMORY);
+    assert_non_null(strstr(error.text, "use a smaller model"));
+    assert_int_equal(ls_advice_check(&config, 25, 25, 1, NULL, &error), LS_USAGE); /* more ranks than sequences */
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(state_is_16P_then_8P_4P_and_nothing_whole),
+        cmocka_unit_test(activations_are_what_backward_reads),
+        cmocka_unit_test(full_checkpointing_keeps_a_fifth_at_12_layers),
+        cmocka_unit_test(host_memory_is_the_ring_and_a_block),
+        cmocka_unit_test(the_wire_is_bounded_by_the_formulas_of_zero),
+        cmocka_unit_test(operations_are_6N_and_attention),
+        cmocka_unit_test(a_step_uses_every_category_to_its_end),
+        cmocka_unit_test(reductions_hide_behind_what_is_left_of_backward),
+        cmocka_unit_test(gathers_after_the_update_hide_behind_forward),
+        cmocka_unit_test(gathers_of_every_pass_run_a_block_ahead),
+        cmocka_unit_test(the_bottleneck_is_what_takes_longest),
+        cmocka_unit_test(gpus_are_found_by_name),
+        cmocka_unit_test(this_host_is_measured),
+        cmocka_unit_test(changes_fit_and_come_cheapest_first),
+        cmocka_unit_test(what_no_single_change_achieves_is_combined),
+        cmocka_unit_test(a_run_beyond_its_limit_is_refused_with_advice),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -24,11 +24,12 @@
 
 enum {
     TURN_MS = 100,
-    RESTARTS_MAX = 5,   /* of the coordinator in a row */
-    ROW_MS = 60000,     /* a life longer than this ends the row */
-    LEAVE_MS = 15000,   /* for workers to leave once the run is over */
-    KILL_MS = 1500,     /* from SIGTERM to SIGKILL of an attempt */
-    PATIENCE_MS = 5000, /* with the coordinator, after the second SIGINT */
+    RESTARTS_MAX = 5,        /* of the coordinator in a row */
+    ROW_MS = 60000,          /* a life longer than this ends the row */
+    LEAVE_MS = 15000,        /* for workers to leave once the run is over */
+    KILL_MS = 1500,          /* from SIGTERM to SIGKILL of an attempt */
+    PATIENCE_MS = 5000,      /* with the coordinator, after the second SIGINT */
+    SAME_INTERRUPT_MS = 200, /* two SIGINTs closer than this are one */
     PENDING_MAX = 8
 };
 
@@ -267,6 +268,8 @@ static void read_signals(struct supervisor *supervisor) {
         case SIGCHLD: break; /* reap() is called at every turn */
         case SIGUSR2: tell_signal(supervisor, LS_SIGNAL_SAVE); break;
         case SIGINT:
+            /* Wrappers such as timeout(1) pass a Ctrl-C on that the terminal has already sent to the whole group. */
+            if (supervisor->interrupts > 0 && now_ms() - supervisor->interrupted_ms < SAME_INTERRUPT_MS) break;
             supervisor->interrupts++;
             supervisor->interrupted_ms = now_ms();
             tell_signal(supervisor, LS_SIGNAL_STOP);

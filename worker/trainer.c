@@ -322,7 +322,7 @@ static enum ls_code refuse_not_finite(struct ls_trainer *trainer, const struct l
     if (trainer->failed_rank >= 0) snprintf(where, sizeof where, "first on rank %d", trainer->failed_rank);
     return ls_fail(
         error, LS_NONFINITE, LS_SCOPE_JOB,
-        "step %lld is not finite: loss %g, gradient norm %g, seen %s. The update was not applied. Lower optimizer.lr "
+        "step %lld is not finite: loss %g, gradient norm %g, seen %s. Nothing of it was saved. Lower optimizer.lr "
         "or lengthen lr_schedule.warmup_steps, then --resume from the last checkpoint.",
         (long long)trainer->steps_done + 1, fabs(loss), fabs((double)result->norm), where);
 }

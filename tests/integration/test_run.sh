@@ -114,7 +114,9 @@ begin live --resume -n 1
 check "--resume goes on where it was saved, at another rank count" \
     grep -q "from step $((10#${saved#step-})), attempt 2" live.out
 kill -INT $supervisor
-ends 130 "exit 130 .*saved at step" "SIGINT saves and exits 130" live
+sleep 0.05
+kill -INT $supervisor # as timeout(1) does: one interrupt, delivered twice
+ends 130 "exit 130 .*saved at step" "SIGINT saves and exits 130, also when it is delivered twice" live
 begin live --resume -n 3
 expect 0 "stopping" "stop is accepted" lockstep stop live
 ends 130 "exit 130 .*saved at step" "a stopped run is saved and exits 130" live
@@ -124,7 +126,7 @@ ends 75 "exit 75" "SIGUSR1 saves and exits 75" live
 begin live --resume -n 2
 kill -STOP "$(worker_pids live | head -n 1)"
 kill -INT $supervisor
-sleep 0.2
+sleep 0.5
 kill -INT $supervisor
 ends 130 "exit 130 .*at once" "a second SIGINT ends at once" live
 

@@ -386,6 +386,50 @@ static void replicas_that_do_not_divide_the_ranks_are_refused(void **unused) {
     harness_free(&run);
 }
 
+static void a_rank_that_cannot_save_does_not_hold_up_the_others(void **unused) {
+    (void)unused;
+    for (int stage = 1; stage <= 3; stage += 2) {
+        char folder[] = "/tmp/lockstep-zero-XXXXXX";
+        assert_non_null(mkdtemp(folder));
+        struct run run = start(gpt2, (struct split){stage, 3, 30, 0, 0}, 2);
+        run.save = folder;
+        run.unwritable_rank = 2;
+        harness_run(&run);
+        for (int rank = 0; rank < 3; rank++) assert_int_equal(run.codes[rank], rank == 1 ? LS_CHECKPOINT : LS_OK);
+        nftw(folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    }
+}
+
+/* The last rank's validation data have ids beyond the vocabulary; the others still gather parameters with it. */
+static void a_rank_that_cannot_evaluate_ends_all_of_them(void **unused) {
+    (void)unused;
+    char path[] = "/tmp/lockstep-zero-tokens-XXXXXX";
+    int32_t header[256] = {20240520, 1, 1000};
+    uint16_t tokens[1000];
+    for (int i = 0; i < 1000; i++) tokens[i] = (uint16_t)(i % 90);
+    int file = mkstemp(path);
+    assert_true(file >= 0 && write(file, header, sizeof header) == sizeof header &&
+                write(file, tokens, sizeof tokens) == sizeof tokens);
+    close(file);
+    struct run run = start(gpt2, (struct split){3, 3, 4, 0, 0}, 0);
+    run.evaluate = true;
+    run.config.model.vocab_size = 100;
+    run.config.evaluation.every_steps = 1;
+    run.config.data.validation[0] = run.config.data.train[0];
+    run.config.data.validation_count = 1;
+    run.config_of_last = run.config;
+    run.differs = true;
+    snprintf(run.config.data.validation[0].path, sizeof run.config.data.validation[0].path, "%s", path);
+    snprintf(run.config_of_last.data.validation[0].path, sizeof run.config.data.validation[0].path, "synthetic:1000");
+    harness_run(&run);
+    for (int rank = 0; rank < 3; rank++) {
+        assert_int_equal(run.codes[rank], LS_DATA);
+        assert_int_equal(run.failed_ranks[rank], 2);
+    }
+    harness_free(&run);
+    unlink(path);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_stage_trains_alike_at_any_rank_count_and_accumulation),
@@ -398,6 +442,8 @@ int main(void) {
         cmocka_unit_test(wire_bytes_are_counted_planned_and_bounded),
         cmocka_unit_test(a_step_that_is_not_finite_ends_every_stage_alike),
         cmocka_unit_test(replicas_that_differ_are_noticed),
+        cmocka_unit_test(a_rank_that_cannot_save_does_not_hold_up_the_others),
+        cmocka_unit_test(a_rank_that_cannot_evaluate_ends_all_of_them),
         cmocka_unit_test(replicas_that_do_not_divide_the_ranks_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -28,6 +28,7 @@ struct run {
     int64_t start_step, steps; /* steps done before, steps to do */
     const char *load;          /* checkpoint folder, NULL: initial weights */
     const char *save;          /* run directory: the state after the last step is committed there */
+    int unwritable_rank;       /* from 1: this rank finds no folder to save in; 0: none. Weights are not copied then */
     bool evaluate;             /* after the last step */
     struct ls_step_report reports[HARNESS_STEPS_MAX];
     uint64_t wire_bytes[HARNESS_RANKS_MAX]; /* that each rank sent in the steps */
@@ -78,10 +79,12 @@ static inline enum ls_code harness_save(struct harness *harness, int rank, struc
     if (rank == 0)
         code = ls_checkpoint_begin(run->save, step, 1, ls_trainer_save_bytes(trainer), harness->folder, error);
     if (!code) code = ls_comm_barrier(harness->comms[rank], error);
-    if (!code)
-        code = ls_trainer_save(trainer, harness->folder, harness->records[rank], &harness->record_counts[rank], error);
-    if (!code) code = ls_comm_barrier(harness->comms[rank], error);
-    if (code || rank != 0) return code;
+    if (code) return code;
+    const char *folder = rank + 1 == run->unwritable_rank ? "/tmp/lockstep-no-such-folder" : harness->folder;
+    const enum ls_code saved =
+        ls_trainer_save(trainer, folder, harness->records[rank], &harness->record_counts[rank], error);
+    code = ls_comm_barrier(harness->comms[rank], NULL);
+    if (saved || code || rank != 0 || run->unwritable_rank) return saved ? saved : code;
     struct ls_file_record files[HARNESS_RANKS_MAX * LS_CHECKPOINT_RANK_FILES_MAX];
     size_t count = 0;
     for (int other = 0; other < run->ranks; other++)
@@ -139,7 +142,7 @@ static inline enum ls_code harness_run_rank(struct harness *harness, int rank, s
     if (!code && run->evaluate) code = ls_trainer_evaluate(*trainer, &loss, &bits, error);
     if (!code && run->save) code = harness_save(harness, rank, *trainer, error);
     int64_t count = 0;
-    if (!code) code = harness_copy_weights(*trainer, &harness->weights[rank], &count, error);
+    if (!code && !run->unwritable_rank) code = harness_copy_weights(*trainer, &harness->weights[rank], &count, error);
     if (rank == 0) {
         run->validation_loss = loss;
         run->bits_per_byte = bits;

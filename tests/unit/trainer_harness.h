@@ -30,6 +30,7 @@ struct run {
     const char *save;          /* run directory: the state after the last step is committed there */
     int unwritable_rank;       /* from 1: this rank finds no folder to save in; 0: none. Weights are not copied then */
     bool evaluate;             /* after the last step */
+    void (*after_step)(int rank, int64_t step);
     struct ls_step_report reports[HARNESS_STEPS_MAX];
     uint64_t wire_bytes[HARNESS_RANKS_MAX]; /* that each rank sent in the steps */
     double validation_loss, bits_per_byte;
@@ -114,6 +115,7 @@ static inline enum ls_code harness_train(struct harness *harness, int rank, stru
         if (code || !ls_trainer_may_step(trainer)) continue;
         struct ls_step_report report;
         code = ls_trainer_step(trainer, &report, error);
+        if (!code && run->after_step) run->after_step(rank, report.step);
         if (!code && rank == 0) run->reports[report.step - run->start_step - 1] = report;
     }
     return code;

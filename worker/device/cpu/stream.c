@@ -44,7 +44,9 @@ struct ls_cpu_event {
     uint64_t position;
 };
 
-enum { RING_FIRST = 64 };
+/* Entries of a ring at first. A threaded stream's never grows: nothing is allocated while training goes on, and a
+ * submitter that is so far ahead waits. */
+enum { RING_FIRST = 64, RING_THREADED = 1024 };
 
 static struct ls_cpu_stream *cpu_stream(struct ls_stream *stream) {
     return (struct ls_cpu_stream *)stream;
@@ -99,8 +101,7 @@ static void run_and_latch(struct ls_cpu_stream *stream, const struct entry *entr
     if (code != LS_OK) latch(stream, code, &error);
 }
 
-/* The thread of a background stream. An entry stays in the ring, which the submitter may move, so it is copied before
- * it is run. */
+/* The thread of a background stream. An entry stays in the ring until it has run. */
 static void *stream_thread(void *argument) {
     struct ls_cpu_stream *stream = argument;
     pthread_mutex_lock(&stream->lock);
@@ -136,8 +137,10 @@ static void run_queued(struct ls_cpu_stream *target, uint64_t position) {
     }
 }
 
+/* Called while nothing else has the stream: at its creation, or on a stream without a thread. */
 static bool grow(struct ls_cpu_stream *stream) {
-    const uint64_t capacity = stream->capacity ? 2 * stream->capacity : RING_FIRST;
+    const uint64_t first = stream->way == THREADED ? RING_THREADED : RING_FIRST;
+    const uint64_t capacity = stream->capacity >= first ? 2 * stream->capacity : first;
     struct entry *ring = malloc(capacity * sizeof *ring);
     if (!ring) return false;
     for (uint64_t i = stream->completed; stream->capacity && i < stream->submitted; i++)
@@ -155,6 +158,8 @@ static void put(struct ls_cpu_stream *stream, const struct entry *entry, const v
         return;
     }
     lock(stream);
+    while (stream->way == THREADED && stream->submitted - stream->completed == stream->capacity)
+        pthread_cond_wait(&stream->progress, &stream->lock);
     if (stream->submitted - stream->completed == stream->capacity && !grow(stream)) {
         unlock(stream);
         struct ls_error error;
@@ -286,7 +291,8 @@ struct ls_stream *ls_cpu_stream_create(struct ls_device *base, bool background) 
     stream->way = ways[device->order][background];
     stream->threads = background ? 1 : device->threads;
     stream->failed = stream->stop = false;
-    if (stream->way == THREADED && !start_thread(stream)) {
+    const bool roomy = stream->way != THREADED || stream->capacity >= RING_THREADED || grow(stream);
+    if (stream->way == THREADED && (!roomy || !start_thread(stream))) {
         stream->in_use = false;
         return NULL;
     }

@@ -429,6 +429,23 @@ static enum ls_code list_folders(const char *folder, struct folder_entry **entri
     return LS_OK;
 }
 
+enum ls_code ls_checkpoint_list(const char *run_dir, uint64_t **steps, size_t *count, struct ls_error *error) {
+    char folder[LS_CHECKPOINT_PATH_MAX];
+    struct folder_entry *entries;
+    size_t all, used = 0;
+    enum ls_code code = checkpoints_path(run_dir, folder, error);
+    if (!code) code = list_folders(folder, &entries, &all, error);
+    if (code) return code;
+    uint64_t *list = calloc(all + 1, sizeof *list);
+    for (size_t i = all; list && i-- > 0;)
+        if (entries[i].kind == FOLDER_COMMITTED) list[used++] = entries[i].step;
+    free(entries);
+    if (!list) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "checkpoint: no memory to list %s", folder);
+    *steps = list;
+    *count = used;
+    return LS_OK;
+}
+
 static void report_damaged(ls_checkpoint_damaged *damaged, void *context, const char *name, const char *text) {
     if (damaged)
         damaged(context, name, text);

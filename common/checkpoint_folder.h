@@ -64,6 +64,9 @@ typedef void ls_checkpoint_damaged(void *context, const char *name, const char *
 enum ls_code ls_checkpoint_newest(const char *run_dir, bool *found, struct ls_checkpoint_found *checkpoint,
                                   ls_checkpoint_damaged *damaged, void *context, struct ls_error *error);
 
+/* The steps that have a committed folder, damaged ones too, ascending. *steps is malloc'ed; the caller frees. */
+enum ls_code ls_checkpoint_list(const char *run_dir, uint64_t **steps, size_t *count, struct ls_error *error);
+
 /* Checks one checkpoint folder in full and reads its trainer.json. */
 enum ls_code ls_checkpoint_open(const char *path, struct ls_checkpoint_found *checkpoint, struct ls_error *error);
 

@@ -1,4 +1,5 @@
 /* Opening the datasets of a configuration, and what follows from them together. */
+#define _GNU_SOURCE
 #include "common/corpus.h"
 
 #include "common/digest.h"
@@ -84,6 +85,25 @@ void ls_corpus_close(struct ls_corpus *corpus) {
     for (int i = 0; i < corpus->validation_count; i++) ls_dataset_close(corpus->validation[i]);
     ls_order_destroy(corpus->order);
     free(corpus);
+}
+
+enum ls_code ls_corpus_list(const struct ls_corpus *corpus, const struct ls_config *config, char **text,
+                            struct ls_error *error) {
+    char digest[33];
+    size_t bytes;
+    FILE *out = open_memstream(text, &bytes);
+    if (!out) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to list the datasets");
+    for (int i = 0; i < corpus->train_count; i++) {
+        ls_dataset_digest(corpus->train[i], digest);
+        fprintf(out, "%s %s\n", digest, config->data.train[i].path);
+    }
+    for (int i = 0; i < corpus->validation_count; i++) {
+        ls_dataset_digest(corpus->validation[i], digest);
+        fprintf(out, "%s %s\n", digest, config->data.validation[i].path);
+    }
+    if (fclose(out) == 0) return LS_OK;
+    free(*text);
+    return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to list the datasets");
 }
 
 enum ls_code ls_corpus_resolve_vocab(const struct ls_corpus *corpus, struct ls_config *config, struct ls_error *error) {

@@ -25,6 +25,11 @@ struct ls_corpus {
 enum ls_code ls_corpus_open(const struct ls_config *config, struct ls_corpus **corpus, struct ls_error *error);
 void ls_corpus_close(struct ls_corpus *corpus);
 
+/* One line for each dataset, data.train first: its digest (32 hex digits), a space, its path. *text is malloc'ed; the
+ * caller frees. LS_MEMORY. */
+enum ls_code ls_corpus_list(const struct ls_corpus *corpus, const struct ls_config *config, char **text,
+                            struct ls_error *error);
+
 /* Fills config->model.vocab_size when it is 0. LS_USAGE when it stays unknown or is smaller than the datasets'. */
 enum ls_code ls_corpus_resolve_vocab(const struct ls_corpus *corpus, struct ls_config *config, struct ls_error *error);
 

@@ -56,6 +56,13 @@ static void print_bytes(const int32_t *tokens, int64_t count, FILE *out) {
     }
 }
 
+void ls_data_print_tokens(const struct ls_dataset *dataset, const int32_t *tokens, int64_t count, FILE *out) {
+    if (holds_bytes(dataset))
+        print_bytes(tokens, count, out);
+    else
+        for (int64_t i = 0; i < count && i < FIRST_TOKENS / 6; i++) fprintf(out, "%s%d", i ? " " : "", tokens[i]);
+}
+
 static enum ls_code print_first_tokens(const struct ls_dataset *dataset, FILE *out, struct ls_error *error) {
     size_t shard = 0;
     while (ls_dataset_shard(dataset, shard)->tokens == 0) shard++; /* an open dataset has tokens */
@@ -66,10 +73,7 @@ static enum ls_code print_first_tokens(const struct ls_dataset *dataset, FILE *o
     enum ls_code code = ls_dataset_read_tokens(dataset, shard, 0, count, tokens, error);
     if (code) return code;
     fputs("  begins      ", out);
-    if (holds_bytes(dataset))
-        print_bytes(tokens, count, out);
-    else
-        for (int64_t i = 0; i < count; i++) fprintf(out, "%s%d", i ? " " : "", tokens[i]);
+    ls_data_print_tokens(dataset, tokens, count, out);
     fputc('\n', out);
     return LS_OK;
 }

@@ -2,6 +2,7 @@
 #ifndef LS_COORDINATOR_DATA_INSPECT_H
 #define LS_COORDINATOR_DATA_INSPECT_H
 
+#include "common/dataset.h"
 #include "common/status.h"
 
 #include <stdbool.h>
@@ -13,6 +14,10 @@
  * prepare`. `dtype`: "" or "uint16" for headerless files. Errors: LS_DATA, LS_USAGE. */
 enum ls_code ls_data_inspect(const char *path, const char *dtype, int64_t sequence_length, FILE *out,
                              struct ls_error *error);
+
+/* Prints tokens[count], count >= 1, of a dataset in one line: byte tokens as text in which line ends are "\n" and what
+ * cannot be shown is '.', others as the first few ids. */
+void ls_data_print_tokens(const struct ls_dataset *dataset, const int32_t *tokens, int64_t count, FILE *out);
 
 /* Writes the text of a dataset of byte tokens back, document tokens left out. LS_USAGE for other tokens, LS_ERROR if
  * `out` takes no more. */

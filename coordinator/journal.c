@@ -194,29 +194,50 @@ enum ls_code ls_journal_write_meta(struct ls_journal *journal, const char *key, 
     return run(journal, statement, error);
 }
 
+#define ATTEMPT_COLUMNS                                                                                                \
+    "attempt, world_size, start_step, start_position, optimizer_steps, tokens, start_chain, checkpoint, "              \
+    "parent_manifest"
+
+static void attempt_from_row(sqlite3_stmt *row, struct ls_journal_attempt *attempt) {
+    attempt->attempt = sqlite3_column_int64(row, 0);
+    attempt->world_size = sqlite3_column_int64(row, 1);
+    attempt->start_step = sqlite3_column_int64(row, 2);
+    attempt->start_position = sqlite3_column_int64(row, 3);
+    attempt->optimizer_steps = sqlite3_column_int64(row, 4);
+    attempt->tokens = sqlite3_column_int64(row, 5);
+    attempt->start_chain = digest_column(row, 6);
+    copy_column(row, 7, attempt->checkpoint, sizeof attempt->checkpoint);
+    copy_column(row, 8, attempt->parent_manifest, sizeof attempt->parent_manifest);
+}
+
 enum ls_code ls_journal_last_attempt(struct ls_journal *journal, struct ls_journal_attempt *attempt,
                                      struct ls_error *error) {
     sqlite3_stmt *statement;
     memset(attempt, 0, sizeof *attempt);
-    if (sqlite3_prepare_v2(
-            journal->database,
-            "SELECT attempt, world_size, start_step, start_position, optimizer_steps, tokens, start_chain, checkpoint,"
-            " parent_manifest FROM attempts ORDER BY attempt DESC LIMIT 1",
-            -1, &statement, NULL) != SQLITE_OK)
+    if (sqlite3_prepare_v2(journal->database, "SELECT " ATTEMPT_COLUMNS " FROM attempts ORDER BY attempt DESC LIMIT 1",
+                           -1, &statement, NULL) != SQLITE_OK)
         return failed(journal, error);
     int row = sqlite3_step(statement);
-    if (row == SQLITE_ROW) {
-        attempt->attempt = sqlite3_column_int64(statement, 0);
-        attempt->world_size = sqlite3_column_int64(statement, 1);
-        attempt->start_step = sqlite3_column_int64(statement, 2);
-        attempt->start_position = sqlite3_column_int64(statement, 3);
-        attempt->optimizer_steps = sqlite3_column_int64(statement, 4);
-        attempt->tokens = sqlite3_column_int64(statement, 5);
-        attempt->start_chain = digest_column(statement, 6);
-        copy_column(statement, 7, attempt->checkpoint, sizeof attempt->checkpoint);
-        copy_column(statement, 8, attempt->parent_manifest, sizeof attempt->parent_manifest);
-    }
+    if (row == SQLITE_ROW) attempt_from_row(statement, attempt);
     enum ls_code code = row == SQLITE_ROW || row == SQLITE_DONE ? LS_OK : failed(journal, error);
+    sqlite3_finalize(statement);
+    return code;
+}
+
+enum ls_code ls_journal_read_attempts(struct ls_journal *journal, ls_journal_take_attempt *take, void *context,
+                                      struct ls_error *error) {
+    sqlite3_stmt *statement;
+    if (sqlite3_prepare_v2(journal->database, "SELECT " ATTEMPT_COLUMNS " FROM attempts ORDER BY attempt", -1,
+                           &statement, NULL) != SQLITE_OK)
+        return failed(journal, error);
+    enum ls_code code = LS_OK;
+    int row = SQLITE_DONE;
+    struct ls_journal_attempt attempt;
+    while (code == LS_OK && (row = sqlite3_step(statement)) == SQLITE_ROW) {
+        attempt_from_row(statement, &attempt);
+        code = take(context, &attempt, error);
+    }
+    if (code == LS_OK && row != SQLITE_DONE) code = failed(journal, error);
     sqlite3_finalize(statement);
     return code;
 }

@@ -54,6 +54,11 @@ enum ls_code ls_journal_write_meta(struct ls_journal *journal, const char *key, 
 /* The newest attempt; attempt->attempt is 0 when there is none. */
 enum ls_code ls_journal_last_attempt(struct ls_journal *journal, struct ls_journal_attempt *attempt,
                                      struct ls_error *error);
+/* Calls `take` for every attempt in ascending order, until it returns something else than LS_OK. */
+typedef enum ls_code ls_journal_take_attempt(void *context, const struct ls_journal_attempt *attempt,
+                                             struct ls_error *error);
+enum ls_code ls_journal_read_attempts(struct ls_journal *journal, ls_journal_take_attempt *take, void *context,
+                                      struct ls_error *error);
 enum ls_code ls_journal_begin_attempt(struct ls_journal *journal, const struct ls_journal_attempt *attempt,
                                       struct ls_error *error);
 /* Registers this coordinator: *generation is one more than the last one's. Durable on return. */

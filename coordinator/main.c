@@ -8,6 +8,7 @@
 #include "coordinator/command_operator.h"
 #include "coordinator/command_plan.h"
 #include "coordinator/command_run.h"
+#include "coordinator/command_verify.h"
 #include "coordinator/doctor.h"
 
 #include <stdio.h>
@@ -29,6 +30,8 @@ static const struct command commands[] = {
     {"status", "RUN", "how a run is doing", ls_command_status},
     {"stop", "RUN", "end a run: save, exit 130", ls_command_stop},
     {"checkpoint", "RUN", "save a running job now", ls_command_checkpoint},
+    {"verify", "RUN [--deep]", "prove from the ledger that every sample was used once", ls_command_verify},
+    {"blame", "RUN --step S", "the samples of a step, and which rank had them", ls_command_blame},
     {"data", "prepare | inspect | verify", "text to token shards, and a look at them", ls_command_data},
     {"generate", "FOLDER --prompt TEXT", "continue a text with the model of a checkpoint", ls_command_generate},
     {"doctor", "", "what this host has, what is wrong, the fix", ls_command_doctor},

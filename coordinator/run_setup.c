@@ -70,6 +70,7 @@ static enum ls_code open_data(struct ls_run *run, struct ls_error *error) {
     if (code == LS_OK) code = ls_corpus_end(corpus, run->config, &run->total_steps, &run->end_position, error);
     run->epoch_length = corpus->epoch_length;
     memcpy(run->core.dataset_digest, corpus->digest, sizeof run->core.dataset_digest);
+    if (code == LS_OK) code = ls_corpus_list(corpus, run->config, &run->datasets, error);
     ls_corpus_close(corpus);
     return code;
 }
@@ -159,6 +160,7 @@ static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
         run->complete = run->attempt.start_step >= run->total_steps;
     }
     free(found);
+    if (code == LS_OK && !run->complete) code = ls_journal_write_meta(run->journal, "datasets", run->datasets, error);
     if (code == LS_OK && !run->complete) code = ls_journal_begin_attempt(run->journal, &run->attempt, error);
     return code;
 }
@@ -287,6 +289,7 @@ void ls_run_release(struct ls_run *run) {
     ls_run_directory_unlock(&run->directory);
     explicit_bzero(&run->keys, sizeof run->keys);
     free(run->yaml);
+    free(run->datasets);
     free(run->config);
     memset(run, 0, sizeof *run);
     run->directory.lock = -1;

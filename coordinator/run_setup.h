@@ -31,7 +31,8 @@ struct ls_run_options {
 
 struct ls_run {
     struct ls_config *config;
-    char *yaml; /* resolved, as the workers get it */
+    char *yaml;     /* resolved, as the workers get it */
+    char *datasets; /* ls_corpus_list() */
     struct ls_run_directory directory;
     struct ls_keys keys;
     struct ls_journal *journal;

@@ -1,0 +1,232 @@
+/* Proving what a run was trained on, and showing the samples of a step. */
+#define _GNU_SOURCE
+#include "coordinator/command_verify.h"
+
+#include "coordinator/command_line.h"
+#include "coordinator/data_inspect.h"
+#include "coordinator/run_ledger.h"
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- command lines ---- */
+
+struct arguments {
+    const char *run;
+    bool blame, deep;
+    int64_t step;
+};
+
+enum { OPTION_DEEP = 256, OPTION_STEP };
+
+static error_t parse_option(int key, char *argument, struct argp_state *state) {
+    struct arguments *arguments = state->input;
+    switch (key) {
+    case OPTION_DEEP: arguments->deep = true; return 0;
+    case OPTION_STEP: arguments->step = ls_command_number(state, "--step", argument, 1, LONG_MAX); return 0;
+    case ARGP_KEY_ARG:
+        if (arguments->run) argp_error(state, "there is a second RUN, '%s'", argument);
+        arguments->run = argument;
+        return 0;
+    case ARGP_KEY_END:
+        if (!arguments->run) argp_error(state, "no RUN is named: it is the run directory");
+        if (arguments->blame && !arguments->step) argp_error(state, "no step is named: give --step S");
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- verify ---- */
+
+static enum ls_code read_again(struct ls_run_ledger *run, struct ls_error *error) {
+    size_t count;
+    const struct ls_ledger_step *steps = ls_ledger_steps(run->ledger, &count);
+    enum ls_code code = LS_OK;
+    for (size_t i = 0; i < count && code == LS_OK; i++)
+        code = ls_ledger_prove_samples(&steps[i], ls_run_ledger_sample, run, error);
+    return code;
+}
+
+static void print_lineage(const struct ls_run_ledger *run) {
+    const struct ls_ledger_summary *summary = &run->summary;
+    size_t count;
+    const struct ls_ledger_step *steps = ls_ledger_steps(run->ledger, &count);
+    printf("run         %s\n", run->directory.path);
+    printf("lineage     %lld of %lld steps, %lld sequences; saved to step %lld\n", (long long)summary->steps,
+           (long long)run->total_steps, (long long)summary->sequences, (long long)summary->committed_step);
+    for (size_t first = 0, next; first < count; first = next) {
+        for (next = first; next < count && steps[next].attempt == steps[first].attempt;) next++;
+        printf("            steps %lld to %lld by attempt %lld on %lld rank%s\n", (long long)steps[first].step,
+               (long long)steps[next - 1].step, (long long)steps[first].attempt, (long long)steps[first].world_size,
+               steps[first].world_size == 1 ? "" : "s");
+    }
+    printf("given up    %lld steps that ran, and ran again or not at all in a later attempt\n",
+           (long long)summary->given_up);
+    printf("chain       agrees with %lld checkpoints and %lld commits in the journal\n",
+           (long long)summary->checkpoints, (long long)summary->commits);
+}
+
+static void print_use(const char *path, const struct ls_dataset *dataset, const struct ls_ledger_use *use) {
+    int64_t tail = 0;
+    size_t shards = ls_dataset_shard_count(dataset);
+    for (size_t i = 0; i < shards; i++) tail += ls_dataset_shard(dataset, i)->tail;
+    uint64_t untouched = use->least ? 0 : use->samples - use->begun;
+    printf("source      %s\n", path);
+    printf("  used      %llu of %llu samples", (unsigned long long)(use->samples - untouched),
+           (unsigned long long)use->samples);
+    if (use->most == 0)
+        printf("\n");
+    else if (use->most == 1)
+        printf(", each once\n");
+    else if (use->least == use->most)
+        printf(", each %llu times\n", (unsigned long long)use->least);
+    else
+        printf(": %llu of them %llu times, %llu %llu times\n", (unsigned long long)use->begun,
+               (unsigned long long)use->most, (unsigned long long)(use->samples - use->begun),
+               (unsigned long long)use->least);
+    printf("  epochs    %llu whole, %llu samples of the next; in each no sample twice\n",
+           (unsigned long long)use->least, (unsigned long long)use->begun);
+    printf("  skipped   no sample; %lld tokens at the end of %zu shard%s fill none\n", (long long)tail, shards,
+           shards == 1 ? "" : "s");
+    printf("  not reached %llu samples\n", (unsigned long long)untouched);
+}
+
+static enum ls_code print_sources(const struct ls_run_ledger *run, struct ls_error *error) {
+    uint64_t samples[LS_CONFIG_SOURCES_MAX];
+    struct ls_ledger_use use[LS_CONFIG_SOURCES_MAX];
+    int sources = run->corpus->train_count;
+    for (int i = 0; i < sources; i++) samples[i] = (uint64_t)ls_dataset_samples(run->corpus->train[i]);
+    enum ls_code code = ls_ledger_count_use(run->ledger, run->corpus->order, samples, sources, use, error);
+    for (int i = 0; i < sources && code == LS_OK; i++)
+        print_use(run->config->data.train[i].path, run->corpus->train[i], &use[i]);
+    return code;
+}
+
+int ls_command_verify(int argc, char **argv) {
+    static const struct argp_option options[] = {
+        {"deep", OPTION_DEEP, NULL, 0, "Read the tokens again and compare every step's digest", 0}, {0}};
+    const struct argp argp = {.options = options,
+                              .parser = parse_option,
+                              .args_doc = "RUN",
+                              .doc =
+                                  "Proves from the ledger that every sample was used once, as the order says: steps, "
+                                  "positions, the chain of digests, checkpoints and what each attempt started from. "
+                                  "With --deep also that the digests are those of the tokens in the datasets. Ends "
+                                  "with 3 at the first difference."};
+    struct arguments arguments = {0};
+    struct ls_run_ledger run;
+    struct ls_error error;
+    ls_command_parse(&argp, argc, argv, &arguments);
+    enum ls_code code = ls_run_ledger_open(arguments.run, &run, &error);
+    if (code == LS_OK) print_lineage(&run);
+    if (code == LS_OK) code = print_sources(&run, &error);
+    fflush(stdout);
+    if (code == LS_OK && arguments.deep) code = read_again(&run, &error);
+    if (code == LS_OK)
+        printf("proven      every sequence of the lineage was used once, in order%s\n",
+               arguments.deep ? "; the tokens read again give the digests of every step"
+                              : " (--deep also reads the tokens again)");
+    ls_run_ledger_close(&run);
+    return code == LS_OK ? LS_OK : ls_report_exit(code, error.text);
+}
+
+/* ---- blame ---- */
+
+enum { WORDS_TOKENS = 48, BACK_TOKENS = 1 << 14, BACK_TOKENS_MAX = 1 << 22 };
+
+/* Tokens of its document before token `offset` of the shard; -1: no document begins within reach. */
+static enum ls_code document_offset(const struct ls_dataset *dataset, size_t shard, int64_t offset, int64_t *tokens,
+                                    struct ls_error *error) {
+    static int32_t piece[BACK_TOKENS];
+    const int32_t mark = (int32_t)ls_dataset_document_token(dataset);
+    /* A token at the end of a document is behind it: the next one begins after. */
+    const bool at_end = ls_dataset_document_token_at_end(dataset);
+    *tokens = -1;
+    if (mark < 0) return LS_OK;
+    for (int64_t end = offset + !at_end; end > 0 && offset - end < BACK_TOKENS_MAX;) {
+        int64_t first = end > BACK_TOKENS ? end - BACK_TOKENS : 0;
+        enum ls_code code = ls_dataset_read_tokens(dataset, shard, first, end - first, piece, error);
+        if (code != LS_OK) return code;
+        for (int64_t t = end; t-- > first;)
+            if (piece[t - first] == mark) {
+                *tokens = offset - t - at_end;
+                return LS_OK;
+            }
+        end = first;
+        if (first == 0) *tokens = offset; /* the shard begins with it */
+    }
+    return LS_OK;
+}
+
+static int rank_of(const struct ls_ledger_step *step, int64_t sequence) {
+    int64_t first, count;
+    for (int rank = 0; rank < step->world_size; rank++) {
+        ls_rank_range(step->sequences, rank, (int)step->world_size, &first, &count);
+        if (sequence < first + count) return rank;
+    }
+    return -1;
+}
+
+static enum ls_code print_sample(struct ls_run_ledger *run, const struct ls_ledger_step *step, int64_t sequence,
+                                 struct ls_error *error) {
+    const int64_t T = run->config->data.sequence_length;
+    const uint64_t position = (uint64_t)(step->position + sequence);
+    const struct ls_draw draw = ls_order_at(run->corpus->order, position);
+    const struct ls_dataset *dataset = run->corpus->train[draw.source];
+    uint32_t shard;
+    uint64_t index;
+    int64_t into;
+    ls_dataset_locate(dataset, (int64_t)draw.sample, &shard, &index);
+    enum ls_code code = document_offset(dataset, shard, (int64_t)index * T, &into, error);
+    if (code == LS_OK) code = ls_run_ledger_read(run, position, error);
+    if (code != LS_OK) return code;
+    printf("position %llu rank %d source %u shard %s index %llu tokens %lld to %lld", (unsigned long long)position,
+           rank_of(step, sequence), draw.source, ls_dataset_shard(dataset, shard)->name, (unsigned long long)index,
+           (long long)((int64_t)index * T), (long long)((int64_t)index * T + T - 1));
+    if (into >= 0) printf(" document offset %lld", (long long)into);
+    printf(" epoch %llu draw %llu\n  begins ", (unsigned long long)draw.epoch, (unsigned long long)draw.draw);
+    ls_data_print_tokens(dataset, run->tokens, T < WORDS_TOKENS ? T : WORDS_TOKENS, stdout);
+    putchar('\n');
+    return LS_OK;
+}
+
+static enum ls_code print_step(struct ls_run_ledger *run, int64_t number, struct ls_error *error) {
+    size_t count;
+    const struct ls_ledger_step *steps = ls_ledger_steps(run->ledger, &count);
+    if (number > (int64_t)count)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "step %lld has not run: the last one is %zu", (long long)number,
+                       count);
+    const struct ls_ledger_step *step = &steps[number - 1];
+    enum ls_code code = LS_OK;
+    printf("step %lld by attempt %lld on %lld rank%s: %lld sequences from position %lld\n", (long long)number,
+           (long long)step->attempt, (long long)step->world_size, step->world_size == 1 ? "" : "s",
+           (long long)step->sequences, (long long)step->position);
+    for (int i = 0; i < run->corpus->train_count; i++) printf("source %d %s\n", i, run->config->data.train[i].path);
+    for (int64_t k = 0; k < step->sequences && code == LS_OK; k++) code = print_sample(run, step, k, error);
+    fflush(stdout);
+    if (code == LS_OK) code = ls_ledger_prove_samples(step, ls_run_ledger_sample, run, error);
+    if (code == LS_OK) printf("their digest is the one in the journal\n");
+    return code;
+}
+
+int ls_command_blame(int argc, char **argv) {
+    static const struct argp_option options[] = {{"step", OPTION_STEP, "S", 0, "The step", 0}, {0}};
+    const struct argp argp = {
+        .options = options,
+        .parser = parse_option,
+        .args_doc = "RUN --step S",
+        .doc = "Shows the samples of a step: source, shard, place, document, epoch, first words, and "
+               "which rank had them; reads them again and compares their digest with the "
+               "journal's, ending with 3 when it differs."};
+    struct arguments arguments = {.blame = true};
+    struct ls_run_ledger run;
+    struct ls_error error;
+    ls_command_parse(&argp, argc, argv, &arguments);
+    enum ls_code code = ls_run_ledger_open(arguments.run, &run, &error);
+    if (code == LS_OK) code = print_step(&run, arguments.step, &error);
+    ls_run_ledger_close(&run);
+    return code == LS_OK ? LS_OK : ls_report_exit(code, error.text);
+}

@@ -1,0 +1,388 @@
+/* The proof of the ledger. */
+#include "coordinator/ledger.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct commit {
+    int64_t step, position;
+    struct ls_digest chain;
+};
+
+struct attempt {
+    struct ls_ledger_attempt facts;
+    struct ls_core_step *steps;
+    size_t steps_count, steps_capacity;
+    struct commit *commits;
+    size_t commits_count, commits_capacity;
+    int64_t lineage_steps;
+};
+
+struct ls_ledger {
+    struct ls_ledger_options options;
+    struct attempt *attempts;
+    size_t attempts_count, attempts_capacity;
+    struct ls_ledger_checkpoint *checkpoints;
+    size_t checkpoints_count, checkpoints_capacity;
+    struct ls_ledger_step *lineage;
+    size_t lineage_count;
+};
+
+static bool same(struct ls_digest a, struct ls_digest b) {
+    return a.low == b.low && a.high == b.high;
+}
+
+/* Room for one more element of `size` bytes in list[count]. */
+static enum ls_code reserve(void **list, size_t count, size_t *capacity, size_t size, struct ls_error *error) {
+    if (count < *capacity) return LS_OK;
+    size_t more = *capacity ? 2 * *capacity : 64;
+    void *grown = reallocarray(*list, more, size);
+    if (!grown) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for a ledger of %zu records", more);
+    *list = grown;
+    *capacity = more;
+    return LS_OK;
+}
+
+enum ls_code ls_ledger_create(const struct ls_ledger_options *options, struct ls_ledger **ledger,
+                              struct ls_error *error) {
+    struct ls_ledger *made = calloc(1, sizeof *made);
+    if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for the ledger");
+    made->options = *options;
+    *ledger = made;
+    return LS_OK;
+}
+
+void ls_ledger_destroy(struct ls_ledger *ledger) {
+    if (!ledger) return;
+    for (size_t i = 0; i < ledger->attempts_count; i++) {
+        free(ledger->attempts[i].steps);
+        free(ledger->attempts[i].commits);
+    }
+    free(ledger->attempts);
+    free(ledger->checkpoints);
+    free(ledger->lineage);
+    free(ledger);
+}
+
+enum ls_code ls_ledger_add_attempt(struct ls_ledger *ledger, const struct ls_ledger_attempt *attempt,
+                                   struct ls_error *error) {
+    enum ls_code code = reserve((void **)&ledger->attempts, ledger->attempts_count, &ledger->attempts_capacity,
+                                sizeof *ledger->attempts, error);
+    if (code == LS_OK) ledger->attempts[ledger->attempts_count++] = (struct attempt){.facts = *attempt};
+    return code;
+}
+
+enum ls_code ls_ledger_add_record(struct ls_ledger *ledger, const struct ls_core_record *record,
+                                  struct ls_error *error) {
+    if (record->kind != LS_RECORD_STEP && record->kind != LS_RECORD_COMMIT) return LS_OK;
+    struct attempt *of = ledger->attempts_count ? &ledger->attempts[ledger->attempts_count - 1] : NULL;
+    if (!of || of->facts.attempt != (int64_t)record->attempt)
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "the journal has a record of attempt %u, which never began",
+                       record->attempt);
+    enum ls_code code;
+    if (record->kind == LS_RECORD_STEP) {
+        code = reserve((void **)&of->steps, of->steps_count, &of->steps_capacity, sizeof *of->steps, error);
+        if (code == LS_OK) of->steps[of->steps_count++] = record->step;
+    } else {
+        code = reserve((void **)&of->commits, of->commits_count, &of->commits_capacity, sizeof *of->commits, error);
+        if (code == LS_OK)
+            of->commits[of->commits_count++] =
+                (struct commit){record->commit.step, record->commit.position, record->commit.chain};
+    }
+    return code;
+}
+
+enum ls_code ls_ledger_add_checkpoint(struct ls_ledger *ledger, const struct ls_ledger_checkpoint *checkpoint,
+                                      struct ls_error *error) {
+    enum ls_code code = reserve((void **)&ledger->checkpoints, ledger->checkpoints_count, &ledger->checkpoints_capacity,
+                                sizeof *ledger->checkpoints, error);
+    if (code == LS_OK) ledger->checkpoints[ledger->checkpoints_count++] = *checkpoint;
+    return code;
+}
+
+/* ---- an attempt by itself ---- */
+
+static enum ls_code differs(struct ls_error *error, const struct attempt *attempt, int64_t step, const char *what,
+                            int64_t found, int64_t expected) {
+    return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "step %lld of attempt %lld: %s is %lld, it should be %lld",
+                   (long long)step, (long long)attempt->facts.attempt, what, (long long)found, (long long)expected);
+}
+
+static enum ls_code broken_chain(struct ls_error *error, const struct attempt *attempt, int64_t step, const char *where,
+                                 struct ls_digest found, struct ls_digest expected) {
+    char there[33], ours[33];
+    ls_digest_format(found, there);
+    ls_digest_format(expected, ours);
+    return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                   "step %lld of attempt %lld: the chain in %s is %s, the digests of the steps up to it give %s",
+                   (long long)step, (long long)attempt->facts.attempt, where, there, ours);
+}
+
+/* The step of the attempt, or NULL. Its steps are known to be contiguous. */
+static const struct ls_core_step *find_step(const struct attempt *attempt, int64_t step) {
+    int64_t index = step - attempt->facts.start_step - 1;
+    return index >= 0 && (size_t)index < attempt->steps_count ? &attempt->steps[index] : NULL;
+}
+
+static enum ls_code prove_steps(const struct ls_ledger *ledger, const struct attempt *attempt, struct ls_error *error) {
+    const struct ls_ledger_options *options = &ledger->options;
+    int64_t position = attempt->facts.start_position, number = attempt->facts.start_step;
+    struct ls_digest chain = attempt->facts.start_chain;
+    for (size_t i = 0; i < attempt->steps_count; i++) {
+        const struct ls_core_step *step = &attempt->steps[i];
+        if (step->step != ++number)
+            return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                           "step %lld of attempt %lld is not in the journal: after step %lld comes step %lld",
+                           (long long)number, (long long)attempt->facts.attempt, (long long)number - 1,
+                           (long long)step->step);
+        int64_t left = options->end_position - position;
+        int64_t sequences = left < options->global_batch ? left : options->global_batch;
+        if (number > options->steps || sequences <= 0)
+            return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                           "step %lld of attempt %lld is beyond the end of the run, step %lld", (long long)number,
+                           (long long)attempt->facts.attempt, (long long)options->steps);
+        if (step->position != position)
+            return differs(error, attempt, number, "its position", step->position, position);
+        if (step->sequences != sequences)
+            return differs(error, attempt, number, "its number of sequences", step->sequences, sequences);
+        chain = ls_digest_chain(chain, (uint64_t)number, step->digest);
+        if (!same(step->chain, chain)) return broken_chain(error, attempt, number, "the journal", step->chain, chain);
+        position += sequences;
+    }
+    return LS_OK;
+}
+
+/* What a commit or a checkpoint of `attempt` says against the attempt's steps. */
+static enum ls_code prove_saved(const struct attempt *attempt, int64_t number, int64_t position, struct ls_digest chain,
+                                const char *where, struct ls_error *error) {
+    const struct ls_core_step *step = find_step(attempt, number);
+    if (!step)
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                       "step %lld of attempt %lld: there is %s of it, and the step is not in the journal",
+                       (long long)number, (long long)attempt->facts.attempt, where);
+    if (!same(chain, step->chain)) return broken_chain(error, attempt, number, where, chain, step->chain);
+    if (position != step->position + step->sequences)
+        return differs(error, attempt, number, "the position saved", position, step->position + step->sequences);
+    return LS_OK;
+}
+
+static enum ls_code prove_attempt(const struct ls_ledger *ledger, size_t index, struct ls_error *error) {
+    const struct attempt *attempt = &ledger->attempts[index];
+    if (index && attempt->facts.attempt <= ledger->attempts[index - 1].facts.attempt)
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "attempt %lld is in the journal twice",
+                       (long long)attempt->facts.attempt);
+    enum ls_code code = prove_steps(ledger, attempt, error);
+    for (size_t i = 0; i < attempt->commits_count && code == LS_OK; i++)
+        code = prove_saved(attempt, attempt->commits[i].step, attempt->commits[i].position, attempt->commits[i].chain,
+                           "the journal's commit", error);
+    return code;
+}
+
+/* ---- attempts joined ---- */
+
+/* The attempt whose step the start of attempt `child` is, the highest whose chain agrees. */
+static enum ls_code find_parent(const struct ls_ledger *ledger, size_t child, size_t *parent, struct ls_error *error) {
+    const struct ls_ledger_attempt *facts = &ledger->attempts[child].facts;
+    for (size_t i = child; i-- > 0;) {
+        const struct ls_core_step *step = find_step(&ledger->attempts[i], facts->start_step);
+        if (!step || !same(step->chain, facts->start_chain)) continue;
+        if (step->position + step->sequences != facts->start_position)
+            return differs(error, &ledger->attempts[child], facts->start_step + 1, "its position",
+                           facts->start_position, step->position + step->sequences);
+        *parent = i;
+        return LS_OK;
+    }
+    char chain[33];
+    ls_digest_format(facts->start_chain, chain);
+    return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                   "attempt %lld starts at step %lld with the chain %s, and no attempt before it has that step with "
+                   "that chain",
+                   (long long)facts->attempt, (long long)facts->start_step, chain);
+}
+
+static enum ls_code prove_start(const struct ls_ledger *ledger, size_t index, struct ls_error *error) {
+    const struct ls_ledger_attempt *facts = &ledger->attempts[index].facts;
+    size_t parent;
+    if (facts->start_step) return find_parent(ledger, index, &parent, error);
+    if (facts->start_position || !same(facts->start_chain, (struct ls_digest){0, 0}))
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                       "attempt %lld starts at step 0, but at position %lld or with a chain that is not empty",
+                       (long long)facts->attempt, (long long)facts->start_position);
+    return LS_OK;
+}
+
+static enum ls_code make_lineage(struct ls_ledger *ledger, struct ls_error *error) {
+    const struct attempt *newest = &ledger->attempts[ledger->attempts_count - 1];
+    size_t count = (size_t)newest->facts.start_step + newest->steps_count;
+    free(ledger->lineage);
+    ledger->lineage = calloc(count ? count : 1, sizeof *ledger->lineage);
+    ledger->lineage_count = 0;
+    if (!ledger->lineage) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for a ledger of %zu steps", count);
+    int64_t last = (int64_t)count;
+    for (size_t index = ledger->attempts_count - 1;;) {
+        struct attempt *attempt = &ledger->attempts[index];
+        for (int64_t number = attempt->facts.start_step + 1; number <= last; number++) {
+            const struct ls_core_step *step = find_step(attempt, number);
+            ledger->lineage[number - 1] = (struct ls_ledger_step){.step = step->step,
+                                                                  .position = step->position,
+                                                                  .sequences = step->sequences,
+                                                                  .digest = step->digest,
+                                                                  .chain = step->chain,
+                                                                  .attempt = attempt->facts.attempt,
+                                                                  .world_size = attempt->facts.world_size};
+            attempt->lineage_steps++;
+        }
+        last = attempt->facts.start_step;
+        if (last == 0) break;
+        enum ls_code code = find_parent(ledger, index, &index, error);
+        if (code != LS_OK) return code;
+    }
+    ledger->lineage_count = count;
+    return LS_OK;
+}
+
+/* ---- checkpoints ---- */
+
+static const struct attempt *find_attempt(const struct ls_ledger *ledger, int64_t number) {
+    for (size_t i = 0; i < ledger->attempts_count; i++)
+        if (ledger->attempts[i].facts.attempt == number) return &ledger->attempts[i];
+    return NULL;
+}
+
+static enum ls_code wrong_parent(struct ls_error *error, const char *child, int64_t step, const char *found,
+                                 const char *expected) {
+    return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                   "%s step %lld names the parent manifest %s, it should be %s: they are not of one lineage", child,
+                   (long long)step, *found ? found : "none", *expected ? expected : "none");
+}
+
+static enum ls_code prove_checkpoint(const struct ls_ledger *ledger, const struct ls_ledger_checkpoint *checkpoint,
+                                     struct ls_error *error) {
+    const struct attempt *writer = find_attempt(ledger, checkpoint->attempt);
+    if (!writer)
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                       "the checkpoint of step %lld was written by attempt %lld, which the journal does not know",
+                       (long long)checkpoint->step, (long long)checkpoint->attempt);
+    enum ls_code code = prove_saved(writer, checkpoint->step, checkpoint->position, checkpoint->chain,
+                                    "the checkpoint's trainer.json", error);
+    if (code == LS_OK && strcmp(checkpoint->parent_manifest, writer->facts.parent_manifest) != 0)
+        code = wrong_parent(error, "the checkpoint of", checkpoint->step, checkpoint->parent_manifest,
+                            writer->facts.parent_manifest);
+    /* The attempts that started from this very folder. One that its writer came after started from another. */
+    for (size_t i = 0; i < ledger->attempts_count && code == LS_OK; i++) {
+        const struct ls_ledger_attempt *child = &ledger->attempts[i].facts;
+        if (child->start_step == checkpoint->step && child->attempt > checkpoint->attempt &&
+            strcmp(child->parent_manifest, checkpoint->manifest_hash) != 0)
+            code = wrong_parent(error, "the attempt that started from", checkpoint->step, child->parent_manifest,
+                                checkpoint->manifest_hash);
+    }
+    return code;
+}
+
+static void summarise(const struct ls_ledger *ledger, struct ls_ledger_summary *summary) {
+    *summary = (struct ls_ledger_summary){.steps = (int64_t)ledger->lineage_count,
+                                          .attempts = (int64_t)ledger->attempts_count,
+                                          .checkpoints = (int64_t)ledger->checkpoints_count};
+    for (size_t i = 0; i < ledger->lineage_count; i++) summary->sequences += ledger->lineage[i].sequences;
+    for (size_t i = 0; i < ledger->attempts_count; i++) {
+        const struct attempt *attempt = &ledger->attempts[i];
+        summary->given_up += (int64_t)attempt->steps_count - attempt->lineage_steps;
+        summary->lineages += attempt->lineage_steps > 0;
+        summary->commits += (int64_t)attempt->commits_count;
+        for (size_t k = 0; k < attempt->commits_count; k++) {
+            int64_t step = attempt->commits[k].step;
+            if (step > summary->committed_step && (size_t)step <= ledger->lineage_count &&
+                same(ledger->lineage[step - 1].chain, attempt->commits[k].chain))
+                summary->committed_step = step;
+        }
+    }
+}
+
+enum ls_code ls_ledger_prove(struct ls_ledger *ledger, struct ls_ledger_summary *summary, struct ls_error *error) {
+    enum ls_code code = LS_OK;
+    if (ledger->attempts_count == 0)
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "the journal has no attempt: nothing has run");
+    for (size_t i = 0; i < ledger->attempts_count && code == LS_OK; i++) {
+        ledger->attempts[i].lineage_steps = 0;
+        code = prove_attempt(ledger, i, error);
+        if (code == LS_OK) code = prove_start(ledger, i, error);
+    }
+    if (code == LS_OK) code = make_lineage(ledger, error);
+    for (size_t i = 0; i < ledger->checkpoints_count && code == LS_OK; i++)
+        code = prove_checkpoint(ledger, &ledger->checkpoints[i], error);
+    if (code == LS_OK) summarise(ledger, summary);
+    return code;
+}
+
+const struct ls_ledger_step *ls_ledger_steps(const struct ls_ledger *ledger, size_t *count) {
+    *count = ledger->lineage_count;
+    return ledger->lineage;
+}
+
+/* ---- the samples ---- */
+
+/* One draw: bit `sample` of `used` says whether the epoch has had it. */
+static enum ls_code count_draw(const struct ls_draw *draw, uint64_t *used, struct ls_ledger_use *use, int64_t step,
+                               struct ls_error *error) {
+    uint64_t *word = &used[draw->sample / 64], bit = UINT64_C(1) << draw->sample % 64;
+    if (draw->draw != use->draws || draw->epoch != use->draws / use->samples || (*word & bit))
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                       "step %lld: sample %llu of source %u comes a second time in epoch %llu, or out of turn",
+                       (long long)step, (unsigned long long)draw->sample, draw->source,
+                       (unsigned long long)draw->epoch);
+    *word |= bit;
+    use->draws++;
+    if (++use->begun < use->samples) return LS_OK;
+    use->begun = 0;
+    memset(used, 0, (use->samples + 63) / 64 * sizeof *used);
+    return LS_OK;
+}
+
+enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, const struct ls_order *order, const uint64_t *samples,
+                                 int sources, struct ls_ledger_use *use, struct ls_error *error) {
+    uint64_t *used[LS_ORDER_SOURCES_MAX] = {NULL};
+    enum ls_code code = LS_OK;
+    for (int i = 0; i < sources && code == LS_OK; i++) {
+        use[i] = (struct ls_ledger_use){.samples = samples[i]};
+        used[i] = calloc((samples[i] + 63) / 64, sizeof *used[i]);
+        if (!used[i])
+            code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to count %llu samples",
+                           (unsigned long long)samples[i]);
+    }
+    for (size_t i = 0; i < ledger->lineage_count && code == LS_OK; i++) {
+        const struct ls_ledger_step *step = &ledger->lineage[i];
+        for (int64_t k = 0; k < step->sequences && code == LS_OK; k++) {
+            struct ls_draw draw = ls_order_at(order, (uint64_t)(step->position + k));
+            code = count_draw(&draw, used[draw.source], &use[draw.source], step->step, error);
+        }
+    }
+    for (int i = 0; i < sources; i++) {
+        use[i].least = use[i].draws / use[i].samples;
+        use[i].most = use[i].least + (use[i].begun > 0);
+        free(used[i]);
+    }
+    return code;
+}
+
+enum ls_code ls_ledger_prove_samples(const struct ls_ledger_step *step, ls_ledger_sample *sample, void *context,
+                                     struct ls_error *error) {
+    struct ls_digest sum = {0, 0}, one;
+    for (int64_t k = 0; k < step->sequences; k++) {
+        enum ls_code code = sample(context, (uint64_t)(step->position + k), &one, error);
+        if (code != LS_OK) return code;
+        sum = ls_digest_add(sum, one);
+    }
+    if (same(sum, step->digest)) return LS_OK;
+    char there[33], ours[33];
+    ls_digest_format(step->digest, there);
+    ls_digest_format(sum, ours);
+    return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                   "step %lld of attempt %lld was not trained on the samples of the order: its digest in the journal "
+                   "is %s, the tokens of positions %lld to %lld give %s. Have the data changed since ('lockstep data "
+                   "verify PATH')? If not, a worker was fed other tokens, or a sample twice: 'lockstep blame RUN "
+                   "--step %lld' lists what it should have had.",
+                   (long long)step->step, (long long)step->attempt, there, (long long)step->position,
+                   (long long)(step->position + step->sequences - 1), ours, (long long)step->step);
+}

@@ -1,0 +1,100 @@
+/* The ledger: what the journal and the checkpoints of a run say about which samples were used, and the proof that every
+ * one was used as the order says, once. Records in, findings out; no files, no sockets.
+ *
+ *   attempt 1   step 1 ─ 2 ─ 3 ─ 4 ─ 5 ─ 6 ─ 7        6 and 7 were given up
+ *   attempt 2                        └── 6 ─ 7 ─ 8    from the checkpoint of step 5
+ *
+ * The lineage is what the run's state comes from: the steps of the newest attempt, and below its start those of the
+ * attempts it goes back to; a step that ran again counts by its highest attempt. Each attempt is proven by itself
+ * first, given-up steps included: steps and positions without gap, sequences as configured, and the chain of digests
+ * (ls_digest_chain) from its start, which every commit and checkpoint must name. Then the attempts are joined by that
+ * chain. Errors are LS_DATA and name the first difference, and LS_MEMORY. */
+#ifndef LS_COORDINATOR_LEDGER_H
+#define LS_COORDINATOR_LEDGER_H
+
+#include "common/digest.h"
+#include "common/order.h"
+#include "common/status.h"
+#include "coordinator/core.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct ls_ledger;
+
+/* What the configuration says of every step. */
+struct ls_ledger_options {
+    int64_t global_batch;
+    int64_t steps;        /* the run's last step */
+    int64_t end_position; /* the last step is truncated here; INT64_MAX: never */
+};
+
+struct ls_ledger_attempt {
+    int64_t attempt, world_size;
+    int64_t start_step, start_position;
+    struct ls_digest start_chain;
+    char parent_manifest[33]; /* hash of the checkpoint it started from, "" for none */
+};
+
+/* What a committed checkpoint says of itself. */
+struct ls_ledger_checkpoint {
+    int64_t step, attempt, position;
+    struct ls_digest chain;
+    char parent_manifest[33], manifest_hash[33];
+};
+
+/* A step of the lineage. */
+struct ls_ledger_step {
+    int64_t step, position, sequences;
+    struct ls_digest digest, chain;
+    int64_t attempt, world_size; /* who ran it, on how many ranks */
+};
+
+struct ls_ledger_summary {
+    int64_t steps, sequences;   /* of the lineage */
+    int64_t attempts, lineages; /* all; those that the lineage has steps of */
+    int64_t given_up;           /* steps run outside the lineage */
+    int64_t checkpoints, commits;
+    int64_t committed_step; /* the newest step of the lineage that a commit covers */
+};
+
+/* How often the samples of a source were used. */
+struct ls_ledger_use {
+    uint64_t samples;
+    uint64_t draws;       /* uses of all samples together */
+    uint64_t least, most; /* uses of one sample */
+    uint64_t begun;       /* samples used in the epoch that has begun and not ended */
+};
+
+enum ls_code ls_ledger_create(const struct ls_ledger_options *options, struct ls_ledger **ledger,
+                              struct ls_error *error);
+void ls_ledger_destroy(struct ls_ledger *ledger);
+
+/* Attempts come in ascending order, each before its records; records in the order they were journaled. Copied. */
+enum ls_code ls_ledger_add_attempt(struct ls_ledger *ledger, const struct ls_ledger_attempt *attempt,
+                                   struct ls_error *error);
+enum ls_code ls_ledger_add_record(struct ls_ledger *ledger, const struct ls_core_record *record,
+                                  struct ls_error *error);
+enum ls_code ls_ledger_add_checkpoint(struct ls_ledger *ledger, const struct ls_ledger_checkpoint *checkpoint,
+                                      struct ls_error *error);
+
+/* Proves what was added. LS_DATA names the first difference: attempt, step, what is there and what should be. */
+enum ls_code ls_ledger_prove(struct ls_ledger *ledger, struct ls_ledger_summary *summary, struct ls_error *error);
+
+/* After the proof: the lineage, steps 1 to *count in order. The ledger's. */
+const struct ls_ledger_step *ls_ledger_steps(const struct ls_ledger *ledger, size_t *count);
+
+/* Draws every sequence of the lineage and counts into use[sources]: within an epoch of a source no sample may come
+ * twice. samples[i] are those of source i. */
+enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, const struct ls_order *order, const uint64_t *samples,
+                                 int sources, struct ls_ledger_use *use, struct ls_error *error);
+
+/* The digest of the sequence at `position`, computed anew (ls_digest_sample). */
+typedef enum ls_code ls_ledger_sample(void *context, uint64_t position, struct ls_digest *digest,
+                                      struct ls_error *error);
+/* Computes the digest of a step's samples anew and compares it with the journaled one: a swapped token, a sample twice
+ * and one left out all show here. Errors of `sample` are passed on. */
+enum ls_code ls_ledger_prove_samples(const struct ls_ledger_step *step, ls_ledger_sample *sample, void *context,
+                                     struct ls_error *error);
+
+#endif

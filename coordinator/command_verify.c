@@ -161,11 +161,13 @@ static enum ls_code document_offset(const struct ls_dataset *dataset, size_t sha
     return LS_OK;
 }
 
-static int rank_of(const struct ls_ledger_step *step, int64_t sequence) {
+/* Which rank had the step's sequence; with train.reduction: fixed whole micro-batches are dealt. */
+static int rank_of(const struct ls_run_ledger *run, const struct ls_ledger_step *step, int64_t sequence) {
+    const int64_t unit = run->config->train.reduction == LS_REDUCTION_FIXED ? run->config->train.micro_batch_size : 1;
     int64_t first, count;
     for (int rank = 0; rank < step->world_size; rank++) {
-        ls_rank_range(step->sequences, rank, (int)step->world_size, &first, &count);
-        if (sequence < first + count) return rank;
+        ls_rank_range((step->sequences + unit - 1) / unit, rank, (int)step->world_size, &first, &count);
+        if (sequence / unit < first + count) return rank;
     }
     return -1;
 }
@@ -184,7 +186,7 @@ static enum ls_code print_sample(struct ls_run_ledger *run, const struct ls_ledg
     if (code == LS_OK) code = ls_run_ledger_read(run, position, error);
     if (code != LS_OK) return code;
     printf("position %llu rank %d source %u shard %s index %llu tokens %lld to %lld", (unsigned long long)position,
-           rank_of(step, sequence), draw.source, ls_dataset_shard(dataset, shard)->name, (unsigned long long)index,
+           rank_of(run, step, sequence), draw.source, ls_dataset_shard(dataset, shard)->name, (unsigned long long)index,
            (long long)((int64_t)index * T), (long long)((int64_t)index * T + T - 1));
     if (into >= 0) printf(" document offset %lld", (long long)into);
     printf(" epoch %llu draw %llu\n  begins ", (unsigned long long)draw.epoch, (unsigned long long)draw.draw);

@@ -1,0 +1,437 @@
+/* The ledger's proof: what it accepts, and that each kind of wrong record, link and sample is found and named. */
+#include "coordinator/ledger.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* Runs of up to 12 steps of 4 sequences on a dataset of 100 samples of 8 tokens: token t of sample i is 10 i + t. */
+enum { BATCH = 4, STEPS = 12, SAMPLES = 100, T = 8, ATTEMPTS = 4 };
+
+/* The same facts as the journal would hold them, to be spoiled before they are handed in. */
+struct story {
+    struct ls_ledger_options options;
+    struct ls_ledger_attempt attempts[ATTEMPTS];
+    struct ls_core_step steps[ATTEMPTS][STEPS];
+    int steps_count[ATTEMPTS], attempts_count;
+    struct ls_core_record commits[ATTEMPTS];
+    bool committed[ATTEMPTS];
+    struct ls_ledger_checkpoint checkpoints[ATTEMPTS];
+    int checkpoints_count;
+};
+
+static struct ls_order *make_order(void) {
+    struct ls_order *order;
+    const uint64_t samples = SAMPLES;
+    assert_int_equal(ls_order_create(7, &samples, NULL, 1, &order, NULL), LS_OK);
+    return order;
+}
+
+/* The sequence at `position` as a worker would have it. */
+static void read_tokens(const struct ls_order *order, uint64_t position, uint64_t *sample, int32_t tokens[T]) {
+    *sample = ls_order_at(order, position).sample;
+    for (int t = 0; t < T; t++) tokens[t] = (int32_t)(10 * *sample) + t;
+}
+
+static enum ls_code true_sample(void *order, uint64_t position, struct ls_digest *digest, struct ls_error *error) {
+    uint64_t sample;
+    int32_t tokens[T];
+    (void)error;
+    read_tokens(order, position, &sample, tokens);
+    *digest = ls_digest_sample(0, 0, sample, position, tokens, T);
+    return LS_OK;
+}
+
+static struct ls_digest true_digest(const struct ls_order *order, int64_t position, int64_t count) {
+    struct ls_digest sum = {0, 0}, one;
+    for (int64_t k = 0; k < count; k++) {
+        true_sample((void *)order, (uint64_t)(position + k), &one, NULL);
+        sum = ls_digest_add(sum, one);
+    }
+    return sum;
+}
+
+/* Computes the chain of an attempt's steps anew, from step index `from` on. */
+static void rechain(struct story *story, int attempt, int from) {
+    for (int i = from; i < story->steps_count[attempt]; i++) {
+        struct ls_core_step *step = &story->steps[attempt][i];
+        step->chain = ls_digest_chain(i ? step[-1].chain : story->attempts[attempt].start_chain, (uint64_t)step->step,
+                                      step->digest);
+    }
+}
+
+/* An attempt on `world_size` ranks from step `start` of attempt index `parent` (-1: from nothing) to step `end`; with
+ * `save`, its last step is committed and its checkpoint there. */
+static void tell(struct story *story, int parent, int64_t start, int64_t end, int64_t world_size, bool save) {
+    struct ls_order *order = make_order();
+    int index = story->attempts_count++;
+    struct ls_ledger_attempt *attempt = &story->attempts[index];
+    *attempt = (struct ls_ledger_attempt){.attempt = index + 1, .world_size = world_size, .start_step = start};
+    attempt->start_position = start * BATCH;
+    if (parent >= 0) {
+        attempt->start_chain = story->steps[parent][start - story->attempts[parent].start_step - 1].chain;
+        for (int i = 0; i < story->checkpoints_count; i++)
+            if (story->checkpoints[i].step == start)
+                strcpy(attempt->parent_manifest, story->checkpoints[i].manifest_hash);
+    }
+    story->steps_count[index] = (int)(end - start);
+    for (int i = 0; i < story->steps_count[index]; i++) {
+        int64_t position = (start + i) * BATCH;
+        story->steps[index][i] = (struct ls_core_step){.step = start + i + 1,
+                                                       .position = position,
+                                                       .sequences = BATCH,
+                                                       .digest = true_digest(order, position, BATCH)};
+    }
+    rechain(story, index, 0);
+    ls_order_destroy(order);
+    if (!save) return;
+    const struct ls_core_step *last = &story->steps[index][story->steps_count[index] - 1];
+    story->committed[index] = true;
+    story->commits[index] = (struct ls_core_record){.kind = LS_RECORD_COMMIT, .attempt = (uint32_t)index + 1};
+    story->commits[index].commit.step = end;
+    story->commits[index].commit.position = end * BATCH;
+    story->commits[index].commit.chain = last->chain;
+    struct ls_ledger_checkpoint *checkpoint = &story->checkpoints[story->checkpoints_count++];
+    *checkpoint =
+        (struct ls_ledger_checkpoint){.step = end, .attempt = index + 1, .position = end * BATCH, .chain = last->chain};
+    strcpy(checkpoint->parent_manifest, attempt->parent_manifest);
+    snprintf(checkpoint->manifest_hash, sizeof checkpoint->manifest_hash, "%032llx", 1000ull + (unsigned)index);
+}
+
+static struct story begin(void) {
+    return (struct story){.options = {.global_batch = BATCH, .steps = STEPS, .end_position = INT64_MAX}};
+}
+
+static struct ls_ledger *hand_in(const struct story *story) {
+    struct ls_ledger *ledger;
+    assert_int_equal(ls_ledger_create(&story->options, &ledger, NULL), LS_OK);
+    for (int a = 0; a < story->attempts_count; a++) {
+        assert_int_equal(ls_ledger_add_attempt(ledger, &story->attempts[a], NULL), LS_OK);
+        for (int i = 0; i < story->steps_count[a]; i++) {
+            struct ls_core_record record = {.kind = LS_RECORD_STEP, .attempt = (uint32_t)a + 1};
+            record.step = story->steps[a][i];
+            assert_int_equal(ls_ledger_add_record(ledger, &record, NULL), LS_OK);
+        }
+        if (story->committed[a]) assert_int_equal(ls_ledger_add_record(ledger, &story->commits[a], NULL), LS_OK);
+    }
+    for (int i = 0; i < story->checkpoints_count; i++)
+        assert_int_equal(ls_ledger_add_checkpoint(ledger, &story->checkpoints[i], NULL), LS_OK);
+    return ledger;
+}
+
+static struct ls_ledger_summary prove(const struct story *story) {
+    struct ls_ledger *ledger = hand_in(story);
+    struct ls_ledger_summary summary;
+    struct ls_error error = {.text = ""};
+    if (ls_ledger_prove(ledger, &summary, &error) != LS_OK) fail_msg("not proven: %s", error.text);
+    ls_ledger_destroy(ledger);
+    return summary;
+}
+
+/* The proof fails, and the text holds `first` and `second`. */
+static void refuse(const struct story *story, const char *first, const char *second) {
+    struct ls_ledger *ledger = hand_in(story);
+    struct ls_ledger_summary summary;
+    struct ls_error error = {.text = ""};
+    assert_int_equal(ls_ledger_prove(ledger, &summary, &error), LS_DATA);
+    if (!strstr(error.text, first) || !strstr(error.text, second))
+        fail_msg("'%s' does not say '%s' and '%s'", error.text, first, second);
+    ls_ledger_destroy(ledger);
+}
+
+/* The number of the first step whose samples are not those of the order, 0: none. */
+static int64_t first_wrong_step(const struct story *story) {
+    struct ls_ledger *ledger = hand_in(story);
+    struct ls_ledger_summary summary;
+    struct ls_order *order = make_order();
+    struct ls_error error;
+    size_t count;
+    int64_t wrong = 0;
+    assert_int_equal(ls_ledger_prove(ledger, &summary, &error), LS_OK);
+    const struct ls_ledger_step *steps = ls_ledger_steps(ledger, &count);
+    for (size_t i = 0; i < count && !wrong; i++)
+        if (ls_ledger_prove_samples(&steps[i], true_sample, order, &error) != LS_OK) {
+            char name[32];
+            wrong = steps[i].step;
+            snprintf(name, sizeof name, "step %lld of attempt", (long long)wrong);
+            assert_non_null(strstr(error.text, name));
+        }
+    ls_order_destroy(order);
+    ls_ledger_destroy(ledger);
+    return wrong;
+}
+
+/* ---- what is proven ---- */
+
+static void test_a_run_without_interruption_is_proven(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, STEPS, 2, true);
+    struct ls_ledger_summary summary = prove(&story);
+    assert_int_equal(summary.steps, 12);
+    assert_int_equal(summary.sequences, 48);
+    assert_int_equal(summary.given_up, 0);
+    assert_int_equal(summary.committed_step, 12);
+    assert_int_equal(summary.commits, 1);
+    assert_int_equal(summary.checkpoints, 1);
+    assert_int_equal(first_wrong_step(&story), 0);
+}
+
+static void test_a_resume_on_another_number_of_ranks_is_one_lineage(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 5, 2, true);
+    tell(&story, 0, 5, 9, 3, true);
+    tell(&story, 1, 9, 12, 1, true);
+    struct ls_ledger_summary summary = prove(&story);
+    assert_int_equal(summary.steps, 12);
+    assert_int_equal(summary.lineages, 3);
+    struct ls_ledger *ledger = hand_in(&story);
+    size_t count;
+    assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
+    const struct ls_ledger_step *steps = ls_ledger_steps(ledger, &count);
+    assert_int_equal(steps[4].world_size, 2);
+    assert_int_equal(steps[5].world_size, 3);
+    assert_int_equal(steps[11].world_size, 1);
+    ls_ledger_destroy(ledger);
+}
+
+static void test_after_a_rollback_the_highest_attempt_counts(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 5, 2, true);
+    tell(&story, 0, 5, 8, 2, false); /* lost */
+    tell(&story, 0, 5, 7, 2, false); /* lost again */
+    tell(&story, 0, 5, 10, 2, true);
+    struct ls_ledger_summary summary = prove(&story);
+    assert_int_equal(summary.steps, 10);
+    assert_int_equal(summary.sequences, 40);
+    assert_int_equal(summary.given_up, 5);
+    struct ls_ledger *ledger = hand_in(&story);
+    size_t count;
+    assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
+    const struct ls_ledger_step *steps = ls_ledger_steps(ledger, &count);
+    assert_int_equal(count, 10);
+    assert_int_equal(steps[4].attempt, 1);
+    assert_int_equal(steps[5].attempt, 4);
+    ls_ledger_destroy(ledger);
+}
+
+static void test_an_attempt_that_ran_no_step_leaves_the_lineage_where_it_started(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 6, 2, false);
+    story.steps_count[0] = 6;
+    tell(&story, -1, 0, 0, 2, false);
+    assert_int_equal(prove(&story).steps, 0);
+    assert_int_equal(prove(&story).given_up, 6);
+}
+
+static void test_the_last_step_of_a_run_by_epochs_is_truncated(void **state) {
+    (void)state;
+    struct story story = begin();
+    story.options.end_position = 46;
+    tell(&story, -1, 0, 12, 2, false);
+    refuse(&story, "step 12 of attempt 1", "its number of sequences is 4, it should be 2");
+    struct ls_order *order = make_order();
+    story.steps[0][11].sequences = 2;
+    story.steps[0][11].digest = true_digest(order, 44, 2);
+    rechain(&story, 0, 11);
+    ls_order_destroy(order);
+    assert_int_equal(prove(&story).sequences, 46);
+}
+
+/* ---- what is found ---- */
+
+static void test_a_missing_step_is_named(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 8, 2, false);
+    memmove(&story.steps[0][3], &story.steps[0][4], 4 * sizeof story.steps[0][0]);
+    story.steps_count[0]--;
+    refuse(&story, "step 4 of attempt 1 is not in the journal", "after step 3 comes step 5");
+}
+
+static void test_a_gap_in_the_positions_is_named(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 8, 2, false);
+    story.steps[0][5].position++;
+    refuse(&story, "step 6 of attempt 1", "its position is 21, it should be 20");
+}
+
+static void test_a_digest_that_was_changed_afterwards_breaks_the_chain(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 8, 2, false);
+    story.steps[0][4].digest.low ^= 1;
+    refuse(&story, "step 5 of attempt 1", "the chain in the journal");
+}
+
+static void test_a_journal_that_was_rewritten_disagrees_with_commit_and_checkpoint(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 8, 2, true);
+    story.steps[0][4].digest.low ^= 1;
+    rechain(&story, 0, 4);
+    refuse(&story, "step 8 of attempt 1", "the journal's commit");
+    story.committed[0] = false;
+    refuse(&story, "step 8 of attempt 1", "trainer.json");
+}
+
+static void test_given_up_steps_are_proven_too(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 5, 2, true);
+    tell(&story, 0, 5, 8, 2, false);
+    tell(&story, 0, 5, 8, 2, false);
+    story.steps[1][1].sequences = 3;
+    refuse(&story, "step 7 of attempt 2", "its number of sequences is 3");
+}
+
+static void test_an_attempt_must_start_from_what_an_earlier_one_left(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 5, 2, true);
+    tell(&story, 0, 5, 8, 2, false);
+    story.attempts[1].start_chain.high++;
+    rechain(&story, 1, 0);
+    refuse(&story, "attempt 2 starts at step 5", "no attempt before it");
+    story = begin();
+    tell(&story, -1, 0, 3, 2, false);
+    story.attempts[0].start_chain.low = 1;
+    rechain(&story, 0, 0);
+    refuse(&story, "attempt 1 starts at step 0", "not empty");
+}
+
+static void test_a_checkpoint_of_another_lineage_is_named(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 5, 2, true);
+    tell(&story, 0, 5, 8, 2, true);
+    struct story spoiled = story;
+    spoiled.checkpoints[0].manifest_hash[31] ^= 1;
+    refuse(&spoiled, "the attempt that started from step 5", "parent manifest");
+    spoiled = story;
+    spoiled.checkpoints[1].parent_manifest[31] ^= 1;
+    refuse(&spoiled, "the checkpoint of step 8", "parent manifest");
+    spoiled = story;
+    spoiled.checkpoints[1].attempt = 9;
+    refuse(&spoiled, "attempt 9", "does not know");
+    spoiled = story;
+    spoiled.checkpoints[1].position--;
+    refuse(&spoiled, "step 8 of attempt 2", "the position saved is 31, it should be 32");
+    /* One written anew by a later attempt says nothing about what the second started from. */
+    spoiled = story;
+    tell(&spoiled, -1, 0, 5, 2, true);
+    spoiled.checkpoints[0] = spoiled.checkpoints[2];
+    spoiled.checkpoints_count = 2;
+    prove(&spoiled);
+}
+
+static void test_a_step_beyond_the_end_is_named(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 12, 2, false);
+    story.options.steps = 11;
+    refuse(&story, "step 12 of attempt 1", "beyond the end");
+}
+
+static void test_a_journal_without_an_attempt_proves_nothing(void **state) {
+    (void)state;
+    struct story story = begin();
+    refuse(&story, "no attempt", "");
+}
+
+/* ---- the samples ---- */
+
+static void test_a_swapped_token_is_found_and_the_step_named(void **state) {
+    (void)state;
+    struct story story = begin();
+    struct ls_order *order = make_order();
+    uint64_t sample;
+    int32_t tokens[T];
+    tell(&story, -1, 0, 8, 2, false);
+    /* The worker had two neighbouring tokens of the second sequence of step 7 in the wrong order. */
+    read_tokens(order, 25, &sample, tokens);
+    tokens[3] = (int32_t)(10 * sample) + 4;
+    tokens[4] = (int32_t)(10 * sample) + 3;
+    struct ls_digest digest = ls_digest_add(true_digest(order, 24, 1), true_digest(order, 26, 2));
+    story.steps[0][6].digest = ls_digest_add(digest, ls_digest_sample(0, 0, sample, 25, tokens, T));
+    rechain(&story, 0, 6); /* it reports honestly what it did: the chain holds */
+    ls_order_destroy(order);
+    assert_int_equal(first_wrong_step(&story), 7);
+}
+
+static void test_a_sample_used_twice_is_found_and_the_step_named(void **state) {
+    (void)state;
+    struct story story = begin();
+    struct ls_order *order = make_order();
+    uint64_t sample;
+    int32_t tokens[T];
+    tell(&story, -1, 0, 8, 2, false);
+    /* In place of the second sequence of step 3 the worker took the first one again. */
+    read_tokens(order, 8, &sample, tokens);
+    struct ls_digest digest = ls_digest_add(true_digest(order, 8, 1), true_digest(order, 10, 2));
+    struct story as_first = story, as_second = story;
+    as_first.steps[0][2].digest = ls_digest_add(digest, true_digest(order, 8, 1));
+    as_second.steps[0][2].digest = ls_digest_add(digest, ls_digest_sample(0, 0, sample, 9, tokens, T));
+    rechain(&as_first, 0, 2);
+    rechain(&as_second, 0, 2);
+    ls_order_destroy(order);
+    assert_int_equal(first_wrong_step(&as_first), 3);
+    assert_int_equal(first_wrong_step(&as_second), 3);
+}
+
+static void test_uses_are_counted_by_source(void **state) {
+    (void)state;
+    struct story story = begin();
+    const uint64_t samples[2] = {10, 30}, weights[2] = {1, 1};
+    struct ls_order *order;
+    struct ls_ledger_use use[2];
+    struct ls_ledger_summary summary;
+    tell(&story, -1, 0, 12, 2, false);
+    struct ls_ledger *ledger = hand_in(&story);
+    assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
+    assert_int_equal(ls_order_create(7, samples, weights, 2, &order, NULL), LS_OK);
+    assert_int_equal(ls_ledger_count_use(ledger, order, samples, 2, use, NULL), LS_OK);
+    /* Of 48 sequences 24 from each: twice around and 4 of the small source, 24 of 30 of the large. */
+    assert_int_equal(use[0].draws, 24);
+    assert_int_equal(use[0].least, 2);
+    assert_int_equal(use[0].most, 3);
+    assert_int_equal(use[0].begun, 4);
+    assert_int_equal(use[1].draws, 24);
+    assert_int_equal(use[1].least, 0);
+    assert_int_equal(use[1].most, 1);
+    assert_int_equal(use[1].begun, 24);
+    ls_order_destroy(order);
+    ls_ledger_destroy(ledger);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_run_without_interruption_is_proven),
+        cmocka_unit_test(test_a_resume_on_another_number_of_ranks_is_one_lineage),
+        cmocka_unit_test(test_after_a_rollback_the_highest_attempt_counts),
+        cmocka_unit_test(test_an_attempt_that_ran_no_step_leaves_the_lineage_where_it_started),
+        cmocka_unit_test(test_the_last_step_of_a_run_by_epochs_is_truncated),
+        cmocka_unit_test(test_a_missing_step_is_named),
+        cmocka_unit_test(test_a_gap_in_the_positions_is_named),
+        cmocka_unit_test(test_a_digest_that_was_changed_afterwards_breaks_the_chain),
+        cmocka_unit_test(test_a_journal_that_was_rewritten_disagrees_with_commit_and_checkpoint),
+        cmocka_unit_test(test_given_up_steps_are_proven_too),
+        cmocka_unit_test(test_an_attempt_must_start_from_what_an_earlier_one_left),
+        cmocka_unit_test(test_a_checkpoint_of_another_lineage_is_named),
+        cmocka_unit_test(test_a_step_beyond_the_end_is_named),
+        cmocka_unit_test(test_a_journal_without_an_attempt_proves_nothing),
+        cmocka_unit_test(test_a_swapped_token_is_found_and_the_step_named),
+        cmocka_unit_test(test_a_sample_used_twice_is_found_and_the_step_named),
+        cmocka_unit_test(test_uses_are_counted_by_source),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -12,7 +12,7 @@ enum ls_model_type { LS_GPT2, LS_LLAMA };
 enum ls_schedule_type { LS_COSINE, LS_LINEAR, LS_CONSTANT, LS_WSD };
 enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_NONE };
 enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU };
-enum ls_precision { LS_PRECISION_FP32 };
+enum ls_precision { LS_PRECISION_FP32, LS_PRECISION_BF16, LS_PRECISION_FP16 };
 enum ls_reduction { LS_REDUCTION_FAST, LS_REDUCTION_FIXED };
 enum ls_optimizer_type { LS_ADAMW };
 enum ls_checkpointing_mode { LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL, LS_CHECKPOINTING_SELECTIVE };

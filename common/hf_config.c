@@ -234,11 +234,14 @@ static json_t *write_llama(const struct ls_config *config) {
 
 enum ls_code ls_hf_config_write(const struct ls_config *config, int64_t document_token, char **json,
                                 struct ls_error *error) {
+    static const char *const torch_dtypes[] = {
+        [LS_PRECISION_FP32] = "float32", [LS_PRECISION_BF16] = "bfloat16", [LS_PRECISION_FP16] = "float16"};
     json_t *root = config->model.model_type == LS_LLAMA ? write_llama(config) : write_gpt2(config);
-    json_t *common = json_pack("{s:I,s:f,s:b,s:s,s:o,s:o}", "vocab_size", (json_int_t)config->model.vocab_size,
-                               "initializer_range", config->model.initializer_range, "tie_word_embeddings",
-                               (int)config->model.tie_word_embeddings, "torch_dtype", "float32", "bos_token_id",
-                               token_or_null(document_token), "eos_token_id", token_or_null(document_token));
+    json_t *common =
+        json_pack("{s:I,s:f,s:b,s:s,s:o,s:o}", "vocab_size", (json_int_t)config->model.vocab_size, "initializer_range",
+                  config->model.initializer_range, "tie_word_embeddings", (int)config->model.tie_word_embeddings,
+                  "torch_dtype", torch_dtypes[config->precision], "bos_token_id", token_or_null(document_token),
+                  "eos_token_id", token_or_null(document_token));
     char *text = root && common && json_object_update(root, common) == 0 ? json_dumps(root, JSON_INDENT(2)) : NULL;
     json_decref(common);
     json_decref(root);

@@ -14,8 +14,8 @@ static const struct ls_choice REDUCTIONS[] = {
     {"fixed", 0, "the reduction with the same bits at any rank count is not in this version. Use fast."},
     {0}};
 static const struct ls_choice PRECISIONS[] = {{"fp32", LS_PRECISION_FP32, NULL},
-                                              {"bf16", 0, "this version trains in fp32 only. Use fp32."},
-                                              {"fp16", 0, "this version trains in fp32 only. Use fp32."},
+                                              {"bf16", LS_PRECISION_BF16, NULL},
+                                              {"fp16", 0, "this version trains in fp32 and bf16. Use one of these."},
                                               {0}};
 static const struct ls_choice OPTIMIZERS[] = {{"adamw", LS_ADAMW, NULL}, {0}};
 static const struct ls_choice ACCUMULATIONS[] = {{"auto", LS_ACCUMULATE_AUTO, NULL},
@@ -145,7 +145,8 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "keys the initial weights", .elsewhere = "seed random_seed"},
 
     {"precision", CHOICE(PRECISIONS), FIELD(precision), .standard = "fp32", .identity = true,
-     .meaning = "type of weights and arithmetic", .elsewhere = "dtype torch_dtype mixed_precision"},
+     .meaning = "type of weights and activations; sums, statistics, loss and master weights are fp32",
+     .elsewhere = "dtype torch_dtype mixed_precision"},
 
     {"optimizer.type", CHOICE(OPTIMIZERS), FIELD(optimizer.type), .standard = "adamw", .identity = true,
      .meaning = "the update rule"},

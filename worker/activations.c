@@ -25,7 +25,7 @@ struct ls_activations ls_activations_share(const struct ls_config *config, const
 struct ls_activations ls_activations_plan(const struct ls_config *config, const struct ls_model *model,
                                           struct ls_arena_plan *plan) {
     const int64_t B = config->train.micro_batch_size, T = config->data.sequence_length, C = config->model.hidden_size;
-    const int64_t residual = B * T * C * (int64_t)sizeof(float);
+    const int64_t residual = B * T * C * ls_dtype_bytes(ls_model_dtype(model));
     struct ls_activations activations = ls_activations_share(config, model);
     activations.first_residual = plan->count;
     reserve(plan, segments(&activations) + 1, residual);

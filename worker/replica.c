@@ -26,7 +26,7 @@ struct ls_replica {
     struct replica_staging *staging;
     struct ls_replica_scalars *scalars;
     int32_t *inputs, *targets, *document_start;
-    float *stream_gradient;
+    void *stream_gradient;
     void *tables, *scratch;
     struct ls_replica_layout layout;
     int64_t bytes;
@@ -114,11 +114,31 @@ int64_t ls_replica_bytes(const struct ls_replica *replica) {
     return replica->bytes;
 }
 
+/* Parameters of another type than fp32 from initial values, which are made in the scratch, and the master from the
+ * same.
+ */
+static void initialize_low_precision(struct ls_replica *replica, int block, const struct ls_shard_held *held) {
+    const enum ls_dtype dtype = ls_model_dtype(replica->model);
+    const uint64_t seed = replica->config->train.seed;
+    for (int64_t done = 0; done < held->count; done += held->scratch_count) {
+        const int64_t left = held->count - done, count = left < held->scratch_count ? left : held->scratch_count;
+        ls_model_initialize(replica->model, block, held->first + done, count, seed, replica->stream, held->m);
+        ls_op(replica->stream, convert, .output = (char *)held->parameters + done * ls_dtype_bytes(dtype),
+              .input = held->m, .count = count, .dtype = dtype);
+    }
+    ls_fill_zero(replica->stream, held->m, (size_t)held->scratch_count * sizeof *held->m);
+    ls_model_initialize(replica->model, block, held->state_first, held->state_count, seed, replica->stream,
+                        held->master);
+}
+
 void ls_replica_initialize(struct ls_replica *replica) {
     for (int block = 0; block < ls_model_block_count(replica->model); block++) {
         const struct ls_shard_held held = ls_shard_held(replica->shard, block);
-        ls_model_initialize(replica->model, block, held.first, held.count, replica->config->train.seed, replica->stream,
-                            held.parameters);
+        if (ls_model_dtype(replica->model) == LS_FP32)
+            ls_model_initialize(replica->model, block, held.first, held.count, replica->config->train.seed,
+                                replica->stream, held.parameters);
+        else
+            initialize_low_precision(replica, block, &held);
     }
 }
 

@@ -10,7 +10,7 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
                              const struct ls_device *device, int64_t ranks, struct ls_arena_plan *plan,
                              struct ls_replica_layout *layout, struct ls_error *error) {
     const int64_t B = config->train.micro_batch_size, T = config->data.sequence_length, C = config->model.hidden_size;
-    const int64_t ids = B * T * (int64_t)sizeof(int32_t), residual = B * T * C * (int64_t)sizeof(float);
+    const int64_t ids = B * T * (int64_t)sizeof(int32_t), residual = B * T * C * ls_dtype_bytes(ls_model_dtype(model));
     const int blocks = ls_model_block_count(model), buffers = (blocks + 2) * BUFFERS_PER_BLOCK_MAX;
     if (buffers > LS_ARENA_BUFFERS_MAX)
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,

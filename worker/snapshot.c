@@ -12,8 +12,8 @@ struct ls_snapshot {
     struct ls_comm *comm;
     struct ls_device *device;
     struct ls_replica *replica;
-    float *parameters; /* of the largest block */
-    float *m, *v;      /* of the largest slice */
+    void *weights;         /* of the largest block, in the model's type */
+    float *master, *m, *v; /* of the largest slice */
     int64_t slice_elements;
 };
 
@@ -30,13 +30,14 @@ static int64_t slice_of(int64_t elements, int64_t ranks) {
 
 int64_t ls_snapshot_host_bytes(const struct ls_model *model, int64_t ranks) {
     const int64_t largest = largest_block(model);
-    return (largest + 2 * slice_of(largest, ranks)) * (int64_t)sizeof(float);
+    return largest * ls_dtype_bytes(ls_model_dtype(model)) + 3 * slice_of(largest, ranks) * (int64_t)sizeof(float);
 }
 
 enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
                                 struct ls_device *device, struct ls_replica *replica, struct ls_snapshot **snapshot,
                                 struct ls_error *error) {
     const int64_t largest = largest_block(ls_replica_model(replica));
+    const size_t block_bytes = (size_t)(largest * ls_dtype_bytes(ls_model_dtype(ls_replica_model(replica))));
     struct ls_snapshot *made = calloc(1, sizeof *made);
     if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of checkpoints");
     *made = (struct ls_snapshot){.config = config,
@@ -45,14 +46,15 @@ enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_
                                  .device = device,
                                  .replica = replica,
                                  .slice_elements = slice_of(largest, ls_comm_size(comm))};
-    made->parameters = ls_device_allocate_host(device, (size_t)largest * sizeof(float));
+    made->weights = ls_device_allocate_host(device, block_bytes);
+    made->master = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
     made->m = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
     made->v = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
-    if (!made->parameters || !made->m || !made->v) {
+    if (!made->weights || !made->master || !made->m || !made->v) {
         ls_snapshot_destroy(made);
         return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
                        "memory: no %lld bytes of host memory for saving checkpoints. Run on more memory.",
-                       (long long)(largest * (int64_t)sizeof(float)));
+                       (long long)ls_snapshot_host_bytes(ls_replica_model(replica), ls_comm_size(comm)));
     }
     *snapshot = made;
     return LS_OK;
@@ -60,7 +62,8 @@ enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_
 
 void ls_snapshot_destroy(struct ls_snapshot *snapshot) {
     if (!snapshot) return;
-    ls_device_free_host(snapshot->device, snapshot->parameters);
+    ls_device_free_host(snapshot->device, snapshot->weights);
+    ls_device_free_host(snapshot->device, snapshot->master);
     ls_device_free_host(snapshot->device, snapshot->m);
     ls_device_free_host(snapshot->device, snapshot->v);
     free(snapshot);
@@ -77,20 +80,21 @@ static enum ls_code write_block(struct ls_snapshot *snapshot, struct ls_checkpoi
     struct ls_stream *stream = ls_replica_stream(snapshot->replica);
     const struct ls_shard_slice slice = ls_shard_slice(shard, block);
     const size_t slice_bytes = (size_t)slice.count * sizeof(float);
-    const float *parameters = ls_shard_acquire(shard, block);
+    const void *parameters = ls_shard_acquire(shard, block);
     if (writer && ls_checkpoint_writer_needs_block(writer, block)) {
-        const size_t bytes = (size_t)ls_model_block(ls_replica_model(snapshot->replica), block)->count * sizeof(float);
-        ls_copy_to_host(stream, snapshot->parameters, parameters, bytes);
-    } else if (writer) {
-        ls_copy_to_host(stream, snapshot->parameters + slice.first, slice.parameters, slice_bytes);
+        const struct ls_model *model = ls_replica_model(snapshot->replica);
+        const int64_t bytes = ls_model_block(model, block)->count * ls_dtype_bytes(ls_model_dtype(model));
+        ls_copy_to_host(stream, snapshot->weights, parameters, (size_t)bytes);
     }
     ls_shard_release(shard, block);
+    if (writer) ls_copy_to_host(stream, snapshot->master, slice.master, slice_bytes);
     if (writer) ls_copy_to_host(stream, snapshot->m, slice.m, slice_bytes);
     if (writer) ls_copy_to_host(stream, snapshot->v, slice.v, slice_bytes);
     enum ls_code code = ls_stream_synchronize(stream, error);
     if (!code) code = ls_shard_check(shard, error);
     if (code || !writer) return code;
-    return ls_checkpoint_writer_put_block(writer, block, snapshot->parameters, snapshot->m, snapshot->v, error);
+    return ls_checkpoint_writer_put_block(writer, block, snapshot->weights, snapshot->master, snapshot->m, snapshot->v,
+                                          error);
 }
 
 enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder, struct ls_file_record *files,
@@ -117,36 +121,61 @@ enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder,
     return code;
 }
 
-/* Elements [first, first + count) of the block into device memory, a piece at a time, so that it fits the host memory
- * of a slice. */
-static enum ls_code read_values(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
-                                int64_t first, int64_t count, float *parameters, float *m, float *v,
-                                struct ls_error *error) {
+/* Where elements of a block go: fp32 device memory, NULL for none. */
+struct destination {
+    float *master, *m, *v;
+};
+
+/* `count` elements from `first` of the block into device memory; they fit the host memory of a slice. */
+static enum ls_code read_piece(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
+                               int64_t first, int64_t count, struct destination to, struct ls_error *error) {
     struct ls_stream *stream = ls_replica_stream(snapshot->replica);
-    for (int64_t done = 0; done < count; done += snapshot->slice_elements) {
-        const int64_t left = count - done;
-        const int64_t piece = left < snapshot->slice_elements ? left : snapshot->slice_elements;
-        const size_t bytes = (size_t)piece * sizeof(float);
-        enum ls_code code =
-            ls_checkpoint_reader_read(reader, block, first + done, piece, parameters ? snapshot->parameters : NULL,
-                                      m ? snapshot->m : NULL, v ? snapshot->v : NULL, error);
-        if (code) return code;
-        if (parameters) ls_copy_to_device(stream, parameters + done, snapshot->parameters, bytes);
-        if (m) ls_copy_to_device(stream, m + done, snapshot->m, bytes);
-        if (v) ls_copy_to_device(stream, v + done, snapshot->v, bytes);
-        code = ls_stream_synchronize(stream, error);
-        if (code) return code;
-    }
+    const size_t bytes = (size_t)count * sizeof(float);
+    enum ls_code code = ls_checkpoint_reader_read(reader, block, first, count, to.master ? snapshot->master : NULL,
+                                                  to.m ? snapshot->m : NULL, to.v ? snapshot->v : NULL, error);
+    if (code) return code;
+    if (to.master) ls_copy_to_device(stream, to.master, snapshot->master, bytes);
+    if (to.m) ls_copy_to_device(stream, to.m, snapshot->m, bytes);
+    if (to.v) ls_copy_to_device(stream, to.v, snapshot->v, bytes);
     return LS_OK;
+}
+
+/* What blocks compute with, from the master parameters in the folder; those of another type than fp32 come by the
+ * scratch. */
+static enum ls_code read_parameters(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
+                                    const struct ls_shard_held *held, struct ls_error *error) {
+    struct ls_stream *stream = ls_replica_stream(snapshot->replica);
+    const enum ls_dtype dtype = ls_model_dtype(ls_replica_model(snapshot->replica));
+    int64_t most = snapshot->slice_elements;
+    if (dtype != LS_FP32 && held->scratch_count < most) most = held->scratch_count;
+    enum ls_code code = LS_OK;
+    for (int64_t done = 0; done < held->count && !code; done += most) {
+        const int64_t count = held->count - done < most ? held->count - done : most;
+        char *to = (char *)held->parameters + done * ls_dtype_bytes(dtype);
+        float *fp32 = dtype == LS_FP32 ? (float *)(void *)to : held->m;
+        code =
+            read_piece(snapshot, reader, block, held->first + done, count, (struct destination){.master = fp32}, error);
+        if (!code && dtype != LS_FP32)
+            ls_op(stream, convert, .output = to, .input = fp32, .count = count, .dtype = dtype);
+        if (!code) code = ls_stream_synchronize(stream, error);
+    }
+    return code;
 }
 
 static enum ls_code read_block(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
                                struct ls_error *error) {
     const struct ls_shard_held held = ls_shard_held(ls_replica_shard(snapshot->replica), block);
-    enum ls_code code =
-        read_values(snapshot, reader, block, held.first, held.count, held.parameters, NULL, NULL, error);
-    if (code) return code;
-    return read_values(snapshot, reader, block, held.state_first, held.state_count, NULL, held.m, held.v, error);
+    enum ls_code code = read_parameters(snapshot, reader, block, &held, error);
+    /* In fp32 the master was read with the parameters. */
+    const bool apart = ls_model_dtype(ls_replica_model(snapshot->replica)) != LS_FP32;
+    const int64_t most = snapshot->slice_elements;
+    for (int64_t done = 0; done < held.state_count && !code; done += most) {
+        const int64_t count = held.state_count - done < most ? held.state_count - done : most;
+        const struct destination to = {apart ? held.master + done : NULL, held.m + done, held.v + done};
+        code = read_piece(snapshot, reader, block, held.state_first + done, count, to, error);
+        if (!code) code = ls_stream_synchronize(ls_replica_stream(snapshot->replica), error);
+    }
+    return code;
 }
 
 enum ls_code ls_snapshot_read(struct ls_snapshot *snapshot, const char *folder, struct ls_error *error) {

@@ -13,9 +13,10 @@
 
 struct ls_snapshot;
 
-/* Bytes of host memory that a snapshot takes: the largest block and two slices of it. Pure. */
+/* Bytes of host memory that a snapshot takes: the largest block and three slices of it. Pure. */
 int64_t ls_snapshot_host_bytes(const struct ls_model *model, int64_t ranks);
-/* Takes host memory for the largest block and for two slices of it. The pointers must outlive the snapshot. LS_MEMORY.
+/* Takes host memory for the largest block and for three slices of it. The pointers must outlive the snapshot.
+ * LS_MEMORY.
  */
 enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
                                 struct ls_device *device, struct ls_replica *replica, struct ls_snapshot **snapshot,

@@ -445,11 +445,12 @@ enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, doubl
     return LS_OK;
 }
 
-enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, float *parameters, struct ls_error *error) {
+enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, void *parameters, struct ls_error *error) {
     struct ls_shard *shard = ls_replica_shard(trainer->replica);
     struct ls_stream *stream = ls_replica_stream(trainer->replica);
-    const size_t bytes = (size_t)ls_model_block(ls_trainer_model(trainer), block)->count * sizeof(float);
-    ls_copy_to_host(stream, parameters, ls_shard_acquire(shard, block), bytes);
+    const struct ls_model *model = ls_trainer_model(trainer);
+    const int64_t bytes = ls_model_block(model, block)->count * ls_dtype_bytes(ls_model_dtype(model));
+    ls_copy_to_host(stream, parameters, ls_shard_acquire(shard, block), (size_t)bytes);
     ls_shard_release(shard, block);
     enum ls_code code = ls_stream_synchronize(stream, error);
     return code ? code : ls_shard_check(shard, error);

@@ -102,7 +102,7 @@ int64_t ls_trainer_optimizer_steps(const struct ls_trainer *trainer);
 int ls_trainer_failed_rank(const struct ls_trainer *trainer);
 
 /* Collective. Copies the flat parameters of a block to host memory. */
-enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, float *parameters, struct ls_error *error);
+enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, void *parameters, struct ls_error *error);
 const struct ls_model *ls_trainer_model(const struct ls_trainer *trainer);
 
 #endif

@@ -61,7 +61,7 @@ static inline enum ls_code harness_copy_weights(struct ls_trainer *trainer, floa
                                                 struct ls_error *error) {
     const struct ls_model *model = ls_trainer_model(trainer);
     *count = ls_model_parameter_count(model);
-    *weights = malloc((size_t)*count * sizeof **weights);
+    *weights = calloc((size_t)*count, sizeof **weights); /* blocks of 2-byte elements leave zeros behind them */
     enum ls_code code = LS_OK;
     int64_t offset = 0;
     for (int block = 0; block < ls_model_block_count(model) && !code; block++) {

@@ -39,7 +39,8 @@ int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size) {
     /* A slice begins inside a tensor once per rank and block; every piece costs a header entry and a metadata pair. */
     int64_t pieces = ls_model_tensor_count(model) + ls_model_block_count(model) * world_size;
     int64_t header_bytes = 512 * (STATE_KINDS + 2) * pieces + (1 << 20);
-    return (1 + STATE_KINDS) * (int64_t)sizeof(float) * ls_model_parameter_count(model) + header_bytes;
+    int64_t element_bytes = ls_dtype_bytes(ls_model_dtype(model)) + STATE_KINDS * (int64_t)sizeof(float);
+    return element_bytes * ls_model_parameter_count(model) + header_bytes;
 }
 
 /* Dealing whole tensors: the largest first, each to the file with the fewest bytes so far. */
@@ -56,7 +57,7 @@ static int compare_sizes(const void *left, const void *right) {
 }
 
 static int64_t count_model_files(const struct ls_checkpoint_writer_options *options) {
-    int64_t bytes = ls_model_parameter_count(options->model) * (int64_t)sizeof(float);
+    int64_t bytes = ls_model_parameter_count(options->model) * ls_dtype_bytes(ls_model_dtype(options->model));
     int64_t per_file = options->model_file_bytes ? options->model_file_bytes : model_file_bytes_standard;
     int64_t files = bytes / per_file + (bytes % per_file != 0);
     if (files > options->world_size) files = options->world_size;
@@ -113,6 +114,7 @@ static enum ls_code begin_part(struct ls_part *part, const char *folder, const c
 
 static enum ls_code begin_model_part(struct ls_checkpoint_writer *writer, struct ls_error *error) {
     const struct ls_model *model = writer->options.model;
+    const enum ls_dtype dtype = ls_model_dtype(model);
     char name[LS_RECORD_NAME_MAX];
     size_t count = 0;
     if (writer->options.rank >= writer->model_files) return LS_OK;
@@ -122,7 +124,9 @@ static enum ls_code begin_model_part(struct ls_checkpoint_writer *writer, struct
         const struct ls_tensor *tensor = ls_model_tensor(model, i);
         if (writer->owners[i] != writer->options.rank) continue;
         infos[count++] = (struct ls_tensor_info){.name = tensor->name,
-                                                 .type = LS_TENSOR_F32,
+                                                 .type = dtype == LS_BF16   ? LS_TENSOR_BF16
+                                                         : dtype == LS_FP16 ? LS_TENSOR_F16
+                                                                            : LS_TENSOR_F32,
                                                  .dimensions = tensor->dimensions,
                                                  .shape = {tensor->shape[0], tensor->shape[1]}};
     }
@@ -209,43 +213,40 @@ bool ls_checkpoint_writer_needs_block(const struct ls_checkpoint_writer *writer,
     return false;
 }
 
-/* Where a block's values lie: `values` points to element `first` of the block's flat range. */
-struct block_values {
-    const float *values;
-    int64_t first;
-};
-
+/* Each source points to the first element of the rank's slice of the block. */
 static enum ls_code put_state(struct ls_checkpoint_writer *writer, const struct ls_block *block,
-                              const struct block_values sources[STATE_KINDS], struct ls_error *error) {
+                              const float *const sources[STATE_KINDS], struct ls_error *error) {
+    const struct ls_checkpoint_writer_options *options = &writer->options;
+    int64_t begin, length;
+    ls_checkpoint_slice(block->count, options->rank, options->world_size, options->replicas, &begin, &length);
     enum ls_code code = LS_OK;
     for (int kind = 0; kind < STATE_KINDS; kind++)
         for (int i = 0; i < block->tensor_count && !code; i++) {
-            const struct ls_tensor *tensor = ls_model_tensor(writer->options.model, block->first_tensor + i);
+            const struct ls_tensor *tensor = ls_model_tensor(options->model, block->first_tensor + i);
             int64_t first, count;
             if (!meet(writer, tensor, &first, &count)) continue;
-            const float *values = sources[kind].values + (tensor->offset + first - sources[kind].first);
+            const float *values = sources[kind] + (tensor->offset + first - begin);
             code = ls_part_write(&writer->state, values, (size_t)count * sizeof *values, error);
         }
     return code;
 }
 
-enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer, int block, const float *parameters,
-                                            const float *m, const float *v, struct ls_error *error) {
+enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer, int block, const void *weights,
+                                            const float *master, const float *m, const float *v,
+                                            struct ls_error *error) {
     const struct ls_model *model = writer->options.model;
     const struct ls_block *description = ls_model_block(model, block);
-    int64_t first, length;
+    const int64_t element = ls_dtype_bytes(ls_model_dtype(model));
     enum ls_code code = LS_OK;
     assert(block == writer->next_block);
     writer->next_block++;
     for (int i = 0; i < description->tensor_count && !code; i++) {
         const struct ls_tensor *tensor = ls_model_tensor(model, description->first_tensor + i);
         if (writer->owners[description->first_tensor + i] == writer->options.rank)
-            code = ls_part_write(&writer->model, parameters + tensor->offset, (size_t)tensor->count * sizeof(float),
-                                 error);
+            code = ls_part_write(&writer->model, (const char *)weights + tensor->offset * element,
+                                 (size_t)(tensor->count * element), error);
     }
-    ls_checkpoint_slice(description->count, writer->options.rank, writer->options.world_size, writer->options.replicas,
-                        &first, &length);
-    struct block_values sources[STATE_KINDS] = {{parameters, 0}, {m, first}, {v, first}};
+    const float *const sources[STATE_KINDS] = {master, m, v};
     return code ? code : put_state(writer, description, sources, error);
 }
 

@@ -51,14 +51,15 @@ int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);
 enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_options *options,
                                          struct ls_checkpoint_writer **writer, struct ls_error *error);
 
-/* True when ls_checkpoint_writer_put_block() reads the block's parameters outside the rank's slice. */
+/* True when ls_checkpoint_writer_put_block() reads the block's weights. */
 bool ls_checkpoint_writer_needs_block(const struct ls_checkpoint_writer *writer, int block);
 
-/* Writes what this rank owes of `block`; blocks come in order, each once. `parameters` is the whole block's flat fp32
- * parameters (only the slice of it is read unless ls_checkpoint_writer_needs_block()); m and v point to the first
- * element of the rank's slice. All is host memory and may be reused after the call. */
-enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer, int block, const float *parameters,
-                                            const float *m, const float *v, struct ls_error *error);
+/* Writes what this rank owes of `block`; blocks come in order, each once. `weights` is the whole block in the model's
+ * type, read only if ls_checkpoint_writer_needs_block(); master, m and v point to the first element of the rank's
+ * slice. All is host memory and may be reused after the call. */
+enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer, int block, const void *weights,
+                                            const float *master, const float *m, const float *v,
+                                            struct ls_error *error);
 
 /* After the last block: fsyncs the files and fills files[LS_CHECKPOINT_RANK_FILES_MAX]. */
 enum ls_code ls_checkpoint_writer_finish(struct ls_checkpoint_writer *writer, struct ls_file_record *files,

@@ -31,7 +31,8 @@
     X(ordered_sum)                                                                                                     \
     X(clip)                                                                                                            \
     X(adamw)                                                                                                           \
-    X(initialize)
+    X(initialize)                                                                                                      \
+    X(convert)
 
 enum ls_op {
 #define X(name) LS_OP_##name,
@@ -40,7 +41,14 @@ enum ls_op {
         LS_OP_COUNT
 };
 
+/* The type of an operation's `void *` members; what is declared as float, gradients of parameters among it, is fp32.
+ * Whatever the type, arithmetic is in fp32 (statistics, softmax and the sums of a product included) and each result is
+ * rounded once, to nearest even. A value that is stored and used further in the same operation is used as it was
+ * stored, so that computing on from the stored one gives the same bits. */
 enum ls_dtype { LS_FP32, LS_BF16, LS_FP16 };
+static inline int64_t ls_dtype_bytes(enum ls_dtype dtype) {
+    return dtype == LS_FP32 ? 4 : 2;
+}
 
 enum ls_epilogue {
     LS_EPILOGUE_NONE,
@@ -55,6 +63,7 @@ struct ls_op_gemm {
     const void *a, *b;
     int64_t m, n, k, lda, ldb, ldc;
     bool transpose_a, transpose_b, accumulate;
+    bool c_fp32;               /* c is fp32 whatever `dtype` says: a gradient of parameters; not with an epilogue */
     enum ls_epilogue epilogue; /* not with accumulate */
     const void *bias;          /* [n] */
     void *aux;                 /* [m, n], leading dimension ldc */
@@ -63,7 +72,7 @@ struct ls_op_gemm {
 
 /* bias_gradient[columns] += sum over rows of output_gradient[rows, columns]. */
 struct ls_op_bias_backward {
-    void *bias_gradient;
+    float *bias_gradient;
     const void *output_gradient;
     int64_t rows, columns;
     enum ls_dtype dtype;
@@ -110,7 +119,8 @@ struct ls_op_layernorm_forward {
 };
 /* input_gradient (+)= the gradient through the norm; `accumulate_input` adds to what is there (the residual path). */
 struct ls_op_layernorm_backward {
-    void *input_gradient, *weight_gradient, *bias_gradient;
+    void *input_gradient;
+    float *weight_gradient, *bias_gradient;
     const void *output_gradient, *input, *weight;
     const float *mean, *rstd;
     int64_t rows, columns;
@@ -128,7 +138,8 @@ struct ls_op_rmsnorm_forward {
     enum ls_dtype dtype;
 };
 struct ls_op_rmsnorm_backward {
-    void *input_gradient, *weight_gradient;
+    void *input_gradient;
+    float *weight_gradient;
     const void *output_gradient, *input, *weight;
     const float *rstd;
     int64_t rows, columns;
@@ -147,7 +158,7 @@ struct ls_op_embedding_forward {
 /* token_gradient[V, C] += ..., position_gradient[length, C] += ... (NULL: none). Rows of equal tokens are added in
  * order of (b, t). */
 struct ls_op_embedding_backward {
-    void *token_gradient, *position_gradient;
+    float *token_gradient, *position_gradient;
     const void *output_gradient;
     const int32_t *tokens;
     int64_t batch, length, channels, vocabulary;
@@ -169,9 +180,10 @@ struct ls_op_rope {
  * algorithm 1): the T x T matrix is never stored. Query i of a sequence is at position key_length - query_length + i,
  * sees keys up to itself, and none before document_start[b, i] (NULL: 0; at most i's own position). Head h uses
  * key-value head h / (heads / kv_heads). Strides are elements between tokens; sequences follow one another at
- * `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward; NULL: not. */
+ * `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward; NULL: not. workspace:
+ * ls_op_workspace(). */
 struct ls_op_attention_forward {
-    void *output;
+    void *output, *workspace;
     float *lse;
     const void *q, *k, *v;
     const int32_t *document_start; /* [B, query_length] */
@@ -233,19 +245,19 @@ struct ls_op_ordered_sum {
     int64_t count;
 };
 
-/* norm = sqrt(squared[0]); factor = min(1, maximum / norm), 1 when maximum is 0; found_inf = 1 when the norm is not
- * finite. */
+/* norm = sqrt(squared[0]) / loss_scale; factor = min(1, maximum / norm) / loss_scale, the first part 1 when maximum is
+ * 0; found_inf = 1 when the norm is not finite. loss_scale: what the gradients are multiplied by, 0: 1. */
 struct ls_op_clip {
     float *factor, *norm;
     int32_t *found_inf;
     const double *squared;
-    float maximum;
+    float maximum, loss_scale;
 };
 
 /* AdamW (Loshchilov & Hutter 2019, algorithm 2) on a flat range: g = gradient * factor[0]; m, v; parameter -= lr (m_hat
  * / (sqrt(v_hat) + eps) + decay
  * * parameter). step[0] counts from 1. Nothing changes when found_inf[0]. The first `decay_count` elements decay, the
- * rest do not. */
+ * rest do not. `dtype` is the copy's. */
 struct ls_op_adamw {
     float *parameter, *m, *v; /* fp32 master, moments */
     void *low_precision;      /* NULL, or a copy of the parameter in `dtype` */
@@ -266,6 +278,14 @@ struct ls_op_initialize {
     uint64_t seed, tensor;
     int64_t first, count;
     float mean, deviation;
+};
+
+/* output[count] in `dtype` from fp32. */
+struct ls_op_convert {
+    void *output;
+    const float *input;
+    int64_t count;
+    enum ls_dtype dtype;
 };
 
 #endif

@@ -16,11 +16,11 @@ struct ls_model_family {
     void (*layer_recompute)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
     void (*layer_backward)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
     /* The norm in front of the head's projection, for rows [first, first + rows) of the pass. `statistics` holds
-     * [2, rows] floats; `normalised` and `gradient` hold [rows, C]. */
+     * [2, rows] floats; `normalised` and `gradient` hold [rows, C] elements. */
     void (*final_norm_forward)(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                               int64_t rows, float *statistics, float *normalised);
+                               int64_t rows, float *statistics, void *normalised);
     void (*final_norm_backward)(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                                int64_t rows, const float *statistics, const float *gradient);
+                                int64_t rows, const float *statistics, const void *gradient);
 };
 
 extern const struct ls_model_family ls_model_gpt2, ls_model_llama;
@@ -33,6 +33,7 @@ struct ls_model {
     int64_t positions; /* rows of a table of learned positions */
     int64_t vocabulary, channels, layers, heads, kv_heads, head_size, hidden;
     float epsilon, deviation;
+    enum ls_dtype dtype; /* of parameters, activations and gradients of these; gradients of parameters are fp32 */
     bool tied;
     int64_t parameter_count;
     struct ls_block *blocks;
@@ -63,27 +64,40 @@ struct ls_layout {
     char *base;
     int64_t bytes;
 };
-/* The next `count` floats, aligned for every device; NULL while only sizes are asked for. */
+/* The next `count` floats, or elements of the model's type, aligned for every device; NULL while only sizes are asked
+ * for. */
 float *ls_layout_floats(struct ls_layout *layout, int64_t count);
+void *ls_layout_elements(struct ls_layout *layout, const struct ls_model *model, int64_t count);
+
+/* The address of element `index` of an array of the model's type. */
+static inline void *ls_at(const struct ls_model *model, const void *array, int64_t index) {
+    return (char *)(uintptr_t)array + index * ls_dtype_bytes(model->dtype);
+}
+
+/* A tensor of the pass's block. */
+static inline const void *ls_weight(const struct ls_model *model, const struct ls_block_pass *pass,
+                                    const struct ls_tensor *tensor) {
+    return ls_at(model, pass->parameters, tensor->offset);
+}
 
 /* The causal self-attention of a layer. Rows of `qkv` and of its gradient are [q: NH, k: NKV, v: NKV] heads of HD
- * floats; with a cache in the pass rows hold q alone, and keys and values come from the cache. */
+ * elements; with a cache in the pass rows hold q alone, and keys and values come from the cache. */
 int64_t ls_attention_workspace_bytes(const struct ls_model *model, const struct ls_device *device, int64_t sequences);
-void ls_attention_forward(const struct ls_model *model, const struct ls_block_pass *pass, float *output, float *lse,
-                          const float *qkv);
-void ls_attention_backward(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv_gradient,
-                           const float *output_gradient, const float *output, const float *lse, const float *qkv);
+void ls_attention_forward(const struct ls_model *model, const struct ls_block_pass *pass, void *output, float *lse,
+                          const void *qkv);
+void ls_attention_backward(const struct ls_model *model, const struct ls_block_pass *pass, void *qkv_gradient,
+                           const void *output_gradient, const void *output, const float *lse, const void *qkv);
 
 /* Where the keys and values of the pass's first token go in its cache. */
-static inline float *ls_cache_row(const struct ls_model *model, const struct ls_block_pass *pass) {
-    return pass->cache + pass->cached * 2 * model->kv_heads * model->head_size;
+static inline void *ls_cache_row(const struct ls_model *model, const struct ls_block_pass *pass) {
+    return ls_at(model, pass->cache, pass->cached * 2 * model->kv_heads * model->head_size);
 }
 
 /* y[R, OUT] = x[R, IN] w[OUT, IN]^T; rows of y are `stride` apart. */
-void ls_linear_forward(struct ls_stream *stream, float *y, int64_t stride, const float *x, const float *w, int64_t R,
-                       int64_t IN, int64_t OUT);
+void ls_linear_forward(const struct ls_model *model, struct ls_stream *stream, void *y, int64_t stride, const void *x,
+                       const void *w, int64_t R, int64_t IN, int64_t OUT);
 /* dw += dy^T x, then dx = dy w; dx may be x, and dy has rows of `stride`. */
-void ls_linear_backward(struct ls_stream *stream, float *dx, float *dw, const float *dy, int64_t stride, const float *x,
-                        const float *w, int64_t R, int64_t IN, int64_t OUT);
+void ls_linear_backward(const struct ls_model *model, struct ls_stream *stream, void *dx, float *dw, const void *dy,
+                        int64_t stride, const void *x, const void *w, int64_t R, int64_t IN, int64_t OUT);
 
 #endif

@@ -74,9 +74,9 @@ static enum ls_code gpt2_describe(struct ls_model *model, struct ls_error *error
 static void gpt2_embedding_forward(const struct ls_model *model, const struct ls_block_pass *pass) {
     const struct ls_tensor *t = ls_model_tensors(model, 0);
     ls_op(pass->stream, embedding_forward, .output = pass->output, .tokens = pass->tokens,
-          .token_table = pass->parameters + t[WTE].offset, .position_table = pass->parameters + t[WPE].offset,
-          .batch = pass->sequences, .length = pass->length, .channels = model->channels,
-          .first_position = pass->cached);
+          .token_table = ls_weight(model, pass, &t[WTE]), .position_table = ls_weight(model, pass, &t[WPE]),
+          .batch = pass->sequences, .length = pass->length, .channels = model->channels, .first_position = pass->cached,
+          .dtype = model->dtype);
 }
 
 static void gpt2_embedding_backward(const struct ls_model *model, const struct ls_block_pass *pass) {
@@ -84,22 +84,22 @@ static void gpt2_embedding_backward(const struct ls_model *model, const struct l
     ls_op(pass->stream, embedding_backward, .token_gradient = pass->gradients + t[WTE].offset,
           .position_gradient = pass->gradients + t[WPE].offset, .output_gradient = pass->stream_gradient,
           .tokens = pass->tokens, .batch = pass->sequences, .length = pass->length, .channels = model->channels,
-          .vocabulary = model->vocabulary);
+          .vocabulary = model->vocabulary, .dtype = model->dtype);
 }
 
 /* What a layer's forward leaves: 7 C + 2 I floats a row and its statistics, in two parts. Backward puts its own
  * intermediate results over parts it is done with. */
 struct gpt2_saved {
     /* in `saved`: what products made */
-    float *qkv; /* [R, 3 C] */
-    float *mid; /* [R, C] */
-    float *fc;  /* [R, I], before the GELU */
+    void *qkv; /* [R, 3 C] */
+    void *mid; /* [R, C] */
+    void *fc;  /* [R, I], before the GELU */
     /* in `recomputed`: what follows from these and the layer's input without a product of matrices */
-    float *ln_1;            /* [R, C]; backward: its gradient */
-    float *attention;       /* [R, C] */
+    void *ln_1;             /* [R, C]; backward: its gradient */
+    void *attention;        /* [R, C] */
     float *lse;             /* [B, NH, T] */
-    float *ln_2;            /* [R, C]; backward: its gradient, then the attention's */
-    float *gelu;            /* [R, I]; backward: the gradient of fc, then that of qkv [R, 3 C] */
+    void *ln_2;             /* [R, C]; backward: its gradient, then the attention's */
+    void *gelu;             /* [R, I]; backward: the gradient of fc, then that of qkv [R, 3 C] */
     float *mean_1, *rstd_1; /* [R] */
     float *mean_2, *rstd_2;
     int64_t saved_bytes, recomputed_bytes;
@@ -109,14 +109,14 @@ static struct gpt2_saved gpt2_layout(const struct ls_model *model, int64_t R, vo
     const int64_t C = model->channels, I = model->hidden;
     struct ls_layout kept = {.base = saved}, again = {.base = recomputed};
     struct gpt2_saved s = {0};
-    s.qkv = ls_layout_floats(&kept, R * 3 * C);
-    s.mid = ls_layout_floats(&kept, R * C);
-    s.fc = ls_layout_floats(&kept, R * I);
-    s.ln_1 = ls_layout_floats(&again, R * C);
-    s.attention = ls_layout_floats(&again, R * C);
+    s.qkv = ls_layout_elements(&kept, model, R * 3 * C);
+    s.mid = ls_layout_elements(&kept, model, R * C);
+    s.fc = ls_layout_elements(&kept, model, R * I);
+    s.ln_1 = ls_layout_elements(&again, model, R * C);
+    s.attention = ls_layout_elements(&again, model, R * C);
     s.lse = ls_layout_floats(&again, R * model->heads);
-    s.ln_2 = ls_layout_floats(&again, R * C);
-    s.gelu = ls_layout_floats(&again, R * (I > 3 * C ? I : 3 * C));
+    s.ln_2 = ls_layout_elements(&again, model, R * C);
+    s.gelu = ls_layout_elements(&again, model, R * (I > 3 * C ? I : 3 * C));
     s.mean_1 = ls_layout_floats(&again, R);
     s.rstd_1 = ls_layout_floats(&again, R);
     s.mean_2 = ls_layout_floats(&again, R);
@@ -133,113 +133,122 @@ static void gpt2_saved_bytes(const struct ls_model *model, int64_t rows, int64_t
 }
 
 /* y[R, OUT] = x[R, IN] w[IN, OUT] + bias. */
-static void conv1d_forward(struct ls_stream *stream, float *y, const float *x, const float *w, const float *bias,
-                           int64_t R, int64_t IN, int64_t OUT) {
+static void conv1d_forward(const struct ls_model *model, struct ls_stream *stream, void *y, const void *x,
+                           const void *w, const void *bias, int64_t R, int64_t IN, int64_t OUT) {
     ls_op(stream, gemm, .c = y, .a = x, .b = w, .m = R, .n = OUT, .k = IN, .lda = IN, .ldb = OUT, .ldc = OUT,
-          .epilogue = LS_EPILOGUE_BIAS, .bias = bias);
+          .epilogue = LS_EPILOGUE_BIAS, .bias = bias, .dtype = model->dtype);
 }
 
 /* qkv[R, 3 C]; with a cache q[R, C], and keys and values into the cache: the same product, cut by columns of the
  * matrix. */
-static void project_qkv(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv, const float *x,
-                        const float *w, const float *bias) {
+static void project_qkv(const struct ls_model *model, const struct ls_block_pass *pass, void *qkv, const void *x,
+                        const void *w, const void *bias) {
     const int64_t R = pass->sequences * pass->length, C = model->channels;
     if (pass->cache == NULL) {
-        conv1d_forward(pass->stream, qkv, x, w, bias, R, C, 3 * C);
+        conv1d_forward(model, pass->stream, qkv, x, w, bias, R, C, 3 * C);
         return;
     }
     ls_op(pass->stream, gemm, .c = qkv, .a = x, .b = w, .m = R, .n = C, .k = C, .lda = C, .ldb = 3 * C, .ldc = C,
-          .epilogue = LS_EPILOGUE_BIAS, .bias = bias);
-    ls_op(pass->stream, gemm, .c = ls_cache_row(model, pass), .a = x, .b = w + C, .m = R, .n = 2 * C, .k = C, .lda = C,
-          .ldb = 3 * C, .ldc = 2 * C, .epilogue = LS_EPILOGUE_BIAS, .bias = bias + C);
+          .epilogue = LS_EPILOGUE_BIAS, .bias = bias, .dtype = model->dtype);
+    ls_op(pass->stream, gemm, .c = ls_cache_row(model, pass), .a = x, .b = ls_at(model, w, C), .m = R, .n = 2 * C,
+          .k = C, .lda = C, .ldb = 3 * C, .ldc = 2 * C, .epilogue = LS_EPILOGUE_BIAS, .bias = ls_at(model, bias, C),
+          .dtype = model->dtype);
 }
 
 /* dw += x^T dy, dbias += the sum of dy's rows. */
-static void conv1d_backward_weight(struct ls_stream *stream, float *dw, float *dbias, const float *dy, const float *x,
-                                   int64_t R, int64_t IN, int64_t OUT) {
+static void conv1d_backward_weight(const struct ls_model *model, struct ls_stream *stream, float *dw, float *dbias,
+                                   const void *dy, const void *x, int64_t R, int64_t IN, int64_t OUT) {
     ls_op(stream, gemm, .c = dw, .a = x, .b = dy, .m = IN, .n = OUT, .k = R, .lda = IN, .ldb = OUT, .ldc = OUT,
-          .transpose_a = true, .accumulate = true);
-    ls_op(stream, bias_backward, .bias_gradient = dbias, .output_gradient = dy, .rows = R, .columns = OUT);
+          .transpose_a = true, .accumulate = true, .c_fp32 = true, .dtype = model->dtype);
+    ls_op(stream, bias_backward, .bias_gradient = dbias, .output_gradient = dy, .rows = R, .columns = OUT,
+          .dtype = model->dtype);
 }
 
 /* dx = dy w^T. */
-static void conv1d_backward_input(struct ls_stream *stream, float *dx, const float *dy, const float *w, int64_t R,
-                                  int64_t IN, int64_t OUT) {
+static void conv1d_backward_input(const struct ls_model *model, struct ls_stream *stream, void *dx, const void *dy,
+                                  const void *w, int64_t R, int64_t IN, int64_t OUT) {
     ls_op(stream, gemm, .c = dx, .a = dy, .b = w, .m = R, .n = IN, .k = OUT, .lda = OUT, .ldb = OUT, .ldc = IN,
-          .transpose_b = true);
+          .transpose_b = true, .dtype = model->dtype);
 }
 
 static void gpt2_layer_forward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
     const struct ls_tensor *t = ls_model_tensors(model, block);
-    const float *w = pass->parameters, *x = pass->input;
+    const void *x = pass->input;
     struct ls_stream *stream = pass->stream;
     const struct gpt2_saved s = gpt2_layout(model, R, pass->saved, pass->recomputed);
 
     ls_op(stream, layernorm_forward, .output = s.ln_1, .mean = s.mean_1, .rstd = s.rstd_1, .input = x,
-          .weight = w + t[LN_1].offset, .bias = w + t[LN_1_BIAS].offset, .rows = R, .columns = C,
-          .epsilon = model->epsilon);
-    project_qkv(model, pass, s.qkv, s.ln_1, w + t[C_ATTN].offset, w + t[C_ATTN_BIAS].offset);
+          .weight = ls_weight(model, pass, &t[LN_1]), .bias = ls_weight(model, pass, &t[LN_1_BIAS]), .rows = R,
+          .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
+    project_qkv(model, pass, s.qkv, s.ln_1, ls_weight(model, pass, &t[C_ATTN]),
+                ls_weight(model, pass, &t[C_ATTN_BIAS]));
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
     /* `mid` carries what attention adds to the stream, then the sum. */
-    conv1d_forward(stream, s.mid, s.attention, w + t[C_PROJ].offset, w + t[C_PROJ_BIAS].offset, R, C, C);
+    conv1d_forward(model, stream, s.mid, s.attention, ls_weight(model, pass, &t[C_PROJ]),
+                   ls_weight(model, pass, &t[C_PROJ_BIAS]), R, C, C);
     ls_op(stream, layernorm_forward, .output = s.ln_2, .sum = s.mid, .mean = s.mean_2, .rstd = s.rstd_2, .input = x,
-          .residual = s.mid, .weight = w + t[LN_2].offset, .bias = w + t[LN_2_BIAS].offset, .rows = R, .columns = C,
-          .epsilon = model->epsilon);
-    ls_op(stream, gemm, .c = s.gelu, .aux = s.fc, .a = s.ln_2, .b = w + t[C_FC].offset, .m = R, .n = I, .k = C,
-          .lda = C, .ldb = I, .ldc = I, .epilogue = LS_EPILOGUE_BIAS_GELU, .bias = w + t[C_FC_BIAS].offset);
+          .residual = s.mid, .weight = ls_weight(model, pass, &t[LN_2]), .bias = ls_weight(model, pass, &t[LN_2_BIAS]),
+          .rows = R, .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
+    ls_op(stream, gemm, .c = s.gelu, .aux = s.fc, .a = s.ln_2, .b = ls_weight(model, pass, &t[C_FC]), .m = R, .n = I,
+          .k = C, .lda = C, .ldb = I, .ldc = I, .epilogue = LS_EPILOGUE_BIAS_GELU,
+          .bias = ls_weight(model, pass, &t[C_FC_BIAS]), .dtype = model->dtype);
     if (pass->output == NULL) return;
-    conv1d_forward(stream, pass->output, s.gelu, w + t[MLP_C_PROJ].offset, w + t[MLP_C_PROJ_BIAS].offset, R, I, C);
-    ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C);
+    conv1d_forward(model, stream, pass->output, s.gelu, ls_weight(model, pass, &t[MLP_C_PROJ]),
+                   ls_weight(model, pass, &t[MLP_C_PROJ_BIAS]), R, I, C);
+    ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C, .dtype = model->dtype);
 }
 
 /* Forward's second norm had the sum it stored for its input, so the sum alone gives the same bits. */
 static void gpt2_layer_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
     const struct ls_tensor *t = ls_model_tensors(model, block);
-    const float *w = pass->parameters;
     const struct gpt2_saved s = gpt2_layout(model, R, pass->saved, pass->recomputed);
 
     ls_op(pass->stream, layernorm_forward, .output = s.ln_1, .mean = s.mean_1, .rstd = s.rstd_1, .input = pass->input,
-          .weight = w + t[LN_1].offset, .bias = w + t[LN_1_BIAS].offset, .rows = R, .columns = C,
-          .epsilon = model->epsilon);
+          .weight = ls_weight(model, pass, &t[LN_1]), .bias = ls_weight(model, pass, &t[LN_1_BIAS]), .rows = R,
+          .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
     ls_op(pass->stream, layernorm_forward, .output = s.ln_2, .mean = s.mean_2, .rstd = s.rstd_2, .input = s.mid,
-          .weight = w + t[LN_2].offset, .bias = w + t[LN_2_BIAS].offset, .rows = R, .columns = C,
-          .epsilon = model->epsilon);
-    ls_op(pass->stream, gelu_forward, .output = s.gelu, .input = s.fc, .count = R * I);
+          .weight = ls_weight(model, pass, &t[LN_2]), .bias = ls_weight(model, pass, &t[LN_2_BIAS]), .rows = R,
+          .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
+    ls_op(pass->stream, gelu_forward, .output = s.gelu, .input = s.fc, .count = R * I, .dtype = model->dtype);
 }
 
 static void gpt2_layer_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
     const struct ls_tensor *t = ls_model_tensors(model, block);
-    const float *w = pass->parameters, *x = pass->input;
-    float *dw = pass->gradients, *dx = pass->stream_gradient;
+    const void *x = pass->input;
+    float *dw = pass->gradients;
+    void *dx = pass->stream_gradient;
     struct ls_stream *stream = pass->stream;
     const struct gpt2_saved s = gpt2_layout(model, R, pass->saved, pass->recomputed);
 
     /* x' = mid + gelu(fc) mlp.c_proj, where fc = ln_2 c_fc */
-    float *dfc = s.gelu, *dln_2 = s.ln_2;
-    conv1d_backward_weight(stream, dw + t[MLP_C_PROJ].offset, dw + t[MLP_C_PROJ_BIAS].offset, dx, s.gelu, R, I, C);
-    ls_op(stream, gemm, .c = dfc, .aux = s.fc, .a = dx, .b = w + t[MLP_C_PROJ].offset, .m = R, .n = I, .k = C, .lda = C,
-          .ldb = C, .ldc = I, .transpose_b = true, .epilogue = LS_EPILOGUE_GELU_GRAD);
-    conv1d_backward_weight(stream, dw + t[C_FC].offset, dw + t[C_FC_BIAS].offset, dfc, s.ln_2, R, C, I);
-    conv1d_backward_input(stream, dln_2, dfc, w + t[C_FC].offset, R, C, I);
+    void *dfc = s.gelu, *dln_2 = s.ln_2;
+    conv1d_backward_weight(model, stream, dw + t[MLP_C_PROJ].offset, dw + t[MLP_C_PROJ_BIAS].offset, dx, s.gelu, R, I,
+                           C);
+    ls_op(stream, gemm, .c = dfc, .aux = s.fc, .a = dx, .b = ls_weight(model, pass, &t[MLP_C_PROJ]), .m = R, .n = I,
+          .k = C, .lda = C, .ldb = C, .ldc = I, .transpose_b = true, .epilogue = LS_EPILOGUE_GELU_GRAD,
+          .dtype = model->dtype);
+    conv1d_backward_weight(model, stream, dw + t[C_FC].offset, dw + t[C_FC_BIAS].offset, dfc, s.ln_2, R, C, I);
+    conv1d_backward_input(model, stream, dln_2, dfc, ls_weight(model, pass, &t[C_FC]), R, C, I);
     ls_op(stream, layernorm_backward, .input_gradient = dx, .weight_gradient = dw + t[LN_2].offset,
           .bias_gradient = dw + t[LN_2_BIAS].offset, .output_gradient = dln_2, .input = s.mid,
-          .weight = w + t[LN_2].offset, .mean = s.mean_2, .rstd = s.rstd_2, .rows = R, .columns = C,
-          .accumulate_input = true);
+          .weight = ls_weight(model, pass, &t[LN_2]), .mean = s.mean_2, .rstd = s.rstd_2, .rows = R, .columns = C,
+          .accumulate_input = true, .dtype = model->dtype);
 
     /* mid = x + attention(ln_1 c_attn) c_proj */
-    float *dattention = s.ln_2, *dqkv = s.gelu, *dln_1 = s.ln_1;
-    conv1d_backward_weight(stream, dw + t[C_PROJ].offset, dw + t[C_PROJ_BIAS].offset, dx, s.attention, R, C, C);
-    conv1d_backward_input(stream, dattention, dx, w + t[C_PROJ].offset, R, C, C);
+    void *dattention = s.ln_2, *dqkv = s.gelu, *dln_1 = s.ln_1;
+    conv1d_backward_weight(model, stream, dw + t[C_PROJ].offset, dw + t[C_PROJ_BIAS].offset, dx, s.attention, R, C, C);
+    conv1d_backward_input(model, stream, dattention, dx, ls_weight(model, pass, &t[C_PROJ]), R, C, C);
     ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qkv);
-    conv1d_backward_weight(stream, dw + t[C_ATTN].offset, dw + t[C_ATTN_BIAS].offset, dqkv, s.ln_1, R, C, 3 * C);
-    conv1d_backward_input(stream, dln_1, dqkv, w + t[C_ATTN].offset, R, C, 3 * C);
+    conv1d_backward_weight(model, stream, dw + t[C_ATTN].offset, dw + t[C_ATTN_BIAS].offset, dqkv, s.ln_1, R, C, 3 * C);
+    conv1d_backward_input(model, stream, dln_1, dqkv, ls_weight(model, pass, &t[C_ATTN]), R, C, 3 * C);
     ls_op(stream, layernorm_backward, .input_gradient = dx, .weight_gradient = dw + t[LN_1].offset,
-          .bias_gradient = dw + t[LN_1_BIAS].offset, .output_gradient = dln_1, .input = x, .weight = w + t[LN_1].offset,
-          .mean = s.mean_1, .rstd = s.rstd_1, .rows = R, .columns = C, .accumulate_input = true);
+          .bias_gradient = dw + t[LN_1_BIAS].offset, .output_gradient = dln_1, .input = x,
+          .weight = ls_weight(model, pass, &t[LN_1]), .mean = s.mean_1, .rstd = s.rstd_1, .rows = R, .columns = C,
+          .accumulate_input = true, .dtype = model->dtype);
 }
 
 /* ln_f's weight and bias are the last two tensors of the head. */
@@ -248,21 +257,23 @@ static const struct ls_tensor *final_norm(const struct ls_model *model) {
 }
 
 static void gpt2_final_norm_forward(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                                    int64_t rows, float *statistics, float *normalised) {
+                                    int64_t rows, float *statistics, void *normalised) {
     const struct ls_tensor *t = final_norm(model);
     ls_op(pass->stream, layernorm_forward, .output = normalised, .mean = statistics, .rstd = statistics + rows,
-          .input = pass->input + first * model->channels, .weight = pass->parameters + t[0].offset,
-          .bias = pass->parameters + t[1].offset, .rows = rows, .columns = model->channels, .epsilon = model->epsilon);
+          .input = ls_at(model, pass->input, first * model->channels), .weight = ls_weight(model, pass, &t[0]),
+          .bias = ls_weight(model, pass, &t[1]), .rows = rows, .columns = model->channels, .epsilon = model->epsilon,
+          .dtype = model->dtype);
 }
 
 static void gpt2_final_norm_backward(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                                     int64_t rows, const float *statistics, const float *gradient) {
+                                     int64_t rows, const float *statistics, const void *gradient) {
     const struct ls_tensor *t = final_norm(model);
     const int64_t C = model->channels;
-    ls_op(pass->stream, layernorm_backward, .input_gradient = pass->stream_gradient + first * C,
+    ls_op(pass->stream, layernorm_backward, .input_gradient = ls_at(model, pass->stream_gradient, first * C),
           .weight_gradient = pass->gradients + t[0].offset, .bias_gradient = pass->gradients + t[1].offset,
-          .output_gradient = gradient, .input = pass->input + first * C, .weight = pass->parameters + t[0].offset,
-          .mean = statistics, .rstd = statistics + rows, .rows = rows, .columns = C);
+          .output_gradient = gradient, .input = ls_at(model, pass->input, first * C),
+          .weight = ls_weight(model, pass, &t[0]), .mean = statistics, .rstd = statistics + rows, .rows = rows,
+          .columns = C, .dtype = model->dtype);
 }
 
 const struct ls_model_family ls_model_gpt2 = {

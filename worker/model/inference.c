@@ -47,7 +47,7 @@ static int64_t lay_out(struct ls_inference *inference, void *base) {
 
 enum ls_code ls_inference_create(const struct ls_model *model, struct ls_device *device, int64_t rows,
                                  struct ls_inference **result, struct ls_error *error) {
-    assert(rows >= 1 && rows <= model->length);
+    assert(rows >= 1 && rows <= model->length && model->dtype == LS_FP32);
     struct ls_inference *inference = calloc(1, sizeof *inference);
     int64_t bytes = 0;
     if (inference) {

@@ -76,28 +76,28 @@ static enum ls_code llama_describe(struct ls_model *model, struct ls_error *erro
 static void llama_embedding_forward(const struct ls_model *model, const struct ls_block_pass *pass) {
     ls_op(pass->stream, embedding_forward, .output = pass->output, .tokens = pass->tokens,
           .token_table = pass->parameters, .batch = pass->sequences, .length = pass->length,
-          .channels = model->channels);
+          .channels = model->channels, .dtype = model->dtype);
 }
 
 static void llama_embedding_backward(const struct ls_model *model, const struct ls_block_pass *pass) {
     ls_op(pass->stream, embedding_backward, .token_gradient = pass->gradients, .output_gradient = pass->stream_gradient,
           .tokens = pass->tokens, .batch = pass->sequences, .length = pass->length, .channels = model->channels,
-          .vocabulary = model->vocabulary);
+          .vocabulary = model->vocabulary, .dtype = model->dtype);
 }
 
 /* What a layer's forward leaves, in two parts. Backward puts its own intermediate results over parts it is done with,
  * whose sizes allow for it. */
 struct llama_saved {
     /* in `saved`: what products made */
-    float *qkv;     /* [R, W], q and k rotated */
-    float *mid;     /* [R, C] */
-    float *gate_up; /* [R, 2 I]; backward: its gradient, then that of qkv [R, W] */
+    void *qkv;     /* [R, W], q and k rotated */
+    void *mid;     /* [R, C] */
+    void *gate_up; /* [R, 2 I]; backward: its gradient, then that of qkv [R, W] */
     /* in `recomputed`: what follows from these and the layer's input without a product of matrices */
-    float *norm_1;          /* [R, C]; backward: its gradient */
-    float *attention;       /* [R, Q] */
+    void *norm_1;           /* [R, C]; backward: its gradient */
+    void *attention;        /* [R, Q] */
     float *lse;             /* [B, NH, T] */
-    float *norm_2;          /* [R, C]; backward: its gradient */
-    float *swiglu;          /* [R, I]; backward: its gradient, then the attention's [R, Q] */
+    void *norm_2;           /* [R, C]; backward: its gradient */
+    void *swiglu;           /* [R, I]; backward: its gradient, then the attention's [R, Q] */
     float *rstd_1, *rstd_2; /* [R] */
     int64_t saved_bytes, recomputed_bytes;
 };
@@ -107,14 +107,14 @@ static struct llama_saved llama_layout(const struct ls_model *model, int64_t R, 
     const int64_t Q = model->heads * model->head_size, W = Q + 2 * model->kv_heads * model->head_size;
     struct ls_layout kept = {.base = saved}, again = {.base = recomputed};
     struct llama_saved s = {0};
-    s.qkv = ls_layout_floats(&kept, R * W);
-    s.mid = ls_layout_floats(&kept, R * C);
-    s.gate_up = ls_layout_floats(&kept, R * (2 * I > W ? 2 * I : W));
-    s.norm_1 = ls_layout_floats(&again, R * C);
-    s.attention = ls_layout_floats(&again, R * Q);
+    s.qkv = ls_layout_elements(&kept, model, R * W);
+    s.mid = ls_layout_elements(&kept, model, R * C);
+    s.gate_up = ls_layout_elements(&kept, model, R * (2 * I > W ? 2 * I : W));
+    s.norm_1 = ls_layout_elements(&again, model, R * C);
+    s.attention = ls_layout_elements(&again, model, R * Q);
     s.lse = ls_layout_floats(&again, R * model->heads);
-    s.norm_2 = ls_layout_floats(&again, R * C);
-    s.swiglu = ls_layout_floats(&again, R * (I > Q ? I : Q));
+    s.norm_2 = ls_layout_elements(&again, model, R * C);
+    s.swiglu = ls_layout_elements(&again, model, R * (I > Q ? I : Q));
     s.rstd_1 = ls_layout_floats(&again, R);
     s.rstd_2 = ls_layout_floats(&again, R);
     s.saved_bytes = kept.bytes;
@@ -129,26 +129,26 @@ static void llama_saved_bytes(const struct ls_model *model, int64_t rows, int64_
 }
 
 /* Rotates neighbouring heads of rows that are `stride` apart; `inverse` rotates gradients back. */
-static void rotate(const struct ls_model *model, const struct ls_block_pass *pass, float *x, int64_t heads,
+static void rotate(const struct ls_model *model, const struct ls_block_pass *pass, void *x, int64_t heads,
                    int64_t stride, bool inverse) {
     ls_op(pass->stream, rope, .x = x, .table = pass->tables, .rows = pass->sequences * pass->length,
           .length = pass->length, .heads = heads, .head_size = model->head_size, .stride = stride,
-          .first_position = pass->cached, .inverse = inverse);
+          .first_position = pass->cached, .inverse = inverse, .dtype = model->dtype);
 }
 
 /* qkv[R, W], q and k rotated; with a cache q[R, Q], and keys and values into the cache. */
-static void project_qkv(const struct ls_model *model, const struct ls_block_pass *pass, float *qkv, const float *x,
-                        const float *q_proj, const float *k_proj) {
+static void project_qkv(const struct ls_model *model, const struct ls_block_pass *pass, void *qkv, const void *x,
+                        const void *q_proj, const void *k_proj) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, NH = model->heads, NKV = model->kv_heads;
     const int64_t Q = NH * model->head_size, KV = 2 * NKV * model->head_size, W = Q + KV;
     if (pass->cache == NULL) {
-        ls_linear_forward(pass->stream, qkv, W, x, q_proj, R, C, W);
+        ls_linear_forward(model, pass->stream, qkv, W, x, q_proj, R, C, W);
         rotate(model, pass, qkv, NH + NKV, W, false);
         return;
     }
-    float *kv = ls_cache_row(model, pass);
-    ls_linear_forward(pass->stream, qkv, Q, x, q_proj, R, C, Q);
-    ls_linear_forward(pass->stream, kv, KV, x, k_proj, R, C, KV);
+    void *kv = ls_cache_row(model, pass);
+    ls_linear_forward(model, pass->stream, qkv, Q, x, q_proj, R, C, Q);
+    ls_linear_forward(model, pass->stream, kv, KV, x, k_proj, R, C, KV);
     rotate(model, pass, qkv, NH, Q, false);
     rotate(model, pass, kv, NKV, KV, false);
 }
@@ -157,70 +157,79 @@ static void llama_layer_forward(const struct ls_model *model, int block, const s
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
     const int64_t Q = model->heads * model->head_size;
     const struct ls_tensor *t = ls_model_tensors(model, block);
-    const float *w = pass->parameters, *x = pass->input;
+    const void *x = pass->input;
     struct ls_stream *stream = pass->stream;
     const struct llama_saved s = llama_layout(model, R, pass->saved, pass->recomputed);
 
     ls_op(stream, rmsnorm_forward, .output = s.norm_1, .rstd = s.rstd_1, .input = x,
-          .weight = w + t[INPUT_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
-    project_qkv(model, pass, s.qkv, s.norm_1, w + t[Q_PROJ].offset, w + t[K_PROJ].offset);
+          .weight = ls_weight(model, pass, &t[INPUT_LAYERNORM]), .rows = R, .columns = C, .epsilon = model->epsilon,
+          .dtype = model->dtype);
+    project_qkv(model, pass, s.qkv, s.norm_1, ls_weight(model, pass, &t[Q_PROJ]), ls_weight(model, pass, &t[K_PROJ]));
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
     /* `mid` carries what attention adds to the stream, then the sum. */
-    ls_linear_forward(stream, s.mid, C, s.attention, w + t[O_PROJ].offset, R, Q, C);
+    ls_linear_forward(model, stream, s.mid, C, s.attention, ls_weight(model, pass, &t[O_PROJ]), R, Q, C);
     ls_op(stream, rmsnorm_forward, .output = s.norm_2, .sum = s.mid, .rstd = s.rstd_2, .input = x, .residual = s.mid,
-          .weight = w + t[POST_ATTENTION_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
-    ls_linear_forward(stream, s.gate_up, 2 * I, s.norm_2, w + t[GATE_PROJ].offset, R, C, 2 * I);
-    ls_op(stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I);
+          .weight = ls_weight(model, pass, &t[POST_ATTENTION_LAYERNORM]), .rows = R, .columns = C,
+          .epsilon = model->epsilon, .dtype = model->dtype);
+    ls_linear_forward(model, stream, s.gate_up, 2 * I, s.norm_2, ls_weight(model, pass, &t[GATE_PROJ]), R, C, 2 * I);
+    ls_op(stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I,
+          .dtype = model->dtype);
     if (pass->output == NULL) return;
-    ls_linear_forward(stream, pass->output, C, s.swiglu, w + t[DOWN_PROJ].offset, R, I, C);
-    ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C);
+    ls_linear_forward(model, stream, pass->output, C, s.swiglu, ls_weight(model, pass, &t[DOWN_PROJ]), R, I, C);
+    ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C, .dtype = model->dtype);
 }
 
 /* Forward's second norm had the sum it stored for its input, so the sum alone gives the same bits. */
 static void llama_layer_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
     const struct ls_tensor *t = ls_model_tensors(model, block);
-    const float *w = pass->parameters;
     const struct llama_saved s = llama_layout(model, R, pass->saved, pass->recomputed);
 
     ls_op(pass->stream, rmsnorm_forward, .output = s.norm_1, .rstd = s.rstd_1, .input = pass->input,
-          .weight = w + t[INPUT_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
+          .weight = ls_weight(model, pass, &t[INPUT_LAYERNORM]), .rows = R, .columns = C, .epsilon = model->epsilon,
+          .dtype = model->dtype);
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
     ls_op(pass->stream, rmsnorm_forward, .output = s.norm_2, .rstd = s.rstd_2, .input = s.mid,
-          .weight = w + t[POST_ATTENTION_LAYERNORM].offset, .rows = R, .columns = C, .epsilon = model->epsilon);
-    ls_op(pass->stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I);
+          .weight = ls_weight(model, pass, &t[POST_ATTENTION_LAYERNORM]), .rows = R, .columns = C,
+          .epsilon = model->epsilon, .dtype = model->dtype);
+    ls_op(pass->stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I,
+          .dtype = model->dtype);
 }
 
 static void llama_layer_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
     const int64_t Q = model->heads * model->head_size, W = Q + 2 * model->kv_heads * model->head_size;
     const struct ls_tensor *t = ls_model_tensors(model, block);
-    const float *w = pass->parameters, *x = pass->input;
-    float *dw = pass->gradients, *dx = pass->stream_gradient;
+    const void *x = pass->input;
+    float *dw = pass->gradients;
+    void *dx = pass->stream_gradient;
     struct ls_stream *stream = pass->stream;
     const struct llama_saved s = llama_layout(model, R, pass->saved, pass->recomputed);
 
     /* x' = mid + swiglu(norm_2 [gate_proj, up_proj]^T) down_proj^T */
-    float *dswiglu = s.swiglu, *dgate_up = s.gate_up, *dnorm_2 = s.norm_2;
-    ls_linear_backward(stream, dswiglu, dw + t[DOWN_PROJ].offset, dx, C, s.swiglu, w + t[DOWN_PROJ].offset, R, I, C);
+    void *dswiglu = s.swiglu, *dgate_up = s.gate_up, *dnorm_2 = s.norm_2;
+    ls_linear_backward(model, stream, dswiglu, dw + t[DOWN_PROJ].offset, dx, C, s.swiglu,
+                       ls_weight(model, pass, &t[DOWN_PROJ]), R, I, C);
     ls_op(stream, swiglu_backward, .gate_up_gradient = dgate_up, .output_gradient = dswiglu, .gate_up = s.gate_up,
-          .rows = R, .columns = I);
-    ls_linear_backward(stream, dnorm_2, dw + t[GATE_PROJ].offset, dgate_up, 2 * I, s.norm_2, w + t[GATE_PROJ].offset, R,
-                       C, 2 * I);
+          .rows = R, .columns = I, .dtype = model->dtype);
+    ls_linear_backward(model, stream, dnorm_2, dw + t[GATE_PROJ].offset, dgate_up, 2 * I, s.norm_2,
+                       ls_weight(model, pass, &t[GATE_PROJ]), R, C, 2 * I);
     ls_op(stream, rmsnorm_backward, .input_gradient = dx, .weight_gradient = dw + t[POST_ATTENTION_LAYERNORM].offset,
-          .output_gradient = dnorm_2, .input = s.mid, .weight = w + t[POST_ATTENTION_LAYERNORM].offset,
-          .rstd = s.rstd_2, .rows = R, .columns = C, .accumulate_input = true);
+          .output_gradient = dnorm_2, .input = s.mid, .weight = ls_weight(model, pass, &t[POST_ATTENTION_LAYERNORM]),
+          .rstd = s.rstd_2, .rows = R, .columns = C, .accumulate_input = true, .dtype = model->dtype);
 
     /* mid = x + attention(norm_1 [q_proj, k_proj, v_proj]^T) o_proj^T; the gradient of `attention` cannot lie over it:
      * its backward needs both */
-    float *dattention = s.swiglu, *dqkv = s.gate_up, *dnorm_1 = s.norm_1;
-    ls_linear_backward(stream, dattention, dw + t[O_PROJ].offset, dx, C, s.attention, w + t[O_PROJ].offset, R, Q, C);
+    void *dattention = s.swiglu, *dqkv = s.gate_up, *dnorm_1 = s.norm_1;
+    ls_linear_backward(model, stream, dattention, dw + t[O_PROJ].offset, dx, C, s.attention,
+                       ls_weight(model, pass, &t[O_PROJ]), R, Q, C);
     ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qkv);
     rotate(model, pass, dqkv, model->heads + model->kv_heads, W, true);
-    ls_linear_backward(stream, dnorm_1, dw + t[Q_PROJ].offset, dqkv, W, s.norm_1, w + t[Q_PROJ].offset, R, C, W);
+    ls_linear_backward(model, stream, dnorm_1, dw + t[Q_PROJ].offset, dqkv, W, s.norm_1,
+                       ls_weight(model, pass, &t[Q_PROJ]), R, C, W);
     ls_op(stream, rmsnorm_backward, .input_gradient = dx, .weight_gradient = dw + t[INPUT_LAYERNORM].offset,
-          .output_gradient = dnorm_1, .input = x, .weight = w + t[INPUT_LAYERNORM].offset, .rstd = s.rstd_1, .rows = R,
-          .columns = C, .accumulate_input = true);
+          .output_gradient = dnorm_1, .input = x, .weight = ls_weight(model, pass, &t[INPUT_LAYERNORM]),
+          .rstd = s.rstd_1, .rows = R, .columns = C, .accumulate_input = true, .dtype = model->dtype);
 }
 
 /* model.norm is the last tensor of the head. */
@@ -229,19 +238,21 @@ static int64_t final_norm_offset(const struct ls_model *model) {
 }
 
 static void llama_final_norm_forward(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                                     int64_t rows, float *statistics, float *normalised) {
+                                     int64_t rows, float *statistics, void *normalised) {
     ls_op(pass->stream, rmsnorm_forward, .output = normalised, .rstd = statistics,
-          .input = pass->input + first * model->channels, .weight = pass->parameters + final_norm_offset(model),
-          .rows = rows, .columns = model->channels, .epsilon = model->epsilon);
+          .input = ls_at(model, pass->input, first * model->channels),
+          .weight = ls_at(model, pass->parameters, final_norm_offset(model)), .rows = rows, .columns = model->channels,
+          .epsilon = model->epsilon, .dtype = model->dtype);
 }
 
 static void llama_final_norm_backward(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                                      int64_t rows, const float *statistics, const float *gradient) {
+                                      int64_t rows, const float *statistics, const void *gradient) {
     const int64_t C = model->channels;
-    ls_op(pass->stream, rmsnorm_backward, .input_gradient = pass->stream_gradient + first * C,
+    ls_op(pass->stream, rmsnorm_backward, .input_gradient = ls_at(model, pass->stream_gradient, first * C),
           .weight_gradient = pass->gradients + final_norm_offset(model), .output_gradient = gradient,
-          .input = pass->input + first * C, .weight = pass->parameters + final_norm_offset(model), .rstd = statistics,
-          .rows = rows, .columns = C);
+          .input = ls_at(model, pass->input, first * C),
+          .weight = ls_at(model, pass->parameters, final_norm_offset(model)), .rstd = statistics, .rows = rows,
+          .columns = C, .dtype = model->dtype);
 }
 
 const struct ls_model_family ls_model_llama = {

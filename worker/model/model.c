@@ -49,6 +49,15 @@ static enum ls_code check_sizes(const struct ls_model *model, struct ls_error *e
     return LS_OK;
 }
 
+enum ls_dtype ls_model_dtype_of(const struct ls_config *config) {
+    switch (config->precision) {
+    case LS_PRECISION_BF16: return LS_BF16;
+    case LS_PRECISION_FP16: return LS_FP16;
+    case LS_PRECISION_FP32: break;
+    }
+    return LS_FP32;
+}
+
 enum ls_code ls_model_create(const struct ls_config *config, struct ls_model **result, struct ls_error *error) {
     struct ls_model *model = calloc(1, sizeof *model);
     if (model == NULL) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "model: no memory for its tables. Free some.");
@@ -70,6 +79,7 @@ enum ls_code ls_model_create(const struct ls_config *config, struct ls_model **r
             gpt2 && !config->model.intermediate_size ? 4 * config->model.hidden_size : config->model.intermediate_size,
         .epsilon = (float)(gpt2 ? config->model.layer_norm_epsilon : config->model.rms_norm_eps),
         .deviation = (float)config->model.initializer_range,
+        .dtype = ls_model_dtype_of(config),
         .tied = config->model.tie_word_embeddings,
     };
     enum ls_code code = check_sizes(model, error);
@@ -172,6 +182,10 @@ int64_t ls_model_parameter_count(const struct ls_model *model) {
     return model->parameter_count;
 }
 
+enum ls_dtype ls_model_dtype(const struct ls_model *model) {
+    return model->dtype;
+}
+
 bool ls_model_head_is_tied(const struct ls_model *model) {
     return model->tied;
 }
@@ -269,15 +283,22 @@ void ls_block_backward(const struct ls_model *model, int block, const struct ls_
     }
 }
 
-float *ls_layout_floats(struct ls_layout *layout, int64_t count) {
-    float *floats = layout->base == NULL ? NULL : (float *)(void *)(layout->base + layout->bytes);
-    int64_t bytes = count * (int64_t)sizeof(float);
+static void *lay_out_bytes(struct ls_layout *layout, int64_t bytes) {
+    void *memory = layout->base == NULL ? NULL : layout->base + layout->bytes;
     layout->bytes += (bytes + LAYOUT_ALIGNMENT - 1) / LAYOUT_ALIGNMENT * LAYOUT_ALIGNMENT;
-    return floats;
+    return memory;
+}
+
+float *ls_layout_floats(struct ls_layout *layout, int64_t count) {
+    return lay_out_bytes(layout, count * (int64_t)sizeof(float));
+}
+
+void *ls_layout_elements(struct ls_layout *layout, const struct ls_model *model, int64_t count) {
+    return lay_out_bytes(layout, count * ls_dtype_bytes(model->dtype));
 }
 
 int64_t ls_model_cache_bytes(const struct ls_model *model) {
-    return model->length * 2 * model->kv_heads * model->head_size * (int64_t)sizeof(float);
+    return model->length * 2 * model->kv_heads * model->head_size * ls_dtype_bytes(model->dtype);
 }
 
 int64_t ls_model_saved_bytes(const struct ls_model *model, int block, int64_t sequences) {
@@ -294,15 +315,16 @@ int64_t ls_model_recomputed_bytes(const struct ls_model *model, int block, int64
     return recomputed;
 }
 
-void ls_linear_forward(struct ls_stream *stream, float *y, int64_t stride, const float *x, const float *w, int64_t R,
-                       int64_t IN, int64_t OUT) {
+void ls_linear_forward(const struct ls_model *model, struct ls_stream *stream, void *y, int64_t stride, const void *x,
+                       const void *w, int64_t R, int64_t IN, int64_t OUT) {
     ls_op(stream, gemm, .c = y, .a = x, .b = w, .m = R, .n = OUT, .k = IN, .lda = IN, .ldb = IN, .ldc = stride,
-          .transpose_b = true);
+          .transpose_b = true, .dtype = model->dtype);
 }
 
-void ls_linear_backward(struct ls_stream *stream, float *dx, float *dw, const float *dy, int64_t stride, const float *x,
-                        const float *w, int64_t R, int64_t IN, int64_t OUT) {
+void ls_linear_backward(const struct ls_model *model, struct ls_stream *stream, void *dx, float *dw, const void *dy,
+                        int64_t stride, const void *x, const void *w, int64_t R, int64_t IN, int64_t OUT) {
     ls_op(stream, gemm, .c = dw, .a = dy, .b = x, .m = OUT, .n = IN, .k = R, .lda = stride, .ldb = IN, .ldc = IN,
-          .transpose_a = true, .accumulate = true);
-    ls_op(stream, gemm, .c = dx, .a = dy, .b = w, .m = R, .n = IN, .k = OUT, .lda = stride, .ldb = IN, .ldc = IN);
+          .transpose_a = true, .accumulate = true, .c_fp32 = true, .dtype = model->dtype);
+    ls_op(stream, gemm, .c = dx, .a = dy, .b = w, .m = R, .n = IN, .k = OUT, .lda = stride, .ldb = IN, .ldc = IN,
+          .dtype = model->dtype);
 }

@@ -65,22 +65,27 @@ enum ls_code ls_model_fill_tables(const struct ls_model *model, struct ls_stream
 void ls_model_initialize(const struct ls_model *model, int block, int64_t first, int64_t count, uint64_t seed,
                          struct ls_stream *stream, float *output);
 
-/* Everything one call on one block of one micro-batch reads and writes; device memory throughout. */
+/* The type of parameters, activations and gradients of activations: `precision`'s. */
+enum ls_dtype ls_model_dtype(const struct ls_model *model);
+enum ls_dtype ls_model_dtype_of(const struct ls_config *config);
+
+/* Everything one call on one block of one micro-batch reads and writes; device memory throughout. `void *` arrays hold
+ * elements of the model's type but for tables, saved, recomputed and scratch, whose layout is the model's own. */
 struct ls_block_pass {
     struct ls_stream *stream;
     int64_t sequences, length;
     const void *tables;
-    const float *parameters, *tied_parameters; /* flat; tied: the embedding block's, for a tied head, else NULL */
-    float *gradients, *tied_gradients;         /* flat, accumulated; NULL: forward only */
+    const void *parameters, *tied_parameters; /* flat; tied: the embedding block's, for a tied head, else NULL */
+    float *gradients, *tied_gradients;        /* flat, accumulated, fp32; NULL: forward only */
     const int32_t *tokens, *targets, *document_start; /* [sequences, length]; document_start NULL: one document */
-    const float *input;                               /* residual stream entering [B, T, C]; embedding: NULL */
-    float *output; /* residual stream leaving [B, T, C]; head: NULL. NULL for a layer: a forward for its own backward
+    const void *input;                                /* residual stream entering [B, T, C]; embedding: NULL */
+    void *output; /* residual stream leaving [B, T, C]; head: NULL. NULL for a layer: a forward for its own backward
                       alone, which leaves out what only `output` needs */
-    float *stream_gradient; /* backward: the gradient of `output` on entry, of `input` on return, in place */
+    void *stream_gradient; /* backward: the gradient of `output` on entry, of `input` on return, in place */
     void *saved, *recomputed, *scratch;
     double *loss;                /* head: += sum of token losses */
     const float *gradient_scale; /* head: what a token's gradient is multiplied by, 1 / (target tokens of the step) */
-    float *cache; /* layers, inference of one sequence: keys and values of its earlier tokens, to which these are added;
+    void *cache; /* layers, inference of one sequence: keys and values of its earlier tokens, to which these are added;
                      else NULL */
     int64_t cached; /* how many those are: `tokens` begins at this position. 0 without a cache */
 };
@@ -95,7 +100,7 @@ void ls_block_backward(const struct ls_model *model, int block, const struct ls_
  * backward in the same go: stream_gradient is written. */
 void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass);
 /* Inference: writes logits[rows, vocabulary] of the last `rows` tokens of a pass. Its scratch is rows * (C + 2) floats.
- */
+ * Models in fp32 only. */
 void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pass, int64_t rows, float *logits);
 /* Bytes of one layer's `cache` for the configured length: rows [2, NKV, HD], one a position. */
 int64_t ls_model_cache_bytes(const struct ls_model *model);

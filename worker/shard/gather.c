@@ -23,7 +23,7 @@ static int place_of(struct ls_shard *shard, int block) {
     return place;
 }
 
-static const float *acquire_gathered(struct ls_shard *shard, int block) {
+static const void *acquire_gathered(struct ls_shard *shard, int block) {
     const int place = place_of(shard, block);
     assert(place >= 0);
     struct gather_slot *slot = &shard->gathered[place];
@@ -33,21 +33,21 @@ static const float *acquire_gathered(struct ls_shard *shard, int block) {
     return slot->memory;
 }
 
-static const float *acquire_whole(struct ls_shard *shard, int index) {
+static const void *acquire_whole(struct ls_shard *shard, int index) {
     struct shard_block *block = &shard->blocks[index];
     if (block->gathering) ls_shard_wait_for(shard, block->gathered);
     block->gathering = false;
     return block->parameters;
 }
 
-const float *ls_shard_acquire(struct ls_shard *shard, int block) {
-    const float *parameters =
+const void *ls_shard_acquire(struct ls_shard *shard, int block) {
+    const void *parameters =
         shard->cut.parameters_sliced ? acquire_gathered(shard, block) : acquire_whole(shard, block);
     if (shard->check == block) {
         shard->check = -1;
         ls_fill_zero(shard->compute, &shard->scalars->parameters, sizeof shard->scalars->parameters);
         ls_op(shard->compute, squared_norm, .result = &shard->scalars->parameters, .input = parameters,
-              .count = shard->blocks[block].count, .partial = shard->partial, .dtype = LS_FP32);
+              .count = shard->blocks[block].count, .partial = shard->partial, .dtype = shard->cut.dtype);
     }
     return parameters;
 }

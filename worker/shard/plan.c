@@ -16,9 +16,10 @@ struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks) 
         .parameters_sliced = stage == 3,
         .gradients_sliced = stage >= 2 || config->zero.accumulate == LS_ACCUMULATE_SHARDED,
         .state_sliced = stage >= 1,
-        .parameter_bytes = sizeof(float),
+        .parameter_bytes = ls_dtype_bytes(ls_model_dtype_of(config)),
         .gradient_bytes = sizeof(float),
         .state_bytes = sizeof(float),
+        .dtype = ls_model_dtype_of(config),
     };
 }
 
@@ -44,6 +45,10 @@ void ls_shard_place_block(struct ls_shard_placer *placer, const struct ls_shard_
     const int64_t gradients = cut->gradients_sliced ? block->slice : block->padded;
     block->parameters = place(placer, LS_MEMORY_PARAMETERS, parameters * cut->parameter_bytes);
     block->gradients = place(placer, LS_MEMORY_GRADIENTS, gradients * cut->gradient_bytes);
+    if (cut->dtype == LS_FP32)
+        block->master = placer->arena ? ls_shard_own_parameters(cut, block) : NULL;
+    else
+        block->master = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
     block->m = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
     block->v = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
 }

@@ -179,7 +179,7 @@ struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int index) {
     struct ls_shard_slice slice;
     ls_checkpoint_slice(block->count, ls_comm_rank(shard->comms.world), ls_comm_size(shard->comms.world),
                         ls_shard_replicas(shard->config), &slice.first, &slice.count);
-    slice.parameters = element(block, block->parameters, cut->parameters_sliced, slice.first);
+    slice.master = block->master + (slice.first - block->own_first);
     slice.m = element(block, block->m, cut->state_sliced, slice.first);
     slice.v = element(block, block->v, cut->state_sliced, slice.first);
     return slice;
@@ -192,6 +192,8 @@ struct ls_shard_held ls_shard_held(struct ls_shard *shard, int index) {
     return (struct ls_shard_held){.first = sliced ? block->own_first : 0,
                                   .count = sliced ? block->own_count : block->count,
                                   .parameters = block->parameters,
+                                  .scratch_count = block->slice,
+                                  .master = block->master,
                                   .state_first = block->own_first,
                                   .state_count = block->own_count,
                                   .m = block->m,

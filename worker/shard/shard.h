@@ -63,10 +63,10 @@ enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_mod
 /* Waits for what is under way. Takes NULL. */
 void ls_shard_destroy(struct ls_shard *shard);
 
-/* The block's whole flat parameters, valid on the compute stream until released. At stage 3 they are gathered, unless
- * they are there still or a prefetch began it; two layers can be held at once, and of embedding and untied head one.
- * Collective at stage 3: all ranks acquire and prefetch the same blocks in the same order. */
-const float *ls_shard_acquire(struct ls_shard *shard, int block);
+/* The block's whole flat parameters in the model's type, valid on the compute stream until released. At stage 3 they
+ * are gathered, unless they are there still or a prefetch began it; two layers can be held at once, and of embedding
+ * and untied head one. Collective at stage 3: all ranks acquire and prefetch the same blocks in the same order. */
+const void *ls_shard_acquire(struct ls_shard *shard, int block);
 void ls_shard_release(struct ls_shard *shard, int block);
 /* Starts to gather a block that will be acquired after the one in use, where there is room; -1: none. */
 void ls_shard_prefetch(struct ls_shard *shard, int block);
@@ -104,17 +104,19 @@ double ls_shard_exposed_seconds(const struct ls_shard *shard);
  * ls_checkpoint_slice() of ls_shard_replicas(). */
 struct ls_shard_slice {
     int64_t first, count;
-    float *parameters, *m, *v;
+    float *master, *m, *v;
 };
 struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int block);
 
-/* This rank's memory for the block, for filling: elements [first, first + count) of the parameters and [state_first,
- * state_first + state_count) of m and v, padding left out. The compute stream must be synchronised after filling. */
+/* This rank's memory for the block, for filling: elements [first, first + count) of the parameters, in the model's
+ * type, and [state_first, state_first + state_count) of master parameters, m and v, padding left out. In fp32 master
+ * lies over parameters. `m` has room for `scratch_count` fp32 elements on their way to parameters of another type,
+ * before it is filled itself. The compute stream must be synchronised after filling. */
 struct ls_shard_held {
     int64_t first, count;
-    float *parameters;
-    int64_t state_first, state_count;
-    float *m, *v;
+    void *parameters;
+    int64_t state_first, state_count, scratch_count;
+    float *master, *m, *v;
 };
 struct ls_shard_held ls_shard_held(struct ls_shard *shard, int block);
 

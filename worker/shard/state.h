@@ -12,7 +12,8 @@ struct ls_shard_cut {
     bool state_sliced;       /* stages 1 to 3 */
     int64_t parameter_bytes; /* of an element: what blocks compute with, also on the wire */
     int64_t gradient_bytes;  /* what is accumulated, also on the wire */
-    int64_t state_bytes;     /* m and v, each */
+    int64_t state_bytes;     /* m and v, each, and the master parameters, which are apart unless parameters are fp32 */
+    enum ls_dtype dtype;     /* of parameters */
 };
 struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks);
 
@@ -46,7 +47,8 @@ struct shard_block {
     int64_t count, decay_count;
     int64_t slice, padded;        /* elements: of a slice, and of all slices */
     int64_t own_first, own_count; /* of the block, what this rank updates, without padding */
-    float *parameters;            /* [padded], or the own slice */
+    void *parameters;             /* [padded], or the own slice */
+    float *master;                /* fp32, of the own slice; where parameters are fp32 it lies over these */
     float *gradients;             /* [padded], or what the own slice accumulates */
     float *m, *v;                 /* of the own slice */
     float *passing;               /* the whole gradient, while it is in a buffer of the pool; else NULL */
@@ -65,7 +67,7 @@ struct passing_slot {
 
 /* A buffer of gathered parameters; its block is in the pool. */
 struct gather_slot {
-    float *memory;
+    void *memory;
     bool awaited;           /* by the compute stream */
     struct ls_event *ready; /* on the communication stream */
     struct ls_event *idle;  /* on the compute stream: released */
@@ -107,6 +109,11 @@ struct ls_shard {
     int block_count;
     struct shard_block blocks[];
 };
+
+/* The part of the block's parameters that this rank updates. */
+static inline void *ls_shard_own_parameters(const struct ls_shard_cut *cut, const struct shard_block *block) {
+    return (char *)block->parameters + (cut->parameters_sliced ? 0 : block->own_first * cut->parameter_bytes);
+}
 
 /* Reserves buffers in a plan, or takes them from the arena in the same order: one description serves both. */
 struct ls_shard_placer {

@@ -6,11 +6,6 @@ static float *own_gradients(const struct ls_shard *shard, const struct shard_blo
     return shard->cut.gradients_sliced ? block->gradients : block->gradients + block->own_first;
 }
 
-/* Its parameters. */
-static float *own_parameters(const struct ls_shard *shard, const struct shard_block *block) {
-    return shard->cut.parameters_sliced ? block->parameters : block->parameters + block->own_first;
-}
-
 static void copy_inputs(struct ls_shard *shard, float learning_rate, int64_t step) {
     struct scalars *scalars = shard->scalars;
     *shard->inputs = (struct update_inputs){.learning_rate = learning_rate, .step = step};
@@ -45,12 +40,13 @@ static void update_block(struct ls_shard *shard, const struct shard_block *block
     int64_t decayed = block->decay_count - block->own_first;
     if (decayed < 0) decayed = 0;
     if (decayed > block->own_count) decayed = block->own_count;
-    ls_op(shard->compute, adamw, .parameter = own_parameters(shard, block), .m = block->m, .v = block->v,
-          .gradient = own_gradients(shard, block), .factor = &scalars->factor, .learning_rate = &scalars->learning_rate,
-          .step = &scalars->step, .found_inf = &scalars->found_inf, .count = block->own_count, .decay_count = decayed,
-          .beta1 = (float)shard->config->optimizer.beta1, .beta2 = (float)shard->config->optimizer.beta2,
-          .epsilon = (float)shard->config->optimizer.eps, .weight_decay = (float)shard->config->optimizer.weight_decay,
-          .dtype = LS_FP32);
+    ls_op(shard->compute, adamw, .parameter = block->master,
+          .low_precision = shard->cut.dtype == LS_FP32 ? NULL : ls_shard_own_parameters(&shard->cut, block),
+          .m = block->m, .v = block->v, .gradient = own_gradients(shard, block), .factor = &scalars->factor,
+          .learning_rate = &scalars->learning_rate, .step = &scalars->step, .found_inf = &scalars->found_inf,
+          .count = block->own_count, .decay_count = decayed, .beta1 = (float)shard->config->optimizer.beta1,
+          .beta2 = (float)shard->config->optimizer.beta2, .epsilon = (float)shard->config->optimizer.eps,
+          .weight_decay = (float)shard->config->optimizer.weight_decay, .dtype = shard->cut.dtype);
 }
 
 /* Stages 1 and 2: the block's updated slices come together beside what follows. */

@@ -1,5 +1,6 @@
 /* The CPU device: its memory, its numerics id, and the way from an operation to its kernel. */
 #include "worker/device/cpu/kernels.h"
+#include "worker/device/cpu/low_precision_kernels.h"
 #include "worker/device/cpu/stream.h"
 
 #include <cblas.h>
@@ -23,6 +24,23 @@ static void (*const kernels[LS_OP_COUNT])(int threads, const void *arguments) = 
 #define X(name) run_##name,
     LS_OPERATIONS(X)
 #undef X
+};
+
+#define X(name)                                                                                                        \
+    static void run_low_##name(int threads, const void *arguments) {                                                   \
+        ls_cpu_low_##name(threads, arguments);                                                                         \
+    }
+LS_LOW_PRECISION_OPERATIONS(X)
+#undef X
+
+/* For bf16 and fp16; the kernels of squared_norm, adamw and convert handle every type themselves. */
+static void (*const low_precision_kernels[LS_OP_COUNT])(int threads, const void *arguments) = {
+#define X(name) [LS_OP_##name] = run_low_##name,
+    LS_LOW_PRECISION_OPERATIONS(X)
+#undef X
+        [LS_OP_squared_norm] = run_squared_norm,
+    [LS_OP_adamw] = run_adamw,
+    [LS_OP_convert] = run_convert,
 };
 
 static const char *const names[LS_OP_COUNT] = {
@@ -53,25 +71,25 @@ static const size_t dtype_offset[LS_OP_COUNT] = {
     D(add),
     D(squared_norm),
     D(adamw),
+    D(convert),
 #undef D
 };
 
 enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *arguments, struct ls_error *error) {
     enum ls_dtype dtype = LS_FP32;
     if (dtype_offset[op]) memcpy(&dtype, (const char *)arguments + dtype_offset[op], sizeof dtype);
-    if (dtype != LS_FP32)
-        return ls_fail(
-            error, LS_ERROR, LS_SCOPE_CALL,
-            "device: operation %s was asked for %s; the CPU device computes in fp32 only. Set 'precision: fp32'.",
-            names[op],
-            dtype == LS_BF16   ? "bf16"
-            : dtype == LS_FP16 ? "fp16"
-                               : "an unknown type");
+    if (dtype != LS_FP32 && dtype != LS_BF16 && dtype != LS_FP16)
+        return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
+                       "device: operation %s was asked for type %d, which the CPU device does not know. This is a "
+                       "mistake in the program; report it.",
+                       names[op], (int)dtype);
     /* The libraries size their teams by this thread's setting: one thread each, since the kernels share out the work
      * themselves. */
     const int before = omp_get_max_threads();
     if (before != 1) omp_set_num_threads(1);
-    if (fixed && op == LS_OP_gemm)
+    if (dtype != LS_FP32)
+        low_precision_kernels[op](threads, arguments);
+    else if (fixed && op == LS_OP_gemm)
         ls_cpu_gemm_fixed(threads, arguments);
     else
         kernels[op](threads, arguments);
@@ -103,8 +121,14 @@ static void destroy(struct ls_device *base) {
 }
 
 static size_t workspace(const struct ls_device *device, enum ls_op op, const void *arguments) {
-    (void)device, (void)op, (void)arguments;
-    return 0; /* what kernels keep fits their stacks */
+    (void)device;
+    const struct ls_op_attention_forward *forward = arguments;
+    const struct ls_op_attention_backward *backward = arguments;
+    if (op == LS_OP_attention_forward && forward->dtype != LS_FP32)
+        return ls_cpu_low_attention_forward_workspace(forward);
+    if (op == LS_OP_attention_backward && backward->dtype != LS_FP32)
+        return ls_cpu_low_attention_backward_workspace(backward);
+    return 0; /* what other kernels keep fits their stacks */
 }
 
 static const struct ls_backend backend = {
@@ -152,7 +176,7 @@ static const char *instruction_set(void) {
 static void describe(char *text, size_t size) {
     char line[256];
     const dnnl_version_t *onednn = dnnl_version();
-    snprintf(text, size, "cpu fp32; %s; kernels %s, %s; %s; oneDNN %d.%d.%d isa %d", cpu_model(line, sizeof line),
+    snprintf(text, size, "cpu; %s; kernels %s, %s; %s; oneDNN %d.%d.%d isa %d", cpu_model(line, sizeof line),
              instruction_set(), __VERSION__, openblas_get_config(), onednn->major, onednn->minor, onednn->patch,
              (int)dnnl_get_effective_cpu_isa());
     for (char *c = text; *c; c++)

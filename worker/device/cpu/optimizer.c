@@ -1,5 +1,6 @@
 /* The optimizer's step on flat ranges: gradient norm, clip factor, AdamW in one pass over memory. */
 #include "worker/device/cpu/kernels.h"
+#include "worker/device/cpu/low_precision.h"
 
 #include <math.h>
 #include <string.h>
@@ -8,13 +9,18 @@ enum { NORM_PIECE = 1024, ELEMENTS_PER_TASK = 16384 };
 
 static void squares(const void *arguments, int64_t begin, int64_t end) {
     const struct ls_op_squared_norm *op = arguments;
-    const float *x = op->input;
+    float wide[NORM_PIECE];
     for (int64_t piece = begin; piece < end; piece++) {
         const int64_t first = piece * NORM_PIECE,
                       last = op->count - first < NORM_PIECE ? op->count : first + NORM_PIECE;
+        const float *x = (const float *)op->input + first;
+        if (op->dtype != LS_FP32) {
+            ls_widen(op->dtype, wide, ls_element(op->dtype, op->input, first), last - first);
+            x = wide;
+        }
         double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = first; i < last; i++) sum += (double)x[i] * (double)x[i];
+        for (int64_t i = 0; i < last - first; i++) sum += (double)x[i] * (double)x[i];
         op->partial[piece] = sum;
     }
 }
@@ -36,9 +42,10 @@ void ls_cpu_ordered_sum(int threads, const struct ls_op_ordered_sum *op) {
 
 void ls_cpu_clip(int threads, const struct ls_op_clip *op) {
     (void)threads;
-    const double norm = sqrt(op->squared[0]);
+    const double scale = op->loss_scale > 0.0f ? (double)op->loss_scale : 1.0, norm = sqrt(op->squared[0]) / scale;
     *op->norm = (float)norm;
-    *op->factor = op->maximum > 0.0f && norm > (double)op->maximum ? (float)((double)op->maximum / norm) : 1.0f;
+    *op->factor =
+        (float)((op->maximum > 0.0f && norm > (double)op->maximum ? (double)op->maximum / norm : 1.0) / scale);
     *op->found_inf = !isfinite(norm);
 }
 
@@ -72,7 +79,8 @@ static void adamw(const void *arguments, int64_t begin, int64_t end) {
     if (begin < decayed) adamw_range(a, begin, end < decayed ? end : decayed, a->decay);
     if (end > decayed) adamw_range(a, begin > decayed ? begin : decayed, end, 0.0f);
     if (a->op->low_precision)
-        memcpy((float *)a->op->low_precision + begin, a->op->parameter + begin, (size_t)(end - begin) * sizeof(float));
+        ls_narrow(a->op->dtype, ls_element(a->op->dtype, a->op->low_precision, begin), a->op->parameter + begin,
+                  end - begin);
 }
 
 void ls_cpu_adamw(int threads, const struct ls_op_adamw *op) {

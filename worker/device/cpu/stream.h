@@ -36,7 +36,7 @@ void ls_cpu_event_record(struct ls_event *event, struct ls_stream *stream);
 enum ls_code ls_cpu_event_synchronize(struct ls_event *event, struct ls_error *error);
 
 /* Runs operation `op` in the calling thread (stream.c's caller into the kernels); `fixed`: see ls_device_set_fixed().
- * Refuses other types than fp32. */
+ * Refuses unknown types. */
 enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *arguments, struct ls_error *error);
 
 #endif

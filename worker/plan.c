@@ -62,6 +62,7 @@ struct pass {
 static struct pass forward_of(const struct ls_config *config, const struct ls_model *model, int block, double rows) {
     const struct ls_block *shape = ls_model_block(model, block);
     const double length = (double)config->data.sequence_length, width = (double)config->model.hidden_size;
+    const double element = (double)ls_dtype_bytes(ls_model_dtype(model));
     double matrix = 0;
     struct pass pass = {.saved_bytes = (double)ls_model_saved_bytes(model, block, 1) * rows / length,
                         .recomputed_bytes = (double)ls_model_recomputed_bytes(model, block, 1) * rows / length};
@@ -71,9 +72,9 @@ static struct pass forward_of(const struct ls_config *config, const struct ls_mo
     } else if (shape->kind == LS_BLOCK_HEAD) {
         matrix = (double)config->model.vocab_size * width;
     }
-    pass.matrix_bytes = matrix * sizeof(float);
+    pass.matrix_bytes = matrix * element;
     pass.flops = rows * 2 * matrix + pass.attention_flops;
-    pass.bytes = pass.matrix_bytes + pass.saved_bytes + pass.recomputed_bytes + 2 * rows * width * sizeof(float);
+    pass.bytes = pass.matrix_bytes + pass.saved_bytes + pass.recomputed_bytes + 2 * rows * width * element;
     return pass;
 }
 
@@ -125,8 +126,11 @@ static struct ls_cost_block plan_block(const struct ls_config *config, const str
     return cost;
 }
 
-/* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12. Zeroing the gradient: 4. */
-enum { UPDATE_BYTES_PER_PARAMETER = 36 };
+/* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12, and a copy of another type. Zeroing the gradient: 4. */
+static double update_bytes_per_parameter(const struct ls_model *model) {
+    const enum ls_dtype dtype = ls_model_dtype(model);
+    return 36 + (dtype == LS_FP32 ? 0 : (double)ls_dtype_bytes(dtype));
+}
 
 static enum ls_code plan_work(const struct ls_config *config, const struct ls_model *model,
                               const struct ls_activations *activations, struct ls_plan *plan, struct ls_error *error) {
@@ -144,12 +148,12 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
     }
     plan->flops_of_rank *= (double)plan->micro_batches;
     const int64_t slices = config->zero.stage > 0 ? plan->ranks / ls_shard_replicas(config) : 1;
-    plan->work =
-        (struct ls_cost_work){.blocks = blocks,
-                              .block_count = count,
-                              .micro_batches = plan->micro_batches,
-                              .gathers_always = config->zero.stage == 3,
-                              .update_bytes = (double)plan->parameters / (double)slices * UPDATE_BYTES_PER_PARAMETER};
+    plan->work = (struct ls_cost_work){.blocks = blocks,
+                                       .block_count = count,
+                                       .micro_batches = plan->micro_batches,
+                                       .gathers_always = config->zero.stage == 3,
+                                       .update_bytes = (double)plan->parameters / (double)slices *
+                                                       update_bytes_per_parameter(model)};
     return LS_OK;
 }
 

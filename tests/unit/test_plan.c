@@ -171,7 +171,7 @@ static void full_checkpointing_keeps_a_fifth_at_12_layers(void **unused) {
     }
 }
 
-/* Host memory: three steps of three arrays of 4 bytes a token, whole micro-batches; the largest block and two slices of
+/* Host memory: three steps of three arrays of 4 bytes a token, whole micro-batches; the largest block and three slices of
  * it on their way into a checkpoint. */
 static void host_memory_is_the_ring_and_a_block(void **unused) {
     (void)unused;
@@ -180,7 +180,7 @@ static void host_memory_is_the_ring_and_a_block(void **unused) {
     /* 24 sequences over 5 ranks: 5 on the fullest, in 2 micro-batches of 3. */
     const int64_t ring = 3 * 3 * 4 * (2 * 3) * llama.T;
     const int64_t largest = larger(llama.V * C + C, block_count(&llama, 1)); /* the head, or a layer */
-    const int64_t block = 4 * largest + 2 * 4 * ((largest + ranks - 1) / ranks);
+    const int64_t block = 4 * largest + 3 * 4 * ((largest + ranks - 1) / ranks);
     struct ls_plan plan = plan_of(&config, ranks);
     assert_int_equal(plan.host_row_bytes[LS_PLAN_PREFETCH], ring);
     assert_int_equal(plan.host_row_bytes[LS_PLAN_EVALUATION], 0);

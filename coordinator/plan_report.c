@@ -96,23 +96,22 @@ void ls_plan_report_print(const struct ls_plan_report *report, FILE *out) {
     if (!report->fits) print_options(report, out);
 }
 
-/* "batches_read_ahead" */
-static void set_host_row(json_t *host, enum ls_plan_host row, int64_t bytes) {
-    char name[64];
-    snprintf(name, sizeof name, "%s", ls_plan_host_name(row));
-    for (char *c = name; *c; c++)
+/* Under "batches_read_ahead" for "batches read ahead". */
+static void set_bytes(json_t *object, const char *name, int64_t bytes) {
+    char key[64];
+    snprintf(key, sizeof key, "%s", name);
+    for (char *c = key; *c; c++)
         if (*c == ' ') *c = '_';
-    json_object_set_new(host, name, json_integer(bytes));
+    json_object_set_new(object, key, json_integer(bytes));
 }
 
 static json_t *bytes_as_json(const struct ls_plan_report *report) {
     const struct ls_plan *plan = report->plan;
     json_t *bytes = json_object(), *host = json_object();
     for (int category = 0; category < LS_MEMORY_CATEGORIES; category++)
-        json_object_set_new(bytes, ls_memory_category_name((enum ls_memory_category)category),
-                            json_integer(plan->category_bytes[category]));
+        set_bytes(bytes, ls_memory_category_name((enum ls_memory_category)category), plan->category_bytes[category]);
     for (int row = 0; row < LS_PLAN_HOST_ROWS; row++)
-        set_host_row(host, (enum ls_plan_host)row, plan->host_row_bytes[row]);
+        set_bytes(host, ls_plan_host_name((enum ls_plan_host)row), plan->host_row_bytes[row]);
     json_object_set_new(bytes, "arena", json_integer(plan->arena_bytes));
     json_object_set_new(bytes, "host", host);
     json_object_set_new(bytes, "host_total", json_integer(plan->host_bytes));

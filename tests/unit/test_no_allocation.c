@@ -30,18 +30,43 @@ static void count(void *caller) {
     if (index < CALLERS_MAX) callers[index] = caller;
 }
 
-#ifdef SANITIZED
-#include <sanitizer/allocator_interface.h>
+/* Matrix libraries take scratch of their own inside a product, of a size that only they know, and give it back before
+ * it returns; the C++ runtime asks for them. oneDNN does so in every product. */
+static bool is_product_library(const void *address) {
+    static const char *const names[] = {"libdnnl", "libopenblas", "libstdc++", "libgomp"};
+    Dl_info info;
+    if (!dladdr(address, &info) || !info.dli_fname) return false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strstr(info.dli_fname, names[i])) return true;
+    return false;
+}
 
-/* The sanitizer's own malloc calls this; who asked it is not known, so oneDNN's and OpenBLAS's calls count too. */
+#ifdef SANITIZED
+#include <execinfo.h>
+
+enum { FRAMES_MAX = 24 };
+
+/* Of the sanitizers' runtime; gcc comes without its header. */
+int __sanitizer_install_malloc_and_free_hooks(void (*malloc_hook)(const volatile void *, size_t),
+                                              void (*free_hook)(const volatile void *));
+
+/* The sanitizer's own malloc calls this: who asked it is further up. */
 static void hook(const volatile void *memory, size_t bytes) {
     (void)memory, (void)bytes;
-    count(NULL);
+    if (!atomic_load_explicit(&counting, memory_order_relaxed)) return;
+    void *frames[FRAMES_MAX];
+    const int frame_count = backtrace(frames, FRAMES_MAX);
+    int caller = frame_count - 1;
+    for (int i = frame_count - 1; i >= 0; i--)
+        if (is_product_library(frames[i])) caller = i;
+    count(frames[caller]);
 }
 static void ignore(const volatile void *memory) {
     (void)memory;
 }
 static void install(void) {
+    void *frame;
+    backtrace(&frame, 1); /* loads its library, which allocates */
     __sanitizer_install_malloc_and_free_hooks(hook, ignore);
 }
 #else
@@ -79,15 +104,6 @@ int posix_memalign(void **memory, size_t alignment, size_t bytes) {
 static void install(void) {}
 #endif
 
-/* Matrix libraries take scratch of their own inside a product, of a size that only they know, and give it back before
- * it returns; the C++ runtime asks for them. */
-static bool is_product_library(const char *file) {
-    static const char *const names[] = {"libdnnl", "libopenblas", "libstdc++", "libgomp"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strstr(file, names[i])) return true;
-    return false;
-}
-
 /* All ranks meet after the first step and before the end: what is between is counted. */
 static pthread_barrier_t meeting;
 static int64_t last_step;
@@ -120,7 +136,8 @@ static void check(const char *yaml, int ranks, int64_t stage, enum ls_checkpoint
     const int total = atomic_load(&asked);
     for (int i = 0; i < total && i < CALLERS_MAX; i++) {
         Dl_info info = {0};
-        if (callers[i] && dladdr(callers[i], &info) && is_product_library(info.dli_fname)) continue;
+        if (is_product_library(callers[i])) continue;
+        dladdr(callers[i], &info);
         fail_msg("stage %d, %d ranks: %d allocations, one by %s %s", (int)stage, ranks, total,
                  info.dli_fname ? info.dli_fname : "an unknown caller", info.dli_sname ? info.dli_sname : "");
     }

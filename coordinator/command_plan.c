@@ -6,6 +6,7 @@
 #include "common/status.h"
 #include "coordinator/command_line.h"
 #include "coordinator/plan_report.h"
+#include "worker/model/model.h"
 
 #include <errno.h>
 #include <math.h>
@@ -113,10 +114,10 @@ static enum ls_code find_machine(const struct request *request, const struct ls_
     if (!request->gpu)
         return ls_cost_machine_measure((int)config->launcher.threads_per_rank, per_node, link,
                                        config->train.micro_batch_size * config->data.sequence_length,
-                                       config->model.hidden_size, machine, error);
+                                       config->model.hidden_size, ls_model_dtype_of(config), machine, error);
     const struct ls_gpu *gpu;
     enum ls_code code = find_gpu(request->gpu, &gpu, error);
-    if (!code) *machine = ls_cost_machine_of_gpu(gpu, false, per_node, link);
+    if (!code) *machine = ls_cost_machine_of_gpu(gpu, config->precision != LS_PRECISION_FP32, per_node, link);
     return code;
 }
 

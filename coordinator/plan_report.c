@@ -4,8 +4,9 @@
 #include <jansson.h>
 
 static const char *precision_name(const struct ls_config *config) {
-    (void)config;
-    return "fp32";
+    static const char *const names[] = {
+        [LS_PRECISION_FP32] = "fp32", [LS_PRECISION_BF16] = "bf16", [LS_PRECISION_FP16] = "fp16"};
+    return names[config->precision];
 }
 
 /* 12,345,678 */

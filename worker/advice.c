@@ -2,6 +2,7 @@
 #include "worker/advice.h"
 
 #include "worker/memory/host_memory.h"
+#include "worker/model/model.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -226,7 +227,7 @@ enum ls_code ls_advice_check(const struct ls_config *config, int64_t ranks, int6
         struct ls_cost_machine machine;
         code = ls_cost_machine_measure(threads, ranks_per_node, LS_COST_NODE_LINK_STANDARD,
                                        config->train.micro_batch_size * config->data.sequence_length,
-                                       config->model.hidden_size, &machine, error);
+                                       config->model.hidden_size, ls_model_dtype_of(config), &machine, error);
         if (!code) {
             const struct ls_cost cost = ls_cost_predict(&machine, ranks, &plan.work);
             code = ls_advice_refuse(config, &plan, &cost, &machine, limit, error);

@@ -56,7 +56,7 @@ static void plan_host(const struct ls_config *config, const struct ls_model *mod
  * half of attention 2 Q T a row. Traffic: parameters are read, what backward needs is written, the residual stream read
  * and written. */
 struct pass {
-    double matrix_bytes, flops, attention_flops, saved_bytes, recomputed_bytes, bytes;
+    double matrix_bytes, gradient_bytes, flops, attention_flops, saved_bytes, recomputed_bytes, bytes;
 };
 
 static struct pass forward_of(const struct ls_config *config, const struct ls_model *model, int block, double rows) {
@@ -73,6 +73,7 @@ static struct pass forward_of(const struct ls_config *config, const struct ls_mo
         matrix = (double)config->model.vocab_size * width;
     }
     pass.matrix_bytes = matrix * element;
+    pass.gradient_bytes = matrix * sizeof(float);
     pass.flops = rows * 2 * matrix + pass.attention_flops;
     pass.bytes = pass.matrix_bytes + pass.saved_bytes + pass.recomputed_bytes + 2 * rows * width * element;
     return pass;
@@ -83,12 +84,15 @@ static bool shards_gradients(const struct ls_config *config) {
 }
 
 /* Stage 3 gathers a layer for its forward and, but for the last one, which is still there, for its backward, along with
- * those that are computed again before it. Without replicas a reduction sends what a gather does. */
+ * those that are computed again before it. A reduction within a group sends the elements that a gather does, in the
+ * gradients' type. */
 static void plan_wire(const struct ls_config *config, const struct ls_model *model,
                       const struct ls_activations *activations, int block, int64_t ranks, struct ls_cost_block *cost) {
     const int layers = ls_model_block_count(model) - 2;
     if (config->zero.stage == 0) return;
-    if (shards_gradients(config)) cost->reduce_bytes = (double)ls_shard_gather_bytes(config, model, ranks, block);
+    const double elements =
+        (double)(ls_shard_gather_bytes(config, model, ranks, block) / ls_dtype_bytes(ls_model_dtype(model)));
+    if (shards_gradients(config)) cost->reduce_bytes = elements * sizeof(float);
     cost->forward_gather_bytes = (double)ls_shard_gather_bytes(config, model, ranks, block);
     if (config->zero.stage < 3 || block < 1 || block >= layers) return;
     cost->backward_gather_bytes = cost->forward_gather_bytes;
@@ -106,7 +110,7 @@ static struct ls_cost_block plan_block(const struct ls_config *config, const str
     struct ls_cost_block cost = {.forward_flops = forward.flops,
                                  .backward_flops = 2 * forward.flops,
                                  .forward_bytes = forward.bytes,
-                                 .backward_bytes = forward.bytes + 2 * forward.matrix_bytes,
+                                 .backward_bytes = forward.bytes + 2 * forward.gradient_bytes,
                                  .last_reduce_bytes = (double)ls_shard_reduce_bytes(config, model, ranks, block)};
     const int again = ls_activations_forward_again(activations, block);
     for (int other = again; other < block; other++) {

@@ -127,6 +127,7 @@ static void check(const char *yaml, int ranks, int64_t stage, enum ls_checkpoint
     struct run run = {.config = harness_config(yaml), .ranks = ranks, .steps = 12, .after_step = after_step};
     run.config.zero.stage = stage;
     run.config.activation_checkpointing.mode = mode;
+    run.config.precision = stage % 2 ? LS_PRECISION_BF16 : LS_PRECISION_FP32;
     last_step = run.steps;
     pthread_barrier_init(&meeting, NULL, (unsigned)ranks);
     atomic_store(&asked, 0);

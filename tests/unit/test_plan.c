@@ -73,18 +73,19 @@ static struct ls_plan plan_of(const struct ls_config *config, int64_t ranks) {
 }
 
 /* Four arrays of a block at 4 bytes an element, each whole (padded to the ranks) or a slice, each rounded up to 256
- * bytes in the arena; Llama's table of angles is beside the parameters. */
-static void check_state(const struct shape *s, int stage, int64_t ranks) {
+ * bytes in the arena; in bf16 parameters take 2 bytes, and their fp32 master joins the optimizer. Llama's table of
+ * angles is beside the parameters. */
+static void check_state(const struct shape *s, int stage, int64_t ranks, bool bf16) {
     char more[64];
-    snprintf(more, sizeof more, "zero: {stage: %d}\n", stage);
+    snprintf(more, sizeof more, "zero: {stage: %d}\nprecision: %s\n", stage, bf16 ? "bf16" : "fp32");
     const struct ls_config config = config_of(s, more);
     const int64_t cut = stage > 0 ? ranks : 1;
     int64_t parameters = s->llama ? up(s->T * s->HD * 4) : up(0), gradients = 0, optimizer = 0;
     for (int64_t block = 0; block < s->L + 2; block++) {
         const int64_t slice = (block_count(s, kind_of(s, block)) + cut - 1) / cut;
-        parameters += up(4 * (stage == 3 ? slice : slice * cut));
+        parameters += up((bf16 ? 2 : 4) * (stage == 3 ? slice : slice * cut));
         gradients += up(4 * (stage >= 2 ? slice : slice * cut));
-        optimizer += 2 * up(4 * slice);
+        optimizer += (bf16 ? 3 : 2) * up(4 * slice);
     }
     struct ls_plan plan = plan_of(&config, ranks);
     assert_int_equal(plan.parameters, parameters_of(s));
@@ -92,46 +93,54 @@ static void check_state(const struct shape *s, int stage, int64_t ranks) {
     assert_int_equal(plan.category_bytes[LS_MEMORY_GRADIENTS], gradients);
     assert_int_equal(plan.category_bytes[LS_MEMORY_OPTIMIZER], optimizer);
 
-    /* And by the formulas of the ZeRO paper (Rajbhandari et al. 2020, section 5) for fp32, but for padding and
-     * rounding. */
+    /* And by the formulas of the ZeRO paper (Rajbhandari et al. 2020, section 5), with fp32 gradients, but for padding
+     * and rounding. */
     const double P = (double)plan.parameters, N = (double)ranks;
-    const double formula[] = {16 * P, 8 * P + 8 * P / N, 4 * P + 12 * P / N, 16 * P / N};
+    const double formulas[2][4] = {{16 * P, 8 * P + 8 * P / N, 4 * P + 12 * P / N, 16 * P / N},
+                                   {18 * P, 6 * P + 12 * P / N, 2 * P + 16 * P / N, 18 * P / N}};
+    const double formula = formulas[bf16][stage];
     const double state = (double)(parameters + gradients + optimizer - (s->llama ? up(s->T * s->HD * 4) : 0));
-    const double padding = (double)(s->L + 2) * 4 * (256 + 4 * N);
-    assert_true(state >= formula[stage] - 1 && state <= formula[stage] + padding);
+    const double padding = (double)(s->L + 2) * 5 * (256 + 4 * N);
+    assert_true(state >= formula - 1 && state <= formula + padding);
 
     /* Transients: two of the small blocks and one of the large ones, whole. A tied head is small. */
     const int64_t layer = (larger(block_count(s, 1), s->llama ? 0 : block_count(s, 2)) + cut - 1) / cut * cut;
     const int64_t large = (larger(block_count(s, 0), s->llama ? block_count(s, 2) : 0) + cut - 1) / cut * cut;
-    const int64_t passing = 2 * up(4 * layer) + up(4 * large);
-    assert_int_equal(plan.category_bytes[LS_MEMORY_REDUCED], stage >= 2 ? passing : 0);
-    assert_int_equal(plan.category_bytes[LS_MEMORY_GATHERED], stage == 3 ? passing : 0);
+    const int64_t width = bf16 ? 2 : 4, reduced = 2 * up(4 * layer) + up(4 * large);
+    const int64_t gathered = 2 * up(width * layer) + up(width * large);
+    assert_int_equal(plan.category_bytes[LS_MEMORY_REDUCED], stage >= 2 ? reduced : 0);
+    assert_int_equal(plan.category_bytes[LS_MEMORY_GATHERED], stage == 3 ? gathered : 0);
     ls_plan_release(&plan);
 }
 
-static void state_is_16P_then_8P_4P_and_nothing_whole(void **unused) {
+static void state_is_16P_or_18P_and_falls_with_the_stage(void **unused) {
     (void)unused;
     for (int stage = 0; stage <= 3; stage++)
         for (int64_t ranks = 1; ranks <= 5; ranks++) {
-            check_state(&gpt2, stage, ranks);
-            check_state(&llama, stage, ranks);
+            check_state(&gpt2, stage, ranks, false);
+            check_state(&llama, stage, ranks, false);
+            check_state(&gpt2, stage, ranks, true);
+            check_state(&llama, stage, ranks, true);
         }
 }
 
 /* What a layer leaves for its backward, an array each: kept in every mode, and what `selective` makes again. */
-static void layer_bytes(const struct shape *s, int64_t *kept, int64_t *again) {
+static void layer_bytes(const struct shape *s, int64_t width, int64_t *kept, int64_t *again) {
     const int64_t C = s->C, I = s->I, Q = s->NH * s->HD, W = (s->NH + 2 * s->NKV) * s->HD, R = s->B * s->T;
     const int64_t kept_gpt2[] = {3 * C, C, I}, again_gpt2[] = {C, C, s->NH, C, larger(I, 3 * C), 1, 1, 1, 1};
     const int64_t kept_llama[] = {W, C, larger(2 * I, W)}, again_llama[] = {C, Q, s->NH, C, larger(I, Q), 1, 1};
     *kept = *again = 0;
-    for (int i = 0; i < 3; i++) *kept += up(4 * R * (s->llama ? kept_llama[i] : kept_gpt2[i]));
-    for (int i = 0; i < (s->llama ? 7 : 9); i++) *again += up(4 * R * (s->llama ? again_llama[i] : again_gpt2[i]));
+    for (int i = 0; i < 3; i++) *kept += up(width * R * (s->llama ? kept_llama[i] : kept_gpt2[i]));
+    for (int i = 0; i < (s->llama ? 7 : 9); i++) {
+        const bool statistic = i == 2 || i >= 5; /* of attention's rows and of the norms: fp32 always */
+        *again += up((statistic ? 4 : width) * R * (s->llama ? again_llama[i] : again_gpt2[i]));
+    }
 }
 
-static void check_activations(const struct shape *s) {
+static void check_activations(const struct shape *s, bool bf16) {
     int64_t kept, again;
-    const int64_t residual = up(4 * s->B * s->T * s->C), L = s->L;
-    layer_bytes(s, &kept, &again);
+    const int64_t width = bf16 ? 2 : 4, residual = up(width * s->B * s->T * s->C), L = s->L;
+    layer_bytes(s, width, &kept, &again);
     /* What enters the L layers and the head, and the gradient of the stream. */
     const int64_t streams = (L + 2) * residual;
     const struct {
@@ -145,7 +154,9 @@ static void check_activations(const struct shape *s) {
         {"activation_checkpointing: {mode: full, every: 2}\n", 5 * residual + 2 * (kept + again)},
     };
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
-        const struct ls_config config = config_of(s, modes[i].yaml);
+        char more[128];
+        snprintf(more, sizeof more, "%sprecision: %s\n", modes[i].yaml, bf16 ? "bf16" : "fp32");
+        const struct ls_config config = config_of(s, more);
         struct ls_plan plan = plan_of(&config, 2);
         assert_int_equal(plan.category_bytes[LS_MEMORY_ACTIVATIONS], modes[i].bytes);
         ls_plan_release(&plan);
@@ -154,8 +165,10 @@ static void check_activations(const struct shape *s) {
 
 static void activations_are_what_backward_reads(void **unused) {
     (void)unused;
-    check_activations(&gpt2);
-    check_activations(&llama);
+    for (int bf16 = 0; bf16 <= 1; bf16++) {
+        check_activations(&gpt2, bf16);
+        check_activations(&llama, bf16);
+    }
 }
 
 static void full_checkpointing_keeps_a_fifth_at_12_layers(void **unused) {
@@ -171,8 +184,8 @@ static void full_checkpointing_keeps_a_fifth_at_12_layers(void **unused) {
     }
 }
 
-/* Host memory: three steps of three arrays of 4 bytes a token, whole micro-batches; the largest block and three slices of
- * it on their way into a checkpoint. */
+/* Host memory: three steps of three arrays of 4 bytes a token, whole micro-batches; the largest block and three slices
+ * of it on their way into a checkpoint. */
 static void host_memory_is_the_ring_and_a_block(void **unused) {
     (void)unused;
     struct ls_config config = config_of(&llama, "");
@@ -198,22 +211,23 @@ static void host_memory_is_the_ring_and_a_block(void **unused) {
  * blocks that stage 3 still has at hand. */
 static void the_wire_is_bounded_by_the_formulas_of_zero(void **unused) {
     (void)unused;
-    static const double widths[] = {8, 8, 8, 12};
-    for (int stage = 0; stage <= 3; stage++)
-        for (int64_t ranks = 1; ranks <= 4; ranks++) {
-            char more[64];
-            snprintf(more, sizeof more, "zero: {stage: %d}\n", stage);
-            struct ls_config config = config_of(&gpt2, more);
-            config.train.micro_batch_size = config.train.global_batch_size;
-            struct ls_plan plan = plan_of(&config, ranks);
-            const double N = (double)ranks, f = (N - 1) / N;
-            const double bound = f * (double)plan.parameters * widths[stage];
-            const double padding = (double)(gpt2.L + 2) * widths[stage] * N + 64 * N;
-            assert_int_equal(plan.micro_batches, 1);
-            assert_true((double)plan.wire_bytes <= bound + padding);
-            assert_true((double)plan.wire_bytes >= (stage == 3 ? 0.6 : 1) * bound - 64);
-            ls_plan_release(&plan);
-        }
+    for (int i = 0; i < 2 * 4 * 4; i++) {
+        const int64_t ranks = i % 4 + 1, stage = i / 4 % 4;
+        const bool bf16 = i / 16;
+        const double g = 4, w = bf16 ? 2 : 4, widths[] = {2 * g, g + w, g + w, g + 2 * w};
+        char more[64];
+        snprintf(more, sizeof more, "zero: {stage: %d}\nprecision: %s\n", (int)stage, bf16 ? "bf16" : "fp32");
+        struct ls_config config = config_of(&gpt2, more);
+        config.train.micro_batch_size = config.train.global_batch_size;
+        struct ls_plan plan = plan_of(&config, ranks);
+        const double N = (double)ranks, f = (N - 1) / N;
+        const double bound = f * (double)plan.parameters * widths[stage];
+        const double padding = (double)(gpt2.L + 2) * widths[stage] * N + 64 * N;
+        assert_int_equal(plan.micro_batches, 1);
+        assert_true((double)plan.wire_bytes <= bound + padding);
+        assert_true((double)plan.wire_bytes >= (stage == 3 ? 0.6 : 1) * bound - 64);
+        ls_plan_release(&plan);
+    }
 }
 
 /* 6N + 6LCT a token (llm.c); N leaves learned positions out. */
@@ -262,8 +276,8 @@ static void measure_used(struct ls_replica *replica, const struct ls_arena_plan 
 }
 
 /* One full micro-batch. On CPUs device memory can be looked at. */
-static void check_used(const struct shape *s) {
-    const struct ls_config config = config_of(s, "");
+static void check_used(const struct shape *s, const char *more) {
+    const struct ls_config config = config_of(s, more);
     const int64_t R = s->B * s->T;
     struct ls_device *device;
     struct ls_comm *comm;
@@ -311,8 +325,10 @@ static void check_used(const struct shape *s) {
 
 static void a_step_uses_every_category_to_its_end(void **unused) {
     (void)unused;
-    check_used(&gpt2);
-    check_used(&llama);
+    check_used(&gpt2, "");
+    check_used(&llama, "");
+    check_used(&gpt2, "precision: bf16\nactivation_checkpointing: {mode: selective}\n");
+    check_used(&llama, "precision: bf16\nactivation_checkpointing: {mode: full}\n");
 }
 
 /* ---- predicted time ---- */
@@ -412,7 +428,7 @@ static void gpus_are_found_by_name(void **unused) {
 static void this_host_is_measured(void **unused) {
     (void)unused;
     struct ls_cost_machine measured;
-    assert_int_equal(ls_cost_machine_measure(1, 2, 1e9, 128, 64, &measured, NULL), LS_OK);
+    assert_int_equal(ls_cost_machine_measure(1, 2, 1e9, 128, 64, LS_FP32, &measured, NULL), LS_OK);
     assert_true(measured.measured && !measured.gpu);
     assert_true(measured.flops_per_second > 1e6 && measured.flops_per_second < 1e15);
     assert_true(measured.memory_bytes_per_second > 1e6 && measured.memory_bytes_per_second < 1e15);
@@ -492,7 +508,7 @@ static void a_run_beyond_its_limit_is_refused_with_advice(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(state_is_16P_then_8P_4P_and_nothing_whole),
+        cmocka_unit_test(state_is_16P_or_18P_and_falls_with_the_stage),
         cmocka_unit_test(activations_are_what_backward_reads),
         cmocka_unit_test(full_checkpointing_keeps_a_fifth_at_12_layers),
         cmocka_unit_test(host_memory_is_the_ring_and_a_block),

@@ -6,6 +6,7 @@
 #define LS_WORKER_MEMORY_COST_H
 
 #include "common/status.h"
+#include "worker/device/operations.h"
 #include "worker/memory/gpu_table.h"
 
 #include <stdbool.h>
@@ -67,7 +68,7 @@ struct ls_cost_machine ls_cost_machine_of_gpu(const struct ls_gpu *gpu, bool hal
 /* Ranks on the CPUs of this host, or of hosts like it: products of `rows` x `columns` with `columns` x `columns` and
  * sums of vectors are timed for about 0.2 s. `threads` of a rank, 0: its part of the cores. LS_MEMORY. */
 enum ls_code ls_cost_machine_measure(int threads, int64_t ranks_per_node, double node_link_bytes_per_second,
-                                     int64_t rows, int64_t columns, struct ls_cost_machine *machine,
-                                     struct ls_error *error);
+                                     int64_t rows, int64_t columns, enum ls_dtype dtype,
+                                     struct ls_cost_machine *machine, struct ls_error *error);
 
 #endif

@@ -43,9 +43,21 @@ static int64_t between(int64_t value, int64_t least, int64_t most) {
     return value < least ? least : value > most ? most : value;
 }
 
+/* A product as it is shaped, or without one a sum of vectors. */
+static void put(struct ls_stream *stream, float *memory, const struct ls_op_gemm *product) {
+    if (product) {
+        const int64_t rows = product->m, columns = product->n;
+        float *a = memory, *b = a + rows * columns, *c = b + columns * columns;
+        ls_op(stream, gemm, .c = c, .a = a, .b = b, .m = rows, .n = columns, .k = columns, .lda = columns,
+              .ldb = columns, .ldc = columns, .dtype = product->dtype);
+    } else {
+        ls_op(stream, add, .sum = memory, .a = memory, .b = memory + VECTOR_ELEMENTS, .count = VECTOR_ELEMENTS);
+    }
+}
+
 /* The work of one repetition over the seconds of the fastest. */
-static enum ls_code measure(struct ls_device *device, void (*put)(struct ls_stream *, float *, int64_t, int64_t),
-                            int64_t rows, int64_t columns, double work, double *rate, struct ls_error *error) {
+static enum ls_code measure(struct ls_device *device, const struct ls_op_gemm *product, double work, double *rate,
+                            struct ls_error *error) {
     float *memory = ls_device_allocate(device, 2 * VECTOR_ELEMENTS * sizeof(float));
     struct ls_stream *stream = ls_stream_create(device, false);
     enum ls_code code = LS_OK;
@@ -54,7 +66,7 @@ static enum ls_code measure(struct ls_device *device, void (*put)(struct ls_stre
     double fastest = 0;
     for (const double begin = seconds_now(); !code && (fastest == 0 || seconds_now() - begin < measure_seconds);) {
         const double start = seconds_now();
-        put(stream, memory, rows, columns);
+        put(stream, memory, product);
         code = ls_stream_synchronize(stream, error);
         const double seconds = seconds_now() - start;
         if (fastest == 0 || seconds < fastest) fastest = seconds;
@@ -65,34 +77,19 @@ static enum ls_code measure(struct ls_device *device, void (*put)(struct ls_stre
     return code;
 }
 
-static void put_product(struct ls_stream *stream, float *memory, int64_t rows, int64_t columns) {
-    float *a = memory, *b = a + rows * columns, *c = b + columns * columns;
-    ls_op(stream, gemm, .c = c, .a = a, .b = b, .m = rows, .n = columns, .k = columns, .lda = columns, .ldb = columns,
-          .ldc = columns);
-}
-
-static void put_sum(struct ls_stream *stream, float *memory, int64_t rows, int64_t columns) {
-    (void)rows, (void)columns;
-    ls_op(stream, add, .sum = memory, .a = memory, .b = memory + VECTOR_ELEMENTS, .count = VECTOR_ELEMENTS);
-}
-
-static enum ls_code measure_with(int threads, bool products, int64_t rows, int64_t columns, double *rate,
+static enum ls_code measure_with(int threads, const struct ls_op_gemm *product, double work, double *rate,
                                  struct ls_error *error) {
     struct ls_device *device;
     enum ls_code code = ls_device_create_cpu(threads, LS_STREAMS_EAGER, &device, error);
     if (code) return code;
-    if (products)
-        code =
-            measure(device, put_product, rows, columns, 2.0 * (double)rows * (double)(columns * columns), rate, error);
-    else
-        code = measure(device, put_sum, 0, 0, 3.0 * VECTOR_ELEMENTS * sizeof(float), rate, error);
+    code = measure(device, product, work, rate, error);
     ls_device_destroy(device);
     return code;
 }
 
 enum ls_code ls_cost_machine_measure(int threads, int64_t ranks_per_node, double node_link_bytes_per_second,
-                                     int64_t rows, int64_t columns, struct ls_cost_machine *machine,
-                                     struct ls_error *error) {
+                                     int64_t rows, int64_t columns, enum ls_dtype dtype,
+                                     struct ls_cost_machine *machine, struct ls_error *error) {
     cpu_set_t set;
     const int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     if (threads == 0) threads = (int)between(cores / ranks_per_node, 1, cores);
@@ -106,8 +103,11 @@ enum ls_code ls_cost_machine_measure(int threads, int64_t ranks_per_node, double
                                         .ranks_per_node = ranks_per_node,
                                         .node_link_bytes_per_second = node_link_bytes_per_second};
     double products, sums;
-    enum ls_code code = measure_with(threads, true, rows, columns, &products, error);
-    if (!code) code = measure_with(wanted < cores ? (int)wanted : cores, false, 0, 0, &sums, error);
+    const struct ls_op_gemm product = {.m = rows, .n = columns, .dtype = dtype};
+    enum ls_code code = measure_with(threads, &product, 2.0 * (double)(rows * columns * columns), &products, error);
+    if (!code)
+        code = measure_with(wanted < cores ? (int)wanted : cores, NULL, 3.0 * VECTOR_ELEMENTS * sizeof(float), &sums,
+                            error);
     if (code) return code;
     snprintf(machine->name, sizeof machine->name, "the CPUs of this host, %d thread%s a rank", threads,
              threads == 1 ? "" : "s");

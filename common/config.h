@@ -18,7 +18,7 @@ enum ls_optimizer_type { LS_ADAMW };
 enum ls_checkpointing_mode { LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL, LS_CHECKPOINTING_SELECTIVE };
 
 enum ls_accumulate { LS_ACCUMULATE_AUTO, LS_ACCUMULATE_LOCAL, LS_ACCUMULATE_SHARDED };
-enum ls_gradient_dtype { LS_GRADIENT_FP32 };
+enum ls_gradient_dtype { LS_GRADIENT_FP32, LS_GRADIENT_BF16 };
 
 enum { LS_CONFIG_SOURCES_MAX = 64, LS_CONFIG_PATH_MAX = 1024, LS_CONFIG_ARGUMENTS_MAX = 64 };
 

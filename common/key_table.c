@@ -23,7 +23,7 @@ static const struct ls_choice ACCUMULATIONS[] = {{"auto", LS_ACCUMULATE_AUTO, NU
                                                  {"sharded", LS_ACCUMULATE_SHARDED, NULL},
                                                  {0}};
 static const struct ls_choice GRADIENT_DTYPES[] = {
-    {"fp32", LS_GRADIENT_FP32, NULL}, {"bf16", 0, "this version sends gradients in fp32 only. Use fp32."}, {0}};
+    {"fp32", LS_GRADIENT_FP32, NULL}, {"bf16", LS_GRADIENT_BF16, NULL}, {0}};
 static const struct ls_choice SCHEDULES[] = {{"cosine", LS_COSINE, NULL},
                                              {"linear", LS_LINEAR, NULL},
                                              {"constant", LS_CONSTANT, NULL},
@@ -180,8 +180,9 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"zero.accumulate", CHOICE(ACCUMULATIONS), FIELD(zero.accumulate), .standard = "auto",
      .meaning = "where the gradients of micro-batches add up: local (whole, one reduction a step; stages 0 and 1), "
                 "sharded (slices, one a micro-batch; stages 1 to 3), auto: local where it is possible"},
-    {"zero.gradient_dtype", CHOICE(GRADIENT_DTYPES), FIELD(zero.gradient_dtype), .standard = "fp32",
-     .meaning = "type of gradients on the wire", .elsewhere = "reduce_dtype grad_reduce_dtype"},
+    {"zero.gradient_dtype", CHOICE(GRADIENT_DTYPES), FIELD(zero.gradient_dtype), .standard = "fp32", .identity = true,
+     .meaning = "type of gradients on the wire; they add up in fp32 before and after",
+     .elsewhere = "reduce_dtype grad_reduce_dtype"},
 
     {"activation_checkpointing.mode", CHOICE(CHECKPOINTING), FIELD(activation_checkpointing.mode), .standard = "none",
      .meaning =

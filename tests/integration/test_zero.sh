@@ -43,6 +43,13 @@ rm -rf "$work/half/checkpoints/step-00000008"
 sed -i '/"attempt":1,/d' "$work/half/metrics.jsonl"
 alike "a checkpoint of stage 3 goes on at stage 1" stage0 half 5
 
+run narrow -n 3 --set zero.stage=2 --set zero.gradient_dtype=bf16 || tail -n 5 "$work/narrow.log"
+if paste <(losses stage0) <(losses narrow) | awk '{d = ($2 - $4) / $2; if (d * d > 1e-6) bad = 1} END {exit bad || NR != 8}'; then
+    ok "gradients that travel in bf16 train within a thousandth"
+else
+    not_ok "gradients that travel in bf16 train within a thousandth" "$work/narrow.log"
+fi
+
 expect 2 "zero.stage" "a stage above 3 is refused" "$lockstep" run $config --run-dir "$work/no" -n 2 --set zero.stage=4
 expect 2 "2 does not divide 3 ranks" "replicas that do not divide the ranks are refused" \
     "$lockstep" run $config --run-dir "$work/no" -n 3 --set zero.stage=1 --set zero.replicas=2

@@ -1,5 +1,6 @@
 /* Collectives over MPI; run by mpirun on 1, 2, 3 and 4 ranks. Every rank runs every test. */
 #include "worker/comm/comm.h"
+#include "worker/device/cpu/low_precision.h"
 
 #include <math.h>
 #include <mpi.h>
@@ -151,6 +152,34 @@ static void an_exchange_brings_everybodys_stretches_in_rank_order(void **unused)
     free(parts);
 }
 
+/* Small integers and their sums are exact in bf16; thirds are rounded once on the way in and once as a sum. */
+static void bf16_is_added_in_fp32_and_rounded_once(void **unused) {
+    (void)unused;
+    const int size = ls_comm_size(comm), rank = ls_comm_rank(comm);
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
+        for (int scatter = 0; scatter < 2; scatter++) {
+            const int64_t count = counts[c], length = scatter ? size * count : count;
+            uint16_t *buffer = malloc((size_t)(length + 1) * sizeof *buffer);
+            for (int64_t i = 0; i < length; i++)
+                buffer[i] = ls_bf16_narrow(i % 2 ? (float)(rank + i % 13) : (float)((rank + 1) * (i % 97)) / 3);
+            buffer[length] = 77;
+            if (scatter)
+                ls_comm_reduce_scatter_sum(comm, stream, buffer, count, LS_COMM_BF16, 3);
+            else
+                ls_comm_all_reduce_sum(comm, stream, buffer, count, LS_COMM_BF16, 3);
+            assert_int_equal(ls_stream_synchronize(stream, NULL), LS_OK);
+            for (int64_t i = scatter ? rank * count : 0; i < (scatter ? (rank + 1) * count : count); i++) {
+                float sum = 0;
+                for (int other = 0; other < size; other++)
+                    sum += ls_bf16_widen(
+                        ls_bf16_narrow(i % 2 ? (float)(other + i % 13) : (float)((other + 1) * (i % 97)) / 3));
+                if (buffer[i] != ls_bf16_narrow(sum)) fail_msg("element %lld of %lld", (long long)i, (long long)count);
+            }
+            assert_int_equal(buffer[length], 77);
+            free(buffer);
+        }
+}
+
 static void a_split_makes_parts_that_gather_and_reduce_among_themselves(void **unused) {
     (void)unused;
     enum { COUNT = 1234567 };
@@ -229,6 +258,7 @@ int main(int argc, char **argv) {
             cmocka_unit_test(reduce_scatter_leaves_each_rank_its_slice),
             cmocka_unit_test(all_gather_brings_every_slice_to_every_rank),
             cmocka_unit_test(an_exchange_brings_everybodys_stretches_in_rank_order),
+            cmocka_unit_test(bf16_is_added_in_fp32_and_rounded_once),
             cmocka_unit_test(a_split_makes_parts_that_gather_and_reduce_among_themselves),
             cmocka_unit_test(host_collectives_run_while_the_stream_is_busy),
             cmocka_unit_test(checks_name_two_ranks_that_disagree),

@@ -1,5 +1,6 @@
 /* Collectives between threads of one process. */
 #include "worker/comm/comm.h"
+#include "worker/device/cpu/low_precision.h"
 
 #include <pthread.h>
 #include <setjmp.h>
@@ -122,6 +123,45 @@ static void reduce_scatter_then_all_gather_is_an_all_reduce(void **unused) {
                 float in_order = value_of(0, i);
                 for (int r = 1; r < ranks; r++) in_order += value_of(r, i);
                 for (int r = 0; r < ranks; r++) assert_memory_equal(&states[r].floats[i], &in_order, sizeof in_order);
+            }
+        }
+    free(states);
+}
+
+static uint16_t bf16_of(int rank, int64_t i) {
+    return ls_bf16_narrow(value_of(rank, i));
+}
+
+static void *reduce_bf16(void *argument) {
+    struct rank *state = argument;
+    const int size = ls_comm_size(state->comm), rank = ls_comm_rank(state->comm);
+    uint16_t *whole = (uint16_t *)state->floats, *cut = (uint16_t *)state->doubles;
+    for (int64_t i = 0; i < state->count; i++) whole[i] = bf16_of(rank, i);
+    for (int64_t i = 0; i < size * state->count; i++) cut[i] = bf16_of(rank, i);
+    ls_comm_all_reduce_sum(state->comm, state->stream, whole, state->count, LS_COMM_BF16, 0);
+    ls_comm_reduce_scatter_sum(state->comm, state->stream, cut, state->count, LS_COMM_BF16, 1);
+    state->code = ls_stream_synchronize(state->stream, &state->error);
+    state->sums[0] = ls_comm_wire_bytes(state->comm);
+    return NULL;
+}
+
+static void bf16_is_added_in_fp32_and_rounded_once(void **unused) {
+    (void)unused;
+    static const int64_t counts[] = {0, 1, 5, 513, 1001};
+    struct rank *states = calloc(RANKS_MAX, sizeof *states);
+    for (int ranks = 1; ranks <= RANKS_MAX; ranks++)
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+            const int64_t count = counts[c];
+            for (int r = 0; r < ranks; r++) states[r].count = count;
+            run_ranks(ranks, LS_STREAMS_EAGER, states, reduce_bf16);
+            for (int r = 0; r < ranks; r++) {
+                assert_int_equal(states[r].sums[0], 2 * (ranks - 1) * 2 * count / ranks + (ranks - 1) * 2 * count);
+                for (int64_t i = 0; i < ranks * count; i++) {
+                    float sum = ls_bf16_widen(bf16_of(0, i));
+                    for (int other = 1; other < ranks; other++) sum += ls_bf16_widen(bf16_of(other, i));
+                    if (i < count) assert_int_equal(((uint16_t *)states[r].floats)[i], ls_bf16_narrow(sum));
+                    if (i / count == r) assert_int_equal(((uint16_t *)states[r].doubles)[i], ls_bf16_narrow(sum));
+                }
             }
         }
     free(states);
@@ -313,6 +353,7 @@ int main(void) {
         cmocka_unit_test(all_reduce_on_lazy_streams_gives_the_same),
         cmocka_unit_test(reduce_scatter_then_all_gather_is_an_all_reduce),
         cmocka_unit_test(an_exchange_brings_everybodys_stretches_in_rank_order),
+        cmocka_unit_test(bf16_is_added_in_fp32_and_rounded_once),
         cmocka_unit_test(a_split_makes_parts_whose_traffic_counts_for_the_whole),
         cmocka_unit_test(host_collectives_do_not_mix_with_those_on_streams),
         cmocka_unit_test(checks_name_two_ranks_that_disagree),

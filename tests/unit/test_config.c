@@ -130,7 +130,7 @@ static void every_key_is_read_into_its_field(void **state) {
             "precision: fp32\n"
             "optimizer: {type: adamw, lr: 1e-3, betas: [0, 0.999], eps: 1e-6, weight_decay: 0}\n"
             "lr_schedule: {type: wsd, warmup_steps: 7, min_lr_ratio: 1, decay_ratio: 0.5}\n"
-            "zero: {stage: 1, replicas: 3, accumulate: sharded, gradient_dtype: fp32}\n"
+            "zero: {stage: 1, replicas: 3, accumulate: sharded, gradient_dtype: bf16}\n"
             "evaluation: {every_steps: 2, batches: 4}\ncheckpoint: {every_steps: 3}\n"
             "fault: {coordinator_timeout_seconds: 11, start_timeout_seconds: 12}\n"
             "coordinator: {bind: '::1', port: 65535}\n"
@@ -159,6 +159,7 @@ static void every_key_is_read_into_its_field(void **state) {
     assert_int_equal(config.zero.stage, 1);
     assert_int_equal(config.zero.replicas, 3);
     assert_int_equal(config.zero.accumulate, LS_ACCUMULATE_SHARDED);
+    assert_int_equal(config.zero.gradient_dtype, LS_GRADIENT_BF16);
     assert_int_equal(config.data.train_count, 2);
     assert_string_equal(config.data.train[0].path, "synthetic:900");
     assert_int_equal(config.data.train[0].weight, 3);
@@ -373,7 +374,7 @@ static void rules_between_keys_hold(void **state) {
     refuses_set("zero.accumulate=sharded", "zero.accumulate: found sharded", "zero.stage 0");
     refuses_set("zero={stage: 2, accumulate: local}", "zero.accumulate", "found local", "zero.stage 2");
     refuses_set("zero={stage: 3, accumulate: local}", "zero.accumulate", "found local", "zero.stage 3");
-    refuses_set("zero.gradient_dtype=bf16", "zero.gradient_dtype", "fp32");
+    refuses_set("zero.gradient_dtype=fp16", "zero.gradient_dtype", "fp32, bf16");
     accepts(MODEL DATA TRAIN, "zero={stage: 1, accumulate: local}");
     accepts(MODEL DATA TRAIN, "zero={stage: 1, accumulate: sharded}");
     accepts(MODEL DATA TRAIN, "zero={stage: 3, accumulate: sharded}");

@@ -509,6 +509,13 @@ static void the_optimizer_rounds_its_copy_from_the_master(void **state) {
         assert_memory_equal(expected, copy.low, COUNT * sizeof *expected);
         assert_int_equal(copy.low[COUNT], 0x1234);
         for (int i = 0; i < COUNT; i++) assert_int_equal(expected[i], narrow(type, parameter[i]));
+        /* Widened values are those that were stored; accumulating adds them, here to themselves. */
+        float widened[COUNT];
+        ls_op(s.stream, widen, .output = widened, .input = copy.low, .count = COUNT, .dtype = types[type]);
+        for (int i = 0; i < COUNT; i++) assert_true(widened[i] == (float)value_of(type, copy.low[i]));
+        ls_op(s.stream, widen, .output = widened, .input = copy.low, .count = COUNT, .accumulate = true,
+              .dtype = types[type]);
+        for (int i = 0; i < COUNT; i++) assert_true(widened[i] == 2 * (float)value_of(type, copy.low[i]));
         /* and the norm reads the type */
         double norm = 0, reference = 0, partial[COUNT / 1024 + 1];
         ls_op(s.stream, squared_norm, .result = &norm, .input = copy.low, .count = COUNT, .partial = partial,

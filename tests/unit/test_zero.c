@@ -197,6 +197,35 @@ static void gathered_blocks_serve_recomputation_too(void **unused) {
         }
 }
 
+/* A gradient is rounded to 8 bits before it is sent and as a sum: what AdamW makes of it differs by about 2^-8, and the
+ * losses, which have fallen by a tenth, by about 2^-8 of that. */
+static void gradients_may_travel_in_bf16(void **unused) {
+    (void)unused;
+    static const struct split splits[] = {
+        {0, 3, 4, 0, 0}, {1, 2, 30, 0, 0}, {1, 3, 4, 0, LS_ACCUMULATE_SHARDED}, {2, 4, 4, 2, 0}, {3, 3, 4, 0, 0}};
+    for (int family = 0; family < 2; family++) {
+        struct run one = start(families[family], (struct split){.ranks = 1, .micro_batch = 30}, 20);
+        harness_run_well(&one);
+        for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
+            struct run runs[3];
+            for (int order = 0; order < 3; order++) {
+                runs[order] = start(families[family], splits[i], 20);
+                runs[order].order =
+                    (enum ls_stream_order[]){LS_STREAMS_EAGER, LS_STREAMS_LAZY, LS_STREAMS_HASTY}[order];
+                runs[order].config.zero.gradient_dtype = LS_GRADIENT_BF16;
+                harness_run_well(&runs[order]);
+                assert_memory_equal(runs[order].weights, runs[0].weights, (size_t)runs[0].weight_count * sizeof(float));
+            }
+            double largest = 0;
+            for (int step = 0; step < 20; step++)
+                largest = fmax(largest, relative(one.reports[step].loss, runs[0].reports[step].loss));
+            assert_true(largest < 1e-3 && largest > 1e-7);
+            for (int order = 0; order < 3; order++) harness_free(&runs[order]);
+        }
+        harness_free(&one);
+    }
+}
+
 static int64_t round_up(int64_t count, int64_t multiple) {
     return (count + multiple - 1) / multiple * multiple;
 }
@@ -267,10 +296,11 @@ static void whole_blocks_pass_through_one_large_and_two_layer_buffers(void **unu
 }
 
 /* What the steps after the first five sent: a step's own, because the first one finds nothing gathered. */
-static int64_t measured_wire(const char *yaml, struct split split, int every) {
+static int64_t measured_wire(const char *yaml, struct split split, int every, enum ls_gradient_dtype dtype) {
     uint64_t sent[2][HARNESS_RANKS_MAX];
     for (int longer = 0; longer < 2; longer++) {
         struct run run = start(yaml, split, 5 + longer);
+        run.config.zero.gradient_dtype = dtype;
         if (every > 0) {
             run.config.activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
             run.config.activation_checkpointing.every = every;
@@ -284,8 +314,10 @@ static int64_t measured_wire(const char *yaml, struct split split, int every) {
     return (int64_t)(sent[1][0] - sent[0][0]);
 }
 
-static int64_t planned_wire(const char *yaml, struct split split, int every, struct ls_shard_wire *wire) {
+static int64_t planned_wire(const char *yaml, struct split split, int every, enum ls_gradient_dtype dtype,
+                            struct ls_shard_wire *wire) {
     struct run run = start(yaml, split, 1);
+    run.config.zero.gradient_dtype = dtype;
     struct ls_model *model;
     if (every > 0) {
         run.config.activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
@@ -297,50 +329,52 @@ static int64_t planned_wire(const char *yaml, struct split split, int every, str
     return wire->gradients + wire->parameters + wire->scalars;
 }
 
-/* f P (2g | g + w | g + w | g + 2w), f = (N - 1) / N, g = w = 4, without accumulation; padding may add N - 1 elements
- * to each collective of a block. The two numbers that travel too, loss and norm, are apart. */
+/* Runs, plans, compares. */
+static struct ls_shard_wire check_wire(const char *yaml, struct split split, int every, enum ls_gradient_dtype dtype) {
+    struct ls_shard_wire wire;
+    assert_int_equal(measured_wire(yaml, split, every, dtype), planned_wire(yaml, split, every, dtype, &wire));
+    return wire;
+}
+
+/* f P (2g | g + w | g + w | g + 2w), f = (N - 1) / N, w = 4, g = 4 or 2, without accumulation; padding may add N - 1
+ * elements to each collective of a block. The two numbers that travel too, loss and norm, are apart. */
+static void check_wire_bounds(const char *yaml, const struct ls_model *model, enum ls_gradient_dtype dtype) {
+    const double P = (double)ls_model_parameter_count(model);
+    const int w = 4, g = dtype == LS_GRADIENT_BF16 ? 2 : 4, bytes_per_parameter[] = {2 * g, g + w, g + w, g + 2 * w};
+    for (int stage = 0; stage <= 3; stage++)
+        for (int ranks = 1; ranks <= 4; ranks++) {
+            const struct ls_shard_wire wire = check_wire(yaml, (struct split){stage, ranks, 30, 0, 0}, 0, dtype);
+            const double f = (double)(ranks - 1) / ranks;
+            const double padding = 3.0 * ls_model_block_count(model) * 4 * (ranks - 1);
+            assert_true((double)(wire.gradients + wire.parameters) <= f * P * bytes_per_parameter[stage] + padding);
+            assert_true(wire.scalars <= 24 * ranks);
+        }
+}
+
 static void wire_bytes_are_counted_planned_and_bounded(void **unused) {
     (void)unused;
-    static const int bytes_per_parameter[] = {8, 8, 8, 12};
     for (int family = 0; family < 2; family++) {
-        struct ls_config config = harness_config(families[family]);
+        const char *yaml = families[family];
+        struct ls_config config = harness_config(yaml);
         struct ls_model *model;
         assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
-        const double P = (double)ls_model_parameter_count(model);
-        for (int stage = 0; stage <= 3; stage++)
-            for (int ranks = 1; ranks <= 4; ranks++) {
-                struct ls_shard_wire wire;
-                const struct split split = {stage, ranks, 30, 0, 0};
-                assert_int_equal(measured_wire(families[family], split, 0),
-                                 planned_wire(families[family], split, 0, &wire));
-                const double f = (double)(ranks - 1) / ranks;
-                const double padding = 3.0 * ls_model_block_count(model) * 4 * (ranks - 1);
-                assert_true((double)(wire.gradients + wire.parameters) <= f * P * bytes_per_parameter[stage] + padding);
-                assert_true(wire.scalars <= 24 * ranks);
-            }
-        const double gradients = 4 * (double)padded_parameters(model, 3) * 2 / 3;
-        struct ls_shard_wire wire;
+        check_wire_bounds(yaml, model, LS_GRADIENT_FP32);
+        check_wire_bounds(yaml, model, LS_GRADIENT_BF16);
         /* 30 sequences over 3 ranks in micro-batches of 4: three of them. */
-        for (int stage = 2; stage <= 3; stage++) {
-            const struct split split = {stage, 3, 4, 0, 0};
-            assert_int_equal(measured_wire(families[family], split, 0),
-                             planned_wire(families[family], split, 0, &wire));
-            assert_true((double)wire.gradients == 3 * gradients);
-        }
-        const struct split local = {1, 3, 4, 0, 0}, sharded = {1, 3, 4, 0, LS_ACCUMULATE_SHARDED};
-        assert_int_equal(measured_wire(families[family], local, 0), planned_wire(families[family], local, 0, &wire));
-        assert_true((double)wire.gradients == gradients);
-        assert_int_equal(measured_wire(families[family], sharded, 0),
-                         planned_wire(families[family], sharded, 0, &wire));
-        assert_true((double)wire.gradients == 3 * gradients);
+        const double gradients = 4 * (double)padded_parameters(model, 3) * 2 / 3;
+        for (int stage = 2; stage <= 3; stage++)
+            assert_true((double)check_wire(yaml, (struct split){stage, 3, 4, 0, 0}, 0, LS_GRADIENT_FP32).gradients ==
+                        3 * gradients);
+        assert_true((double)check_wire(yaml, (struct split){1, 3, 4, 0, 0}, 0, LS_GRADIENT_FP32).gradients ==
+                    gradients);
+        assert_true((double)check_wire(yaml, (struct split){1, 3, 4, 0, LS_ACCUMULATE_SHARDED}, 0, LS_GRADIENT_BF16)
+                        .gradients == 3 * gradients / 2);
         /* Two groups of two ranks: a reduce-scatter of half in a group, then half a block all-reduced by two. */
-        const struct split hybrid = {2, 4, 30, 2, 0}, segments = {3, 4, 4, 0, 0}, groups = {3, 4, 4, 2, 0};
-        assert_int_equal(measured_wire(families[family], hybrid, 0), planned_wire(families[family], hybrid, 0, &wire));
-        assert_true((double)wire.gradients == 4.0 * (double)padded_parameters(model, 2));
-        assert_int_equal(measured_wire(families[family], groups, 0), planned_wire(families[family], groups, 0, &wire));
+        assert_true((double)check_wire(yaml, (struct split){2, 4, 30, 2, 0}, 0, LS_GRADIENT_FP32).gradients ==
+                    4.0 * (double)padded_parameters(model, 2));
+        check_wire(yaml, (struct split){3, 4, 4, 2, 0}, 0, LS_GRADIENT_BF16);
         for (int every = 1; every <= 2; every++)
-            assert_int_equal(measured_wire(families[family], segments, every),
-                             planned_wire(families[family], segments, every, &wire));
+            check_wire(yaml, (struct split){3, 4, 4, 0, 0}, every, LS_GRADIENT_FP32);
         ls_model_destroy(model);
     }
 }
@@ -437,6 +471,7 @@ int main(void) {
         cmocka_unit_test(the_order_of_streams_does_not_change_a_bit),
         cmocka_unit_test(a_checkpoint_goes_on_at_any_stage_and_rank_count),
         cmocka_unit_test(gathered_blocks_serve_recomputation_too),
+        cmocka_unit_test(gradients_may_travel_in_bf16),
         cmocka_unit_test(state_bytes_follow_the_formulas),
         cmocka_unit_test(whole_blocks_pass_through_one_large_and_two_layer_buffers),
         cmocka_unit_test(wire_bytes_are_counted_planned_and_bounded),

@@ -107,7 +107,7 @@ static enum ls_code run_on_stream(const void *argument, struct ls_error *error) 
         code = check_agreement(comm, LS_CHANNEL_STREAM,
                                (uint64_t[4]){collective->number, (uint64_t)(int64_t)collective->block,
                                              (uint64_t)collective->count * element,
-                                             (uint64_t)collective->kind * 2 + (uint64_t)collective->type},
+                                             (uint64_t)collective->kind * 4 + (uint64_t)collective->type},
                                error);
     }
     if (!code && collective->count > 0) code = comm->operations->run(comm, collective, error);

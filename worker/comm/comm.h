@@ -16,7 +16,8 @@
 
 struct ls_comm;
 
-enum ls_comm_type { LS_COMM_FLOAT, LS_COMM_DOUBLE };
+/* LS_COMM_BF16: values of two bytes, added in fp32 in rank order, the sum rounded once. */
+enum ls_comm_type { LS_COMM_FLOAT, LS_COMM_DOUBLE, LS_COMM_BF16 };
 
 int ls_comm_rank(const struct ls_comm *comm);
 int ls_comm_size(const struct ls_comm *comm);

@@ -51,8 +51,67 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* MPI knows no bf16: every rank gets everybody's part of its stretch and adds them up. The workspace holds `count`
+ * elements for each rank, side by side; its other half receives. The sum is left where the own part was received. */
+static enum ls_code exchange_bf16(struct mpi_comm *comm, int64_t count, uint16_t **sum, struct ls_error *error) {
+    const int size = comm->common.size;
+    uint16_t *sent = comm->workspace, *received = sent + size * count;
+    int status = MPI_Alltoall(sent, (int)count, MPI_UINT16_T, received, (int)count, MPI_UINT16_T,
+                              comm->channels[LS_CHANNEL_STREAM]);
+    if (status) return mpi_failed(status, "MPI_Alltoall", error);
+    *sum = received + comm->common.rank * count;
+    float stretch[LS_BF16_STRETCH];
+    for (int64_t start = 0; start < count; start += LS_BF16_STRETCH) {
+        const int64_t length = smaller(count - start, LS_BF16_STRETCH);
+        for (int rank = 0; rank < size; rank++)
+            ls_comm_add_bf16(stretch, received + rank * count + start, length, rank == 0);
+        ls_comm_round_bf16(*sum + start, stretch, length);
+    }
+    return LS_OK;
+}
+
+/* Elements a rank may have in the workspace, twice. */
+static int64_t piece_bf16(const struct mpi_comm *comm) {
+    return (int64_t)(comm->workspace_bytes / sizeof(uint16_t)) / 2 / comm->common.size;
+}
+
+static enum ls_code run_reduce_scatter_bf16(struct mpi_comm *comm, const struct ls_collective *collective,
+                                            struct ls_error *error) {
+    const int64_t size = comm->common.size, piece = piece_bf16(comm);
+    uint16_t *buffer = collective->buffer, *packed = comm->workspace, *sum;
+    for (int64_t first = 0; first < collective->count; first += piece) {
+        const int64_t count = smaller(piece, collective->count - first);
+        for (int64_t rank = 0; rank < size; rank++)
+            memcpy(packed + rank * count, buffer + rank * collective->count + first, (size_t)count * sizeof *packed);
+        enum ls_code code = exchange_bf16(comm, count, &sum, error);
+        if (code) return code;
+        memcpy(buffer + comm->common.rank * collective->count + first, sum, (size_t)count * sizeof *sum);
+    }
+    return LS_OK;
+}
+
+/* A stretch is cut over the ranks, the last one's part filled up with zeros; the sums are gathered. */
+static enum ls_code run_all_reduce_bf16(struct mpi_comm *comm, const struct ls_collective *collective,
+                                        struct ls_error *error) {
+    const int64_t size = comm->common.size, piece = piece_bf16(comm) * size;
+    uint16_t *buffer = collective->buffer, *packed = comm->workspace, *sum;
+    for (int64_t first = 0; first < collective->count; first += piece) {
+        const int64_t elements = smaller(piece, collective->count - first), count = (elements + size - 1) / size;
+        memcpy(packed, buffer + first, (size_t)elements * sizeof *packed);
+        memset(packed + elements, 0, (size_t)(size * count - elements) * sizeof *packed);
+        enum ls_code code = exchange_bf16(comm, count, &sum, error);
+        if (code) return code;
+        int status = MPI_Allgather(sum, (int)count, MPI_UINT16_T, packed, (int)count, MPI_UINT16_T,
+                                   comm->channels[LS_CHANNEL_STREAM]);
+        if (status) return mpi_failed(status, "MPI_Allgather", error);
+        memcpy(buffer + first, packed, (size_t)elements * sizeof *packed);
+    }
+    return LS_OK;
+}
+
 static enum ls_code run_all_reduce(struct mpi_comm *comm, const struct ls_collective *collective,
                                    struct ls_error *error) {
+    if (collective->type == LS_COMM_BF16) return run_all_reduce_bf16(comm, collective, error);
     MPI_Datatype type = collective->type == LS_COMM_FLOAT ? MPI_FLOAT : MPI_DOUBLE;
     int64_t element = (int64_t)ls_comm_type_bytes(collective->type), piece = PIECE_BYTES / element;
     for (int64_t first = 0; first < collective->count; first += piece) {
@@ -67,6 +126,7 @@ static enum ls_code run_all_reduce(struct mpi_comm *comm, const struct ls_collec
 /* A piece is the same stretch of every slice; MPI wants the stretches side by side, so they are packed. */
 static enum ls_code run_reduce_scatter(struct mpi_comm *comm, const struct ls_collective *collective,
                                        struct ls_error *error) {
+    if (collective->type == LS_COMM_BF16) return run_reduce_scatter_bf16(comm, collective, error);
     MPI_Datatype type = collective->type == LS_COMM_FLOAT ? MPI_FLOAT : MPI_DOUBLE;
     int64_t element = (int64_t)ls_comm_type_bytes(collective->type), size = comm->common.size;
     int64_t piece = (int64_t)comm->workspace_bytes / element / size;

@@ -72,6 +72,16 @@ static struct meeting *publish(struct ls_comm *comm, enum ls_comm_channel channe
 DEFINE_SUM(sum_float, float)
 DEFINE_SUM(sum_double, double)
 
+static void sum_bf16(void **buffers, int ranks, int64_t begin, int64_t end, int first, int last) {
+    float sum[LS_BF16_STRETCH];
+    for (int64_t start = begin; start < end; start += LS_BF16_STRETCH) {
+        int64_t count = end - start < LS_BF16_STRETCH ? end - start : LS_BF16_STRETCH;
+        for (int rank = 0; rank < ranks; rank++)
+            ls_comm_add_bf16(sum, (const uint16_t *)buffers[rank] + start, count, rank == 0);
+        for (int rank = first; rank < last; rank++) ls_comm_round_bf16((uint16_t *)buffers[rank] + start, sum, count);
+    }
+}
+
 static enum ls_code threads_run(struct ls_comm *comm, const struct ls_collective *collective, struct ls_error *error) {
     (void)error;
     int rank = comm->rank, size = comm->size;
@@ -79,7 +89,8 @@ static enum ls_code threads_run(struct ls_comm *comm, const struct ls_collective
     const struct ls_comm_exchange *exchange = &collective->exchange;
     void *published = collective->kind == LS_EXCHANGE ? (void *)(uintptr_t)exchange->buffers : collective->buffer;
     struct meeting *meeting = publish(comm, LS_CHANNEL_STREAM, published);
-    void (*sum)(void **, int, int64_t, int64_t, int, int) = collective->type == LS_COMM_FLOAT ? sum_float : sum_double;
+    void (*const sums[])(void **, int, int64_t, int64_t, int, int) = {sum_float, sum_double, sum_bf16};
+    void (*sum)(void **, int, int64_t, int64_t, int, int) = sums[collective->type];
     switch (collective->kind) {
     case LS_ALL_REDUCE: {
         int64_t even = count / size, rest = count % size, extra = rank < rest ? rank : rest;

@@ -32,7 +32,8 @@
     X(clip)                                                                                                            \
     X(adamw)                                                                                                           \
     X(initialize)                                                                                                      \
-    X(convert)
+    X(convert)                                                                                                         \
+    X(widen)
 
 enum ls_op {
 #define X(name) LS_OP_##name,
@@ -285,6 +286,15 @@ struct ls_op_convert {
     void *output;
     const float *input;
     int64_t count;
+    enum ls_dtype dtype;
+};
+
+/* output[count] in fp32 = input in `dtype`, or += it. */
+struct ls_op_widen {
+    float *output;
+    const void *input;
+    int64_t count;
+    bool accumulate;
     enum ls_dtype dtype;
 };
 

@@ -18,6 +18,8 @@ struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks) 
         .state_sliced = stage >= 1,
         .parameter_bytes = ls_dtype_bytes(ls_model_dtype_of(config)),
         .gradient_bytes = sizeof(float),
+        .wire_bytes = config->zero.gradient_dtype == LS_GRADIENT_BF16 ? sizeof(uint16_t) : sizeof(float),
+        .wire_dtype = config->zero.gradient_dtype == LS_GRADIENT_BF16 ? LS_BF16 : LS_FP32,
         .state_bytes = sizeof(float),
         .dtype = ls_model_dtype_of(config),
     };
@@ -64,6 +66,7 @@ void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *
         if (cut->parameters_sliced)
             shard->gathered[slot].memory = place(placer, LS_MEMORY_GATHERED, count * cut->parameter_bytes);
     }
+    if (cut->wire_dtype != LS_FP32) shard->wire = place(placer, LS_MEMORY_REDUCED, largest * cut->wire_bytes);
     shard->scalars = place(placer, LS_MEMORY_SCALARS, sizeof(struct scalars));
     shard->norms = place(placer, LS_MEMORY_SCALARS, cut->ranks * (int64_t)sizeof(double));
     shard->partial =
@@ -168,9 +171,9 @@ static int64_t gathered_bytes(const struct ls_config *config, const struct ls_mo
 int64_t ls_shard_reduce_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block) {
     const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
     const int64_t replicas = ls_shard_replicas(config), count = ls_model_block(model, block)->count;
-    if (!cut.state_sliced) return 2 * (ranks - 1) * count * cut.gradient_bytes / ranks;
-    return ring_bytes(&cut, model, block, cut.gradient_bytes) +
-           2 * (replicas - 1) * ls_shard_slice_count(&cut, count) * cut.gradient_bytes / replicas;
+    if (!cut.state_sliced) return 2 * (ranks - 1) * count * cut.wire_bytes / ranks;
+    return ring_bytes(&cut, model, block, cut.wire_bytes) +
+           2 * (replicas - 1) * ls_shard_slice_count(&cut, count) * cut.wire_bytes / replicas;
 }
 
 int64_t ls_shard_gather_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block) {
@@ -187,7 +190,7 @@ struct ls_shard_wire ls_shard_wire_bytes(const struct ls_config *config, const s
     for (int block = 0; block < ls_model_block_count(model); block++) {
         wire.gradients += ls_shard_reduce_bytes(config, model, ranks, block);
         if (cut.gradients_sliced)
-            wire.gradients += (micro_batches - 1) * ring_bytes(&cut, model, block, cut.gradient_bytes);
+            wire.gradients += (micro_batches - 1) * ring_bytes(&cut, model, block, cut.wire_bytes);
         if (!cut.parameters_sliced) wire.parameters += ring_bytes(&cut, model, block, cut.parameter_bytes);
     }
     return wire;

@@ -27,22 +27,55 @@ float *ls_shard_gradients(struct ls_shard *shard, int index) {
     return block->passing ? block->passing : take_passing(shard, index);
 }
 
+/* Where sums go. */
+struct destination {
+    float *sum;
+    int64_t first, count; /* of the elements that were reduced */
+    bool add;             /* to what is there */
+};
+
+/* Reduces `count` elements, or slices of `count`, in the type of the wire, on the communication stream. `values` are
+ * free once `taken` is recorded, which may be NULL. */
+static void reduce(struct ls_shard *shard, struct ls_comm *comm, bool scatter, float *values, int64_t count,
+                   const struct destination *to, struct ls_event *taken, int index) {
+    struct ls_stream *stream = shard->communication;
+    const bool narrow = shard->cut.wire_dtype != LS_FP32;
+    const enum ls_comm_type type = narrow ? LS_COMM_BF16 : LS_COMM_FLOAT;
+    void *wire = narrow ? shard->wire : values;
+    if (narrow)
+        ls_op(stream, convert, .output = wire, .input = values, .count = scatter ? ls_comm_size(comm) * count : count,
+              .dtype = shard->cut.wire_dtype);
+    if (narrow && taken) ls_event_record(taken, stream);
+    if (scatter)
+        ls_comm_reduce_scatter_sum(comm, stream, wire, count, type, index);
+    else
+        ls_comm_all_reduce_sum(comm, stream, wire, count, type, index);
+    const char *sums = (const char *)wire + to->first * shard->cut.wire_bytes;
+    if (narrow || to->add)
+        ls_op(stream, widen, .output = to->sum, .input = sums, .count = to->count, .accumulate = to->add,
+              .dtype = shard->cut.wire_dtype);
+    else
+        ls_copy(stream, to->sum, sums, (size_t)to->count * sizeof(float));
+    if (!narrow && taken) ls_event_record(taken, stream);
+}
+
 /* Sums the slices of all groups. */
 static void reduce_across(struct ls_shard *shard, const struct shard_block *block, float *slice, int index) {
-    if (shard->comms.across)
-        ls_comm_all_reduce_sum(shard->comms.across, shard->communication, slice, block->slice, LS_COMM_FLOAT, index);
+    const struct destination same = {.sum = slice, .count = block->slice};
+    if (shard->comms.across) reduce(shard, shard->comms.across, false, slice, block->slice, &same, NULL, index);
 }
 
 /* Once a step: whole gradients accumulated. */
 static void reduce_whole(struct ls_shard *shard, struct shard_block *block, int index) {
     ls_shard_hand_over(shard, block->complete);
     if (!shard->cut.state_sliced) {
-        ls_comm_all_reduce_sum(shard->comms.world, shard->communication, block->gradients, block->count, LS_COMM_FLOAT,
-                               index);
+        const struct destination same = {.sum = block->gradients, .count = block->count};
+        reduce(shard, shard->comms.world, false, block->gradients, block->count, &same, NULL, index);
     } else {
-        ls_comm_reduce_scatter_sum(shard->comms.group, shard->communication, block->gradients, block->slice,
-                                   LS_COMM_FLOAT, index);
-        reduce_across(shard, block, block->gradients + shard->index * block->slice, index);
+        const int64_t first = shard->index * block->slice;
+        const struct destination own = {.sum = block->gradients + first, .first = first, .count = block->slice};
+        reduce(shard, shard->comms.group, true, block->gradients, block->slice, &own, NULL, index);
+        reduce_across(shard, block, own.sum, index);
     }
     ls_event_record(block->reduced, shard->communication);
 }
@@ -50,16 +83,13 @@ static void reduce_whole(struct ls_shard *shard, struct shard_block *block, int 
 /* Every micro-batch: the sum of a slice joins what the slice accumulates. */
 static void reduce_passing(struct ls_shard *shard, struct shard_block *block, int index, bool last) {
     assert(block->passing);
-    const float *slice = block->passing + shard->index * block->slice;
+    const struct destination own = {.sum = block->gradients,
+                                    .first = shard->index * block->slice,
+                                    .count = block->slice,
+                                    .add = block->accumulated};
     ls_shard_hand_over(shard, block->complete);
-    ls_comm_reduce_scatter_sum(shard->comms.group, shard->communication, block->passing, block->slice, LS_COMM_FLOAT,
-                               index);
-    if (block->accumulated)
-        ls_op(shard->communication, add, .sum = block->gradients, .a = block->gradients, .b = slice,
-              .count = block->slice, .dtype = LS_FP32);
-    else
-        ls_copy(shard->communication, block->gradients, slice, (size_t)(block->slice * shard->cut.gradient_bytes));
-    ls_event_record(shard->passing[block->passing_slot].idle, shard->communication);
+    reduce(shard, shard->comms.group, true, block->passing, block->slice, &own,
+           shard->passing[block->passing_slot].idle, index);
     block->passing = NULL;
     block->accumulated = !last;
     if (!last) return;

@@ -6,14 +6,16 @@
 
 /* How the configuration cuts blocks. */
 struct ls_shard_cut {
-    int64_t ranks;           /* of a shard group: slices of a block; 1 at stage 0 */
-    bool parameters_sliced;  /* stage 3 */
-    bool gradients_sliced;   /* a slice accumulates, whole gradients are passing: stages 2 and 3, sharded */
-    bool state_sliced;       /* stages 1 to 3 */
-    int64_t parameter_bytes; /* of an element: what blocks compute with, also on the wire */
-    int64_t gradient_bytes;  /* what is accumulated, also on the wire */
-    int64_t state_bytes;     /* m and v, each, and the master parameters, which are apart unless parameters are fp32 */
-    enum ls_dtype dtype;     /* of parameters */
+    int64_t ranks;            /* of a shard group: slices of a block; 1 at stage 0 */
+    bool parameters_sliced;   /* stage 3 */
+    bool gradients_sliced;    /* a slice accumulates, whole gradients are passing: stages 2 and 3, sharded */
+    bool state_sliced;        /* stages 1 to 3 */
+    int64_t parameter_bytes;  /* of an element: what blocks compute with, also on the wire */
+    int64_t gradient_bytes;   /* what is accumulated: fp32 */
+    int64_t wire_bytes;       /* of a gradient on the wire */
+    int64_t state_bytes;      /* m and v, each, and the master parameters, which are apart unless parameters are fp32 */
+    enum ls_dtype dtype;      /* of parameters */
+    enum ls_dtype wire_dtype; /* of gradients on the wire */
 };
 struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks);
 
@@ -101,6 +103,7 @@ struct ls_shard {
     struct ls_event *value_complete, *value_reduced, *norm_complete, *norm_gathered, *updated;
     struct ls_event *awaited;          /* the last one the compute stream waited for */
     uint64_t wait_began_ns, waited_ns; /* written on the compute stream */
+    void *wire;                        /* device, a block's gradients in the wire's type; NULL where that is fp32 */
     struct passing_slot passing[POOL_SLOTS];
     int next_passing; /* of the two, which is older */
     struct ls_gather_pool pool;

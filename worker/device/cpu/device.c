@@ -33,7 +33,7 @@ static void (*const kernels[LS_OP_COUNT])(int threads, const void *arguments) = 
 LS_LOW_PRECISION_OPERATIONS(X)
 #undef X
 
-/* For bf16 and fp16; the kernels of squared_norm, adamw and convert handle every type themselves. */
+/* For bf16 and fp16; the kernels of squared_norm, adamw, convert and widen handle every type themselves. */
 static void (*const low_precision_kernels[LS_OP_COUNT])(int threads, const void *arguments) = {
 #define X(name) [LS_OP_##name] = run_low_##name,
     LS_LOW_PRECISION_OPERATIONS(X)
@@ -41,6 +41,7 @@ static void (*const low_precision_kernels[LS_OP_COUNT])(int threads, const void 
         [LS_OP_squared_norm] = run_squared_norm,
     [LS_OP_adamw] = run_adamw,
     [LS_OP_convert] = run_convert,
+    [LS_OP_widen] = run_widen,
 };
 
 static const char *const names[LS_OP_COUNT] = {
@@ -72,6 +73,7 @@ static const size_t dtype_offset[LS_OP_COUNT] = {
     D(squared_norm),
     D(adamw),
     D(convert),
+    D(widen),
 #undef D
 };
 

@@ -43,6 +43,20 @@ void ls_cpu_convert(int threads, const struct ls_op_convert *op) {
     ls_cpu_parallel(threads, op->count, ELEMENTS_PER_TASK, convert, op);
 }
 
+static void widen(const void *arguments, int64_t begin, int64_t end) {
+    const struct ls_op_widen *op = arguments;
+    float x[PIECE];
+    for (int64_t i = begin; i < end; i += PIECE) {
+        const int64_t count = piece_of(i, end);
+        ls_widen(op->dtype, x, ls_element(op->dtype, op->input, i), count);
+        for (int64_t k = 0; k < count; k++) op->output[i + k] = (op->accumulate ? op->output[i + k] : 0.0f) + x[k];
+    }
+}
+
+void ls_cpu_widen(int threads, const struct ls_op_widen *op) {
+    ls_cpu_parallel(threads, op->count, ELEMENTS_PER_TASK, widen, op);
+}
+
 static void add(const void *arguments, int64_t begin, int64_t end) {
     const struct ls_op_add *op = arguments;
     float a[PIECE], b[PIECE];

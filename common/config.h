@@ -96,6 +96,7 @@ struct ls_config {
     } evaluation;
     struct {
         int64_t every_steps; /* 0: only after the last step */
+        int64_t keep;        /* newest ones; 0: all */
     } checkpoint;
     struct {
         int64_t coordinator_timeout_seconds;

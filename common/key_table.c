@@ -204,6 +204,9 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"checkpoint.every_steps", INTEGER(0, 1000000000), FIELD(checkpoint.every_steps), .standard = "0",
      .meaning = "steps between checkpoints; 0: only the last step, which is always saved",
      .elsewhere = "save_interval save_steps interval checkpoint_every"},
+    {"checkpoint.keep", INTEGER(0, 63), FIELD(checkpoint.keep), .standard = "2",
+     .meaning = "newest checkpoints that are kept, older ones are removed; 0: all",
+     .elsewhere = "save_total_limit keep_last_n max_keep"},
 
     {"fault.coordinator_timeout_seconds", INTEGER(1, 604800), FIELD(fault.coordinator_timeout_seconds),
      .standard = "120", .meaning = "how long workers go on looking for a lost coordinator"},

@@ -21,6 +21,8 @@ struct ls_committer {
     pthread_cond_t changed;
     /* Under the mutex. */
     bool stopping, busy, has_result;
+    int64_t prune_step; /* 0: nothing to prune */
+    int prune_keep;
     struct ls_commit_job job;
     struct ls_commit_result result;
 };
@@ -39,11 +41,29 @@ static enum ls_code commit(const struct ls_committer *committer, const struct ls
     return code;
 }
 
+/* With the mutex, which is given up meanwhile. */
+static void prune(struct ls_committer *committer) {
+    int64_t step = committer->prune_step;
+    int keep = committer->prune_keep;
+    struct ls_error error;
+    committer->prune_step = 0;
+    pthread_mutex_unlock(&committer->mutex);
+    if (ls_run_directory_is_ours(&committer->run, committer->generation) &&
+        ls_checkpoint_prune(committer->run.path, (uint64_t)step, keep, &error) != LS_OK)
+        ls_log(LS_LOG_WARNING, "older checkpoints stay: %s", error.text);
+    pthread_mutex_lock(&committer->mutex);
+}
+
 static void *committer_thread(void *argument) {
     struct ls_committer *committer = argument;
     pthread_mutex_lock(&committer->mutex);
     for (;;) {
-        while (!committer->busy && !committer->stopping) pthread_cond_wait(&committer->changed, &committer->mutex);
+        while (!committer->busy && !committer->prune_step && !committer->stopping)
+            pthread_cond_wait(&committer->changed, &committer->mutex);
+        if (!committer->busy && committer->prune_step) {
+            prune(committer);
+            continue;
+        }
         if (!committer->busy) break;
         struct ls_commit_job job = committer->job;
         pthread_mutex_unlock(&committer->mutex);
@@ -92,6 +112,14 @@ bool ls_committer_begin(struct ls_committer *committer, const struct ls_commit_j
     }
     pthread_mutex_unlock(&committer->mutex);
     return free_now;
+}
+
+void ls_committer_prune(struct ls_committer *committer, int64_t step, int keep) {
+    pthread_mutex_lock(&committer->mutex);
+    committer->prune_step = step;
+    committer->prune_keep = keep;
+    pthread_cond_broadcast(&committer->changed);
+    pthread_mutex_unlock(&committer->mutex);
 }
 
 bool ls_committer_take(struct ls_committer *committer, struct ls_commit_result *result) {

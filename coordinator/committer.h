@@ -36,7 +36,10 @@ enum ls_code ls_committer_start(const struct ls_run_directory *run, uint32_t gen
 bool ls_committer_begin(struct ls_committer *committer, const struct ls_commit_job *job);
 /* Takes a result; false when there is none. */
 bool ls_committer_take(struct ls_committer *committer, struct ls_commit_result *result);
-/* Lets a running job end, then ends the thread. */
+/* Removes, after what is being committed, the checkpoints below the `keep` newest ones up to the committed `step`
+ * (ls_checkpoint_prune); a failure is logged. */
+void ls_committer_prune(struct ls_committer *committer, int64_t step, int keep);
+/* Lets a running job and a pruning asked for end, then ends the thread. */
 void ls_committer_stop(struct ls_committer *committer);
 
 #endif

@@ -120,6 +120,23 @@ static int64_t newest_committed(const struct ls_run *run) {
     return newest;
 }
 
+/* Tells the core which checkpoints are there, so that it knows when there are more than are to be kept. */
+static enum ls_code list_checkpoints(struct ls_run *run, bool restarted, struct ls_error *error) {
+    struct ls_core_options *core = &run->core;
+    uint64_t *steps;
+    size_t count, first = 0;
+    enum ls_code code = ls_checkpoint_list(run->directory.path, &steps, &count, error);
+    if (code != LS_OK) return code;
+    /* Those above the start belong to attempts that were given up, or are this one's own. */
+    while (count && (int64_t)steps[count - 1] > run->attempt.start_step) count--;
+    if (count > LS_CORE_CHECKPOINTS_MAX - 1) first = count - (LS_CORE_CHECKPOINTS_MAX - 1);
+    for (size_t i = first; i < count; i++) core->checkpoints[core->checkpoints_count++] = (int64_t)steps[i];
+    free(steps);
+    int64_t committed = restarted ? newest_committed(run) : 0;
+    if (committed > run->attempt.start_step) core->checkpoints[core->checkpoints_count++] = committed;
+    return LS_OK;
+}
+
 static enum ls_code check_lineage(struct ls_run *run, const struct ls_trainer_state *state, struct ls_error *error) {
     if (strcmp(state->config_digest, run->core.config_digest) != 0)
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
@@ -208,11 +225,9 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
     core->start_timeout_ms = config->fault.start_timeout_seconds * 1000;
     core->rejoin_timeout_ms = config->fault.coordinator_timeout_seconds * 1000;
     core->cause_grace_ms = CAUSE_GRACE_MS;
-    if (options->restarted) {
-        int64_t committed = newest_committed(run);
-        if (committed > run->attempt.start_step) core->checkpoints[core->checkpoints_count++] = committed;
-    }
-    enum ls_code code = ls_core_create(core, &run->machine, error);
+    core->checkpoints_keep = (int32_t)config->checkpoint.keep;
+    enum ls_code code = list_checkpoints(run, options->restarted, error);
+    if (code == LS_OK) code = ls_core_create(core, &run->machine, error);
     if (code == LS_OK && options->restarted)
         code = ls_journal_read_records(run->journal, run->attempt.attempt, restore, run->machine, error);
     return code;

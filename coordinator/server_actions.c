@@ -154,6 +154,13 @@ static void send_committed(struct ls_server *server, const struct ls_core_action
             server_send(server, server->connections[i].name, &message);
 }
 
+/* Folders are counted, so it does not matter which of them the core named. */
+static void prune(struct ls_server *server) {
+    struct ls_core_status status;
+    ls_core_read_status(server->run->machine, &status);
+    ls_committer_prune(server->committer, status.committed_step, server->run->core.checkpoints_keep);
+}
+
 static void perform(struct ls_server *server, const struct ls_core_action *action) {
     struct ls_message message = {0};
     switch (action->kind) {
@@ -188,7 +195,7 @@ static void perform(struct ls_server *server, const struct ls_core_action *actio
     case LS_ACTION_JOURNAL: journal(server, &action->record); break;
     case LS_ACTION_KEEP_PART: keep_part(server, action->part.step); break;
     case LS_ACTION_COMMIT: commit(server, action); break;
-    case LS_ACTION_PRUNE: break; /* checkpoints_keep is 0: every checkpoint is kept */
+    case LS_ACTION_PRUNE: prune(server); break;
     case LS_ACTION_KILL: kill_attempt(server); break;
     case LS_ACTION_END: end(server, action); break;
     case LS_ACTION_KINDS: break;

@@ -227,7 +227,7 @@ static void keys_of_later_versions_are_unknown(void **state) {
     refuses_set("zero.offload=cpu", "unknown key zero.offload");
     refuses(MODEL DATA TRAIN "fsdp: {stage: 1}\n", "run.yaml:4:1: unknown key fsdp");
     refuses_set("fault.max_restarts=1", "unknown key fault.max_restarts");
-    refuses_set("checkpoint.keep=2", "unknown key checkpoint.keep");
+    refuses_set("checkpoint.every_seconds=2", "unknown key checkpoint.every_seconds");
     refuses_set("model.init_from=/x", "unknown key model.init_from");
     refuses_set("launcher.wrapper=[x]", "unknown key launcher.wrapper");
     refuses_set("gpu.share=true", "unknown key gpu.share");
@@ -243,6 +243,7 @@ static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
     refuses(MODEL DATA "train:\n  steps: many\n",
             "run.yaml:4:10: train.steps: found many, allowed: an integer from 1 to 1000000000");
     refuses_set("train.steps=0", "found 0");
+    refuses_set("checkpoint.keep=64", "found 64, allowed: an integer from 0 to 63");
     refuses_set("train.steps=-1", "found -1");
     refuses_set("train.steps=1000000001", "found 1000000001");
     refuses_set("train.steps=99999999999999999999", "found 99999999999999999999");

@@ -24,7 +24,7 @@ static enum ls_code plan_arena(const struct ls_config *config, const struct ls_m
                                struct ls_activations *activations, struct ls_error *error) {
     struct ls_arena_plan *arena = calloc(1, sizeof *arena);
     struct ls_device *device = NULL;
-    struct ls_replica_layout layout;
+    struct ls_replica_layout layout = {0};
     if (!arena) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "plan: no memory for the list of buffers. Free some.");
     enum ls_code code = ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, error);
     if (!code) code = ls_replica_plan(config, model, device, plan->ranks, arena, &layout, error);
@@ -90,10 +90,10 @@ static void plan_wire(const struct ls_config *config, const struct ls_model *mod
                       const struct ls_activations *activations, int block, int64_t ranks, struct ls_cost_block *cost) {
     const int layers = ls_model_block_count(model) - 2;
     if (config->zero.stage == 0) return;
-    const double elements =
-        (double)(ls_shard_gather_bytes(config, model, ranks, block) / ls_dtype_bytes(ls_model_dtype(model)));
-    if (shards_gradients(config)) cost->reduce_bytes = elements * sizeof(float);
-    cost->forward_gather_bytes = (double)ls_shard_gather_bytes(config, model, ranks, block);
+    const int64_t gathered = ls_shard_gather_bytes(config, model, ranks, block);
+    const int64_t elements = gathered / ls_dtype_bytes(ls_model_dtype(model));
+    if (shards_gradients(config)) cost->reduce_bytes = (double)elements * sizeof(float);
+    cost->forward_gather_bytes = (double)gathered;
     if (config->zero.stage < 3 || block < 1 || block >= layers) return;
     cost->backward_gather_bytes = cost->forward_gather_bytes;
     for (int again = ls_activations_forward_again(activations, block); again < block; again++)

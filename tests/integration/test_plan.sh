@@ -81,7 +81,7 @@ assert plan["predicted"]["step_seconds"] > 0 and plan["wire_bytes_per_step"] > 0
 # --- the example of docs/plan.md, made again
 sed -n '/^\$ lockstep plan/,/^```/p' docs/plan.md | sed '/^```/d' >"$work/documented"
 command=$(sed -n '1s/^\$ lockstep //p' "$work/documented")
-eval "\"$lockstep\" $command" >"$work/made"
+eval "\"$lockstep\" $command" >"$work/made" 2>"$work/made.err"
 sed 1d "$work/documented" | diff - "$work/made" >"$work/difference"
 if [ -s "$work/made" ] && [ ! -s "$work/difference" ]; then
     ok "docs/plan.md shows what the command prints"

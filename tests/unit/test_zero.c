@@ -244,24 +244,27 @@ static struct ls_arena_plan *plan_of(const struct ls_config *config, const struc
     return plan;
 }
 
-/* Bytes a rank holds of parameters, gradients and optimizer state, P parameters over N ranks in fp32: 16P, 8P + 8P/N,
- * 4P + 12P/N, 16P/N; the arena rounds each of the four buffers of a block up to 256 bytes, padding is less than N
- * elements each. */
-static void check_state_bytes(const char *yaml) {
+/* Bytes a rank holds of parameters, gradients and optimizer state, P parameters over N ranks. fp32: 16P, 8P + 8P/N,
+ * 4P + 12P/N, 16P/N. bf16, with fp32 master parameters: 18P, 6P + 12P/N, 2P + 16P/N, 18P/N. The arena rounds each of
+ * the four or five buffers of a block up to 256 bytes, padding is less than N elements each. */
+static void check_state_bytes(const char *yaml, enum ls_precision precision) {
     struct ls_config config = harness_config(yaml);
     struct ls_model *model;
+    config.precision = precision;
     assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
     const double P = (double)ls_model_parameter_count(model);
     for (int64_t N = 1; N <= 8; N++)
         for (int stage = 0; stage <= 3; stage++) {
             config.zero.stage = stage;
             struct ls_arena_plan *plan = plan_of(&config, model, N);
-            const double formulas[] = {16 * P, 8 * P + 8 * P / (double)N, 4 * P + 12 * P / (double)N,
-                                       16 * P / (double)N};
+            const double n = (double)N;
+            const double full[] = {16 * P, 8 * P + 8 * P / n, 4 * P + 12 * P / n, 16 * P / n};
+            const double half[] = {18 * P, 6 * P + 12 * P / n, 2 * P + 16 * P / n, 18 * P / n};
+            const double formula = precision == LS_PRECISION_FP32 ? full[stage] : half[stage];
             const int64_t state = plan->category_bytes[LS_MEMORY_PARAMETERS] +
                                   plan->category_bytes[LS_MEMORY_GRADIENTS] + plan->category_bytes[LS_MEMORY_OPTIMIZER];
-            const double slack = (double)ls_model_block_count(model) * 4 * (4.0 * (double)N + 256);
-            assert_true((double)state >= formulas[stage] && (double)state <= formulas[stage] + slack);
+            const double slack = (double)ls_model_block_count(model) * 5 * (4.0 * n + 256);
+            assert_true((double)state >= formula && (double)state <= formula + slack);
             free(plan);
         }
     ls_model_destroy(model);
@@ -269,8 +272,10 @@ static void check_state_bytes(const char *yaml) {
 
 static void state_bytes_follow_the_formulas(void **unused) {
     (void)unused;
-    check_state_bytes(gpt2);
-    check_state_bytes(llama);
+    check_state_bytes(gpt2, LS_PRECISION_FP32);
+    check_state_bytes(llama, LS_PRECISION_FP32);
+    check_state_bytes(gpt2, LS_PRECISION_BF16);
+    check_state_bytes(llama, LS_PRECISION_BF16);
 }
 
 /* GPT-2, V 257, T 12, C 18, three layers: embedding (V + T) C = 4842, a layer 12 C^2 + 13 C = 4122, head 2 C = 36.
@@ -295,12 +300,22 @@ static void whole_blocks_pass_through_one_large_and_two_layer_buffers(void **unu
     }
 }
 
+/* What travels. */
+struct types {
+    enum ls_gradient_dtype gradients;
+    enum ls_precision precision;
+};
+static const struct types fp32 = {LS_GRADIENT_FP32, LS_PRECISION_FP32},
+                          narrow_gradients = {LS_GRADIENT_BF16, LS_PRECISION_FP32},
+                          bf16 = {LS_GRADIENT_FP32, LS_PRECISION_BF16};
+
 /* What the steps after the first five sent: a step's own, because the first one finds nothing gathered. */
-static int64_t measured_wire(const char *yaml, struct split split, int every, enum ls_gradient_dtype dtype) {
+static int64_t measured_wire(const char *yaml, struct split split, int every, struct types types) {
     uint64_t sent[2][HARNESS_RANKS_MAX];
     for (int longer = 0; longer < 2; longer++) {
         struct run run = start(yaml, split, 5 + longer);
-        run.config.zero.gradient_dtype = dtype;
+        run.config.zero.gradient_dtype = types.gradients;
+        run.config.precision = types.precision;
         if (every > 0) {
             run.config.activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
             run.config.activation_checkpointing.every = every;
@@ -314,10 +329,11 @@ static int64_t measured_wire(const char *yaml, struct split split, int every, en
     return (int64_t)(sent[1][0] - sent[0][0]);
 }
 
-static int64_t planned_wire(const char *yaml, struct split split, int every, enum ls_gradient_dtype dtype,
+static int64_t planned_wire(const char *yaml, struct split split, int every, struct types types,
                             struct ls_shard_wire *wire) {
     struct run run = start(yaml, split, 1);
-    run.config.zero.gradient_dtype = dtype;
+    run.config.zero.gradient_dtype = types.gradients;
+    run.config.precision = types.precision;
     struct ls_model *model;
     if (every > 0) {
         run.config.activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
@@ -330,20 +346,22 @@ static int64_t planned_wire(const char *yaml, struct split split, int every, enu
 }
 
 /* Runs, plans, compares. */
-static struct ls_shard_wire check_wire(const char *yaml, struct split split, int every, enum ls_gradient_dtype dtype) {
+static struct ls_shard_wire check_wire(const char *yaml, struct split split, int every, struct types types) {
     struct ls_shard_wire wire;
-    assert_int_equal(measured_wire(yaml, split, every, dtype), planned_wire(yaml, split, every, dtype, &wire));
+    assert_int_equal(measured_wire(yaml, split, every, types), planned_wire(yaml, split, every, types, &wire));
     return wire;
 }
 
-/* f P (2g | g + w | g + w | g + 2w), f = (N - 1) / N, w = 4, g = 4 or 2, without accumulation; padding may add N - 1
- * elements to each collective of a block. The two numbers that travel too, loss and norm, are apart. */
-static void check_wire_bounds(const char *yaml, const struct ls_model *model, enum ls_gradient_dtype dtype) {
+/* f P (2g | g + w | g + w | g + 2w), f = (N - 1) / N, w and g the bytes of a parameter and a gradient on the wire,
+ * without accumulation; padding may add N - 1 elements to each collective of a block. The two numbers that travel too,
+ * loss and norm, are apart. */
+static void check_wire_bounds(const char *yaml, const struct ls_model *model, struct types types) {
     const double P = (double)ls_model_parameter_count(model);
-    const int w = 4, g = dtype == LS_GRADIENT_BF16 ? 2 : 4, bytes_per_parameter[] = {2 * g, g + w, g + w, g + 2 * w};
+    const int w = types.precision == LS_PRECISION_BF16 ? 2 : 4, g = types.gradients == LS_GRADIENT_BF16 ? 2 : 4;
+    const int bytes_per_parameter[] = {2 * g, g + w, g + w, g + 2 * w};
     for (int stage = 0; stage <= 3; stage++)
         for (int ranks = 1; ranks <= 4; ranks++) {
-            const struct ls_shard_wire wire = check_wire(yaml, (struct split){stage, ranks, 30, 0, 0}, 0, dtype);
+            const struct ls_shard_wire wire = check_wire(yaml, (struct split){stage, ranks, 30, 0, 0}, 0, types);
             const double f = (double)(ranks - 1) / ranks;
             const double padding = 3.0 * ls_model_block_count(model) * 4 * (ranks - 1);
             assert_true((double)(wire.gradients + wire.parameters) <= f * P * bytes_per_parameter[stage] + padding);
@@ -358,23 +376,22 @@ static void wire_bytes_are_counted_planned_and_bounded(void **unused) {
         struct ls_config config = harness_config(yaml);
         struct ls_model *model;
         assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
-        check_wire_bounds(yaml, model, LS_GRADIENT_FP32);
-        check_wire_bounds(yaml, model, LS_GRADIENT_BF16);
+        check_wire_bounds(yaml, model, fp32);
+        check_wire_bounds(yaml, model, narrow_gradients);
+        check_wire_bounds(yaml, model, bf16);
         /* 30 sequences over 3 ranks in micro-batches of 4: three of them. */
         const double gradients = 4 * (double)padded_parameters(model, 3) * 2 / 3;
         for (int stage = 2; stage <= 3; stage++)
-            assert_true((double)check_wire(yaml, (struct split){stage, 3, 4, 0, 0}, 0, LS_GRADIENT_FP32).gradients ==
+            assert_true((double)check_wire(yaml, (struct split){stage, 3, 4, 0, 0}, 0, fp32).gradients ==
                         3 * gradients);
-        assert_true((double)check_wire(yaml, (struct split){1, 3, 4, 0, 0}, 0, LS_GRADIENT_FP32).gradients ==
-                    gradients);
-        assert_true((double)check_wire(yaml, (struct split){1, 3, 4, 0, LS_ACCUMULATE_SHARDED}, 0, LS_GRADIENT_BF16)
+        assert_true((double)check_wire(yaml, (struct split){1, 3, 4, 0, 0}, 0, fp32).gradients == gradients);
+        assert_true((double)check_wire(yaml, (struct split){1, 3, 4, 0, LS_ACCUMULATE_SHARDED}, 0, narrow_gradients)
                         .gradients == 3 * gradients / 2);
         /* Two groups of two ranks: a reduce-scatter of half in a group, then half a block all-reduced by two. */
-        assert_true((double)check_wire(yaml, (struct split){2, 4, 30, 2, 0}, 0, LS_GRADIENT_FP32).gradients ==
+        assert_true((double)check_wire(yaml, (struct split){2, 4, 30, 2, 0}, 0, fp32).gradients ==
                     4.0 * (double)padded_parameters(model, 2));
-        check_wire(yaml, (struct split){3, 4, 4, 2, 0}, 0, LS_GRADIENT_BF16);
-        for (int every = 1; every <= 2; every++)
-            check_wire(yaml, (struct split){3, 4, 4, 0, 0}, every, LS_GRADIENT_FP32);
+        check_wire(yaml, (struct split){3, 4, 4, 2, 0}, 0, narrow_gradients);
+        for (int every = 1; every <= 2; every++) check_wire(yaml, (struct split){3, 4, 4, 0, 0}, every, fp32);
         ls_model_destroy(model);
     }
 }

@@ -13,10 +13,8 @@ static const struct ls_choice REDUCTIONS[] = {
     {"fast", LS_REDUCTION_FAST, NULL},
     {"fixed", 0, "the reduction with the same bits at any rank count is not in this version. Use fast."},
     {0}};
-static const struct ls_choice PRECISIONS[] = {{"fp32", LS_PRECISION_FP32, NULL},
-                                              {"bf16", LS_PRECISION_BF16, NULL},
-                                              {"fp16", 0, "this version trains in fp32 and bf16. Use one of these."},
-                                              {0}};
+static const struct ls_choice PRECISIONS[] = {
+    {"fp32", LS_PRECISION_FP32, NULL}, {"bf16", LS_PRECISION_BF16, NULL}, {"fp16", LS_PRECISION_FP16, NULL}, {0}};
 static const struct ls_choice OPTIMIZERS[] = {{"adamw", LS_ADAMW, NULL}, {0}};
 static const struct ls_choice ACCUMULATIONS[] = {{"auto", LS_ACCUMULATE_AUTO, NULL},
                                                  {"local", LS_ACCUMULATE_LOCAL, NULL},

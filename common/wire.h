@@ -53,6 +53,7 @@ struct ls_step_report {
     double tokens_per_second;
     uint64_t memory_peak_bytes;
     struct ls_digest digest;
+    bool skipped; /* fp16: the gradient was not finite, no update was made */
 };
 
 /* One file of a rank's part of a checkpoint. */

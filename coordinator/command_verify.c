@@ -63,6 +63,10 @@ static void print_lineage(const struct ls_run_ledger *run) {
                (long long)steps[next - 1].step, (long long)steps[first].attempt, (long long)steps[first].world_size,
                steps[first].world_size == 1 ? "" : "s");
     }
+    if (summary->skipped)
+        printf(
+            "updates     %lld skipped, since their gradient was not finite at fp16's loss scale; their samples count\n",
+            (long long)summary->skipped);
     printf("given up    %lld steps that ran, and ran again or not at all in a later attempt\n",
            (long long)summary->given_up);
     printf("chain       agrees with %lld checkpoints and %lld commits in the journal\n",

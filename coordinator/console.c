@@ -116,10 +116,11 @@ void ls_console_format_step(const struct ls_journal_entry *entry, int64_t total_
     int width = snprintf(total, sizeof total, "%lld", (long long)total_steps);
     format_count(isfinite(report->tokens_per_second) ? report->tokens_per_second : 0, rate);
     snprintf(text, size,
-             "step %*lld/%s | loss %.6f | norm %.4f | lr %.2e | %.1f ms | %s tok/s | comm %.1f %% | data %.1f %%",
+             "step %*lld/%s | loss %.6f | norm %.4f | lr %.2e | %.1f ms | %s tok/s | comm %.1f %% | data %.1f %%%s",
              width, (long long)entry->record.step.step, total, report->loss, report->grad_norm, report->lr,
              report->step_seconds * 1e3, rate, percent(report->comm_exposed_seconds, report->step_seconds),
-             percent(report->data_wait_seconds, report->step_seconds));
+             percent(report->data_wait_seconds, report->step_seconds),
+             report->skipped ? " | update skipped: gradient not finite" : "");
 }
 
 static void show_bar(struct ls_console *console, const struct ls_journal_entry *entry) {

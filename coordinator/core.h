@@ -139,6 +139,7 @@ struct ls_core_step {
     int64_t sequences;
     int64_t targets;         /* tokens that carried loss */
     double loss_sum;         /* over the targets */
+    bool skipped;            /* no update was made: fp16's gradient was not finite */
     struct ls_digest digest; /* of the step's samples */
     struct ls_digest chain;  /* of all steps to this one; filled by the core */
 };

@@ -302,6 +302,7 @@ static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
         record->step.loss_sum = sqlite3_column_double(row, 8);
         record->step.digest = digest_column(row, 9);
         record->step.chain = digest_column(row, 10);
+        record->step.skipped = sqlite3_column_type(row, 14) != SQLITE_NULL;
         return true;
     case LS_RECORD_VALIDATION: record->validation.step = sqlite3_column_int64(row, 4); return true;
     case LS_RECORD_STOP: record->stop.code = (enum ls_code)sqlite3_column_int(row, 12); return true;
@@ -402,6 +403,7 @@ static bool insert_entry(struct ls_journal *journal, const struct ls_journal_ent
         sqlite3_bind_double(row, LOSS, entry->report.loss);
         bind_digest(row, DIGEST, record->step.digest);
         bind_digest(row, CHAIN, record->step.chain);
+        if (record->step.skipped) sqlite3_bind_text(row, TEXT, "skipped: gradient not finite", -1, SQLITE_STATIC);
         break;
     case LS_RECORD_VALIDATION:
         sqlite3_bind_int64(row, STEP, record->validation.step);

@@ -230,6 +230,7 @@ static enum ls_code make_lineage(struct ls_ledger *ledger, struct ls_error *erro
                                                                   .sequences = step->sequences,
                                                                   .digest = step->digest,
                                                                   .chain = step->chain,
+                                                                  .skipped = step->skipped,
                                                                   .attempt = attempt->facts.attempt,
                                                                   .world_size = attempt->facts.world_size};
             attempt->lineage_steps++;
@@ -285,7 +286,10 @@ static void summarise(const struct ls_ledger *ledger, struct ls_ledger_summary *
     *summary = (struct ls_ledger_summary){.steps = (int64_t)ledger->lineage_count,
                                           .attempts = (int64_t)ledger->attempts_count,
                                           .checkpoints = (int64_t)ledger->checkpoints_count};
-    for (size_t i = 0; i < ledger->lineage_count; i++) summary->sequences += ledger->lineage[i].sequences;
+    for (size_t i = 0; i < ledger->lineage_count; i++) {
+        summary->sequences += ledger->lineage[i].sequences;
+        summary->skipped += ledger->lineage[i].skipped;
+    }
     for (size_t i = 0; i < ledger->attempts_count; i++) {
         const struct attempt *attempt = &ledger->attempts[i];
         summary->given_up += (int64_t)attempt->steps_count - attempt->lineage_steps;

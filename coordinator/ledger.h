@@ -47,12 +47,14 @@ struct ls_ledger_checkpoint {
 struct ls_ledger_step {
     int64_t step, position, sequences;
     struct ls_digest digest, chain;
+    bool skipped;                /* no update was made */
     int64_t attempt, world_size; /* who ran it, on how many ranks */
 };
 
 struct ls_ledger_summary {
     int64_t steps, sequences;   /* of the lineage */
     int64_t attempts, lineages; /* all; those that the lineage has steps of */
+    int64_t skipped;            /* steps of the lineage that made no update */
     int64_t given_up;           /* steps run outside the lineage */
     int64_t checkpoints, commits;
     int64_t committed_step; /* the newest step of the lineage that a commit covers */

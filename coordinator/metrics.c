@@ -101,6 +101,7 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
     json_object_set_new(line, "loss", number(report->loss));
     json_object_set_new(line, "grad_norm", number(report->grad_norm));
     json_object_set_new(line, "lr", number(report->lr));
+    if (report->skipped) json_object_set_new(line, "skipped", json_true());
     json_object_set_new(line, "step_seconds", number(report->step_seconds));
     json_object_set_new(line, "tokens_per_second", number(report->tokens_per_second));
     json_object_set_new(line, "mfu", json_null()); /* no peak is known of a CPU */

@@ -172,6 +172,7 @@ static void on_step(struct ls_server *server, struct ls_core_event *event, const
         .sequences = report->sequences,
         .targets = report->targets,
         .loss_sum = report->loss * (double)report->targets,
+        .skipped = report->skipped,
         .digest = report->digest,
     };
     server->loss = report->loss;

@@ -4,6 +4,7 @@
 #include "worker/replica_plan.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 
 /* Their host side. */
@@ -29,6 +30,7 @@ struct ls_replica {
     void *stream_gradient;
     void *tables, *scratch;
     struct ls_replica_layout layout;
+    struct ls_loss_scale loss_scale;
     int64_t bytes;
     uint64_t step, micro_batch; /* for the progress */
 };
@@ -71,6 +73,7 @@ enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device 
     made->config = config;
     made->device = device;
     made->progress = progress;
+    made->loss_scale = ls_loss_scale_first(config->precision);
     made->stream = ls_stream_create(device, false);
     made->staging = ls_device_allocate_host(device, sizeof *made->staging);
     if (!made->stream || !made->staging)
@@ -109,6 +112,9 @@ struct ls_stream *ls_replica_stream(struct ls_replica *replica) {
 }
 struct ls_arena *ls_replica_arena(struct ls_replica *replica) {
     return replica->arena;
+}
+struct ls_loss_scale *ls_replica_loss_scale(struct ls_replica *replica) {
+    return &replica->loss_scale;
 }
 int64_t ls_replica_bytes(const struct ls_replica *replica) {
     return replica->bytes;
@@ -150,7 +156,8 @@ static void mark(struct ls_replica *replica, enum ls_phase phase, int block) {
 void ls_replica_begin(struct ls_replica *replica, int64_t step, int64_t targets) {
     replica->step = (uint64_t)step;
     replica->micro_batch = 0;
-    replica->staging->gradient_scale = targets > 0 ? (float)(1.0 / (double)targets) : 0.0f;
+    const double scale = replica->loss_scale.factor ? (double)replica->loss_scale.factor : 1.0;
+    replica->staging->gradient_scale = targets > 0 ? (float)(scale / (double)targets) : 0.0f;
     ls_copy_to_device(replica->stream, &replica->scalars->gradient_scale, &replica->staging->gradient_scale,
                       sizeof replica->scalars->gradient_scale);
     ls_fill_zero(replica->stream, &replica->scalars->loss, sizeof replica->scalars->loss);
@@ -276,7 +283,7 @@ void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *b
 
 void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t optimizer_step) {
     mark(replica, LS_PHASE_REDUCE, 0);
-    ls_shard_update(replica->shard, learning_rate, optimizer_step);
+    ls_shard_update(replica->shard, learning_rate, (float)replica->loss_scale.factor, optimizer_step);
 }
 
 /* Both streams, and the guards of the arena where it has some. */
@@ -297,11 +304,14 @@ enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_res
     mark(replica, LS_PHASE_UPDATE, 0);
     enum ls_code code = synchronize(replica, error);
     if (code) return code;
+    const bool found_inf = staging->found_inf != 0;
+    const bool skipped = isfinite(staging->loss) && ls_loss_scale_advance(&replica->loss_scale, found_inf);
     *result = (struct ls_replica_result){.loss = staging->loss,
                                          .own_loss = staging->own_loss,
                                          .norm = staging->norm,
                                          .parameters = staging->parameters,
-                                         .not_finite = staging->found_inf != 0};
+                                         .not_finite = found_inf && !skipped,
+                                         .skipped = skipped};
     return LS_OK;
 }
 

@@ -10,6 +10,7 @@
 #include "worker/comm/comm.h"
 #include "worker/device/device.h"
 #include "worker/model/model.h"
+#include "worker/optim/loss_scale.h"
 #include "worker/shard/shard.h"
 
 #include <stdbool.h>
@@ -31,6 +32,8 @@ struct ls_shard *ls_replica_shard(struct ls_replica *replica);
 struct ls_stream *ls_replica_stream(struct ls_replica *replica);
 /* Its arena, whose layout is ls_replica_plan()'s. */
 struct ls_arena *ls_replica_arena(struct ls_replica *replica);
+/* The loss scale, for checkpoints; it changes when a step is finished. */
+struct ls_loss_scale *ls_replica_loss_scale(struct ls_replica *replica);
 /* Bytes of device memory it holds. */
 int64_t ls_replica_bytes(const struct ls_replica *replica);
 
@@ -59,6 +62,7 @@ struct ls_replica_result {
     float norm;        /* of the gradient, before clipping */
     double parameters; /* of the updated parameters, see struct ls_shard_scalars */
     bool not_finite;   /* the norm is not finite: nothing was updated */
+    bool skipped;      /* likewise, but the loss scale was to blame: the next step has half of it */
 };
 /* Waits for the step. Errors: what the streams met, LS_COMMUNICATION mostly; in debug builds LS_ERROR when the step
  * wrote behind a buffer of the arena. */

@@ -106,6 +106,7 @@ enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder,
                                                          .config = snapshot->config,
                                                          .tokenizer = ls_dataset_tokenizer(dataset),
                                                          .document_token = ls_dataset_document_token(dataset),
+                                                         .loss_scale = *ls_replica_loss_scale(snapshot->replica),
                                                          .rank = ls_comm_rank(snapshot->comm),
                                                          .world_size = ls_comm_size(snapshot->comm),
                                                          .replicas = ls_shard_replicas(snapshot->config)};
@@ -185,6 +186,9 @@ enum ls_code ls_snapshot_read(struct ls_snapshot *snapshot, const char *folder, 
     if (code) return code;
     for (int block = 0; block < ls_model_block_count(model) && !code; block++)
         code = read_block(snapshot, reader, block, error);
+    const struct ls_loss_scale saved = ls_checkpoint_reader_loss_scale(reader);
+    struct ls_loss_scale *scale = ls_replica_loss_scale(snapshot->replica);
+    if (!code && scale->factor && saved.factor) *scale = saved;
     ls_checkpoint_reader_close(reader);
     return code;
 }

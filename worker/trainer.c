@@ -352,9 +352,9 @@ static enum ls_code report_times(struct ls_trainer *trainer, double seconds, dou
     return LS_OK;
 }
 
-static void finish_step(struct ls_trainer *trainer) {
+static void finish_step(struct ls_trainer *trainer, bool skipped) {
     trainer->steps_done++;
-    trainer->optimizer_steps++;
+    trainer->optimizer_steps += !skipped;
     trainer->position += (uint64_t)trainer->batch.step_sequences;
     trainer->has_batch = false;
     ls_prefetch_release(trainer->prefetch);
@@ -384,10 +384,11 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
                                       .loss = loss,
                                       .grad_norm = result.norm,
                                       .lr = learning_rate,
+                                      .skipped = result.skipped,
                                       .digest = trainer->digest};
     const uint64_t epoch_length = trainer->options.corpus->epoch_length;
     if (epoch_length > 0) report->epoch = (double)report->position / (double)epoch_length;
-    finish_step(trainer);
+    finish_step(trainer, result.skipped);
     code = report_times(trainer, trainer->opening_seconds + seconds_now() - begin,
                         trainer->opening_wait + ls_replica_exposed_seconds(trainer->replica) - exposed, report, error);
     if (code) return code;

@@ -76,7 +76,8 @@ bool ls_trainer_may_step(const struct ls_trainer *trainer);
 
 /* Collective. Runs the next step; *report (attempt and checkpoint_seconds stay 0) is the same on every rank but for the
  * times, which are those of the slowest rank. Errors: LS_NONFINITE when loss or gradient are not finite; the update is
- * not applied when the gradient is not. */
+ * not applied when the gradient is not. In fp16 a gradient that is not finite only skips the update while the loss
+ * scale can be lowered: the step and its samples count, the optimizer's steps do not. */
 enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *report, struct ls_error *error);
 
 /* Collective. Loss over the validation datasets, or their first evaluation.batches global batches, in nats per target;

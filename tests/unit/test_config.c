@@ -232,7 +232,7 @@ static void keys_of_later_versions_are_unknown(void **state) {
     refuses_set("launcher.wrapper=[x]", "unknown key launcher.wrapper");
     refuses_set("gpu.share=true", "unknown key gpu.share");
     refuses_set("coordinator.interface=eth0", "unknown key coordinator.interface");
-    refuses_set("precision=fp16", "--set precision:1:1: precision: found fp16", "fp32 and bf16");
+    refuses_set("precision=fp8", "--set precision:1:1: precision: found fp8", "fp32, bf16, fp16");
     refuses_set("train.reduction=fixed", "found fixed", "not in this version", "Use fast");
     refuses_set("device=cuda", "this build has no CUDA");
     refuses_set("launcher.type=srun", "mpirun only");

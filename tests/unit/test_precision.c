@@ -1,10 +1,11 @@
-/* Training in bf16: what it reaches, what does not change its bits, and what its checkpoints hold. */
+/* Training in bf16 and fp16: what it reaches, what does not change its bits, and what its checkpoints hold. */
 #define _GNU_SOURCE
 #include "trainer_harness.h"
 
 #include "common/files.h"
 #include "worker/checkpoint/load.h"
 #include "worker/device/cpu/low_precision.h"
+#include "worker/optim/loss_scale.h"
 #include "worker/replica_plan.h"
 
 #include <ftw.h>
@@ -261,6 +262,129 @@ static void activations_take_half_the_bytes(void **state) {
     }
 }
 
+static void fp16_reaches_the_loss_of_fp32(void **state) {
+    (void)state;
+    for (int family = 0; family < 2; family++) {
+        struct run low = {.config = harness_config(families[family]), .ranks = 2, .steps = 30};
+        low.config.precision = LS_PRECISION_FP16;
+        low.config.zero.stage = 2 * family;
+        struct run wide = low;
+        wide.config.precision = LS_PRECISION_FP32;
+        harness_run_well(&low);
+        harness_run_well(&wide);
+        check_near(&wide, &low, 0.002); /* 11 bits instead of 8 */
+        for (int i = 0; i < 30; i++) assert_false(low.reports[i].skipped);
+        assert_int_equal(low.optimizer_steps, 30);
+        /* the norm is that of the gradients, not of what the loss scale made of them */
+        assert_true(fabs(low.reports[0].grad_norm - wide.reports[0].grad_norm) < 0.01 * wide.reports[0].grad_norm);
+        harness_free(&low);
+        harness_free(&wide);
+    }
+}
+
+/* Two targets a step and weights of the size of 2: the first loss scale makes gradients of tens of thousands, whose
+ * sums over the vocabulary leave fp16's range. */
+static struct ls_config overflowing(const char *yaml) {
+    struct ls_config config = harness_config(yaml);
+    config.precision = LS_PRECISION_FP16;
+    config.data.sequence_length = 1;
+    config.model.max_position_embeddings = 1;
+    config.model.initializer_range = 2;
+    config.train.global_batch_size = config.train.micro_batch_size = 2;
+    return config;
+}
+
+static int64_t count_skipped(const struct run *run) {
+    int64_t skipped = 0;
+    for (int64_t i = 0; i < run->steps; i++) skipped += run->reports[i].skipped;
+    return skipped;
+}
+
+/* An overflow costs the step's update and nothing else: samples and position go on, the optimizer's count does not, and
+ * neither weights nor moments know of it. */
+static void an_overflow_skips_the_update_and_halves_the_scale(void **state) {
+    (void)state;
+    for (int family = 0; family < 2; family++) {
+        struct run first = {.config = overflowing(families[family]), .ranks = 1, .steps = 1};
+        harness_run_well(&first);
+        assert_true(first.reports[0].skipped);
+        assert_false(isfinite(first.reports[0].grad_norm));
+        assert_true(isfinite(first.reports[0].loss));
+        assert_int_equal(first.optimizer_steps, 0);
+        assert_int_equal(first.reports[0].position, 2);
+        struct run none = first;
+        none.steps = 0;
+        harness_run_well(&none);
+        assert_memory_equal(first.weights, none.weights, (size_t)none.weight_count * sizeof *none.weights);
+        struct run more = first;
+        more.steps = 20;
+        harness_run_well(&more);
+        const int64_t skipped = count_skipped(&more);
+        assert_true(skipped >= 1 && skipped <= 16); /* 2^16 can be halved 16 times */
+        assert_int_equal(more.optimizer_steps, 20 - skipped);
+        for (int64_t i = 0; i < 20; i++) {
+            assert_int_equal(more.reports[i].position, 2 * (i + 1));
+            assert_true(more.reports[i].skipped || isfinite(more.reports[i].grad_norm));
+        }
+        harness_free(&first);
+        harness_free(&none);
+        harness_free(&more);
+    }
+}
+
+/* The scale and the count of updates come back: 5 steps, some skipped, a checkpoint, and 15 more have the bits of 20.
+ */
+static void a_resumed_run_knows_its_loss_scale(void **state) {
+    (void)state;
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        make_folder(NULL);
+        char path[128];
+        struct run whole = {.config = overflowing(families[ranks - 1]), .ranks = ranks, .steps = 20};
+        whole.config.zero.stage = ranks == 1 ? 0 : 3;
+        struct run first = whole, second = whole;
+        first.steps = second.start_step = 5;
+        second.steps = 15;
+        first.save = folder;
+        snprintf(path, sizeof path, "%s/checkpoints/step-00000005", folder);
+        second.load = path;
+        harness_run_well(&whole);
+        harness_run_well(&first);
+        second.skipped_before = count_skipped(&first);
+        assert_true(second.skipped_before >= 1);
+        harness_run_well(&second);
+        check_same_bits(&whole, &second, 15);
+        assert_int_equal(whole.optimizer_steps, second.optimizer_steps);
+        harness_free(&whole);
+        harness_free(&first);
+        harness_free(&second);
+        remove_folder(NULL);
+    }
+}
+
+static void the_loss_scale_grows_after_a_thousand_good_steps(void **state) {
+    (void)state;
+    struct ls_loss_scale scale = ls_loss_scale_first(LS_PRECISION_FP16);
+    assert_int_equal(scale.factor, 65536);
+    for (int i = 0; i < 999; i++) assert_false(ls_loss_scale_advance(&scale, false));
+    assert_int_equal(scale.factor, 65536);
+    assert_true(ls_loss_scale_advance(&scale, true)); /* the count begins anew */
+    assert_int_equal(scale.factor, 32768);
+    for (int i = 0; i < 999; i++) ls_loss_scale_advance(&scale, false);
+    assert_int_equal(scale.factor, 32768);
+    assert_true(ls_loss_scale_is_valid(&scale));
+    assert_false(ls_loss_scale_advance(&scale, false));
+    assert_int_equal(scale.factor, 65536);
+    for (int i = 0; i < 50000; i++) ls_loss_scale_advance(&scale, false);
+    assert_int_equal(scale.factor, 1 << 24);
+    for (int i = 0; i < 24; i++) assert_true(ls_loss_scale_advance(&scale, true));
+    assert_int_equal(scale.factor, 1);
+    assert_false(ls_loss_scale_advance(&scale, true)); /* then the gradient itself is not finite */
+    assert_int_equal(scale.factor, 1);
+    scale = ls_loss_scale_first(LS_PRECISION_BF16);
+    assert_false(ls_loss_scale_advance(&scale, true));
+    assert_int_equal(scale.factor, 0);
+}
+
 static void precision_is_part_of_the_run_s_identity(void **state) {
     (void)state;
     struct ls_config config = harness_config(gpt2);
@@ -279,6 +403,10 @@ int main(void) {
         cmocka_unit_test(a_resumed_run_goes_on_with_the_same_bits),
         cmocka_unit_test(state_takes_eighteen_bytes_a_parameter),
         cmocka_unit_test(activations_take_half_the_bytes),
+        cmocka_unit_test(fp16_reaches_the_loss_of_fp32),
+        cmocka_unit_test(an_overflow_skips_the_update_and_halves_the_scale),
+        cmocka_unit_test(a_resumed_run_knows_its_loss_scale),
+        cmocka_unit_test(the_loss_scale_grows_after_a_thousand_good_steps),
         cmocka_unit_test(precision_is_part_of_the_run_s_identity),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

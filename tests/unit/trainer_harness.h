@@ -26,6 +26,8 @@ struct run {
     int ranks;
     enum ls_stream_order order;
     int64_t start_step, steps; /* steps done before, steps to do */
+    int64_t skipped_before;    /* of the steps done before, those without an update */
+    int64_t optimizer_steps;   /* updates done in the end */
     const char *load;          /* checkpoint folder, NULL: initial weights */
     const char *save;          /* run directory: the state after the last step is committed there */
     int unwritable_rank;       /* from 1: this rank finds no folder to save in; 0: none. Weights are not copied then */
@@ -132,7 +134,7 @@ static inline enum ls_code harness_run_rank(struct harness *harness, int rank, s
                                          .start_step = run->start_step,
                                          .start_position =
                                              (uint64_t)(run->start_step * run->config.train.global_batch_size),
-                                         .optimizer_steps = run->start_step};
+                                         .optimizer_steps = run->start_step - run->skipped_before};
     enum ls_code code = ls_corpus_open(config, corpus, error);
     options.corpus = *corpus;
     if (!code) code = ls_corpus_end(*corpus, config, &options.total_steps, &options.end_position, error);
@@ -146,6 +148,7 @@ static inline enum ls_code harness_run_rank(struct harness *harness, int rank, s
     int64_t count = 0;
     if (!code && !run->unwritable_rank) code = harness_copy_weights(*trainer, &harness->weights[rank], &count, error);
     if (rank == 0) {
+        run->optimizer_steps = *trainer ? ls_trainer_optimizer_steps(*trainer) : 0;
         run->validation_loss = loss;
         run->bits_per_byte = bits;
         run->weight_count = count;

@@ -32,6 +32,7 @@ struct ls_checkpoint_reader {
     struct slice *slices; /* sorted by tensor, kind, first */
     size_t slice_count, slice_capacity;
     int *by_name; /* [tensors], sorted by name */
+    struct ls_loss_scale loss_scale;
 };
 
 /* Tensors by name. qsort_r's argument is the model. */
@@ -130,10 +131,32 @@ static enum ls_code open_header(const struct ls_checkpoint_reader *reader, const
     return code;
 }
 
+/* The state files of a run in fp16 all hold its loss scale. */
+static enum ls_code read_loss_scale(struct ls_checkpoint_reader *reader, size_t file,
+                                    const struct ls_safetensors *header, struct ls_error *error) {
+    const char *factor = ls_safetensors_metadata(header, "loss_scale");
+    struct ls_loss_scale scale;
+    if (!factor) return LS_OK;
+    if (!parse_first(factor, &scale.factor) ||
+        !parse_first(ls_safetensors_metadata(header, "loss_scale_good_steps"), &scale.good_steps) ||
+        !ls_loss_scale_is_valid(&scale))
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                       "checkpoint: %s holds a loss scale that no run can have had (%.40s). Was the file changed by "
+                       "hand? Take an earlier checkpoint.",
+                       reader->file_names[file], factor);
+    reader->loss_scale = scale;
+    return LS_OK;
+}
+
+struct ls_loss_scale ls_checkpoint_reader_loss_scale(const struct ls_checkpoint_reader *reader) {
+    return reader->loss_scale;
+}
+
 static enum ls_code read_state_file(struct ls_checkpoint_reader *reader, size_t file, struct ls_error *error) {
     struct ls_safetensors *header;
     enum ls_code code = open_header(reader, reader->file_names[file], &header, error);
     if (code) return code;
+    code = read_loss_scale(reader, file, header, error);
     for (size_t i = 0; i < header->tensor_count && !code; i++)
         code = add_tensor(reader, file, header, &header->tensors[i], error);
     ls_safetensors_close(header);

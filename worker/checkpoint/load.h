@@ -5,6 +5,7 @@
 
 #include "common/status.h"
 #include "worker/model/model.h"
+#include "worker/optim/loss_scale.h"
 
 #include <stdint.h>
 
@@ -17,6 +18,9 @@ struct ls_weights;
 enum ls_code ls_checkpoint_reader_open(const char *folder, const struct ls_model *model,
                                        struct ls_checkpoint_reader **reader, struct ls_error *error);
 void ls_checkpoint_reader_close(struct ls_checkpoint_reader *reader);
+
+/* The loss scale that was saved; factor 0: none was. */
+struct ls_loss_scale ls_checkpoint_reader_loss_scale(const struct ls_checkpoint_reader *reader);
 
 /* Reads elements [first, first + count) of the block's flat parameters, first moments and second moments into
  * parameters, m and v, [count] each; NULL: not wanted. Elements that belong to no tensor (padding, also beyond the

@@ -159,7 +159,8 @@ static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct
     size_t tensors = (size_t)ls_model_tensor_count(model), count = 0, pairs = 0;
     struct ls_tensor_info *infos = calloc(STATE_KINDS * tensors + 1, sizeof *infos);
     struct state_name *names = calloc(STATE_KINDS * tensors + 1, sizeof *names);
-    struct ls_safetensors_pair *metadata = calloc(tensors + 1, sizeof *metadata);
+    struct ls_safetensors_pair *metadata = calloc(tensors + 2, sizeof *metadata);
+    char factor[24], good_steps[24];
     char name[LS_RECORD_NAME_MAX];
     enum ls_code code = LS_OK;
     if (!infos || !names || !metadata)
@@ -179,6 +180,12 @@ static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct
                     .name = names[count].name, .type = LS_TENSOR_F32, .dimensions = 1, .shape = {elements}};
                 count++;
             }
+    }
+    if (!code && writer->options.loss_scale.factor) {
+        snprintf(factor, sizeof factor, "%" PRId64, writer->options.loss_scale.factor);
+        snprintf(good_steps, sizeof good_steps, "%" PRId64, writer->options.loss_scale.good_steps);
+        metadata[pairs++] = (struct ls_safetensors_pair){.key = "loss_scale", .value = factor};
+        metadata[pairs++] = (struct ls_safetensors_pair){.key = "loss_scale_good_steps", .value = good_steps};
     }
     snprintf(name, sizeof name, "state/rank-%05" PRId64 ".safetensors", writer->options.rank);
     if (!code) code = begin_part(&writer->state, writer->options.folder, name, infos, count, metadata, pairs, error);

@@ -18,6 +18,7 @@
 #include "common/manifest.h"
 #include "common/status.h"
 #include "worker/model/model.h"
+#include "worker/optim/loss_scale.h"
 
 #include <stdint.h>
 
@@ -33,6 +34,7 @@ struct ls_checkpoint_writer_options {
     const char *tokenizer;  /* "byte": its tokenizer.json is written; the path of a tokenizer.json: copied if it is
                                there; else: none */
     int64_t document_token; /* bos_token_id and eos_token_id of config.json; -1: null */
+    struct ls_loss_scale loss_scale; /* factor 0: none; else in the metadata of every state file */
     int64_t rank, world_size;
     int64_t replicas;         /* see ls_checkpoint_slice() */
     int64_t model_file_bytes; /* a model file for each so many bytes of weights, at most one per rank; 0: 64 MiB */

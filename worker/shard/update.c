@@ -66,14 +66,15 @@ static void renew_pool(struct ls_shard *shard) {
     ls_shard_prefetch(shard, 1);
 }
 
-void ls_shard_update(struct ls_shard *shard, float learning_rate, int64_t step) {
+void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_scale, int64_t step) {
     struct scalars *scalars = shard->scalars;
     copy_inputs(shard, learning_rate, step);
     ls_fill_zero(shard->compute, &scalars->found_inf, sizeof scalars->found_inf);
     ls_shard_await_value(shard);
     sum_squares(shard);
     ls_op(shard->compute, clip, .factor = &scalars->factor, .norm = &scalars->norm, .found_inf = &scalars->found_inf,
-          .squared = &scalars->squared, .maximum = (float)shard->config->train.gradient_clipping);
+          .squared = &scalars->squared, .maximum = (float)shard->config->train.gradient_clipping,
+          .loss_scale = loss_scale);
     for (int i = 0; i < shard->block_count; i++) {
         struct shard_block *block = &shard->blocks[i];
         update_block(shard, block);

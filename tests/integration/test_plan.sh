@@ -41,7 +41,10 @@ expect 0 'done|complete|files' "the same model trains at stage 3 under that limi
 took_what_was_planned "and takes no more than that" under 2
 expect 5 'use a smaller model' "a limit that nothing fits says so" \
     "$lockstep" run $config --run-dir "$work/nothing" --set memory.limit=1000
-rm -rf "$work"/{whole,cut,under}
+expect 5 "part of the host's memory.*cheapest change that fits: --set" "a run beyond its hosts' memory is refused by its workers" \
+    timeout 60 "$lockstep" run $config --run-dir "$work/host" -n 2 "${larger[@]}" --set data.sequence_length=1024 \
+    --set model.max_position_embeddings=1024 --set train.global_batch_size=65536 --set train.micro_batch_size=32768
+rm -rf "$work"/{whole,cut,under,host}
 if [ "${LS_TEST_LONG:-0}" = 1 ]; then
     # 355 million weights: 5.7 GB of state at stage 0.
     medium=(--set model.hidden_size=1024 --set model.num_hidden_layers=24 --set model.num_attention_heads=16

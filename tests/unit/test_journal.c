@@ -98,6 +98,7 @@ static void test_every_kind_of_record_is_read_back(void **state) {
             .kind = (enum ls_core_record_kind)kind, .attempt = 1, .generation = 1, .sequence = (uint64_t)kind + 1};
     entries[LS_RECORD_JOINED].record.joined.world_size = 4;
     entries[LS_RECORD_STEP] = step_entry(1, 1, 12, LS_RECORD_STEP + 1);
+    entries[LS_RECORD_STEP].record.step.skipped = true;
     entries[LS_RECORD_VALIDATION].record.validation.step = 12;
     entries[LS_RECORD_STOP].record.stop.code = LS_REQUEUE;
     entries[LS_RECORD_COMMIT].record.commit.step = 12;
@@ -125,6 +126,7 @@ static void test_every_kind_of_record_is_read_back(void **state) {
     assert_int_equal(step->sequences, 30);
     assert_int_equal(step->targets, 900);
     assert_true(step->loss_sum == 0.1 * 12);
+    assert_true(step->skipped);
     assert_true(step->digest.low == 12 && step->digest.high == 5);
     assert_true(step->chain.low == 7 && step->chain.high == UINT64_MAX - 12);
     assert_int_equal(seen.records[LS_RECORD_JOINED].joined.world_size, 4);
@@ -175,7 +177,10 @@ static void test_durable_records_survive_a_kill(void **state) {
     journal = open_journal();
     assert_int_equal(ls_journal_read_records(journal, 1, take, &seen, NULL), LS_OK);
     assert_int_equal(seen.count, 40);
-    for (int i = 0; i < 40; i++) assert_int_equal(seen.records[i].step.step, i + 1);
+    for (int i = 0; i < 40; i++) {
+        assert_int_equal(seen.records[i].step.step, i + 1);
+        assert_false(seen.records[i].step.skipped);
+    }
     ls_journal_close(journal);
     close(ready[0]);
     close(ready[1]);

@@ -201,6 +201,20 @@ static void test_a_resume_on_another_number_of_ranks_is_one_lineage(void **state
     ls_ledger_destroy(ledger);
 }
 
+/* Skipped updates are counted where they became part of the lineage; their samples are used all the same. */
+static void test_skipped_updates_are_counted_and_their_samples_used(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 5, 2, true);
+    tell(&story, 0, 5, 8, 2, false); /* lost */
+    tell(&story, 0, 5, 12, 2, true);
+    story.steps[0][1].skipped = story.steps[1][0].skipped = story.steps[2][3].skipped = true;
+    struct ls_ledger_summary summary = prove(&story);
+    assert_int_equal(summary.skipped, 2);
+    assert_int_equal(summary.steps, 12);
+    assert_int_equal(summary.sequences, 48);
+}
+
 static void test_after_a_rollback_the_highest_attempt_counts(void **state) {
     (void)state;
     struct story story = begin();
@@ -417,6 +431,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_run_without_interruption_is_proven),
         cmocka_unit_test(test_a_resume_on_another_number_of_ranks_is_one_lineage),
+        cmocka_unit_test(test_skipped_updates_are_counted_and_their_samples_used),
         cmocka_unit_test(test_after_a_rollback_the_highest_attempt_counts),
         cmocka_unit_test(test_an_attempt_that_ran_no_step_leaves_the_lineage_where_it_started),
         cmocka_unit_test(test_the_last_step_of_a_run_by_epochs_is_truncated),

@@ -95,6 +95,9 @@ static void test_the_step_line_of_the_console(void **state) {
     ls_console_format_step(&entry, 500, text, sizeof text);
     assert_string_equal(text, "step   7/500 | loss 0.100000 | norm 1.2500 | lr 6.00e-04 | 250.0 ms | 1,234,567 tok/s | "
                               "comm 10.0 % | data 1.0 %");
+    entry.report.skipped = true;
+    ls_console_format_step(&entry, 500, text, sizeof text);
+    assert_non_null(strstr(text, "data 1.0 % | update skipped: gradient not finite"));
 }
 
 static void test_durations(void **state) {

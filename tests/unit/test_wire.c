@@ -59,7 +59,8 @@ static void test_a_step_keeps_every_field(void **state) {
                                            .checkpoint_seconds = 0.5,
                                            .tokens_per_second = 1e6,
                                            .memory_peak_bytes = UINT64_MAX,
-                                           .digest = {UINT64_MAX, 1}};
+                                           .digest = {UINT64_MAX, 1},
+                                           .skipped = true};
     struct ls_message decoded = round_trip(&message);
     assert_memory_equal(&decoded.step, &message.step, sizeof message.step);
     ls_message_release(&decoded);

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# lockstep run in bf16 and fp16, and with activation checkpointing, over MPI.
+. "$(dirname "$0")/lib.sh"
+export OMP_NUM_THREADS=1
+
+run() { # NAME CONFIG ARGUMENTS...
+    local name=$1 config=$2
+    shift 2
+    "$lockstep" run "configs/$config.yaml" --run-dir "$work/$name" --set train.steps=8 "$@" >"$work/$name.log" 2>&1 ||
+        tail -n 5 "$work/$name.log"
+}
+losses() { # NAME
+    sed -n 's/.*"kind":"step","step":\([0-9]*\),.*"loss":\([-0-9.e]*\),.*/\1 \2/p' "$work/$1/metrics.jsonl"
+}
+same() { # WHAT ONE OTHER: the same 8 losses, digit for digit.
+    losses "$2" >"$work/one"
+    losses "$3" >"$work/other"
+    if [ "$(wc -l <"$work/one")" -eq 8 ] && cmp -s "$work/one" "$work/other"; then ok "$1"; else not_ok "$1" "$work/other"; fi
+}
+near() { # WHAT ONE OTHER: 8 losses within a hundredth, and not the same.
+    paste <(losses "$2") <(losses "$3") >"$work/pairs"
+    if awk '{d = $2 - $4; if ($1 != $3 || d * d > 1e-4 * $2 * $2) bad = 1; if (d) differ = 1}
+        END {exit bad || !differ || NR != 8}' "$work/pairs"; then ok "$1"; else not_ok "$1" "$work/pairs"; fi
+}
+
+for config in tiny-gpt2 tiny-llama; do
+    run $config-plain $config -n 2
+    run $config-full $config -n 2 --set activation_checkpointing.mode=full
+    run $config-selective $config -n 2 --set activation_checkpointing.mode=selective
+    same "$config: full activation checkpointing changes no digit" $config-plain $config-full
+    same "$config: selective activation checkpointing changes no digit" $config-plain $config-selective
+    run $config-bf16 $config -n 2 --set precision=bf16 --set zero.stage=2
+    near "$config: bf16 stays within a hundredth of fp32's losses" $config-plain $config-bf16
+    run $config-fp16 $config -n 2 --set precision=fp16 --set zero.stage=3 --set activation_checkpointing.mode=full
+    near "$config: so does fp16" $config-plain $config-fp16
+    check "$config: generate reads weights in bf16" \
+        "$lockstep" generate "$work/$config-bf16/final" --prompt ab --max-tokens 8 --temperature 0
+done
+
+# Half of the run, then the other half by new processes.
+run half tiny-gpt2 -n 2 --set precision=bf16 --set zero.stage=2 --set checkpoint.every_steps=4
+rm -rf "$work/half/checkpoints/step-00000008"
+check "a run in bf16 is resumed" "$lockstep" run configs/tiny-gpt2.yaml --run-dir "$work/half" --set train.steps=8 \
+    --set precision=bf16 --set zero.stage=2 --set checkpoint.every_steps=4 -n 2 --resume
+sed -i '/"attempt":1,.*"step":[5-8],/d; /"step":[5-8],"attempt":1,/d' "$work/half/metrics.jsonl"
+same "and goes on with the same digits" tiny-gpt2-bf16 half
+
+# Weights of the size of 2 and two targets a step: gradients leave fp16's range at the first loss scale.
+overflow=(--set precision=fp16 --set model.initializer_range=2 --set data.sequence_length=1 --set model.max_position_embeddings=1
+    --set train.global_batch_size=2 --set train.micro_batch_size=1 --set evaluation.every_steps=0)
+run overflow tiny-gpt2 -n 2 "${overflow[@]}"
+skipped=$(grep -c '"grad_norm":null,.*"skipped":true' "$work/overflow/metrics.jsonl")
+if [ "$skipped" -ge 1 ] && [ "$skipped" -le 7 ] && [ "$(losses overflow | wc -l)" -eq 8 ]; then
+    ok "an overflow in fp16 skips updates, and training goes on"
+else
+    not_ok "an overflow in fp16 skips updates, and training goes on" "$work/overflow/metrics.jsonl"
+fi
+expect 0 "^updates +$skipped skipped" "verify counts the skipped updates" "$lockstep" verify "$work/overflow"
+if grep -q "\"optimizer_steps\": *$((8 - skipped))\b" "$work/overflow/final/trainer.json"; then
+    ok "the optimizer's count leaves them out"
+else
+    not_ok "the optimizer's count leaves them out" "$work/overflow/final/trainer.json"
+fi
+expect 2 "precision" "an unknown precision is refused" \
+    "$lockstep" run configs/tiny-gpt2.yaml --run-dir "$work/no" --set precision=fp8
+expect 2 "mode: full" "segments without full checkpointing are refused" \
+    "$lockstep" run configs/tiny-gpt2.yaml --run-dir "$work/no" --set activation_checkpointing.every=2

@@ -257,7 +257,7 @@ static void a_split_makes_parts_whose_traffic_counts_for_the_whole(void **unused
             assert_int_equal(states[r].all[0], higher);
             assert_int_equal(states[r].all[1], size);
             assert_true(states[r].floats[0] == (float)sum && states[r].floats[3] == (float)sum);
-            assert_true(states[r].floats[4] == (float)(ranks * (ranks - 1) / 2));
+            assert_true(states[r].floats[4] == 0.5f * (float)(ranks * (ranks - 1)));
             assert_int_equal(states[r].sums[0], 2 * (size - 1) * 16 / size + 2 * (ranks - 1) * 16 / ranks);
         }
         free(states);

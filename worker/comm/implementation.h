@@ -69,9 +69,9 @@ static inline size_t ls_comm_type_bytes(enum ls_comm_type type) {
 
 /* Sums of bf16 are made in fp32, a stretch at a time. */
 enum { LS_BF16_STRETCH = 512 };
-/* sum[i] += addend[i], or = when it is the first. */
-static inline void ls_comm_add_bf16(float *sum, const uint16_t *addend, int64_t count, bool first) {
-    for (int64_t i = 0; i < count; i++) sum[i] = (first ? 0.0f : sum[i]) + ls_bf16_widen(addend[i]);
+/* sum[i] += addend[i]. */
+static inline void ls_comm_add_bf16(float *sum, const uint16_t *addend, int64_t count) {
+    for (int64_t i = 0; i < count; i++) sum[i] += ls_bf16_widen(addend[i]);
 }
 static inline void ls_comm_round_bf16(uint16_t *rounded, const float *sum, int64_t count) {
     for (int64_t i = 0; i < count; i++) rounded[i] = ls_bf16_narrow(sum[i]);

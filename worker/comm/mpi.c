@@ -60,11 +60,10 @@ static enum ls_code exchange_bf16(struct mpi_comm *comm, int64_t count, uint16_t
                               comm->channels[LS_CHANNEL_STREAM]);
     if (status) return mpi_failed(status, "MPI_Alltoall", error);
     *sum = received + comm->common.rank * count;
-    float stretch[LS_BF16_STRETCH];
     for (int64_t start = 0; start < count; start += LS_BF16_STRETCH) {
         const int64_t length = smaller(count - start, LS_BF16_STRETCH);
-        for (int rank = 0; rank < size; rank++)
-            ls_comm_add_bf16(stretch, received + rank * count + start, length, rank == 0);
+        float stretch[LS_BF16_STRETCH] = {0};
+        for (int rank = 0; rank < size; rank++) ls_comm_add_bf16(stretch, received + rank * count + start, length);
         ls_comm_round_bf16(*sum + start, stretch, length);
     }
     return LS_OK;
@@ -181,17 +180,16 @@ static enum ls_code run_exchange(struct mpi_comm *comm, const struct ls_collecti
                 memcpy(place, (const char *)exchange->buffers[part] + offset, (size_t)bytes);
             continue;
         }
-        MPI_Request requests[2 * LS_COMM_PARTS_MAX];
-        int count = 0, status = 0;
-        for (int part = 0; part < exchange->parts[from] && !status; part++, place += bytes)
-            status =
-                MPI_Irecv(place, bytes, MPI_BYTE, from, part, comm->channels[LS_CHANNEL_STREAM], &requests[count++]);
-        for (int part = 0; part < own && !status; part++)
-            status = MPI_Isend((const char *)exchange->buffers[part] + offset, bytes, MPI_BYTE, to, part,
-                               comm->channels[LS_CHANNEL_STREAM], &requests[count++]);
-        if (status) return mpi_failed(status, "MPI_Isend", error);
-        status = MPI_Waitall(count, requests, MPI_STATUSES_IGNORE);
-        if (status) return mpi_failed(status, "MPI_Waitall", error);
+        /* As long as one of the two sides has a part; the other side is nobody then. */
+        const int theirs = exchange->parts[from], parts = own > theirs ? own : theirs;
+        for (int part = 0; part < parts; part++, place += bytes) {
+            const bool sends = part < own, receives = part < theirs;
+            int status = MPI_Sendrecv(sends ? (const char *)exchange->buffers[part] + offset : NULL, sends ? bytes : 0,
+                                      MPI_BYTE, sends ? to : MPI_PROC_NULL, part, receives ? place : NULL,
+                                      receives ? bytes : 0, MPI_BYTE, receives ? from : MPI_PROC_NULL, part,
+                                      comm->channels[LS_CHANNEL_STREAM], MPI_STATUS_IGNORE);
+            if (status) return mpi_failed(status, "MPI_Sendrecv", error);
+        }
     }
     return LS_OK;
 }

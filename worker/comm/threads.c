@@ -73,11 +73,10 @@ DEFINE_SUM(sum_float, float)
 DEFINE_SUM(sum_double, double)
 
 static void sum_bf16(void **buffers, int ranks, int64_t begin, int64_t end, int first, int last) {
-    float sum[LS_BF16_STRETCH];
     for (int64_t start = begin; start < end; start += LS_BF16_STRETCH) {
         int64_t count = end - start < LS_BF16_STRETCH ? end - start : LS_BF16_STRETCH;
-        for (int rank = 0; rank < ranks; rank++)
-            ls_comm_add_bf16(sum, (const uint16_t *)buffers[rank] + start, count, rank == 0);
+        float sum[LS_BF16_STRETCH] = {0};
+        for (int rank = 0; rank < ranks; rank++) ls_comm_add_bf16(sum, (const uint16_t *)buffers[rank] + start, count);
         for (int rank = first; rank < last; rank++) ls_comm_round_bf16((uint16_t *)buffers[rank] + start, sum, count);
     }
 }

@@ -510,7 +510,7 @@ static void the_optimizer_rounds_its_copy_from_the_master(void **state) {
         assert_int_equal(copy.low[COUNT], 0x1234);
         for (int i = 0; i < COUNT; i++) assert_int_equal(expected[i], narrow(type, parameter[i]));
         /* Widened values are those that were stored; accumulating adds them, here to themselves. */
-        float widened[COUNT];
+        float widened[COUNT] = {0};
         ls_op(s.stream, widen, .output = widened, .input = copy.low, .count = COUNT, .dtype = types[type]);
         for (int i = 0; i < COUNT; i++) assert_true(widened[i] == (float)value_of(type, copy.low[i]));
         ls_op(s.stream, widen, .output = widened, .input = copy.low, .count = COUNT, .accumulate = true,

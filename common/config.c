@@ -2,6 +2,7 @@
 #include "common/config.h"
 #include "common/config_rules.h"
 #include "common/files.h"
+#include "common/hf_config.h"
 #include "common/key_table.h"
 #include "common/yaml_tree.h"
 
@@ -309,16 +310,98 @@ static enum ls_code refuse_out_of_place(const struct ls_config_given *given, con
                             config->model.model_type == LS_GPT2 ? "gpt2" : "llama");
 }
 
-/* Sets every field from what was given, else from its default. The table's order matters: scopes look at earlier keys.
- */
-static enum ls_code set_all(const struct ls_config_given *given, struct trees *trees, struct ls_config *config,
-                            struct ls_error *error) {
+/* ---- the shape by model.init_from ---- */
+
+/* What config.json of the folder says, as the model part of a configuration. */
+struct shape {
+    bool wanted, known;
+    struct ls_config config;
+    struct ls_error error; /* wanted and not known: why */
+};
+
+static void read_shape(const char *folder, struct shape *shape) {
+    char path[LS_CONFIG_PATH_MAX + 16], *json;
+    size_t count;
+    struct ls_hf_tokens tokens;
+    shape->wanted = true;
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    if (ls_file_read(path, LS_YAML_BYTES_MAX, &json, &count, LS_USAGE, &shape->error) != LS_OK) return;
+    shape->known = ls_hf_config_parse(json, count, &shape->config, &tokens, &shape->error) == LS_OK;
+    free(json);
+}
+
+/* A key of the model that config.json decides. */
+static bool is_of_shape(const struct ls_key *key) {
+    return !strncmp(key->name, "model.", strlen("model.")) && strcmp(key->name, "model.init_from") &&
+           strcmp(key->name, "model.dropout");
+}
+
+static void show_value(const struct ls_key *key, const struct ls_config *config, char text[64]) {
+    const void *field = (const char *)config + key->offset;
+    int value = key->type == LS_KEY_CHOICE && key->size != sizeof(bool) ? *(const int *)field : *(const bool *)field;
+    const struct ls_choice *choice = key->choices;
+    while (choice && choice->word && choice->value != value) choice++;
+    if (choice)
+        snprintf(text, 64, "%s", choice->word);
+    else if (key->type == LS_KEY_INTEGER)
+        snprintf(text, 64, "%lld", (long long)*(const int64_t *)field);
+    else if (key->type == LS_KEY_NUMBER)
+        snprintf(text, 64, "%.17g", *(const double *)field);
+    else
+        snprintf(text, 64, "%s", value ? "true" : "false");
+}
+
+/* Copies the key's value, which must be in its range, from config.json. */
+static enum ls_code take_from_shape(const struct ls_config_given *given, const struct ls_key *key,
+                                    const struct shape *shape, struct ls_config *config, struct ls_error *error) {
+    if (!shape->known)
+        return ls_config_refuse(given, "model.init_from", error, "%s is not given, and %.600s", key->name,
+                                shape->error.text);
+    char text[64], allowed[256];
+    const void *field = (const char *)&shape->config + key->offset;
+    bool fine = true;
+    size_t size = sizeof(bool);
+    if (key->type == LS_KEY_INTEGER) {
+        size = sizeof(int64_t);
+        fine = *(const int64_t *)field >= key->least && *(const int64_t *)field <= key->most;
+    } else if (key->type == LS_KEY_NUMBER) {
+        size = sizeof(double);
+        fine = *(const double *)field >= key->lower && *(const double *)field <= key->upper;
+    } else if (key->type == LS_KEY_CHOICE && key->size != sizeof(bool)) {
+        size = sizeof(int);
+    }
+    if (fine) {
+        memcpy((char *)config + key->offset, field, size);
+        return LS_OK;
+    }
+    show_value(key, &shape->config, text);
+    ls_key_describe(key, allowed, sizeof allowed);
+    return ls_config_refuse(given, "model.init_from", error, "its config.json says %s for %s, allowed: %s.", text,
+                            key->name, allowed);
+}
+
+static enum ls_code refuse_other_shape(const struct ls_config_given *given, const struct ls_key *key,
+                                       const struct shape *shape, struct ls_error *error) {
+    char text[64];
+    show_value(key, &shape->config, text);
+    return ls_config_refuse(given, key->name, error,
+                            "config.json of model.init_from says %s, and its weights are made for that. Take this key "
+                            "out.",
+                            text);
+}
+
+/* Sets every field from what was given, else from model.init_from, else from its default. The table's order matters:
+ * scopes look at earlier keys, and model.init_from comes before the other keys of the model. */
+static enum ls_code set_all(const struct ls_config_given *given, struct trees *trees, struct shape *shape,
+                            struct ls_config *config, struct ls_error *error) {
     for (int i = 0; i < ls_config_keys.count; i++) {
         const struct ls_key *key = &ls_config_keys.keys[i];
         const struct ls_yaml_node *value = given->values[i];
         enum ls_code code = LS_OK;
         if (value && !ls_key_applies(key, config)) return refuse_out_of_place(given, key, config, error);
-        if (!value && key->standard) {
+        if (!value && shape->wanted && is_of_shape(key) && ls_key_applies(key, config)) {
+            code = take_from_shape(given, key, shape, config, error);
+        } else if (!value && key->standard) {
             code = ls_yaml_parse(key->standard, strlen(key->standard), key->name, &trees->standards[i], error);
             if (code == LS_OK) value = ls_yaml_root(trees->standards[i]);
         } else if (!value && !key->derived && ls_key_applies(key, config)) {
@@ -328,7 +411,12 @@ static enum ls_code set_all(const struct ls_config_given *given, struct trees *t
                            key->name, allowed, key->meaning);
         }
         if (code == LS_OK && value) code = set_value(key, key->name, value, config, error);
+        if (code == LS_OK && given->values[i] && shape->known && is_of_shape(key) &&
+            !ls_key_is_equal(key, config, &shape->config))
+            code = refuse_other_shape(given, key, shape, error);
         if (code != LS_OK) return code;
+        if (value && key->offset == offsetof(struct ls_config, model.init_from))
+            read_shape(config->model.init_from, shape);
     }
     return LS_OK;
 }
@@ -340,7 +428,9 @@ enum ls_code ls_config_parse(const char *yaml, size_t bytes, const char *name, c
                        settings_count, SETTINGS_MAX);
     struct ls_config *made = calloc(1, sizeof *made);
     struct trees *trees = calloc(1, sizeof *trees);
-    if (!made || !trees) {
+    struct shape *shape = calloc(1, sizeof *shape);
+    if (!made || !trees || !shape) {
+        free(shape);
         free(made);
         free(trees);
         return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "Out of memory while reading %s.", name);
@@ -350,10 +440,11 @@ enum ls_code ls_config_parse(const char *yaml, size_t bytes, const char *name, c
     enum ls_code code = take_file(&reader, yaml, bytes, name, &trees->file);
     for (int i = 0; code == LS_OK && i < settings_count; i++)
         code = take_setting(&reader, settings[i], &trees->settings[i]);
-    if (code == LS_OK) code = set_all(&given, trees, made, error);
+    if (code == LS_OK) code = set_all(&given, trees, shape, made, error);
     if (code == LS_OK) code = ls_config_resolve(&given, made, error);
     if (code == LS_OK) *config = *made;
     destroy_trees(trees);
+    free(shape);
     free(made);
     return code;
 }

@@ -42,6 +42,7 @@ struct ls_config_rope_scaling {
 struct ls_config {
     char name[64];
     struct {
+        char init_from[LS_CONFIG_PATH_MAX]; /* a Hugging Face folder: shape and first weights; "": none */
         enum ls_model_type model_type;
         int64_t hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, intermediate_size;
         int64_t max_position_embeddings; /* 0 until resolved: data.sequence_length */

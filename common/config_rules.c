@@ -65,7 +65,8 @@ static void derive_model(const struct ls_config_given *given, struct ls_config *
     if (!config->model.head_dim) config->model.head_dim = config->model.hidden_size / config->model.num_attention_heads;
     if (!config->model.intermediate_size && gpt2) config->model.intermediate_size = 4 * config->model.hidden_size;
     if (!config->model.max_position_embeddings) config->model.max_position_embeddings = config->data.sequence_length;
-    if (!given_value(given, "model.tie_word_embeddings")) config->model.tie_word_embeddings = gpt2;
+    if (!given_value(given, "model.tie_word_embeddings") && !config->model.init_from[0])
+        config->model.tie_word_embeddings = gpt2;
 }
 
 static enum ls_code check_model(const struct ls_config_given *given, const struct ls_config *config,
@@ -184,29 +185,34 @@ static enum ls_code check_address(const struct ls_config_given *given, const str
         bind);
 }
 
+static enum ls_code make_path_absolute(const struct ls_config_given *given, const char *key, const char *what,
+                                       char path[LS_CONFIG_PATH_MAX], struct ls_error *error) {
+    char folder[4096], relative[LS_CONFIG_PATH_MAX];
+    if (!path[0] || path[0] == '/' || !strncmp(path, "synthetic:", strlen("synthetic:"))) return LS_OK;
+    if (!getcwd(folder, sizeof folder))
+        return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "The current directory has no path: %s. Change to another one.",
+                       strerror(errno));
+    while (!strncmp(path, "./", 2)) memmove(path, path + 2, strlen(path) - 1);
+    snprintf(relative, sizeof relative, "%s", path);
+    const char *slash = strcmp(folder, "/") ? "/" : "";
+    if (strlen(folder) + strlen(slash) + strlen(relative) >= LS_CONFIG_PATH_MAX)
+        return ls_config_refuse(given, key, error,
+                                "the absolute path of %s is longer than %d bytes. Move it, or run nearer to the root.",
+                                what, LS_CONFIG_PATH_MAX - 1);
+    memset(path, 0, LS_CONFIG_PATH_MAX);
+    snprintf(path, LS_CONFIG_PATH_MAX, "%s%s%.1023s", folder, slash, relative);
+    return LS_OK;
+}
+
 static enum ls_code make_absolute(const struct ls_config_given *given, const char *key,
                                   struct ls_config_source *sources, int count, struct ls_error *error) {
-    char folder[4096];
-    for (int i = 0; i < count; i++) {
-        char *path = sources[i].path;
-        if (path[0] == '/' || !strncmp(path, "synthetic:", strlen("synthetic:"))) continue;
-        if (!getcwd(folder, sizeof folder))
-            return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
-                           "The current directory has no path: %s. Change to another one.", strerror(errno));
-        while (!strncmp(path, "./", 2)) memmove(path, path + 2, strlen(path) - 1);
-        char relative[LS_CONFIG_PATH_MAX];
-        snprintf(relative, sizeof relative, "%s", path);
-        const char *slash = strcmp(folder, "/") ? "/" : "";
-        if (strlen(folder) + strlen(slash) + strlen(relative) >= sizeof sources[i].path)
-            return ls_config_refuse(
-                given, key, error,
-                "the absolute path of dataset %d is longer than %d bytes. Move it, or run nearer to the "
-                "root.",
-                i, LS_CONFIG_PATH_MAX - 1);
-        memset(path, 0, sizeof sources[i].path);
-        snprintf(path, sizeof sources[i].path, "%s%s%.1023s", folder, slash, relative);
+    enum ls_code code = LS_OK;
+    for (int i = 0; i < count && code == LS_OK; i++) {
+        char what[32];
+        snprintf(what, sizeof what, "dataset %d", i);
+        code = make_path_absolute(given, key, what, sources[i].path, error);
     }
-    return LS_OK;
+    return code;
 }
 
 enum ls_code ls_config_resolve(const struct ls_config_given *given, struct ls_config *config, struct ls_error *error) {
@@ -217,6 +223,8 @@ enum ls_code ls_config_resolve(const struct ls_config_given *given, struct ls_co
     if (code == LS_OK) code = check_training(given, config, error);
     if (code == LS_OK) code = check_zero(given, config, error);
     if (code == LS_OK) code = check_address(given, config, error);
+    if (code == LS_OK)
+        code = make_path_absolute(given, "model.init_from", "the folder", config->model.init_from, error);
     if (code == LS_OK) code = make_absolute(given, "data.train", config->data.train, config->data.train_count, error);
     if (code == LS_OK)
         code = make_absolute(given, "data.validation", config->data.validation, config->data.validation_count, error);

@@ -148,7 +148,7 @@ static bool write_value(FILE *out, const struct ls_key *key, const struct ls_con
         fprintf(out, " %s",
                 choice_word(key->choices, key->size == sizeof(bool) ? *(const bool *)field : *(const int *)field));
         return true;
-    case LS_KEY_TEXT: fputc(' ', out); return write_text(out, field);
+    case LS_KEY_TEXT: fputc(' ', out); return *(const char *)field ? write_text(out, field) : fputs("null", out) >= 0;
     case LS_KEY_TEXTS: return write_texts(out, config);
     case LS_KEY_SOURCES:
         return write_sources(out, field, *(const int *)((const char *)config + key->count_offset), identity);
@@ -175,6 +175,8 @@ static bool write_keys(FILE *out, const struct ls_config *config, bool identity)
     for (int i = 0; i < ls_config_keys.count; i++) {
         const struct ls_key *key = &ls_config_keys.keys[i];
         if (!ls_key_applies(key, config) || (identity && !key->identity)) continue;
+        /* A path that is not given is no part of what is trained. */
+        if (identity && key->type == LS_KEY_TEXT && !*((const char *)config + key->offset)) continue;
         write_name(out, key->name, before);
         fine = write_value(out, key, config, identity) && fine;
         fputc('\n', out);

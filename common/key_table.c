@@ -58,6 +58,9 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"name", TEXT(64), FIELD(name), .derived = "the file's stem",
      .meaning = "name of the run, and of its folder under runs/; letters, digits, '.', '_', '-'"},
 
+    {"model.init_from", TEXT(LS_CONFIG_PATH_MAX), FIELD(model.init_from), .derived = "none", .identity = true,
+     .meaning = "a Hugging Face folder (GPT-2, Llama) whose weights the run starts from; model keys not given are its",
+     .elsewhere = "pretrained_model_name_or_path load_from init_checkpoint"},
     {"model.model_type", CHOICE(MODEL_TYPES), FIELD(model.model_type), .identity = true,
      .meaning = "family of the model"},
     {"model.hidden_size", INTEGER(1, 1 << 18), FIELD(model.hidden_size), .identity = true,
@@ -326,6 +329,17 @@ bool ls_key_nearest(const struct ls_key_table *table, const char *name, char nea
             return true;
         }
     return distance < INT_MAX;
+}
+
+bool ls_key_is_equal(const struct ls_key *key, const struct ls_config *a, const struct ls_config *b) {
+    static const size_t sizes[] = {[LS_KEY_INTEGER] = sizeof(int64_t),
+                                   [LS_KEY_NUMBER] = sizeof(double),
+                                   [LS_KEY_PAIR] = 2 * sizeof(double),
+                                   [LS_KEY_BOOLEAN] = sizeof(bool),
+                                   [LS_KEY_CHOICE] = sizeof(int)};
+    const char *left = (const char *)a + key->offset, *right = (const char *)b + key->offset;
+    if (key->type == LS_KEY_TEXT) return strcmp(left, right) == 0;
+    return memcmp(left, right, key->type == LS_KEY_CHOICE && key->size ? key->size : sizes[key->type]) == 0;
 }
 
 bool ls_key_applies(const struct ls_key *key, const struct ls_config *config) {

@@ -215,24 +215,12 @@ void ls_run_directory_unlock(struct ls_run_directory *run) {
 
 /* ---- the configuration of the run ---- */
 
-/* True when a scalar key of the identity has another value in `a` than in `b`. */
-static bool differs(const struct ls_key *key, const struct ls_config *a, const struct ls_config *b) {
-    static const size_t sizes[] = {[LS_KEY_INTEGER] = sizeof(int64_t),
-                                   [LS_KEY_NUMBER] = sizeof(double),
-                                   [LS_KEY_PAIR] = 2 * sizeof(double),
-                                   [LS_KEY_BOOLEAN] = sizeof(bool),
-                                   [LS_KEY_CHOICE] = sizeof(int)};
-    const char *left = (const char *)a + key->offset, *right = (const char *)b + key->offset;
-    if (key->type == LS_KEY_TEXT) return strcmp(left, right) != 0;
-    if (key->type == LS_KEY_TEXTS || key->type == LS_KEY_SOURCES) return false;
-    size_t size = key->type == LS_KEY_CHOICE && key->size ? key->size : sizes[key->type];
-    return memcmp(left, right, size) != 0;
-}
-
 static const char *first_difference(const struct ls_config *a, const struct ls_config *b) {
     for (int i = 0; i < ls_config_keys.count; i++) {
         const struct ls_key *key = &ls_config_keys.keys[i];
-        if (key->identity && (ls_key_applies(key, a) || ls_key_applies(key, b)) && differs(key, a, b)) return key->name;
+        if (key->type == LS_KEY_TEXTS || key->type == LS_KEY_SOURCES) continue;
+        if (key->identity && (ls_key_applies(key, a) || ls_key_applies(key, b)) && !ls_key_is_equal(key, a, b))
+            return key->name;
     }
     return "data.train";
 }

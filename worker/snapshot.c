@@ -5,6 +5,7 @@
 #include "worker/checkpoint/save.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 struct ls_snapshot {
     const struct ls_config *config;
@@ -127,13 +128,28 @@ struct destination {
     float *master, *m, *v;
 };
 
+/* Where blocks come from: a checkpoint, or, when `reader` is NULL, weights without moments, which are then zero. */
+struct source {
+    const struct ls_checkpoint_reader *reader;
+    const struct ls_weights *weights;
+};
+
+/* As ls_checkpoint_reader_read(). */
+static enum ls_code read_source(const struct source *source, int block, int64_t first, int64_t count, float *parameters,
+                                float *m, float *v, struct ls_error *error) {
+    if (source->reader) return ls_checkpoint_reader_read(source->reader, block, first, count, parameters, m, v, error);
+    if (m) memset(m, 0, (size_t)count * sizeof *m);
+    if (v) memset(v, 0, (size_t)count * sizeof *v);
+    return parameters ? ls_weights_read(source->weights, block, first, count, parameters, error) : LS_OK;
+}
+
 /* `count` elements from `first` of the block into device memory; they fit the host memory of a slice. */
-static enum ls_code read_piece(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
-                               int64_t first, int64_t count, struct destination to, struct ls_error *error) {
+static enum ls_code read_piece(struct ls_snapshot *snapshot, const struct source *source, int block, int64_t first,
+                               int64_t count, struct destination to, struct ls_error *error) {
     struct ls_stream *stream = ls_replica_stream(snapshot->replica);
     const size_t bytes = (size_t)count * sizeof(float);
-    enum ls_code code = ls_checkpoint_reader_read(reader, block, first, count, to.master ? snapshot->master : NULL,
-                                                  to.m ? snapshot->m : NULL, to.v ? snapshot->v : NULL, error);
+    enum ls_code code = read_source(source, block, first, count, to.master ? snapshot->master : NULL,
+                                    to.m ? snapshot->m : NULL, to.v ? snapshot->v : NULL, error);
     if (code) return code;
     if (to.master) ls_copy_to_device(stream, to.master, snapshot->master, bytes);
     if (to.m) ls_copy_to_device(stream, to.m, snapshot->m, bytes);
@@ -143,7 +159,7 @@ static enum ls_code read_piece(struct ls_snapshot *snapshot, const struct ls_che
 
 /* What blocks compute with, from the master parameters in the folder; those of another type than fp32 come by the
  * scratch. */
-static enum ls_code read_parameters(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
+static enum ls_code read_parameters(struct ls_snapshot *snapshot, const struct source *source, int block,
                                     const struct ls_shard_held *held, struct ls_error *error) {
     struct ls_stream *stream = ls_replica_stream(snapshot->replica);
     const enum ls_dtype dtype = ls_model_dtype(ls_replica_model(snapshot->replica));
@@ -155,7 +171,7 @@ static enum ls_code read_parameters(struct ls_snapshot *snapshot, const struct l
         char *to = (char *)held->parameters + done * ls_dtype_bytes(dtype);
         float *fp32 = dtype == LS_FP32 ? (float *)(void *)to : held->m;
         code =
-            read_piece(snapshot, reader, block, held->first + done, count, (struct destination){.master = fp32}, error);
+            read_piece(snapshot, source, block, held->first + done, count, (struct destination){.master = fp32}, error);
         if (!code && dtype != LS_FP32)
             ls_op(stream, convert, .output = to, .input = fp32, .count = count, .dtype = dtype);
         if (!code) code = ls_stream_synchronize(stream, error);
@@ -163,32 +179,43 @@ static enum ls_code read_parameters(struct ls_snapshot *snapshot, const struct l
     return code;
 }
 
-static enum ls_code read_block(struct ls_snapshot *snapshot, const struct ls_checkpoint_reader *reader, int block,
+static enum ls_code read_block(struct ls_snapshot *snapshot, const struct source *source, int block,
                                struct ls_error *error) {
     const struct ls_shard_held held = ls_shard_held(ls_replica_shard(snapshot->replica), block);
-    enum ls_code code = read_parameters(snapshot, reader, block, &held, error);
+    enum ls_code code = read_parameters(snapshot, source, block, &held, error);
     /* In fp32 the master was read with the parameters. */
     const bool apart = ls_model_dtype(ls_replica_model(snapshot->replica)) != LS_FP32;
     const int64_t most = snapshot->slice_elements;
     for (int64_t done = 0; done < held.state_count && !code; done += most) {
         const int64_t count = held.state_count - done < most ? held.state_count - done : most;
         const struct destination to = {apart ? held.master + done : NULL, held.m + done, held.v + done};
-        code = read_piece(snapshot, reader, block, held.state_first + done, count, to, error);
+        code = read_piece(snapshot, source, block, held.state_first + done, count, to, error);
         if (!code) code = ls_stream_synchronize(ls_replica_stream(snapshot->replica), error);
     }
     return code;
 }
 
+static enum ls_code read_blocks(struct ls_snapshot *snapshot, const struct source *source, struct ls_error *error) {
+    enum ls_code code = LS_OK;
+    for (int block = 0; block < ls_model_block_count(ls_replica_model(snapshot->replica)) && !code; block++)
+        code = read_block(snapshot, source, block, error);
+    return code;
+}
+
 enum ls_code ls_snapshot_read(struct ls_snapshot *snapshot, const char *folder, struct ls_error *error) {
-    const struct ls_model *model = ls_replica_model(snapshot->replica);
     struct ls_checkpoint_reader *reader;
-    enum ls_code code = ls_checkpoint_reader_open(folder, model, &reader, error);
+    enum ls_code code = ls_checkpoint_reader_open(folder, ls_replica_model(snapshot->replica), &reader, error);
     if (code) return code;
-    for (int block = 0; block < ls_model_block_count(model) && !code; block++)
-        code = read_block(snapshot, reader, block, error);
-    const struct ls_loss_scale saved = ls_checkpoint_reader_loss_scale(reader);
-    struct ls_loss_scale *scale = ls_replica_loss_scale(snapshot->replica);
-    if (!code && scale->factor && saved.factor) *scale = saved;
+    code = read_blocks(snapshot, &(struct source){.reader = reader}, error);
     ls_checkpoint_reader_close(reader);
+    return code;
+}
+
+enum ls_code ls_snapshot_read_weights(struct ls_snapshot *snapshot, const char *folder, struct ls_error *error) {
+    struct ls_weights *weights;
+    enum ls_code code = ls_weights_open(folder, ls_replica_model(snapshot->replica), &weights, error);
+    if (code) return code;
+    code = read_blocks(snapshot, &(struct source){.weights = weights}, error);
+    ls_weights_close(weights);
     return code;
 }

@@ -35,5 +35,8 @@ int64_t ls_snapshot_bytes(const struct ls_snapshot *snapshot);
 /* Fills what this rank holds from a checkpoint folder, written at any number of ranks and any ZeRO stage. Not
  * collective. LS_CHECKPOINT. */
 enum ls_code ls_snapshot_read(struct ls_snapshot *snapshot, const char *folder, struct ls_error *error);
+/* Fills what this rank holds from the weights of a Hugging Face folder, with moments of zero. Not collective.
+ * LS_CHECKPOINT. */
+enum ls_code ls_snapshot_read_weights(struct ls_snapshot *snapshot, const char *folder, struct ls_error *error);
 
 #endif

@@ -138,6 +138,8 @@ void ls_trainer_destroy(struct ls_trainer *trainer) {
 }
 
 enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error) {
+    const char *folder = trainer->config->model.init_from;
+    if (folder[0]) return ls_snapshot_read_weights(trainer->snapshot, folder, error);
     ls_replica_initialize(trainer->replica);
     return ls_stream_synchronize(ls_replica_stream(trainer->replica), error);
 }

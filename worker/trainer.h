@@ -49,7 +49,7 @@ enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct 
 /* Takes NULL. */
 void ls_trainer_destroy(struct ls_trainer *trainer);
 
-/* Parameters from train.seed, the same at any number of ranks. */
+/* Parameters from the folder model.init_from (LS_CHECKPOINT), else from train.seed; the same at any number of ranks. */
 enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error);
 /* Parameters and optimizer state from a checkpoint folder, written at any number of ranks and ZeRO stage. Not
  * collective. LS_CHECKPOINT. */

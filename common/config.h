@@ -143,6 +143,9 @@ enum ls_code ls_config_check_ranks(const struct ls_config *config, int64_t ranks
 /* Micro-batches that every one of `ranks` ranks runs in a step of `sequences` sequences over all ranks. */
 int64_t ls_config_micro_batches(const struct ls_config *config, int64_t sequences, int64_t ranks);
 
+/* Slots of a step of `sequences` sequences, train.reduction: fixed. */
+int64_t ls_config_slots(const struct ls_config *config, int64_t sequences);
+
 /* Prints every key with its type, default and meaning: as a table for a terminal, or as Markdown for
  * docs/configuration.md. */
 void ls_config_print_keys(FILE *out, bool markdown);

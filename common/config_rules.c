@@ -164,6 +164,11 @@ static enum ls_code check_zero(const struct ls_config_given *given, const struct
         return ls_config_refuse(given, "zero.accumulate", error,
                                 "found sharded, but nothing is sharded at zero.stage 0. Use local, or a stage from 1 "
                                 "to 3.");
+    if (config->train.reduction == LS_REDUCTION_FIXED && config->zero.gradient_dtype != LS_GRADIENT_FP32)
+        return ls_config_refuse(
+            given, "zero.gradient_dtype", error,
+            "found bf16, but train.reduction: fixed sends sums of several slots, whose rounding would "
+            "depend on the number of ranks. Use fp32, or train.reduction: fast.");
     if (stage >= 2 && config->zero.accumulate == LS_ACCUMULATE_LOCAL)
         return ls_config_refuse(given, "zero.accumulate", error,
                                 "found local, but zero.stage %lld keeps no whole gradients to accumulate in. Use auto "
@@ -241,6 +246,15 @@ enum ls_code ls_config_check_ranks(const struct ls_config *config, int64_t ranks
             "train.global_batch_size: %lld sequences cannot feed %lld ranks: a full step must have at least one "
             "sequence per rank. Use at most %lld ranks, or a global batch of at least %lld.",
             batch, (long long)ranks, batch, (long long)ranks);
+    const long long slots = ls_config_slots(config, batch);
+    if (config->train.reduction == LS_REDUCTION_FIXED && ranks > slots)
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_CALL,
+            "train.reduction: fixed deals whole slots of train.micro_batch_size %lld sequences to ranks, and a batch "
+            "of "
+            "%lld has %lld: not enough for %lld ranks. Use at most %lld ranks, a smaller train.micro_batch_size or a "
+            "larger train.global_batch_size.",
+            (long long)config->train.micro_batch_size, batch, slots, (long long)ranks, slots);
     if (ranks % config->zero.replicas)
         return ls_fail(
             error, LS_USAGE, LS_SCOPE_CALL,
@@ -253,4 +267,8 @@ enum ls_code ls_config_check_ranks(const struct ls_config *config, int64_t ranks
 int64_t ls_config_micro_batches(const struct ls_config *config, int64_t sequences, int64_t ranks) {
     const int64_t own = (sequences + ranks - 1) / ranks, each = config->train.micro_batch_size;
     return (own + each - 1) / each;
+}
+
+int64_t ls_config_slots(const struct ls_config *config, int64_t sequences) {
+    return (sequences + config->train.micro_batch_size - 1) / config->train.micro_batch_size;
 }

@@ -11,7 +11,7 @@ static const struct ls_choice MODEL_TYPES[] = {{"gpt2", LS_GPT2, NULL}, {"llama"
 static const struct ls_choice ROPE_TYPES[] = {{"default", false, NULL}, {"llama3", true, NULL}, {0}};
 static const struct ls_choice REDUCTIONS[] = {
     {"fast", LS_REDUCTION_FAST, NULL},
-    {"fixed", 0, "the reduction with the same bits at any rank count is not in this version. Use fast."},
+    {"fixed", LS_REDUCTION_FIXED, NULL},
     {0}};
 static const struct ls_choice PRECISIONS[] = {
     {"fp32", LS_PRECISION_FP32, NULL}, {"bf16", LS_PRECISION_BF16, NULL}, {"fp16", LS_PRECISION_FP16, NULL}, {0}};
@@ -141,7 +141,8 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "largest global norm of the gradients; 0: off",
      .elsewhere = "grad_clip clip_grad max_norm max_grad_norm"},
     {"train.reduction", CHOICE(REDUCTIONS), FIELD(train.reduction), .standard = "fast", .identity = true,
-     .meaning = "how gradients are summed over the ranks"},
+     .meaning = "how gradients are summed over the ranks: fast, or fixed: in an order that gives the same bits at any "
+                "rank count up to global_batch_size / micro_batch_size, ZeRO stage and number of threads"},
     {"train.seed", INTEGER(0, INT64_MAX), FIELD(train.seed), .standard = "0", .identity = true,
      .meaning = "keys the initial weights", .elsewhere = "seed random_seed"},
 

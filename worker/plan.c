@@ -48,7 +48,7 @@ static void plan_host(const struct ls_config *config, const struct ls_model *mod
     const bool evaluates = config->evaluation.every_steps > 0 && config->data.validation_count > 0;
     plan->host_row_bytes[LS_PLAN_PREFETCH] = (int64_t)ls_prefetch_bytes(&ring);
     plan->host_row_bytes[LS_PLAN_EVALUATION] = evaluates ? (int64_t)ls_prefetch_bytes(&ring) : 0;
-    plan->host_row_bytes[LS_PLAN_CHECKPOINT] = ls_snapshot_host_bytes(model, plan->ranks);
+    plan->host_row_bytes[LS_PLAN_CHECKPOINT] = ls_snapshot_host_bytes(config, model, plan->ranks);
     for (int row = 0; row < LS_PLAN_HOST_ROWS; row++) plan->host_bytes += plan->host_row_bytes[row];
 }
 

@@ -2,6 +2,7 @@
 #include "worker/replica.h"
 
 #include "worker/replica_plan.h"
+#include "worker/shard/tree.h"
 
 #include <assert.h>
 #include <math.h>
@@ -10,7 +11,7 @@
 /* Their host side. */
 struct replica_staging {
     float gradient_scale;
-    double loss, own_loss, parameters;
+    double own_loss, parameters;
     float norm;
     int32_t found_inf;
 };
@@ -26,6 +27,11 @@ struct ls_replica {
     struct ls_progress_record *progress;
     struct replica_staging *staging;
     struct ls_replica_scalars *scalars;
+    bool fixed;                   /* train.reduction */
+    int64_t loss_count;           /* 1, or slots at most */
+    double *losses;               /* device, [loss_count] */
+    double *summed_losses;        /* their host side */
+    int64_t first_slot, end_slot; /* this rank's so far */
     int32_t *inputs, *targets, *document_start;
     void *stream_gradient;
     void *tables, *scratch;
@@ -50,6 +56,7 @@ static enum ls_code allocate_memory(struct ls_replica *replica, struct ls_error 
     const struct ls_replica_layout *layout = &replica->layout;
     replica->tables = ls_arena_buffer(replica->arena, layout->tables);
     replica->scalars = ls_arena_buffer(replica->arena, layout->scalars);
+    replica->losses = ls_arena_buffer(replica->arena, layout->losses);
     replica->inputs = ls_arena_buffer(replica->arena, layout->inputs);
     replica->targets = ls_arena_buffer(replica->arena, layout->targets);
     replica->document_start = ls_arena_buffer(replica->arena, layout->document_start);
@@ -75,8 +82,12 @@ enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device 
     made->progress = progress;
     made->loss_scale = ls_loss_scale_first(config->precision);
     made->stream = ls_stream_create(device, false);
+    made->fixed = config->train.reduction == LS_REDUCTION_FIXED;
+    made->loss_count = ls_replica_losses(config);
     made->staging = ls_device_allocate_host(device, sizeof *made->staging);
-    if (!made->stream || !made->staging)
+    made->summed_losses = ls_device_allocate_host(device, (size_t)made->loss_count * sizeof(double));
+    ls_device_set_fixed(device, made->fixed);
+    if (!made->stream || !made->staging || !made->summed_losses)
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the compute stream");
     if (!code) code = ls_model_create(config, &made->model, error);
     if (!code) code = allocate_memory(made, error);
@@ -98,6 +109,7 @@ void ls_replica_destroy(struct ls_replica *replica) {
     ls_model_destroy(replica->model);
     ls_shard_comms_destroy(&replica->comms);
     if (replica->staging) ls_device_free_host(replica->device, replica->staging);
+    if (replica->summed_losses) ls_device_free_host(replica->device, replica->summed_losses);
     free(replica);
 }
 
@@ -153,14 +165,21 @@ static void mark(struct ls_replica *replica, enum ls_phase phase, int block) {
         ls_progress_mark(replica->progress, phase, replica->step, replica->micro_batch, (uint64_t)block);
 }
 
-void ls_replica_begin(struct ls_replica *replica, int64_t step, int64_t targets) {
+void ls_replica_begin(struct ls_replica *replica, int64_t step, int64_t targets, int64_t sequences) {
     replica->step = (uint64_t)step;
     replica->micro_batch = 0;
     const double scale = replica->loss_scale.factor ? (double)replica->loss_scale.factor : 1.0;
     replica->staging->gradient_scale = targets > 0 ? (float)(scale / (double)targets) : 0.0f;
     ls_copy_to_device(replica->stream, &replica->scalars->gradient_scale, &replica->staging->gradient_scale,
                       sizeof replica->scalars->gradient_scale);
-    ls_fill_zero(replica->stream, &replica->scalars->loss, sizeof replica->scalars->loss);
+    ls_fill_zero(replica->stream, replica->losses, (size_t)replica->loss_count * sizeof(double));
+    replica->first_slot = replica->end_slot = 0;
+    ls_shard_begin(replica->shard, sequences);
+}
+
+/* Where the micro-batch's losses are added. */
+static double *own_loss(struct ls_replica *replica) {
+    return &replica->losses[replica->fixed && replica->end_slot > 0 ? replica->end_slot - 1 : 0];
 }
 
 static struct ls_block_pass pass_of(struct ls_replica *replica, int64_t sequences, int block) {
@@ -180,13 +199,17 @@ static struct ls_block_pass pass_of(struct ls_replica *replica, int64_t sequence
         .saved = ls_activations_saved(activations, replica->arena, block),
         .recomputed = ls_activations_recomputed(activations, replica->arena, block),
         .scratch = replica->scratch,
-        .loss = &replica->scalars->loss,
+        .loss = own_loss(replica),
         .gradient_scale = &replica->scalars->gradient_scale,
     };
 }
 
 static void copy_batch(struct ls_replica *replica, const struct ls_micro_batch *batch) {
     assert(batch->sequences <= replica->config->train.micro_batch_size);
+    if (batch->sequences > 0) {
+        if (replica->end_slot == 0) replica->first_slot = batch->slot;
+        replica->end_slot = batch->slot + 1;
+    }
     size_t bytes = (size_t)(batch->sequences * replica->config->data.sequence_length) * sizeof(int32_t);
     ls_copy_to_device(replica->stream, replica->inputs, batch->inputs, bytes);
     ls_copy_to_device(replica->stream, replica->targets, batch->targets, bytes);
@@ -257,10 +280,24 @@ static void run_embedding_backward(struct ls_replica *replica, int64_t sequences
     ls_block_backward(replica->model, 0, &pass);
 }
 
-/* The sum of losses, this rank's kept beside it. */
-static void reduce_loss(struct ls_replica *replica) {
-    ls_copy(replica->stream, &replica->scalars->own_loss, &replica->scalars->loss, sizeof(double));
-    ls_shard_reduce_value(replica->shard, &replica->scalars->loss);
+/* The sums of losses, this rank's kept beside them. */
+static void reduce_losses(struct ls_replica *replica) {
+    ls_copy(replica->stream, &replica->scalars->own_loss, own_loss(replica), sizeof(double));
+    ls_shard_reduce_values(replica->shard, replica->losses, replica->loss_count);
+}
+
+/* Losses are summed as gradients are. */
+static double sum_losses(const struct ls_replica *replica) {
+    double sums[LS_TREE_HEIGHT_MAX];
+    struct ls_tree tree;
+    ls_tree_begin(&tree, replica->loss_count);
+    for (int64_t slot = 0; slot < replica->loss_count; slot++) {
+        int additions = ls_tree_push(&tree, (struct ls_tree_node){slot, slot + 1});
+        int place = tree.height + additions - 1;
+        sums[place] = replica->summed_losses[slot];
+        for (; additions > 0; additions--, place--) sums[place - 1] += sums[place];
+    }
+    return sums[0];
 }
 
 void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *batch, bool last) {
@@ -269,7 +306,7 @@ void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *b
     copy_batch(replica, batch);
     run_forward(replica, batch->sequences, 0, head);
     run_head(replica, batch->sequences, true);
-    if (last) reduce_loss(replica);
+    if (last) reduce_losses(replica);
     ls_shard_reduce(replica->shard, head, last);
     for (int block = head - 1; block > 0; block--) {
         run_backward(replica, batch->sequences, block,
@@ -293,10 +330,23 @@ static enum ls_code synchronize(struct ls_replica *replica, struct ls_error *err
     return code ? code : ls_arena_check(replica->arena, error);
 }
 
+/* Of this rank alone. */
+static double sum_own_losses(const struct ls_replica *replica) {
+    double sum = 0;
+    if (!replica->fixed) return replica->staging->own_loss;
+    for (int64_t slot = replica->first_slot; slot < replica->end_slot; slot++) sum += replica->summed_losses[slot];
+    return sum;
+}
+
+static void copy_losses(struct ls_replica *replica) {
+    ls_copy_to_host(replica->stream, replica->summed_losses, replica->losses,
+                    (size_t)replica->loss_count * sizeof(double));
+}
+
 enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_result *result, struct ls_error *error) {
     struct ls_shard_scalars scalars = ls_shard_scalars(replica->shard);
     struct replica_staging *staging = replica->staging;
-    ls_copy_to_host(replica->stream, &staging->loss, &replica->scalars->loss, sizeof staging->loss);
+    copy_losses(replica);
     ls_copy_to_host(replica->stream, &staging->own_loss, &replica->scalars->own_loss, sizeof staging->own_loss);
     ls_copy_to_host(replica->stream, &staging->norm, scalars.norm, sizeof staging->norm);
     ls_copy_to_host(replica->stream, &staging->parameters, scalars.parameters, sizeof staging->parameters);
@@ -304,10 +354,11 @@ enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_res
     mark(replica, LS_PHASE_UPDATE, 0);
     enum ls_code code = synchronize(replica, error);
     if (code) return code;
+    const double loss = sum_losses(replica);
     const bool found_inf = staging->found_inf != 0;
-    const bool skipped = isfinite(staging->loss) && ls_loss_scale_advance(&replica->loss_scale, found_inf);
-    *result = (struct ls_replica_result){.loss = staging->loss,
-                                         .own_loss = staging->own_loss,
+    const bool skipped = isfinite(loss) && ls_loss_scale_advance(&replica->loss_scale, found_inf);
+    *result = (struct ls_replica_result){.loss = loss,
+                                         .own_loss = sum_own_losses(replica),
                                          .norm = staging->norm,
                                          .parameters = staging->parameters,
                                          .not_finite = found_inf && !skipped,
@@ -323,11 +374,11 @@ void ls_replica_forward(struct ls_replica *replica, const struct ls_micro_batch 
 }
 
 enum ls_code ls_replica_finish_forward(struct ls_replica *replica, double *loss, struct ls_error *error) {
-    reduce_loss(replica);
-    ls_shard_await_value(replica->shard);
-    ls_copy_to_host(replica->stream, &replica->staging->loss, &replica->scalars->loss, sizeof(double));
+    reduce_losses(replica);
+    ls_shard_await_values(replica->shard);
+    copy_losses(replica);
     enum ls_code code = synchronize(replica, error);
-    if (!code) *loss = replica->staging->loss;
+    if (!code) *loss = sum_losses(replica);
     return code;
 }
 

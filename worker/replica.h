@@ -45,11 +45,12 @@ void ls_replica_initialize(struct ls_replica *replica);
 struct ls_micro_batch {
     const int32_t *inputs, *targets, *document_start;
     int64_t sequences;
+    int64_t slot; /* its number in the step, all ranks; train.reduction: fixed */
 };
 
-/* A step: begin, a ls_replica_train() for each micro-batch, update, finish. `targets` of all ranks in the whole step: a
- * token's gradient counts 1 / targets. `step` is for the progress. */
-void ls_replica_begin(struct ls_replica *replica, int64_t step, int64_t targets);
+/* A step: begin, a ls_replica_train() for each micro-batch, update, finish. `targets` and `sequences` of all ranks in
+ * the whole step: a token's gradient counts 1 / targets. `step` is for the progress. */
+void ls_replica_begin(struct ls_replica *replica, int64_t step, int64_t targets, int64_t sequences);
 /* Forward and backward; gradients accumulate. After the `last` micro-batch the sums over the ranks are under way. */
 void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *batch, bool last);
 /* The optimizer's step number `optimizer_step` (from 1). */

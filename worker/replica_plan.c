@@ -6,6 +6,11 @@
 /* An upper bound of what shards and activations reserve for a block. */
 enum { BUFFERS_PER_BLOCK_MAX = 8 };
 
+int64_t ls_replica_losses(const struct ls_config *config) {
+    const bool fixed = config->train.reduction == LS_REDUCTION_FIXED;
+    return fixed ? ls_config_slots(config, config->train.global_batch_size) : 1;
+}
+
 enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_model *model,
                              const struct ls_device *device, int64_t ranks, struct ls_arena_plan *plan,
                              struct ls_replica_layout *layout, struct ls_error *error) {
@@ -19,6 +24,7 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
     layout->shard = ls_shard_plan(config, model, ranks, plan);
     layout->tables = ls_arena_reserve(plan, LS_MEMORY_PARAMETERS, ls_model_table_bytes(model));
     layout->scalars = ls_arena_reserve(plan, LS_MEMORY_SCALARS, sizeof(struct ls_replica_scalars));
+    layout->losses = ls_arena_reserve(plan, LS_MEMORY_SCALARS, ls_replica_losses(config) * (int64_t)sizeof(double));
     layout->inputs = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
     layout->targets = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);
     layout->document_start = ls_arena_reserve(plan, LS_MEMORY_DATA, ids);

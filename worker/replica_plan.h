@@ -14,13 +14,16 @@
 
 /* Numbers in device memory. */
 struct ls_replica_scalars {
-    double loss, own_loss;
+    double own_loss;
     float gradient_scale;
 };
 
+/* Sums of token losses that are kept apart until the ranks' are summed: one of each slot, train.reduction: fixed. */
+int64_t ls_replica_losses(const struct ls_config *config);
+
 /* Numbers of the buffers in the arena's plan. */
 struct ls_replica_layout {
-    int shard, tables, scalars, inputs, targets, document_start, stream_gradient, scratch;
+    int shard, tables, scalars, losses, inputs, targets, document_start, stream_gradient, scratch;
     struct ls_activations activations;
 };
 

@@ -25,13 +25,17 @@ static int64_t largest_block(const struct ls_model *model) {
     return largest;
 }
 
-static int64_t slice_of(int64_t elements, int64_t ranks) {
-    return (elements - 1) / ranks + 1;
+/* The first rank's slice is as large as any. */
+static int64_t largest_slice(const struct ls_config *config, int64_t elements, int64_t ranks) {
+    int64_t first, count;
+    ls_checkpoint_slice(elements, 0, ranks, ls_shard_replicas(config), ls_shard_slice_unit(config), &first, &count);
+    return count;
 }
 
-int64_t ls_snapshot_host_bytes(const struct ls_model *model, int64_t ranks) {
+int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
     const int64_t largest = largest_block(model);
-    return largest * ls_dtype_bytes(ls_model_dtype(model)) + 3 * slice_of(largest, ranks) * (int64_t)sizeof(float);
+    return largest * ls_dtype_bytes(ls_model_dtype(model)) +
+           3 * largest_slice(config, largest, ranks) * (int64_t)sizeof(float);
 }
 
 enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
@@ -46,7 +50,7 @@ enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_
                                  .comm = comm,
                                  .device = device,
                                  .replica = replica,
-                                 .slice_elements = slice_of(largest, ls_comm_size(comm))};
+                                 .slice_elements = largest_slice(config, largest, ls_comm_size(comm))};
     made->weights = ls_device_allocate_host(device, block_bytes);
     made->master = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
     made->m = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
@@ -55,7 +59,7 @@ enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_
         ls_snapshot_destroy(made);
         return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
                        "memory: no %lld bytes of host memory for saving checkpoints. Run on more memory.",
-                       (long long)ls_snapshot_host_bytes(ls_replica_model(replica), ls_comm_size(comm)));
+                       (long long)ls_snapshot_host_bytes(config, ls_replica_model(replica), ls_comm_size(comm)));
     }
     *snapshot = made;
     return LS_OK;
@@ -110,7 +114,8 @@ enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder,
                                                          .loss_scale = *ls_replica_loss_scale(snapshot->replica),
                                                          .rank = ls_comm_rank(snapshot->comm),
                                                          .world_size = ls_comm_size(snapshot->comm),
-                                                         .replicas = ls_shard_replicas(snapshot->config)};
+                                                         .replicas = ls_shard_replicas(snapshot->config),
+                                                         .unit = ls_shard_slice_unit(snapshot->config)};
     struct ls_checkpoint_writer *writer = NULL;
     enum ls_code code = ls_checkpoint_writer_create(&options, &writer, error);
     for (int block = 0; block < ls_model_block_count(model); block++) {

@@ -14,7 +14,7 @@
 struct ls_snapshot;
 
 /* Bytes of host memory that a snapshot takes: the largest block and three slices of it. Pure. */
-int64_t ls_snapshot_host_bytes(const struct ls_model *model, int64_t ranks);
+int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks);
 /* Takes host memory for the largest block and for three slices of it. The pointers must outlive the snapshot.
  * LS_MEMORY.
  */

@@ -309,7 +309,8 @@ static struct ls_micro_batch micro_batch_of(const struct ls_trainer *trainer, co
                                    .document_start = batch->document_start + first,
                                    .sequences = left < 0   ? 0
                                                 : left < B ? left
-                                                           : B};
+                                                           : B,
+                                   .slot = batch->first_sequence / B + index};
 }
 
 /* Loss or gradient are not finite, which every rank sees. Who saw it first is found in the ranks' own losses. */
@@ -367,7 +368,7 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
     const double begin = seconds_now(), exposed = ls_replica_exposed_seconds(trainer->replica);
     const struct ls_batch *batch = &trainer->batch;
     const double learning_rate = ls_schedule_learning_rate(trainer->config, batch->step, trainer->options.total_steps);
-    ls_replica_begin(trainer->replica, batch->step, trainer->targets);
+    ls_replica_begin(trainer->replica, batch->step, trainer->targets, batch->step_sequences);
     for (int64_t i = 0; i < batch->micro_batches; i++) {
         const struct ls_micro_batch micro = micro_batch_of(trainer, batch, i);
         ls_replica_train(trainer->replica, &micro, i == batch->micro_batches - 1);
@@ -429,7 +430,7 @@ enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, doubl
     const int64_t steps = (sequences + batch - 1) / batch;
     mark(trainer, LS_PHASE_EVALUATE);
     struct ls_error own = {.code = LS_OK};
-    ls_replica_begin(trainer->replica, trainer->steps_done, 0);
+    ls_replica_begin(trainer->replica, trainer->steps_done, 0, batch);
     ls_prefetch_grant(trainer->evaluation, 0, steps, 0, batch, (uint64_t)sequences, &own);
     for (int64_t step = 0; step < steps; step++) {
         const int64_t left = sequences - step * batch;

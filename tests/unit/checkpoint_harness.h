@@ -118,13 +118,14 @@ static inline void harness_save_rank(const char *folder, const struct ls_config 
                                                    .rank = rank,
                                                    .world_size = world_size,
                                                    .replicas = 1,
+                                                   .unit = 1,
                                                    .model_file_bytes = model_file_bytes};
     expect_ok(ls_checkpoint_writer_create(&options, &writer, error));
     for (int b = 0; b < ls_model_block_count(model); b++) {
         float *values[3];
         int64_t first, length;
         for (int kind = 0; kind < 3; kind++) values[kind] = harness_values(model, kind, b);
-        ls_checkpoint_slice(ls_model_block(model, b)->count, rank, world_size, 1, &first, &length);
+        ls_checkpoint_slice(ls_model_block(model, b)->count, rank, world_size, 1, 1, &first, &length);
         const void *weights = ls_checkpoint_writer_needs_block(writer, b) ? values[0] : NULL;
         expect_ok(ls_checkpoint_writer_put_block(writer, b, weights, values[0] + first, values[1] + first,
                                                  values[2] + first, error));

@@ -14,7 +14,7 @@ static void load_and_compare(const char *folder, const struct ls_model *model, i
     for (int64_t rank = 0; rank < world_size; rank++)
         for (int b = 0; b < ls_model_block_count(model); b++) {
             int64_t count = ls_model_block(model, b)->count, first, length;
-            ls_checkpoint_slice(count, rank, world_size, 1, &first, &length);
+            ls_checkpoint_slice(count, rank, world_size, 1, 1, &first, &length);
             int64_t padded = (length + 7) / 8 * 8;
             float *read[3];
             for (int kind = 0; kind < 3; kind++) read[kind] = random_floats(padded, 1);
@@ -86,7 +86,7 @@ static void slices_cover_a_block_once_for_any_world_size(void **unused) {
             int64_t next = 0;
             for (int64_t rank = 0; rank < world; rank++) {
                 int64_t first, length;
-                ls_checkpoint_slice(count, rank, world, 1, &first, &length);
+                ls_checkpoint_slice(count, rank, world, 1, 1, &first, &length);
                 assert_true(first == next && length >= 0);
                 next += length;
             }

@@ -339,6 +339,7 @@ static void a_full_disk_is_noticed_before_the_first_byte_and_keeps_earlier_check
                                                    .rank = 0,
                                                    .world_size = 1,
                                                    .replicas = 1,
+                                                   .unit = 1,
                                                    .document_token = -1};
     assert_int_equal(ls_checkpoint_writer_create(&options, &writer, error), LS_CHECKPOINT);
     assert_non_null(strstr(error->text, "bytes needed"));

@@ -232,7 +232,6 @@ static void keys_of_later_versions_are_unknown(void **state) {
     refuses_set("gpu.share=true", "unknown key gpu.share");
     refuses_set("coordinator.interface=eth0", "unknown key coordinator.interface");
     refuses_set("precision=fp8", "--set precision:1:1: precision: found fp8", "fp32, bf16, fp16");
-    refuses_set("train.reduction=fixed", "found fixed", "not in this version", "Use fast");
     refuses_set("device=cuda", "this build has no CUDA");
     refuses_set("launcher.type=srun", "mpirun only");
 }
@@ -651,6 +650,20 @@ static void replicas_divide_the_ranks(void **state) {
     assert_int_equal(ls_config_check_ranks(&config, 1, &error), LS_USAGE);
 }
 
+static void fixed_needs_a_slot_for_each_rank(void **state) {
+    (void)state;
+    accepts(MODEL DATA TRAIN, "train.reduction=fixed"); /* 8 sequences in slots of 4 */
+    assert_int_equal(config.train.reduction, LS_REDUCTION_FIXED);
+    assert_int_equal(ls_config_slots(&config, 8), 2);
+    assert_int_equal(ls_config_slots(&config, 9), 3);
+    assert_int_equal(ls_config_check_ranks(&config, 2, &error), LS_OK);
+    assert_int_equal(ls_config_check_ranks(&config, 3, &error), LS_USAGE);
+    expect_text("a batch of 8 has 2: not enough for 3 ranks");
+    refuses(MODEL DATA "train: {steps: 10, global_batch_size: 8, micro_batch_size: 4, reduction: fixed}\n"
+                       "zero: {gradient_dtype: bf16}\n",
+            "zero.gradient_dtype: found bf16", "Use fp32, or train.reduction: fast");
+}
+
 static void files_are_read_and_missing_ones_named(void **state) {
     (void)state;
     static const char *const FILES[] = {"configs/quickstart.yaml", "configs/tiny-gpt2.yaml", "configs/tiny-llama.yaml"};
@@ -828,6 +841,7 @@ int main(void) {
         cmocka_unit_test(the_name_comes_from_the_file),
         cmocka_unit_test(a_full_step_needs_a_sequence_for_each_rank),
         cmocka_unit_test(replicas_divide_the_ranks),
+        cmocka_unit_test(fixed_needs_a_slot_for_each_rank),
         cmocka_unit_test(files_are_read_and_missing_ones_named),
         cmocka_unit_test(the_quickstart_trains_on_at_most_two_million_tokens),
         cmocka_unit_test(the_committed_page_of_keys_is_the_table),

@@ -10,6 +10,8 @@ typedef void put_operation(struct ls_stream *stream, float *m[PLACES], const int
 enum { ROWS = 611, COLUMNS = 211, VOCABULARY = 97 };
 
 static int32_t tokens[ROWS], document_start[ROWS];
+static float workspace[1 << 20]; /* more than the attention below needs */
+static enum ls_dtype dtype;      /* that operations are asked for */
 
 static float *run(int threads, const float *initial, put_operation *put) {
     float *memory = copy_floats(initial, FLOATS), *m[PLACES];
@@ -21,8 +23,19 @@ static float *run(int threads, const float *initial, put_operation *put) {
     return memory;
 }
 
-static void check(const char *name, put_operation *put) {
-    float *initial = random_floats(FLOATS, 1);
+/* Memory of values in bf16, two of which are a float of the second one's size. */
+static float *random_bf16(void) {
+    float *memory = malloc(FLOATS * sizeof *memory);
+    assert_non_null(memory);
+    for (int64_t i = 0; i < 2 * FLOATS; i++) {
+        const float value = (float)random_between(-1, 1);
+        memcpy((uint16_t *)memory + i, (const uint16_t *)&value + 1, sizeof(uint16_t));
+    }
+    return memory;
+}
+
+static void check_type(const char *name, put_operation *put) {
+    float *initial = dtype == LS_FP32 ? random_floats(FLOATS, 1) : random_bf16();
     for (int i = 0; i < ROWS; i++) {
         tokens[i] = (int32_t)random_below(VOCABULARY);
         document_start[i] = (int32_t)(i % 60 / 23 * 23);
@@ -37,6 +50,13 @@ static void check(const char *name, put_operation *put) {
     free(one), free(initial);
 }
 
+static void check(const char *name, put_operation *put) {
+    for (int type = LS_FP32; type <= LS_BF16; type++) {
+        dtype = (enum ls_dtype)type;
+        check_type(name, put);
+    }
+}
+
 #define OPERATION(name, ...)                                                                                           \
     static void put_##name(struct ls_stream *stream, float *m[PLACES], const int32_t *ids) {                           \
         (void)ids;                                                                                                     \
@@ -49,74 +69,80 @@ static void check(const char *name, put_operation *put) {
 
 /* A product of 403 x 389 x 407 is eight tiles. */
 enum { M = 403, N = 389, K = 407 };
-#define PRODUCT(...) ls_op(stream, gemm, .c = m[0], .a = m[2], .b = m[4], .m = M, .n = N, .k = K, .ldc = N, __VA_ARGS__)
+#define PRODUCT(...)                                                                                                   \
+    ls_op(stream, gemm, .dtype = dtype, .c = m[0], .a = m[2], .b = m[4], .m = M, .n = N, .k = K, .ldc = N, __VA_ARGS__)
 OPERATION(gemm, PRODUCT(.lda = K, .ldb = N))
 OPERATION(gemm_transposed_b, PRODUCT(.lda = K, .ldb = K, .transpose_b = true))
 OPERATION(gemm_of_a_weight_gradient, PRODUCT(.lda = M, .ldb = N, .transpose_a = true, .accumulate = true))
 OPERATION(gemm_with_bias, PRODUCT(.lda = K, .ldb = N, .epilogue = LS_EPILOGUE_BIAS, .bias = m[6]))
 OPERATION(gemm_with_gelu, PRODUCT(.lda = K, .ldb = N, .epilogue = LS_EPILOGUE_BIAS_GELU, .bias = m[6], .aux = m[7]))
 OPERATION(gemm_with_the_derivative_of_gelu, PRODUCT(.lda = K, .ldb = N, .epilogue = LS_EPILOGUE_GELU_GRAD, .aux = m[7]))
-OPERATION(gemm_of_few_rows, ls_op(stream, gemm, .c = m[0], .a = m[2], .b = m[4], .m = 9, .n = 1001, .k = 90, .lda = 90,
-                                  .ldb = 1001, .ldc = 1001))
+OPERATION(gemm_of_few_rows, ls_op(stream, gemm, .dtype = dtype, .c = m[0], .a = m[2], .b = m[4], .m = 9, .n = 1001,
+                                  .k = 90, .lda = 90, .ldb = 1001, .ldc = 1001))
 
 /* Cut in two, its last row would be a product of its own, with a vector: other code of the library, other bits. */
-OPERATION(gemm_of_17_rows, ls_op(stream, gemm, .c = m[0], .a = m[2], .b = m[4], .m = 17, .n = 16, .k = 4001,
-                                 .lda = 4001, .ldb = 16, .ldc = 16))
+OPERATION(gemm_of_17_rows, ls_op(stream, gemm, .dtype = dtype, .c = m[0], .a = m[2], .b = m[4], .m = 17, .n = 16,
+                                 .k = 4001, .lda = 4001, .ldb = 16, .ldc = 16))
 
-OPERATION(bias_backward, ls_op(stream, bias_backward, .bias_gradient = m[0], .output_gradient = m[1], .rows = ROWS,
-                               .columns = COLUMNS))
-OPERATION(gelu_forward, ls_op(stream, gelu_forward, .output = m[0], .input = m[1], .count = ROWS * COLUMNS))
-OPERATION(gelu_backward, ls_op(stream, gelu_backward, .input_gradient = m[0], .output_gradient = m[1], .input = m[2],
-                               .count = ROWS * COLUMNS))
-OPERATION(swiglu_forward,
-          ls_op(stream, swiglu_forward, .output = m[0], .gate_up = m[2], .rows = ROWS, .columns = COLUMNS))
-OPERATION(swiglu_backward, ls_op(stream, swiglu_backward, .gate_up_gradient = m[0], .output_gradient = m[2],
-                                 .gate_up = m[3], .rows = ROWS, .columns = COLUMNS))
+OPERATION(bias_backward, ls_op(stream, bias_backward, .dtype = dtype, .bias_gradient = m[0], .output_gradient = m[1],
+                               .rows = ROWS, .columns = COLUMNS))
+OPERATION(gelu_forward,
+          ls_op(stream, gelu_forward, .dtype = dtype, .output = m[0], .input = m[1], .count = ROWS * COLUMNS))
+OPERATION(gelu_backward, ls_op(stream, gelu_backward, .dtype = dtype, .input_gradient = m[0], .output_gradient = m[1],
+                               .input = m[2], .count = ROWS * COLUMNS))
+OPERATION(swiglu_forward, ls_op(stream, swiglu_forward, .dtype = dtype, .output = m[0], .gate_up = m[2], .rows = ROWS,
+                                .columns = COLUMNS))
+OPERATION(swiglu_backward, ls_op(stream, swiglu_backward, .dtype = dtype, .gate_up_gradient = m[0],
+                                 .output_gradient = m[2], .gate_up = m[3], .rows = ROWS, .columns = COLUMNS))
 
 #define NORM .rows = ROWS, .columns = COLUMNS
 OPERATION(layernorm_forward,
-          ls_op(stream, layernorm_forward, .output = m[0], .sum = m[1], .mean = m[2], .rstd = m[3], .input = m[4],
-                .residual = m[5], .weight = m[6], .bias = m[7], .epsilon = 1e-5f, NORM))
-OPERATION(layernorm_backward, ls_op(stream, layernorm_backward, .input_gradient = m[0], .weight_gradient = m[1],
-                                    .bias_gradient = m[2], .output_gradient = m[3], .input = m[4], .weight = m[5],
-                                    .mean = m[6], .rstd = m[7], .accumulate_input = true, NORM))
-OPERATION(rmsnorm_forward, ls_op(stream, rmsnorm_forward, .output = m[0], .sum = m[1], .rstd = m[3], .input = m[4],
-                                 .residual = m[5], .weight = m[6], .epsilon = 1e-5f, NORM))
-OPERATION(rmsnorm_backward, ls_op(stream, rmsnorm_backward, .input_gradient = m[0], .weight_gradient = m[1],
-                                  .output_gradient = m[3], .input = m[4], .weight = m[5], .rstd = m[7], NORM))
+          ls_op(stream, layernorm_forward, .dtype = dtype, .output = m[0], .sum = m[1], .mean = m[2], .rstd = m[3],
+                .input = m[4], .residual = m[5], .weight = m[6], .bias = m[7], .epsilon = 1e-5f, NORM))
+OPERATION(layernorm_backward,
+          ls_op(stream, layernorm_backward, .dtype = dtype, .input_gradient = m[0], .weight_gradient = m[1],
+                .bias_gradient = m[2], .output_gradient = m[3], .input = m[4], .weight = m[5], .mean = m[6],
+                .rstd = m[7], .accumulate_input = true, NORM))
+OPERATION(rmsnorm_forward, ls_op(stream, rmsnorm_forward, .dtype = dtype, .output = m[0], .sum = m[1], .rstd = m[3],
+                                 .input = m[4], .residual = m[5], .weight = m[6], .epsilon = 1e-5f, NORM))
+OPERATION(rmsnorm_backward,
+          ls_op(stream, rmsnorm_backward, .dtype = dtype, .input_gradient = m[0], .weight_gradient = m[1],
+                .output_gradient = m[3], .input = m[4], .weight = m[5], .rstd = m[7], NORM))
 
 #define TABLE .tokens = ids, .batch = 13, .length = 47, .channels = COLUMNS
-OPERATION(embedding_forward,
-          ls_op(stream, embedding_forward, .output = m[0], .token_table = m[1], .position_table = m[2], TABLE))
-OPERATION(embedding_backward, ls_op(stream, embedding_backward, .token_gradient = m[0], .position_gradient = m[1],
-                                    .output_gradient = m[2], .vocabulary = VOCABULARY, TABLE))
-OPERATION(rope, ls_op(stream, rope, .x = m[0], .table = m[2], .rows = ROWS, .length = 47, .heads = 7, .head_size = 30,
-                      .stride = COLUMNS))
+OPERATION(embedding_forward, ls_op(stream, embedding_forward, .dtype = dtype, .output = m[0], .token_table = m[1],
+                                   .position_table = m[2], TABLE))
+OPERATION(embedding_backward,
+          ls_op(stream, embedding_backward, .dtype = dtype, .token_gradient = m[0], .position_gradient = m[1],
+                .output_gradient = m[2], .vocabulary = VOCABULARY, TABLE))
+OPERATION(rope, ls_op(stream, rope, .dtype = dtype, .x = m[0], .table = m[2], .rows = ROWS, .length = 47, .heads = 7,
+                      .head_size = 30, .stride = COLUMNS))
 
 /* Ten sequences of 60, heads of 20: keys and values of two heads serve four heads of queries. */
 #define HEADS                                                                                                          \
     .batch = 10, .heads = 4, .kv_heads = 2, .head_size = 20, .q_stride = 160, .kv_stride = 160, .output_stride = 80,   \
     .q_batch_stride = 9600, .kv_batch_stride = 9600, .output_batch_stride = 4800, .scale = 0.2f,                       \
     .document_start = document_start
-OPERATION(attention_forward, ls_op(stream, attention_forward, .output = m[0], .lse = m[1], .q = m[2], .k = m[2] + 80,
-                                   .v = m[2] + 120, .query_length = 60, .key_length = 60, HEADS))
+OPERATION(attention_forward,
+          ls_op(stream, attention_forward, .dtype = dtype, .workspace = workspace, .output = m[0], .lse = m[1],
+                .q = m[2], .k = m[2] + 80, .v = m[2] + 120, .query_length = 60, .key_length = 60, HEADS))
 static void put_attention_backward(struct ls_stream *stream, float *m[PLACES], const int32_t *ids) {
     put_attention_forward(stream, m, ids);
-    ls_op(stream, attention_backward, .q_gradient = m[3], .k_gradient = m[3] + 80, .v_gradient = m[3] + 120,
-          .output_gradient = m[4], .output = m[0], .lse = m[1], .q = m[2], .k = m[2] + 80, .v = m[2] + 120,
-          .workspace = m[5], .length = 60, HEADS);
+    ls_op(stream, attention_backward, .dtype = dtype, .q_gradient = m[3], .k_gradient = m[3] + 80,
+          .v_gradient = m[3] + 120, .output_gradient = m[4], .output = m[0], .lse = m[1], .q = m[2], .k = m[2] + 80,
+          .v = m[2] + 120, .workspace = workspace, .length = 60, HEADS);
 }
 static void attention_backward(void **state) {
     (void)state;
     check("attention_backward", put_attention_backward);
 }
 
-OPERATION(cross_entropy,
-          ls_op(stream, cross_entropy, .logits = m[0], .loss = (double *)m[1], .targets = ids, .gradient_scale = m[2],
-                .row_loss = m[3], .rows = ROWS, .vocabulary = COLUMNS, .stride = COLUMNS + 5, .gradient = true))
-OPERATION(add, ls_op(stream, add, .sum = m[0], .a = m[1], .b = m[2], .count = ROWS * COLUMNS))
-OPERATION(squared_norm, ls_op(stream, squared_norm, .result = (double *)m[0], .input = m[1], .count = ROWS * COLUMNS,
-                              .partial = (double *)m[3]))
+OPERATION(cross_entropy, ls_op(stream, cross_entropy, .dtype = dtype, .logits = m[0], .loss = (double *)m[1],
+                               .targets = ids, .gradient_scale = m[2], .row_loss = m[3], .rows = ROWS,
+                               .vocabulary = COLUMNS, .stride = COLUMNS + 5, .gradient = true))
+OPERATION(add, ls_op(stream, add, .dtype = dtype, .sum = m[0], .a = m[1], .b = m[2], .count = ROWS * COLUMNS))
+OPERATION(squared_norm, ls_op(stream, squared_norm, .dtype = dtype, .result = (double *)m[0], .input = m[1],
+                              .count = ROWS * COLUMNS, .partial = (double *)m[3]))
 static const int64_t step = 7;
 static const int32_t found_inf = 0;
 OPERATION(adamw, for (int i = 0; i < PLACE; i++) m[2][i] = fabsf(m[2][i]);

@@ -26,10 +26,11 @@ struct ls_checkpoint_writer {
     int next_block;
 };
 
-void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t replicas, int64_t *first,
-                         int64_t *length) {
-    const int64_t ranks = world_size / replicas;
-    const int64_t slice = count / ranks + (count % ranks != 0), piece = slice / replicas + (slice % replicas != 0);
+void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t replicas, int64_t unit,
+                         int64_t *first, int64_t *length) {
+    const int64_t ranks = world_size / replicas, step = ranks * unit;
+    const int64_t slice = (count / step + (count % step != 0)) * unit,
+                  piece = slice / replicas + (slice % replicas != 0);
     const int64_t begin = rank % ranks * slice, end = begin + slice < count ? begin + slice : count;
     *first = begin + rank / ranks * piece < end ? begin + rank / ranks * piece : end;
     *length = end - *first < piece ? end - *first : piece;
@@ -141,7 +142,7 @@ static bool meet(const struct ls_checkpoint_writer *writer, const struct ls_tens
                  int64_t *count) {
     int64_t begin, length;
     ls_checkpoint_slice(ls_model_block(writer->options.model, tensor->block)->count, writer->options.rank,
-                        writer->options.world_size, writer->options.replicas, &begin, &length);
+                        writer->options.world_size, writer->options.replicas, writer->options.unit, &begin, &length);
     int64_t low = begin > tensor->offset ? begin : tensor->offset;
     int64_t high = begin + length < tensor->offset + tensor->count ? begin + length : tensor->offset + tensor->count;
     *first = low - tensor->offset;
@@ -225,7 +226,8 @@ static enum ls_code put_state(struct ls_checkpoint_writer *writer, const struct 
                               const float *const sources[STATE_KINDS], struct ls_error *error) {
     const struct ls_checkpoint_writer_options *options = &writer->options;
     int64_t begin, length;
-    ls_checkpoint_slice(block->count, options->rank, options->world_size, options->replicas, &begin, &length);
+    ls_checkpoint_slice(block->count, options->rank, options->world_size, options->replicas, options->unit, &begin,
+                        &length);
     enum ls_code code = LS_OK;
     for (int kind = 0; kind < STATE_KINDS; kind++)
         for (int i = 0; i < block->tensor_count && !code; i++) {

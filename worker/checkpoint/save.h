@@ -36,15 +36,15 @@ struct ls_checkpoint_writer_options {
     int64_t document_token; /* bos_token_id and eos_token_id of config.json; -1: null */
     struct ls_loss_scale loss_scale; /* factor 0: none; else in the metadata of every state file */
     int64_t rank, world_size;
-    int64_t replicas;         /* see ls_checkpoint_slice() */
+    int64_t replicas, unit;   /* see ls_checkpoint_slice() */
     int64_t model_file_bytes; /* a model file for each so many bytes of weights, at most one per rank; 0: 64 MiB */
 };
 
 /* Rank `rank`'s slice of a block of `count` elements. The ranks form `replicas` groups of consecutive ranks; within a
- * group slices have ceil(count / ranks of a group) elements each, the last ones shorter or empty, and a slice is cut
- * likewise over the groups. */
-void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t replicas, int64_t *first,
-                         int64_t *length);
+ * group slices have ceil(count / ranks of a group) elements each, rounded up to a multiple of `unit`, the last ones
+ * shorter or empty, and a slice is cut over the groups into pieces of ceil(slice / replicas). */
+void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t replicas, int64_t unit,
+                         int64_t *first, int64_t *length);
 
 /* Bytes that all ranks' files take together, headers estimated from above: for ls_checkpoint_begin(). */
 int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);

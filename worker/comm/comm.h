@@ -40,7 +40,7 @@ void ls_comm_all_gather(struct ls_comm *comm, struct ls_stream *stream, void *bu
  * r has parts[r] buffers, each of `size` slices that lie `stride` bytes apart, and ends with the stretch [first, first
  * + bytes) of its own slice of everybody's, one after another in rank order and for each rank in the order of its
  * buffers. The slice of rank r is number (r % G) groups + r / G with G = size / groups; that is r with one group. */
-enum { LS_COMM_PARTS_MAX = 128 };
+enum { LS_COMM_PARTS_MAX = 64 };
 struct ls_comm_exchange {
     const int *parts;           /* [size], at most LS_COMM_PARTS_MAX each; equal on every rank */
     const void *const *buffers; /* [parts[rank]] */

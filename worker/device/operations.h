@@ -230,12 +230,13 @@ struct ls_op_add {
     enum ls_dtype dtype;
 };
 
-/* result[0] += sum of squares: ordered sums of per-1024-element sums, in double. */
+/* result[0] += sum of squares: ordered sums of per-1024-element sums, in double. Either half alone: result NULL leaves
+ * the sums of 1024 elements in `partial`, input NULL adds those that are there. */
 struct ls_op_squared_norm {
     double *result;
     const void *input;
     int64_t count;
-    double *partial; /* [ceil(count / 1024)] scratch */
+    double *partial; /* [ceil(count / 1024)] */
     enum ls_dtype dtype;
 };
 

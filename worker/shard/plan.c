@@ -1,17 +1,33 @@
 /* How blocks are cut, and what that costs in memory and on the wire. */
+#include "common/order.h"
 #include "worker/activations.h"
 #include "worker/shard/state.h"
 
-/* Elements behind each of squared_norm's partial sums. */
-enum { NORM_STRETCH = 1024 };
+/* Owners' stretches of whole gradients begin at cache lines. */
+enum { OWNER_UNIT = 16 };
+/* An exchange brings about so many elements, but of each node no fewer than so many. */
+enum { EXCHANGE_ELEMENTS = 1 << 20, EXCHANGE_NODE_MIN = 1 << 14 };
 
 int64_t ls_shard_replicas(const struct ls_config *config) {
     return config->zero.stage > 0 ? config->zero.replicas : 1;
 }
 
+/* With replicas, a slice has an owner in each of them. */
+int64_t ls_shard_slice_unit(const struct ls_config *config) {
+    const bool fixed = config->train.reduction == LS_REDUCTION_FIXED && config->zero.stage > 0;
+    return fixed ? LS_NORM_STRETCH * ls_shard_replicas(config) : 1;
+}
+
 struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks) {
     const int64_t stage = config->zero.stage;
+    const bool fixed = config->train.reduction == LS_REDUCTION_FIXED;
+    const int64_t slots = ls_config_micro_batches(config, config->train.global_batch_size, ranks);
     return (struct ls_shard_cut){
+        .fixed = fixed,
+        .owners = ranks,
+        .tree_buffers = fixed ? ls_tree_height(slots - 1) : 0,
+        .received_nodes = fixed && ranks > 1 ? ranks * ls_tree_height(slots) : 0,
+        .unit = fixed && stage == 0 ? ranks * OWNER_UNIT : ls_shard_slice_unit(config),
         .ranks = stage > 0 ? ranks / ls_shard_replicas(config) : 1,
         .parameters_sliced = stage == 3,
         .gradients_sliced = stage >= 2 || config->zero.accumulate == LS_ACCUMULATE_SHARDED,
@@ -53,6 +69,30 @@ void ls_shard_place_block(struct ls_shard_placer *placer, const struct ls_shard_
         block->master = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
     block->m = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
     block->v = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
+    if (cut->tree_buffers > 0)
+        block->nodes = place(placer, LS_MEMORY_REDUCTION, cut->tree_buffers * block->padded * cut->gradient_bytes);
+}
+
+int64_t ls_shard_exchange_count(const struct ls_shard_cut *cut, int64_t longest) {
+    const int64_t nodes = cut->received_nodes > 0 ? cut->received_nodes : 1;
+    const int64_t count = EXCHANGE_ELEMENTS / nodes > EXCHANGE_NODE_MIN ? EXCHANGE_ELEMENTS / nodes : EXCHANGE_NODE_MIN;
+    return count < longest ? count : longest;
+}
+
+/* Where the owners finish the trees, and the partial sums of norms from all slices. */
+static void place_fixed(struct ls_shard_placer *placer, const struct ls_model *model, const struct ls_shard_cut *cut,
+                        struct fixed_reduction *fixed) {
+    int64_t longest = 0;
+    for (int block = 0; block < ls_model_block_count(model); block++) {
+        const int64_t count = ls_model_block(model, block)->count, stretch = ls_shard_stretch_count(cut, count);
+        if (stretch > longest) longest = stretch;
+        fixed->partial_count += ls_shard_slice_count(cut, count) / LS_NORM_STRETCH;
+    }
+    fixed->stretch = ls_shard_exchange_count(cut, longest);
+    fixed->received = place(placer, LS_MEMORY_REDUCTION, cut->received_nodes * fixed->stretch * cut->gradient_bytes);
+    if (cut->state_sliced)
+        fixed->partials =
+            place(placer, LS_MEMORY_REDUCTION, cut->ranks * fixed->partial_count * (int64_t)sizeof(double));
 }
 
 void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *model, const struct ls_shard_cut *cut,
@@ -67,10 +107,11 @@ void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *
             shard->gathered[slot].memory = place(placer, LS_MEMORY_GATHERED, count * cut->parameter_bytes);
     }
     if (cut->wire_dtype != LS_FP32) shard->wire = place(placer, LS_MEMORY_REDUCED, largest * cut->wire_bytes);
+    if (cut->fixed) place_fixed(placer, model, cut, &shard->fixed);
     shard->scalars = place(placer, LS_MEMORY_SCALARS, sizeof(struct scalars));
     shard->norms = place(placer, LS_MEMORY_SCALARS, cut->ranks * (int64_t)sizeof(double));
     shard->partial =
-        place(placer, LS_MEMORY_WORKSPACE, (largest + NORM_STRETCH - 1) / NORM_STRETCH * (int64_t)sizeof(double));
+        place(placer, LS_MEMORY_WORKSPACE, (largest + LS_NORM_STRETCH - 1) / LS_NORM_STRETCH * (int64_t)sizeof(double));
 }
 
 int ls_shard_plan(const struct ls_config *config, const struct ls_model *model, int64_t ranks,
@@ -168,9 +209,31 @@ static int64_t gathered_bytes(const struct ls_config *config, const struct ls_mo
     return walk.bytes;
 }
 
+/* The most nodes that a rank sends of a full step. */
+static int64_t sent_nodes(const struct ls_config *config, int64_t ranks) {
+    const int64_t slots = ls_config_slots(config, config->train.global_batch_size);
+    int64_t most = 0;
+    for (int64_t rank = 0; rank < ranks; rank++) {
+        struct ls_tree tree;
+        int64_t first, count;
+        ls_rank_range(slots, (int)rank, (int)ranks, &first, &count);
+        ls_tree_cover(slots, first, first + count, &tree);
+        if (tree.height > most) most = tree.height;
+    }
+    return most;
+}
+
+/* The nodes' stretches to their owners; what owners have summed to those who update it. */
+static int64_t fixed_bytes(const struct ls_config *config, const struct ls_shard_cut *cut, int64_t count) {
+    const int64_t stretch = ls_shard_stretch_count(cut, count) * cut->gradient_bytes;
+    const int64_t spread = cut->state_sliced ? ls_shard_replicas(config) - 1 : cut->owners - 1;
+    return ((cut->owners - 1) * sent_nodes(config, cut->owners) + spread) * stretch;
+}
+
 int64_t ls_shard_reduce_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block) {
     const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
     const int64_t replicas = ls_shard_replicas(config), count = ls_model_block(model, block)->count;
+    if (cut.fixed) return fixed_bytes(config, &cut, count);
     if (!cut.state_sliced) return 2 * (ranks - 1) * count * cut.wire_bytes / ranks;
     return ring_bytes(&cut, model, block, cut.wire_bytes) +
            2 * (replicas - 1) * ls_shard_slice_count(&cut, count) * cut.wire_bytes / replicas;
@@ -184,12 +247,15 @@ int64_t ls_shard_gather_bytes(const struct ls_config *config, const struct ls_mo
 struct ls_shard_wire ls_shard_wire_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
     const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
     const int64_t micro_batches = ls_config_micro_batches(config, config->train.global_batch_size, ranks);
-    struct ls_shard_wire wire = {.scalars = 2 * (ranks - 1) * (int64_t)sizeof(double) / ranks};
-    if (cut.state_sliced) wire.scalars += (cut.ranks - 1) * (int64_t)sizeof(double);
+    const int64_t losses = cut.fixed ? ls_config_slots(config, config->train.global_batch_size) : 1;
+    struct ls_shard_wire wire = {.scalars = 2 * (ranks - 1) * losses * (int64_t)sizeof(double) / ranks};
+    if (cut.state_sliced && !cut.fixed) wire.scalars += (cut.ranks - 1) * (int64_t)sizeof(double);
     if (cut.parameters_sliced) wire.parameters = gathered_bytes(config, model, &cut, micro_batches);
     for (int block = 0; block < ls_model_block_count(model); block++) {
         wire.gradients += ls_shard_reduce_bytes(config, model, ranks, block);
-        if (cut.gradients_sliced)
+        if (cut.fixed && cut.state_sliced)
+            wire.scalars += ring_bytes(&cut, model, block, sizeof(double)) / LS_NORM_STRETCH;
+        if (cut.gradients_sliced && !cut.fixed)
             wire.gradients += (micro_batches - 1) * ring_bytes(&cut, model, block, cut.wire_bytes);
         if (!cut.parameters_sliced) wire.parameters += ring_bytes(&cut, model, block, cut.parameter_bytes);
     }

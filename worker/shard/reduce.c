@@ -99,18 +99,20 @@ static void reduce_passing(struct ls_shard *shard, struct shard_block *block, in
 
 void ls_shard_reduce(struct ls_shard *shard, int index, bool last) {
     struct shard_block *block = &shard->blocks[index];
-    if (shard->cut.gradients_sliced)
+    if (shard->cut.fixed)
+        ls_shard_reduce_fixed(shard, index, last);
+    else if (shard->cut.gradients_sliced)
         reduce_passing(shard, block, index, last);
     else if (last)
         reduce_whole(shard, block, index);
 }
 
-void ls_shard_reduce_value(struct ls_shard *shard, double *value) {
+void ls_shard_reduce_values(struct ls_shard *shard, double *values, int64_t count) {
     ls_shard_hand_over(shard, shard->value_complete);
-    ls_comm_all_reduce_sum(shard->comms.world, shard->communication, value, 1, LS_COMM_DOUBLE, -1);
+    ls_comm_all_reduce_sum(shard->comms.world, shard->communication, values, count, LS_COMM_DOUBLE, -1);
     ls_event_record(shard->value_reduced, shard->communication);
 }
 
-void ls_shard_await_value(struct ls_shard *shard) {
+void ls_shard_await_values(struct ls_shard *shard) {
     ls_shard_wait_for(shard, shard->value_reduced);
 }

@@ -85,10 +85,11 @@ enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_mod
         ls_shard_place_block(&placer, &made->cut, &made->blocks[block]);
     }
     ls_shard_place_rest(&placer, model, &made->cut, made);
+    const bool fixed = ls_shard_create_fixed(made);
     ls_gather_pool_clear(&made->pool);
     made->communication = ls_stream_create(device, true);
     made->inputs = ls_device_allocate_host(device, sizeof *made->inputs);
-    if (!create_events(made, device) || !made->communication || !made->inputs) {
+    if (!create_events(made, device) || !made->communication || !made->inputs || !fixed) {
         ls_shard_destroy(made);
         return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for streams and events of %d blocks", count);
     }
@@ -103,6 +104,7 @@ static void destroy_event(struct ls_event *event) {
 void ls_shard_destroy(struct ls_shard *shard) {
     if (!shard) return;
     if (shard->communication) ls_stream_destroy(shard->communication);
+    ls_shard_destroy_fixed(shard);
     for (int block = 0; block < shard->block_count; block++) {
         destroy_event(shard->blocks[block].complete);
         destroy_event(shard->blocks[block].reduced);
@@ -178,7 +180,8 @@ struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int index) {
     const struct ls_shard_cut *cut = &shard->cut;
     struct ls_shard_slice slice;
     ls_checkpoint_slice(block->count, ls_comm_rank(shard->comms.world), ls_comm_size(shard->comms.world),
-                        ls_shard_replicas(shard->config), &slice.first, &slice.count);
+                        ls_shard_replicas(shard->config), ls_shard_slice_unit(shard->config), &slice.first,
+                        &slice.count);
     slice.master = block->master + (slice.first - block->own_first);
     slice.m = element(block, block->m, cut->state_sliced, slice.first);
     slice.v = element(block, block->v, cut->state_sliced, slice.first);

@@ -13,9 +13,14 @@
  * over the groups. With zero.accumulate: sharded (stages 2 and 3 always) every micro-batch's gradients are reduced into
  * the slices; with local, once a step. Stage 1 with sharded accumulation is stage 2.
  *
- * Order of a step: for every micro-batch, prefetch, acquire, release and gradients as the blocks are computed, reduce
- * after each block's backward; reduce_value for the loss; update. Every rank does all of it in the same order, with or
- * without sequences. */
+ * With train.reduction: fixed nothing is summed by a collective. The gradients of slots (micro-batches) are added in
+ * one tree over all slots of the step (tree.h): each rank adds those of its own slots, sends the nodes to the owners of
+ * the stretches of the block, one each rank, and those finish the tree. Slices begin at multiples of 1024 elements, the
+ * stretches behind the partial sums of norms, which are added in the order of elements.
+ *
+ * Order of a step: begin; for every micro-batch, prefetch, acquire, release and gradients as the blocks are computed,
+ * reduce after each block's backward; reduce_values for the losses; update. Every rank does all of it in the same
+ * order, with or without sequences. */
 #ifndef LS_WORKER_SHARD_SHARD_H
 #define LS_WORKER_SHARD_SHARD_H
 
@@ -44,6 +49,9 @@ int64_t ls_shard_gather_bytes(const struct ls_config *config, const struct ls_mo
 /* Copies of what is cut: zero.replicas, 1 at stage 0. */
 int64_t ls_shard_replicas(const struct ls_config *config);
 
+/* Elements that slices of a block begin at multiples of, where blocks are cut. */
+int64_t ls_shard_slice_unit(const struct ls_config *config);
+
 /* The communicators that shards need. `group` is `world` when there is one group; `across` connects the ranks with the
  * same slices in all groups, NULL when there is one group. */
 struct ls_shard_comms {
@@ -63,6 +71,9 @@ enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_mod
 /* Waits for what is under way. Takes NULL. */
 void ls_shard_destroy(struct ls_shard *shard);
 
+/* A step of `sequences` sequences over all ranks begins. */
+void ls_shard_begin(struct ls_shard *shard, int64_t sequences);
+
 /* The block's whole flat parameters in the model's type, valid on the compute stream until released. At stage 3 they
  * are gathered, unless they are there still or a prefetch began it; two layers can be held at once, and of embedding
  * and untied head one. Collective at stage 3: all ranks acquire and prefetch the same blocks in the same order. */
@@ -77,10 +88,10 @@ float *ls_shard_gradients(struct ls_shard *shard, int block);
  * their sum over the ranks starts beside what follows, where it is due. A tied head adds to the embedding's gradients,
  * so the embedding comes last. */
 void ls_shard_reduce(struct ls_shard *shard, int block, bool last);
-/* The same for one number in device memory. What follows on the compute stream sees the sum after ls_shard_update() or
- * ls_shard_await_value(). */
-void ls_shard_reduce_value(struct ls_shard *shard, double *value);
-void ls_shard_await_value(struct ls_shard *shard);
+/* The same for numbers in device memory. What follows on the compute stream sees the sum after ls_shard_update() or
+ * ls_shard_await_values(). */
+void ls_shard_reduce_values(struct ls_shard *shard, double *values, int64_t count);
+void ls_shard_await_values(struct ls_shard *shard);
 
 /* Results of an update, in device memory. */
 struct ls_shard_scalars {
@@ -102,7 +113,7 @@ double ls_shard_exposed_seconds(const struct ls_shard *shard);
 
 /* This rank's part [first, first + count) of the block's master parameters, m and v, for checkpoints; device memory.
  * The ranks' parts cover the block's count (without padding), each element once; some ranks may have nothing. It is
- * ls_checkpoint_slice() of ls_shard_replicas(). */
+ * ls_checkpoint_slice() of ls_shard_replicas() and ls_shard_slice_unit(). */
 struct ls_shard_slice {
     int64_t first, count;
     float *master, *m, *v;

@@ -3,10 +3,15 @@
 #define LS_WORKER_SHARD_STATE_H
 
 #include "worker/shard/shard.h"
+#include "worker/shard/tree.h"
+
+/* Elements behind each of squared_norm's partial sums. */
+enum { LS_NORM_STRETCH = 1024 };
 
 /* How the configuration cuts blocks. */
 struct ls_shard_cut {
     int64_t ranks;            /* of a shard group: slices of a block; 1 at stage 0 */
+    int64_t unit;             /* slices hold multiples of so many elements */
     bool parameters_sliced;   /* stage 3 */
     bool gradients_sliced;    /* a slice accumulates, whole gradients are passing: stages 2 and 3, sharded */
     bool state_sliced;        /* stages 1 to 3 */
@@ -16,12 +21,18 @@ struct ls_shard_cut {
     int64_t state_bytes;      /* m and v, each, and the master parameters, which are apart unless parameters are fp32 */
     enum ls_dtype dtype;      /* of parameters */
     enum ls_dtype wire_dtype; /* of gradients on the wire */
+    /* train.reduction: fixed */
+    bool fixed;
+    int64_t owners;         /* all ranks: each finishes the tree of one stretch of every block */
+    int64_t tree_buffers;   /* whole gradients beside the one that accumulates: nodes of own slots */
+    int64_t received_nodes; /* of all ranks, at most */
 };
 struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks);
 
 /* Elements of a slice of `count`. */
 static inline int64_t ls_shard_slice_count(const struct ls_shard_cut *cut, int64_t count) {
-    return (count + cut->ranks - 1) / cut->ranks;
+    const int64_t step = cut->ranks * cut->unit;
+    return (count + step - 1) / step * cut->unit;
 }
 
 /* Whole blocks pass through a few buffers: one for the embedding or an untied head, which may be far larger than a
@@ -55,11 +66,32 @@ struct shard_block {
     float *m, *v;                 /* of the own slice */
     float *passing;               /* the whole gradient, while it is in a buffer of the pool; else NULL */
     int passing_slot;
-    bool accumulated;                    /* the slice holds gradients of an earlier micro-batch of the step */
-    bool gathering;                      /* parameters are under way, the compute stream has not waited yet */
-    struct ls_event *complete;           /* on the compute stream: gradients, or the updated slice */
+    bool accumulated;          /* the slice holds gradients of an earlier micro-batch of the step */
+    bool gathering;            /* parameters are under way, the compute stream has not waited yet */
+    float *nodes;              /* [tree_buffers, padded]: values of the tree's stack, but maybe the top */
+    const void **sent;         /* [tree_buffers + 1]: where the values of the stack are at the end of a step */
+    struct ls_tree tree;       /* fixed: sums of this rank's slots */
+    struct ls_event *complete; /* on the compute stream: gradients, or the updated slice */
     struct ls_event *reduced, *gathered; /* on the communication stream */
 };
+
+/* What train.reduction: fixed needs beside the blocks' own. */
+struct fixed_reduction {
+    int64_t slots;                /* of the step */
+    int64_t first_slot, end_slot; /* of them, this rank's */
+    int *parts;                   /* [owners]: nodes that each rank sends in this step */
+    struct ls_tree *cover;        /* scratch: the nodes of a rank */
+    float *received;              /* device, [received_nodes, stretch] */
+    int64_t stretch;              /* elements of an exchange, at most */
+    double *partials;             /* device, [ranks, partial_count] where state is sliced */
+    int64_t partial_count;        /* of a rank: sums of LS_NORM_STRETCH elements, blocks one after another */
+};
+/* Elements of every owner's stretch of a block. */
+static inline int64_t ls_shard_stretch_count(const struct ls_shard_cut *cut, int64_t count) {
+    return ls_shard_slice_count(cut, count) * cut->ranks / cut->owners;
+}
+/* Elements of an exchange, at most, for blocks whose longest owner's stretch is `longest`. */
+int64_t ls_shard_exchange_count(const struct ls_shard_cut *cut, int64_t longest);
 
 /* A buffer of whole gradients on their way to a reduction. */
 struct passing_slot {
@@ -106,6 +138,7 @@ struct ls_shard {
     void *wire;                        /* device, a block's gradients in the wire's type; NULL where that is fp32 */
     struct passing_slot passing[POOL_SLOTS];
     int next_passing; /* of the two, which is older */
+    struct fixed_reduction fixed;
     struct ls_gather_pool pool;
     struct gather_slot gathered[POOL_SLOTS];
     int check; /* block whose parameters' norm is due when they are acquired; -1: none */
@@ -128,6 +161,15 @@ void ls_shard_place_block(struct ls_shard_placer *placer, const struct ls_shard_
 /* What is not of one block. */
 void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *model, const struct ls_shard_cut *cut,
                          struct ls_shard *shard);
+
+/* The blocks' host memory for train.reduction: fixed; false when there is none. */
+bool ls_shard_create_fixed(struct ls_shard *shard);
+void ls_shard_destroy_fixed(struct ls_shard *shard);
+/* ls_shard_reduce(), and the sum of squares of all gradients where state is sliced, for train.reduction: fixed. */
+void ls_shard_reduce_fixed(struct ls_shard *shard, int block, bool last);
+void ls_shard_sum_squares_fixed(struct ls_shard *shard);
+/* The summed gradients of what this rank updates. */
+float *ls_shard_own_gradients(const struct ls_shard *shard, const struct shard_block *block);
 
 /* Lets the communication stream go on with what `complete` marks on the compute stream. */
 void ls_shard_hand_over(struct ls_shard *shard, struct ls_event *complete);

@@ -3,16 +3,22 @@
 
 #include <assert.h>
 
+/* The largest power of two below a count of two or more. */
+static int64_t half_of(int64_t count) {
+    int64_t half = 1;
+    while (2 * half < count) half *= 2;
+    return half;
+}
+
 /* Whether [begin, end) is a node of the tree over `slots` slots: the way down from the root passes it. */
 static bool is_node(int64_t slots, int64_t begin, int64_t end) {
     int64_t a = 0, b = slots;
     while (a <= begin && end <= b && (a < begin || end < b)) {
-        int64_t half = 1;
-        while (2 * half < b - a) half *= 2;
-        if (begin < a + half)
-            b = a + half;
+        const int64_t middle = a + half_of(b - a);
+        if (begin < middle)
+            b = middle;
         else
-            a += half;
+            a = middle;
     }
     return a == begin && b == end;
 }
@@ -46,7 +52,20 @@ int ls_tree_height(int64_t slots) {
     return height;
 }
 
+/* Nodes within [begin, end) that are node [a, b) or below it. */
+static void cover_below(int64_t a, int64_t b, int64_t begin, int64_t end, struct ls_tree *tree) {
+    if (b <= begin || end <= a) return;
+    if (begin <= a && b <= end) {
+        assert(tree->height < LS_TREE_HEIGHT_MAX);
+        tree->nodes[tree->height++] = (struct ls_tree_node){a, b};
+        return;
+    }
+    const int64_t middle = a + half_of(b - a);
+    cover_below(a, middle, begin, end, tree);
+    cover_below(middle, b, begin, end, tree);
+}
+
 void ls_tree_cover(int64_t slots, int64_t begin, int64_t end, struct ls_tree *tree) {
     ls_tree_begin(tree, slots);
-    for (int64_t slot = begin; slot < end; slot++) ls_tree_push(tree, (struct ls_tree_node){slot, slot + 1});
+    if (begin < end) cover_below(0, slots, begin, end, tree);
 }

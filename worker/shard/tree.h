@@ -15,8 +15,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* More than the nodes that any range of any number of slots has. */
-enum { LS_TREE_HEIGHT_MAX = 128 };
+/* At least the nodes that any range of up to 2^31 slots has. */
+enum { LS_TREE_HEIGHT_MAX = 64 };
 
 struct ls_tree_node {
     int64_t begin, end;
@@ -40,7 +40,7 @@ int ls_tree_push(struct ls_tree *tree, struct ls_tree_node node);
 /* The most nodes that the stack holds after any range of at most `slots` consecutive slots of any tree. */
 int ls_tree_height(int64_t slots);
 
-/* The nodes that cover slots [begin, end), largest first where they can be: what is on the stack after them. */
+/* The fewest nodes that cover slots [begin, end), which is what the stack holds after them. */
 void ls_tree_cover(int64_t slots, int64_t begin, int64_t end, struct ls_tree *tree);
 
 #endif

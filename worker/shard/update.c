@@ -1,8 +1,7 @@
 /* The optimizer's step on what this rank updates, and the start of the gathers that spread it. */
 #include "worker/shard/state.h"
 
-/* The summed gradients of what this rank updates. */
-static float *own_gradients(const struct ls_shard *shard, const struct shard_block *block) {
+float *ls_shard_own_gradients(const struct ls_shard *shard, const struct shard_block *block) {
     return shard->cut.gradients_sliced ? block->gradients : block->gradients + block->own_first;
 }
 
@@ -22,7 +21,7 @@ static void sum_squares(struct ls_shard *shard) {
     for (int i = shard->block_count - 1; i >= 0; i--) {
         struct shard_block *block = &shard->blocks[i];
         ls_shard_wait_for(shard, block->reduced);
-        ls_op(shard->compute, squared_norm, .result = &scalars->squared, .input = own_gradients(shard, block),
+        ls_op(shard->compute, squared_norm, .result = &scalars->squared, .input = ls_shard_own_gradients(shard, block),
               .count = block->own_count, .partial = shard->partial, .dtype = LS_FP32);
     }
     if (!shard->cut.state_sliced) return;
@@ -42,7 +41,7 @@ static void update_block(struct ls_shard *shard, const struct shard_block *block
     if (decayed > block->own_count) decayed = block->own_count;
     ls_op(shard->compute, adamw, .parameter = block->master,
           .low_precision = shard->cut.dtype == LS_FP32 ? NULL : ls_shard_own_parameters(&shard->cut, block),
-          .m = block->m, .v = block->v, .gradient = own_gradients(shard, block), .factor = &scalars->factor,
+          .m = block->m, .v = block->v, .gradient = ls_shard_own_gradients(shard, block), .factor = &scalars->factor,
           .learning_rate = &scalars->learning_rate, .step = &scalars->step, .found_inf = &scalars->found_inf,
           .count = block->own_count, .decay_count = decayed, .beta1 = (float)shard->config->optimizer.beta1,
           .beta2 = (float)shard->config->optimizer.beta2, .epsilon = (float)shard->config->optimizer.eps,
@@ -70,8 +69,11 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_sca
     struct scalars *scalars = shard->scalars;
     copy_inputs(shard, learning_rate, step);
     ls_fill_zero(shard->compute, &scalars->found_inf, sizeof scalars->found_inf);
-    ls_shard_await_value(shard);
-    sum_squares(shard);
+    ls_shard_await_values(shard);
+    if (shard->cut.fixed && shard->cut.state_sliced)
+        ls_shard_sum_squares_fixed(shard);
+    else
+        sum_squares(shard);
     ls_op(shard->compute, clip, .factor = &scalars->factor, .norm = &scalars->norm, .found_inf = &scalars->found_inf,
           .squared = &scalars->squared, .maximum = (float)shard->config->train.gradient_clipping,
           .loss_scale = loss_scale);

@@ -27,7 +27,8 @@ static void squares(const void *arguments, int64_t begin, int64_t end) {
 
 void ls_cpu_squared_norm(int threads, const struct ls_op_squared_norm *op) {
     const int64_t pieces = (op->count + NORM_PIECE - 1) / NORM_PIECE;
-    ls_cpu_parallel(threads, pieces, ELEMENTS_PER_TASK / NORM_PIECE, squares, op);
+    if (op->input) ls_cpu_parallel(threads, pieces, ELEMENTS_PER_TASK / NORM_PIECE, squares, op);
+    if (!op->result) return;
     double sum = op->result[0];
     for (int64_t piece = 0; piece < pieces; piece++) sum += op->partial[piece];
     op->result[0] = sum;

@@ -1,0 +1,290 @@
+/* train.reduction: fixed: the same bits however the training is split. */
+#define _GNU_SOURCE
+#include "trainer_harness.h"
+
+#include <ftw.h>
+#include <unistd.h>
+
+/* 30 sequences in slots of 4: eight slots, the last of two sequences. */
+static const char gpt2[] = "model: {model_type: gpt2, hidden_size: 32, num_hidden_layers: 3, num_attention_heads: 2}\n"
+                           "data: {train: [{path: 'synthetic:9000'}], validation: [{path: 'synthetic:1000'}],\n"
+                           "       sequence_length: 12}\n"
+                           "train: {steps: 50, global_batch_size: 30, micro_batch_size: 4, gradient_clipping: 0.5,\n"
+                           "        reduction: fixed}\n"
+                           "evaluation: {every_steps: 1}\n"
+                           "optimizer: {lr: 3.0e-3}\n";
+static const char llama[] = "model: {model_type: llama, hidden_size: 24, num_hidden_layers: 3, num_attention_heads: 4, "
+                            "num_key_value_heads: 2,\n"
+                            "        intermediate_size: 40, tie_word_embeddings: false}\n"
+                            "data: {train: [{path: 'synthetic:9000'}], validation: [{path: 'synthetic:1000'}],\n"
+                            "       sequence_length: 10}\n"
+                            "train: {steps: 50, global_batch_size: 30, micro_batch_size: 4, gradient_clipping: 0.5,\n"
+                            "        reduction: fixed}\n"
+                            "evaluation: {every_steps: 1}\n"
+                            "optimizer: {lr: 3.0e-3}\n";
+static const char *const families[] = {gpt2, llama};
+
+/* One way of splitting the same training. */
+struct split {
+    int ranks, threads, stage;
+    const char *checkpointing; /* NULL: none */
+    int replicas;              /* 0: 1 */
+    enum ls_accumulate accumulate;
+    enum ls_stream_order order;
+};
+
+static struct run start(const struct ls_config *config, struct split split, int64_t steps) {
+    struct run run = {.config = *config,
+                      .ranks = split.ranks,
+                      .threads = split.threads,
+                      .steps = steps,
+                      .order = split.order,
+                      .evaluate = config->evaluation.every_steps > 0};
+    run.config.zero.stage = split.stage;
+    run.config.zero.accumulate = split.accumulate;
+    run.config.zero.replicas = split.replicas ? split.replicas : 1;
+    if (split.checkpointing) {
+        const bool full = strncmp(split.checkpointing, "full", 4) == 0;
+        run.config.activation_checkpointing.mode = full ? LS_CHECKPOINTING_FULL : LS_CHECKPOINTING_SELECTIVE;
+        if (full) run.config.activation_checkpointing.every = split.checkpointing[4] == '2' ? 2 : 1;
+    }
+    return run;
+}
+
+static void check_same_bits(const struct run *one, const struct run *other) {
+    char what[128];
+    snprintf(what, sizeof what, "%d ranks, %d threads, stage %d, %d replicas, checkpointing %d", other->ranks,
+             other->threads, (int)other->config.zero.stage, (int)other->config.zero.replicas,
+             (int)other->config.activation_checkpointing.mode);
+    for (int64_t i = 0; i < one->steps; i++) {
+        const struct ls_step_report *a = &one->reports[i], *b = &other->reports[i];
+        if (memcmp(&a->loss, &b->loss, sizeof a->loss) != 0)
+            fail_msg("%s: loss of step %d is %.17g, not %.17g", what, (int)i + 1, b->loss, a->loss);
+        if (memcmp(&a->grad_norm, &b->grad_norm, sizeof a->grad_norm) != 0)
+            fail_msg("%s: norm of step %d is %.17g, not %.17g", what, (int)i + 1, b->grad_norm, a->grad_norm);
+        assert_memory_equal(&a->digest, &b->digest, sizeof a->digest);
+    }
+    assert_int_equal(one->weight_count, other->weight_count);
+    for (int64_t i = 0; i < one->weight_count; i++)
+        if (memcmp(&one->weights[i], &other->weights[i], sizeof(float)) != 0)
+            fail_msg("%s: weight %lld is %.9g, not %.9g", what, (long long)i, (double)other->weights[i],
+                     (double)one->weights[i]);
+    if (memcmp(&one->validation_loss, &other->validation_loss, sizeof one->validation_loss) != 0)
+        fail_msg("%s: the validation loss is %.17g, not %.17g", what, other->validation_loss, one->validation_loss);
+}
+
+/* Against one rank with one thread at stage 0 that keeps all activations. */
+static void check_splits(const struct ls_config *config, int64_t steps, const struct split *splits, size_t count) {
+    struct run one = start(config, (struct split){.ranks = 1, .threads = 1}, steps);
+    harness_run_well(&one);
+    for (size_t i = 0; i < count; i++) {
+        struct run other = start(config, splits[i], steps);
+        harness_run_well(&other);
+        check_same_bits(&one, &other);
+        harness_free(&other);
+    }
+    harness_free(&one);
+}
+
+static bool is_long(void) {
+    const char *mode = getenv("LS_TEST_LONG");
+    return mode && strcmp(mode, "1") == 0;
+}
+
+/* Every pair of ranks, threads, stage and checkpointing; LS_TEST_LONG: all of them. */
+static void weights_are_the_same_at_any_ranks_threads_stage_and_checkpointing(void **state) {
+    (void)state;
+    static const struct split pairs[] = {
+        {1, 2, 0, "full", 0, 0, 0},      {1, 1, 1, "full2", 0, 0, 0}, {1, 2, 2, NULL, 0, 0, 0},
+        {1, 1, 3, "selective", 0, 0, 0}, {2, 1, 0, NULL, 0, 0, 0},    {2, 2, 1, "full", 0, 0, 0},
+        {2, 1, 2, "selective", 0, 0, 0}, {2, 2, 3, "full2", 0, 0, 0}, {3, 1, 0, "full2", 0, 0, 0},
+        {3, 2, 1, "selective", 0, 0, 0}, {3, 1, 2, "full", 0, 0, 0},  {3, 2, 3, NULL, 0, 0, 0},
+        {4, 2, 0, "selective", 0, 0, 0}, {4, 1, 1, NULL, 0, 0, 0},    {4, 2, 2, "full2", 0, 0, 0},
+        {4, 1, 3, "full", 0, 0, 0},
+    };
+    static const char *const modes[] = {NULL, "full", "full2", "selective"};
+    struct split all[128];
+    size_t count = 0;
+    for (int ranks = 1; ranks <= 4; ranks++)
+        for (int threads = 1; threads <= 2; threads++)
+            for (int stage = 0; stage <= 3; stage++)
+                for (int mode = 0; mode < 4; mode++)
+                    all[count++] = (struct split){ranks, threads, stage, modes[mode], 0, 0, 0};
+    for (int family = 0; family < 2; family++) {
+        const struct ls_config config = harness_config(families[family]);
+        if (is_long())
+            check_splits(&config, 10, all, count);
+        else
+            check_splits(&config, 5, pairs, sizeof pairs / sizeof *pairs);
+    }
+}
+
+/* In bf16 the weights that are compared are rounded: the norm of the gradients in reports, and what follows from the
+ * master weights later, is not. */
+static void bf16_trains_to_the_same_bits_too(void **state) {
+    (void)state;
+    static const struct split splits[] = {
+        {1, 2, 3, "full2", 0, 0, 0}, {2, 1, 0, NULL, 0, 0, 0},        {2, 2, 1, "full", 0, 0, 0},
+        {3, 1, 2, "full", 0, 0, 0},  {3, 2, 0, "selective", 0, 0, 0}, {4, 1, 3, "selective", 0, 0, 0},
+        {4, 1, 2, NULL, 2, 0, 0},
+    };
+    for (int family = 0; family < 2; family++) {
+        struct ls_config config = harness_config(families[family]);
+        config.precision = LS_PRECISION_BF16;
+        check_splits(&config, is_long() ? 10 : 4, splits, sizeof splits / sizeof *splits);
+    }
+}
+
+static void replicas_accumulation_and_stream_order_do_not_matter(void **state) {
+    (void)state;
+    static const struct split splits[] = {
+        {4, 1, 1, NULL, 2, 0, 0},
+        {4, 1, 2, NULL, 2, 0, 0},
+        {4, 1, 3, NULL, 2, 0, 0},
+        {3, 1, 3, NULL, 3, 0, 0},
+        {3, 1, 1, NULL, 0, LS_ACCUMULATE_SHARDED, 0},
+        {3, 1, 1, NULL, 0, LS_ACCUMULATE_LOCAL, 0},
+        {3, 1, 0, NULL, 0, 0, LS_STREAMS_LAZY},
+        {2, 1, 2, NULL, 0, 0, LS_STREAMS_LAZY},
+        {3, 1, 3, NULL, 0, 0, LS_STREAMS_LAZY},
+        {3, 1, 0, NULL, 0, 0, LS_STREAMS_HASTY},
+        {2, 1, 2, NULL, 0, 0, LS_STREAMS_HASTY},
+        {3, 1, 3, NULL, 0, 0, LS_STREAMS_HASTY},
+    };
+    const struct ls_config config = harness_config(gpt2);
+    check_splits(&config, 3, splits, sizeof splits / sizeof *splits);
+}
+
+/* One slot a rank at the most, slots of one sequence, and numbers of slots between. */
+static void any_number_of_slots_is_summed_alike(void **state) {
+    (void)state;
+    static const int micro_batches[] = {1, 2, 3, 7, 8, 10, 30};
+    for (size_t i = 0; i < sizeof micro_batches / sizeof *micro_batches; i++) {
+        struct ls_config config = harness_config(llama);
+        config.train.micro_batch_size = micro_batches[i];
+        const int slots = (30 + micro_batches[i] - 1) / micro_batches[i];
+        struct split splits[4];
+        size_t count = 0;
+        for (int ranks = 1; ranks <= 4 && ranks <= slots; ranks++)
+            splits[count++] = (struct split){.ranks = ranks, .threads = 1, .stage = ((int)i + ranks) % 4};
+        check_splits(&config, 3, splits, count);
+    }
+}
+
+/* 63 samples: steps of 30, 30 and 3, the last of a single slot, so that most ranks have none. */
+static void a_truncated_step_is_the_same_at_any_rank_count(void **state) {
+    (void)state;
+    static const char yaml[] =
+        "model: {model_type: gpt2, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2}\n"
+        "data: {train: [{path: 'synthetic:757'}], sequence_length: 12}\n"
+        "train: {epochs: 1, global_batch_size: 30, micro_batch_size: 4, reduction: fixed}\n";
+    static const struct split splits[] = {{.ranks = 2, .threads = 1},
+                                          {.ranks = 3, .threads = 1, .stage = 1},
+                                          {.ranks = 4, .threads = 1, .stage = 2},
+                                          {.ranks = 4, .threads = 1, .stage = 3}};
+    const struct ls_config config = harness_config(yaml);
+    check_splits(&config, 3, splits, 4);
+}
+
+/* Products large enough that threads share them. */
+static void threads_share_products_without_changing_a_bit(void **state) {
+    (void)state;
+    static const char yaml[] =
+        "model: {model_type: gpt2, hidden_size: 144, num_hidden_layers: 1, num_attention_heads: 2}\n"
+        "data: {train: [{path: 'synthetic:9000'}], sequence_length: 64}\n"
+        "train: {steps: 2, global_batch_size: 11, micro_batch_size: 4, reduction: fixed}\n";
+    static const struct split splits[] = {
+        {.ranks = 1, .threads = 2}, {.ranks = 2, .threads = 3, .stage = 2}, {.ranks = 3, .threads = 1}};
+    const struct ls_config config = harness_config(yaml);
+    check_splits(&config, 2, splits, 3);
+}
+
+static int remove_entry(const char *path, const struct stat *status, int flag, struct FTW *walk) {
+    (void)status, (void)flag, (void)walk;
+    return remove(path);
+}
+
+static void a_checkpoint_goes_on_at_another_rank_count_and_stage_with_the_same_bits(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-fixed-XXXXXX", checkpoint[128];
+    assert_non_null(mkdtemp(folder));
+    struct ls_config config = harness_config(gpt2);
+    config.evaluation.every_steps = 0;
+    struct run whole = start(&config, (struct split){.ranks = 1, .threads = 1}, 6);
+    harness_run_well(&whole);
+    /* At stages from 1 on, state files hold slices that begin at multiples of 1024 elements. */
+    static const struct split first[] = {{.ranks = 3, .threads = 1, .stage = 2},
+                                         {.ranks = 4, .threads = 1, .stage = 1, .replicas = 2},
+                                         {.ranks = 2, .threads = 1, .stage = 0}};
+    static const struct split then[] = {{.ranks = 2, .threads = 2, .stage = 3},
+                                        {.ranks = 1, .threads = 1, .stage = 0},
+                                        {.ranks = 4, .threads = 1, .stage = 3, .replicas = 2}};
+    for (int i = 0; i < 3; i++) {
+        char run_folder[64];
+        snprintf(run_folder, sizeof run_folder, "%s/%d", folder, i);
+        assert_int_equal(mkdir(run_folder, 0700), 0);
+        struct run before = start(&config, first[i], 3);
+        before.save = run_folder;
+        harness_run_well(&before);
+        struct run after = start(&config, then[i], 3);
+        snprintf(checkpoint, sizeof checkpoint, "%s/checkpoints/step-00000003", run_folder);
+        after.load = checkpoint;
+        after.start_step = 3;
+        harness_run_well(&after);
+        assert_memory_equal(after.weights, whole.weights, (size_t)whole.weight_count * sizeof(float));
+        harness_free(&before);
+        harness_free(&after);
+    }
+    harness_free(&whole);
+    assert_int_equal(nftw(folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS), 0);
+}
+
+/* What it is for: the fast way's bits do depend on the ranks, and the fixed way's on the micro-batch. */
+static void fast_differs_between_rank_counts_and_fixed_between_micro_batches(void **state) {
+    (void)state;
+    struct ls_config config = harness_config(gpt2);
+    struct run one = start(&config, (struct split){.ranks = 1, .threads = 1}, 5);
+    struct run other = one;
+    other.config.train.micro_batch_size = 5;
+    harness_run_well(&one);
+    harness_run_well(&other);
+    assert_memory_not_equal(one.weights, other.weights, (size_t)one.weight_count * sizeof(float));
+    harness_free(&one);
+    harness_free(&other);
+    config.train.reduction = LS_REDUCTION_FAST;
+    one = start(&config, (struct split){.ranks = 1, .threads = 1}, 5);
+    other = start(&config, (struct split){.ranks = 3, .threads = 1}, 5);
+    harness_run_well(&one);
+    harness_run_well(&other);
+    assert_memory_not_equal(one.weights, other.weights, (size_t)one.weight_count * sizeof(float));
+    harness_free(&one);
+    harness_free(&other);
+}
+
+static void more_ranks_than_slots_are_refused(void **state) {
+    (void)state;
+    struct ls_config config = harness_config(gpt2);
+    config.train.micro_batch_size = 10;
+    struct run run = start(&config, (struct split){.ranks = 4, .threads = 1}, 1);
+    harness_run(&run);
+    for (int rank = 0; rank < 4; rank++) {
+        assert_int_equal(run.codes[rank], LS_USAGE);
+        assert_non_null(strstr(run.errors[rank].text, "has 3: not enough for 4 ranks"));
+    }
+    harness_free(&run);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(weights_are_the_same_at_any_ranks_threads_stage_and_checkpointing),
+        cmocka_unit_test(bf16_trains_to_the_same_bits_too),
+        cmocka_unit_test(replicas_accumulation_and_stream_order_do_not_matter),
+        cmocka_unit_test(any_number_of_slots_is_summed_alike),
+        cmocka_unit_test(a_truncated_step_is_the_same_at_any_rank_count),
+        cmocka_unit_test(threads_share_products_without_changing_a_bit),
+        cmocka_unit_test(a_checkpoint_goes_on_at_another_rank_count_and_stage_with_the_same_bits),
+        cmocka_unit_test(fast_differs_between_rank_counts_and_fixed_between_micro_batches),
+        cmocka_unit_test(more_ranks_than_slots_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -19,9 +19,11 @@ bool ls_channel_send(int channel, const struct ls_channel_message *message) {
 
 int ls_channel_receive(int channel, struct ls_channel_message *message) {
     ssize_t count;
+    /* A peer that closed with messages unread leaves one ECONNRESET in front of its own last words. */
+    bool reset = false;
     do {
         count = recv(channel, message, sizeof *message, MSG_DONTWAIT);
-    } while (count < 0 && errno == EINTR);
+    } while (count < 0 && (errno == EINTR || (errno == ECONNRESET && !reset && (reset = true))));
     if (count == (ssize_t)sizeof *message) return 1;
     return count < 0 && errno == EAGAIN ? 0 : -1;
 }

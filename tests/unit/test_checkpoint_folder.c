@@ -211,6 +211,15 @@ static void a_second_save_of_a_step_puts_the_first_aside(void **unused) {
     save(run, 20, 3);
     save(run, 20, 3);
     assert_true(harness_exists(harness_path(run, "checkpoints/step-00000020.superseded-a3")));
+    /* The list knows committed folders only, by step. */
+    uint64_t *steps;
+    size_t count;
+    save(run, 7, 3);
+    expect_ok(ls_checkpoint_list(run, &steps, &count, error));
+    assert_int_equal(count, 2);
+    assert_int_equal(steps[0], 7);
+    assert_int_equal(steps[1], 20);
+    free(steps);
     expect_text(harness_path(run, "checkpoints/step-00000020/model.safetensors"), "step 20 of attempt 3");
     assert_int_equal(newest(run, NULL), 20);
     expect_ok(ls_checkpoint_prune(run, 20, 2, error));

@@ -186,6 +186,19 @@ static void test_durable_records_survive_a_kill(void **state) {
     close(ready[1]);
 }
 
+static enum ls_code note_start(void *starts, const struct ls_journal_attempt *attempt, struct ls_error *error) {
+    (void)error;
+    assert_in_range(attempt->attempt, 1, 2);
+    ((int64_t *)starts)[attempt->attempt] = attempt->start_step;
+    return LS_OK;
+}
+
+static enum ls_code refuse_attempt(void *context, const struct ls_journal_attempt *attempt, struct ls_error *error) {
+    (void)context;
+    assert_int_equal(attempt->attempt, 1); /* and none after it */
+    return ls_fail(error, LS_DATA, LS_SCOPE_CALL, "no");
+}
+
 static void test_attempts_and_generations_count_up(void **state) {
     (void)state;
     struct ls_journal *journal = open_journal();
@@ -217,6 +230,14 @@ static void test_attempts_and_generations_count_up(void **state) {
     assert_true(found.start_chain.low == 3 && found.start_chain.high == 4);
     assert_string_equal(found.checkpoint, attempt.checkpoint);
     assert_string_equal(found.parent_manifest, attempt.parent_manifest);
+    /* All of them, by number. */
+    struct ls_journal_attempt later = {.attempt = 2, .world_size = 1, .start_step = 300};
+    int64_t starts[3] = {0};
+    assert_int_equal(ls_journal_begin_attempt(journal, &later, NULL), LS_OK);
+    assert_int_equal(ls_journal_read_attempts(journal, note_start, starts, NULL), LS_OK);
+    assert_int_equal(starts[1], 200);
+    assert_int_equal(starts[2], 300);
+    assert_int_equal(ls_journal_read_attempts(journal, refuse_attempt, NULL, NULL), LS_DATA);
     assert_int_equal(ls_journal_begin_generation(journal, 1, &second, NULL), LS_OK);
     assert_int_equal(second, first + 1);
     /* The same attempt cannot begin twice. */

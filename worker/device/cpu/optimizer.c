@@ -9,7 +9,7 @@ enum { NORM_PIECE = 1024, ELEMENTS_PER_TASK = 16384 };
 
 static void squares(const void *arguments, int64_t begin, int64_t end) {
     const struct ls_op_squared_norm *op = arguments;
-    float wide[NORM_PIECE];
+    float wide[NORM_PIECE] __attribute__((aligned(64))); /* or the order of the sum would depend on the stack */
     for (int64_t piece = begin; piece < end; piece++) {
         const int64_t first = piece * NORM_PIECE,
                       last = op->count - first < NORM_PIECE ? op->count : first + NORM_PIECE;

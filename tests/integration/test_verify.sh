@@ -85,6 +85,21 @@ check "the step it names had the sample of token 6000, number 187" \
     bash -c "'$lockstep' blame run --step ${step:-0} 2>&1 | grep -q ' index 187 '"
 cp kept.bin $shard
 expect 0 "^proven .*read again" "with the data put back it is proven again" "$lockstep" verify run --deep
+# Workers that were fed something else: the data were other while they trained, and are as they should be when it is verified.
+# Sample i is tokens 32 i to 32 i + 31 (and one more target).
+{ token 3210; token 3209; } | dd of=$shard bs=2 seek=$((512 + 3209)) conv=notrunc status=none
+train swapped 90 >swapped.out 2>&1 </dev/null
+cp kept.bin $shard
+dd if=kept.bin of=$shard bs=2 skip=$((512 + 32 * 40)) seek=$((512 + 32 * 41)) count=32 conv=notrunc status=none
+train twice 90 >twice.out 2>&1 </dev/null
+cp kept.bin $shard
+for case in "swapped 100 two tokens of a sample swapped" "twice 41 the tokens of a sample twice"; do
+    read -r run index what <<<"$case"
+    expect 0 "90 of 90 steps" "the ledger of a run that was fed $what holds in itself" "$lockstep" verify "$run"
+    expect 3 "was not trained on the samples" "verify --deep finds that a worker was fed $what" "$lockstep" verify "$run" --deep
+    step=$(sed -n 's/.*: step \([0-9]*\) of attempt .*/\1/p' "$work/expect.log" | head -n 1)
+    check "and names the step" bash -c "'$lockstep' blame '$run' --step ${step:-0} 2>&1 | grep -q ' index $index '"
+done
 rm -r data
 cat text text >longer
 "$lockstep" data prepare longer -o data --validation 0 >/dev/null

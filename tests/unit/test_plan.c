@@ -303,8 +303,8 @@ static void check_used(const struct shape *s, const char *more) {
     }
     int64_t used[LS_MEMORY_CATEGORIES] = {0};
     ls_replica_initialize(replica);
-    ls_replica_begin(replica, 1, R);
-    ls_replica_train(replica, &(struct ls_micro_batch){tokens, tokens + R, tokens + 2 * R, s->B}, true);
+    ls_replica_begin(replica, 1, R, s->B);
+    ls_replica_train(replica, &(struct ls_micro_batch){tokens, tokens + R, tokens + 2 * R, s->B, 0}, true);
     assert_int_equal(ls_stream_synchronize(ls_replica_stream(replica), NULL), LS_OK);
     measure_used(replica, plan, true, used);
     ls_replica_update(replica, 1e-3f, 1);

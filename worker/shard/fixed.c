@@ -80,7 +80,7 @@ static int64_t next_slot(const struct ls_shard *shard, const struct shard_block 
 static void finish_tree(struct ls_shard *shard, float *sum, int64_t count) {
     struct fixed_reduction *fixed = &shard->fixed;
     struct ls_tree tree;
-    float *values[LS_TREE_HEIGHT_MAX], *received = fixed->received;
+    float *values[LS_TREE_HEIGHT_MAX] = {NULL}, *received = fixed->received;
     ls_tree_begin(&tree, fixed->slots);
     for (int rank = 0; rank < shard->cut.owners; rank++) {
         int64_t first, slots;

@@ -212,6 +212,9 @@ enum ls_code ls_snapshot_read(struct ls_snapshot *snapshot, const char *folder, 
     enum ls_code code = ls_checkpoint_reader_open(folder, ls_replica_model(snapshot->replica), &reader, error);
     if (code) return code;
     code = read_blocks(snapshot, &(struct source){.reader = reader}, error);
+    const struct ls_loss_scale saved = ls_checkpoint_reader_loss_scale(reader);
+    struct ls_loss_scale *scale = ls_replica_loss_scale(snapshot->replica);
+    if (!code && scale->factor && saved.factor) *scale = saved;
     ls_checkpoint_reader_close(reader);
     return code;
 }

@@ -20,6 +20,9 @@ enum ls_checkpointing_mode { LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL, LS_CH
 enum ls_accumulate { LS_ACCUMULATE_AUTO, LS_ACCUMULATE_LOCAL, LS_ACCUMULATE_SHARDED };
 enum ls_gradient_dtype { LS_GRADIENT_FP32, LS_GRADIENT_BF16 };
 
+/* A name of 64 bytes and its NUL. */
+enum { LS_CONFIG_NAME_SIZE = 65 };
+
 enum { LS_CONFIG_SOURCES_MAX = 64, LS_CONFIG_PATH_MAX = 1024, LS_CONFIG_ARGUMENTS_MAX = 64 };
 
 /* One dataset of a mixture. */
@@ -40,7 +43,7 @@ struct ls_config_rope_scaling {
 
 /* A resolved configuration. Plain data: copied by assignment, compared by digest. */
 struct ls_config {
-    char name[64];
+    char name[LS_CONFIG_NAME_SIZE];
     struct {
         char init_from[LS_CONFIG_PATH_MAX]; /* a Hugging Face folder: shape and first weights; "": none */
         enum ls_model_type model_type;

@@ -46,7 +46,7 @@ static enum ls_code resolve_name(const struct ls_config_given *given, struct ls_
             snprintf(found, sizeof found, "%.*s", (int)stem, file);
             return ls_config_refuse(
                 given, "name", error,
-                "not given, and the file's stem '%s' is no name: 1 to 63 letters, digits, '.', '_' and "
+                "not given, and the file's stem '%s' is no name: 1 to 64 letters, digits, '.', '_' and "
                 "'-', a letter or digit first. Set name.",
                 found);
         }

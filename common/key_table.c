@@ -55,7 +55,7 @@ static const struct ls_choice DOCUMENT_ENDS[] = {{"start", false, NULL}, {"end",
 /* The upper ends of the shapes are chosen so that products of sizes as they occur (micro-batch x sequence x hidden, in
  * bytes) stay inside 63 bits. */
 static const struct ls_key CONFIG_KEYS[] = {
-    {"name", TEXT(64), FIELD(name), .derived = "the file's stem",
+    {"name", TEXT(LS_CONFIG_NAME_SIZE), FIELD(name), .derived = "the file's stem",
      .meaning = "name of the run, and of its folder under runs/; letters, digits, '.', '_', '-'"},
 
     {"model.init_from", TEXT(LS_CONFIG_PATH_MAX), FIELD(model.init_from), .derived = "none", .identity = true,

@@ -3,6 +3,7 @@
 #ifndef LS_COMMON_WIRE_H
 #define LS_COMMON_WIRE_H
 
+#include "common/config.h"
 #include "common/digest.h"
 #include "common/status.h"
 
@@ -68,7 +69,7 @@ enum ls_wire_request { LS_WIRE_STATUS = 1, LS_WIRE_STOP, LS_WIRE_CHECKPOINT };
 
 /* What `lockstep status` shows. */
 struct ls_wire_status {
-    char name[64], phase[32];
+    char name[LS_CONFIG_NAME_SIZE], phase[32];
     int64_t world_size, ranks_joined;
     int64_t start_step, step, total_steps, granted_step, journaled_step, committed_step, saving_step;
     uint64_t position;

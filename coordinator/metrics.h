@@ -3,6 +3,7 @@
 #ifndef LS_COORDINATOR_METRICS_H
 #define LS_COORDINATOR_METRICS_H
 
+#include "common/config.h"
 #include "common/status.h"
 #include "coordinator/journal.h"
 
@@ -10,7 +11,7 @@
 
 /* What the lines about a run need to know of it. */
 struct ls_run_facts {
-    char name[64], path[1000], host[64];
+    char name[LS_CONFIG_NAME_SIZE], path[1000], host[64];
     char config_digest[33];
     int64_t attempt, ranks, zero_stage, start_step, total_steps, sequence_length;
 };

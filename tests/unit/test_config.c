@@ -292,7 +292,7 @@ static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
     refuses_set("launcher.arguments=[[x]]", "launcher.arguments[0]", "found a list");
     refuses_set("name=-x", "name: found '-x'");
     refuses_set("name=a/b", "name: found 'a/b'");
-    refuses_set("name=''", "a text of 1 to 63 bytes");
+    refuses_set("name=''", "a text of 1 to 64 bytes");
     refuses_set("coordinator.bind=localhost", "coordinator.bind: found 'localhost'", "numeric address");
     refuses_set("coordinator.bind=1.2.3.4.5", "coordinator.bind");
     refuses_set("name=éééééééééééééééééééééééééééééééééééé", "éééééé...");
@@ -307,8 +307,9 @@ static void limits_are_inclusive(void **state) {
     accepts(MODEL DATA TRAIN, "optimizer.lr=-0.0");
     assert_true(config.optimizer.lr == 0 && !__builtin_signbit(config.optimizer.lr));
     accepts(MODEL DATA TRAIN, "optimizer.betas=[0.0, 0.99999]");
-    accepts(MODEL DATA TRAIN, "name=a23456789012345678901234567890123456789012345678901234567890123");
-    refuses_set("name=a234567890123456789012345678901234567890123456789012345678901234", "a text of 1 to 63 bytes");
+    accepts(MODEL DATA TRAIN, "name=a234567890123456789012345678901234567890123456789012345678901234");
+    assert_int_equal(strlen(config.name), 64);
+    refuses_set("name=a2345678901234567890123456789012345678901234567890123456789012345", "a text of 1 to 64 bytes");
     char yaml[8192] = "data.train=[";
     for (int i = 0; i < LS_CONFIG_SOURCES_MAX; i++) strcat(yaml, "{path: /d},");
     strcat(yaml, "]");
@@ -617,12 +618,15 @@ static void the_name_comes_from_the_file(void **state) {
     (void)state;
     const char *yaml = MODEL DATA TRAIN;
     static const char *const CASES[][2] = {
-        {"configs/my.run.yaml", "my.run"}, {"plain", "plain"}, {"/a.b/c.yml", "c"}, {"x/9", "9"}};
+        {"configs/my.run.yaml", "my.run"}, {"plain", "plain"}, {"/a.b/c.yml", "c"}, {"x/9", "9"},
+        {"x/a234567890123456789012345678901234567890123456789012345678901234.yaml",
+         "a234567890123456789012345678901234567890123456789012345678901234"}};
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         assert_int_equal(ls_config_parse(yaml, strlen(yaml), CASES[i][0], NULL, 0, &config, &error), LS_OK);
         assert_string_equal(config.name, CASES[i][1]);
     }
-    static const char *const BAD[] = {"my run.yaml", ".yaml", "configs/", "-x.yaml"};
+    static const char *const BAD[] = {"my run.yaml", ".yaml", "configs/", "-x.yaml",
+                                      "a2345678901234567890123456789012345678901234567890123456789012345.yaml"};
     for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
         assert_int_equal(ls_config_parse(yaml, strlen(yaml), BAD[i], NULL, 0, &config, &error), LS_USAGE);
         expect_text("the file's stem");

@@ -57,12 +57,12 @@ static void gather_block(struct ls_shard *shard, struct shard_block *block, int 
     block->gathering = true;
 }
 
-/* Stage 3: what the pool holds is old; the next forward's first blocks come. */
-static void renew_pool(struct ls_shard *shard) {
+/* Stage 3: what the pool holds is old; the next forward's first blocks come, beside the update of the others. */
+static void renew_pool(struct ls_shard *shard, int updated) {
+    if (updated == 0) ls_gather_pool_clear(&shard->pool);
+    if (updated > 1) return;
     ls_shard_hand_over(shard, shard->updated);
-    ls_gather_pool_clear(&shard->pool);
-    ls_shard_prefetch(shard, 0);
-    ls_shard_prefetch(shard, 1);
+    ls_shard_prefetch(shard, updated);
 }
 
 void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_scale, int64_t step) {
@@ -80,11 +80,13 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_sca
     for (int i = 0; i < shard->block_count; i++) {
         struct shard_block *block = &shard->blocks[i];
         update_block(shard, block);
-        if (shard->cut.state_sliced && !shard->cut.parameters_sliced) gather_block(shard, block, i);
+        if (shard->cut.parameters_sliced)
+            renew_pool(shard, i);
+        else if (shard->cut.state_sliced)
+            gather_block(shard, block, i);
         if (!shard->cut.gradients_sliced)
             ls_fill_zero(shard->compute, block->gradients, (size_t)(block->padded * shard->cut.gradient_bytes));
     }
-    if (shard->cut.parameters_sliced) renew_pool(shard);
     shard->check = (int)(step % shard->block_count);
     if (!shard->cut.state_sliced) ls_shard_acquire(shard, shard->check);
 }

@@ -34,7 +34,7 @@ static enum ls_code refuse_value(const struct ls_key *key, const char *name, con
                                  struct ls_error *error) {
     char text[64], allowed[256];
     ls_key_describe(key, allowed, sizeof allowed);
-    return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "%s:%d:%d: %s: found %s, allowed: %s. It is the %s.", value->label,
+    return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "%s:%d:%d: %s: found %s, allowed: %s. Meaning: %s.", value->label,
                    value->line, value->column, name, found(value, text), allowed, key->meaning);
 }
 

@@ -17,8 +17,9 @@ struct ls_hf_tokens {
     int end_count;
 };
 
-/* Makes config.json for GPT2LMHeadModel or LlamaForCausalLM with weights of the run's precision. `document_token` becomes bos_token_id
- * and eos_token_id; -1: null. *json is malloc'ed, NUL-terminated; the caller frees. Errors: LS_MEMORY. */
+/* Makes config.json for GPT2LMHeadModel or LlamaForCausalLM with weights of the run's precision. `document_token`
+ * becomes bos_token_id and eos_token_id; -1: null. *json is malloc'ed, NUL-terminated; the caller frees. Errors:
+ * LS_MEMORY. */
 enum ls_code ls_hf_config_write(const struct ls_config *config, int64_t document_token, char **json,
                                 struct ls_error *error);
 

@@ -10,9 +10,7 @@
 static const struct ls_choice MODEL_TYPES[] = {{"gpt2", LS_GPT2, NULL}, {"llama", LS_LLAMA, NULL}, {0}};
 static const struct ls_choice ROPE_TYPES[] = {{"default", false, NULL}, {"llama3", true, NULL}, {0}};
 static const struct ls_choice REDUCTIONS[] = {
-    {"fast", LS_REDUCTION_FAST, NULL},
-    {"fixed", LS_REDUCTION_FIXED, NULL},
-    {0}};
+    {"fast", LS_REDUCTION_FAST, NULL}, {"fixed", LS_REDUCTION_FIXED, NULL}, {0}};
 static const struct ls_choice PRECISIONS[] = {
     {"fp32", LS_PRECISION_FP32, NULL}, {"bf16", LS_PRECISION_BF16, NULL}, {"fp16", LS_PRECISION_FP16, NULL}, {0}};
 static const struct ls_choice OPTIMIZERS[] = {{"adamw", LS_ADAMW, NULL}, {0}};
@@ -111,7 +109,7 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"model.initializer_range", NUMBER(0, 10), FIELD(model.initializer_range), .standard = "0.02", .identity = true,
      .meaning = "standard deviation of the initial weights", .elsewhere = "init_std init_method_std"},
     {"model.dropout", NUMBER(0, 0), FIELD(model.dropout), .standard = "0.0", .identity = true,
-     .meaning = "dropout is not supported: only 0 is taken",
+     .meaning = "dropout, which is not supported: only 0 is taken",
      .elsewhere = "resid_pdrop embd_pdrop attn_pdrop attention_dropout hidden_dropout"},
 
     {"data.train", LS_KEY_SOURCES, COUNTED(data.train), .identity = true,
@@ -151,7 +149,7 @@ static const struct ls_key CONFIG_KEYS[] = {
      .elsewhere = "dtype torch_dtype mixed_precision"},
 
     {"optimizer.type", CHOICE(OPTIMIZERS), FIELD(optimizer.type), .standard = "adamw", .identity = true,
-     .meaning = "the update rule"},
+     .meaning = "update rule"},
     {"optimizer.lr", NUMBER(0, 1000), FIELD(optimizer.lr), .standard = "6.0e-4", .identity = true,
      .meaning = "largest learning rate", .elsewhere = "learning_rate max_lr"},
     {"optimizer.betas", .type = LS_KEY_PAIR, .lower = 0, .upper = 1, .below_upper = true, FIELD(optimizer.beta1),

@@ -73,13 +73,3 @@ const char *ls_code_name(enum ls_code code) {
     }
     return "unknown";
 }
-
-const char *ls_scope_name(enum ls_scope scope) {
-    switch (scope) {
-    case LS_SCOPE_CALL: return "call";
-    case LS_SCOPE_RANK: return "rank";
-    case LS_SCOPE_NODE: return "node";
-    case LS_SCOPE_JOB: return "job";
-    }
-    return "unknown";
-}

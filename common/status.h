@@ -47,7 +47,4 @@ const char *ls_code_name(enum ls_code code);
  * can end with `return ls_report_exit(error.code, error.text)`. */
 int ls_report_exit(enum ls_code code, const char *reason);
 
-/* One word for a scope: "call", "rank", "node", "job". Static storage. */
-const char *ls_scope_name(enum ls_scope scope);
-
 #endif

@@ -18,8 +18,14 @@
     X(position)                                                                                                        \
     X(sequences)                                                                                                       \
     X(targets)                                                                                                         \
-    X(epoch) X(loss) X(grad_norm) X(lr) X(step_seconds) X(compute_seconds) X(comm_exposed_seconds)                     \
-        X(data_wait_seconds) X(checkpoint_seconds) X(tokens_per_second) X(memory_peak_bytes) X(skipped)
+    X(epoch)                                                                                                           \
+    X(loss)                                                                                                            \
+    X(grad_norm)                                                                                                       \
+    X(lr)                                                                                                              \
+    X(step_seconds)                                                                                                    \
+    X(compute_seconds)                                                                                                 \
+    X(comm_exposed_seconds)                                                                                            \
+    X(data_wait_seconds) X(checkpoint_seconds) X(tokens_per_second) X(memory_peak_bytes) X(skipped)
 #define VALIDATION_FIELDS(X)  X(step) X(loss) X(bits_per_byte)
 #define SAVING_FIELDS(X)      X(step) X(order) X(stop)
 #define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps)
@@ -38,8 +44,12 @@
     X(ranks_joined)                                                                                                    \
     X(start_step)                                                                                                      \
     X(step)                                                                                                            \
-    X(total_steps) X(granted_step) X(journaled_step) X(committed_step) X(saving_step) X(position) X(loss)              \
-        X(tokens_per_second) X(eta_seconds) X(handshakes_failed) X(messages_dropped) X(pid)
+    X(total_steps)                                                                                                     \
+    X(granted_step)                                                                                                    \
+    X(journaled_step)                                                                                                  \
+    X(committed_step)                                                                                                  \
+    X(saving_step)                                                                                                     \
+    X(position) X(loss) X(tokens_per_second) X(eta_seconds) X(handshakes_failed) X(messages_dropped) X(pid)
 #define STATUS_STRINGS(X) X(name) X(phase) X(host)
 
 /* Copies from `source` to `target`, whichever is the protobuf form. */

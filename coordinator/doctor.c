@@ -6,6 +6,7 @@
 #include "coordinator/command_line.h"
 #include "coordinator/launcher.h"
 #include "worker/device/device.h"
+#include "worker/memory/host_memory.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -104,10 +105,10 @@ static void examine_host(struct examination *examination) {
     struct rlimit limit = {0, 0};
     struct statvfs shm, here;
     char folder[PATH_MAX] = ".";
-    double memory_mib = (double)sysconf(_SC_AVPHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
+    double memory_mib = (double)ls_host_memory_available() / (1 << 20);
     report(examination, true, "cores", "", "%lld usable", (long long)ls_launch_cores());
     report(examination, memory_mib >= MEMORY_MIB_LEAST, "memory", "end other programs, or use a host with more",
-           "%.0f MiB free", memory_mib);
+           "%.0f MiB available", memory_mib);
     bool has_shm = statvfs("/dev/shm", &shm) == 0;
     double shm_mib = has_shm ? (double)shm.f_bavail * (double)shm.f_frsize / (1 << 20) : 0;
     report(examination, shm_mib >= SHM_MIB_LEAST, "/dev/shm",

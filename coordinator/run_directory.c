@@ -28,7 +28,9 @@ static bool under(const struct ls_run_directory *run, const char *name, char pat
 static enum ls_code identify(const char *path, struct ls_run_directory *run, struct ls_error *error) {
     char resolved[PATH_MAX];
     if (!realpath(path, resolved))
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "cannot use the run directory %s: %s", path, strerror(errno));
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "cannot use the run directory %s: %s. Name the folder of a run, such as runs/NAME.", path,
+                       strerror(errno));
     if (snprintf(run->path, sizeof run->path, "%s", resolved) >= (int)sizeof run->path)
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                        "the path of the run directory is longer than %d bytes: %.100s...", LS_RUN_PATH_MAX - 1,

@@ -24,7 +24,7 @@ struct ls_worker;
 
 /* Opens the session, joins, loads, and trains until the run ends. Returns the exit code of this rank: LS_OK, what a
  * stop asked for (LS_REQUEUE, LS_STOPPED; *error tells so), or that of *error. The coordinator has been told by then.
- * After an error that is not a stop, collectives may hang: the process leaves by ls_worker_leave(). */
+ * After an error that is not a stop, collectives may hang: the process leaves by _exit(). */
 enum ls_code ls_worker_create(const struct ls_worker_options *options, struct ls_worker **worker,
                               struct ls_error *error);
 enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error);

@@ -87,6 +87,7 @@ expect 3 "nowhere" "a missing dataset is a data error" \
 check "what is refused leaves no run directory" test ! -e none
 expect 6 "openmpi-bin" "a missing mpirun names the package" env PATH= "$work/bin/lockstep" run "$config" --run-dir none
 expect 0 "^ok +ZeroMQ" "doctor finds nothing wrong here" lockstep doctor
+expect 0 "^ok +memory +[1-9][0-9]* MiB available" "doctor tells the memory" lockstep doctor
 expect 1 "WRONG MPI" "doctor tells a missing mpirun" env PATH= "$work/bin/lockstep" doctor
 expect 0 "lockstep [0-9]" "--version says the version" lockstep --version
 expect 0 "checkpoint" "--help lists the commands" lockstep --help
@@ -109,6 +110,7 @@ kill -TERM $supervisor
 ends 75 "exit 75 .*saved at step" "SIGTERM saves and exits 75" live
 expect 1 "nothing is running" "status of an ended run exits 1" lockstep status live
 expect 1 "nothing is running" "stop of an ended run exits 1" lockstep stop live
+expect 2 "cannot use the run directory nowhere.*runs/NAME" "status of what is no run says what to name" lockstep status nowhere
 saved=$(cat live/latest)
 begin live --resume -n 1
 check "--resume goes on where it was saved, at another rank count" \
@@ -133,11 +135,14 @@ ends 130 "exit 130 .*at once" "a second SIGINT ends at once" live
 # ---- deaths ----
 
 begin lost -n 3
-victim=$(worker_pids lost | tail -n 1)
+workers=$(worker_pids lost)
+victim=$(tail -n 1 <<<"$workers")
 progress=$(grep -o '/dev/shm/lockstep-[^ ]*' "/proc/$victim/maps" | head -n 1)
 kill -9 "$victim"
 ends 6 "rank [0-9] on .* lost at step [0-9]+ .*pid $victim" "a killed rank ends the run, naming rank, host, step and pid" lost
-check "no process of the run is left" bash -c "! kill -0 $victim 2>/dev/null || [ \$(ps -o stat= -p $victim | cut -c1) = Z ]"
+gone() { [ ! -e "/proc/$1" ] || grep -q '^State:.Z' "/proc/$1/status"; }
+all_gone() { [ "$(wc -w <<<"$*")" = 3 ] && for pid in $*; do gone "$pid" || return 1; done; }
+check "no worker of the run is left" all_gone "$workers"
 check "no progress file is left" test -n "$progress" -a ! -e "$progress"
 
 lockstep run "$config" --run-dir steady -n 2 --set train.steps=600 --set checkpoint.every_steps=200 >steady.out 2>&1

@@ -276,7 +276,7 @@ static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
     refuses_set("lr_schedule.min_lr_ratio=1.01", "a number from 0 to 1");
     refuses_set("data.document_mask=yes", "found yes", "true or false");
     refuses_set("data.document_mask='true'", "found 'true'");
-    refuses_set("model.dropout=0.1", "found 0.1", "only 0", "dropout is not supported");
+    refuses_set("model.dropout=0.1", "found 0.1", "only 0", "dropout, which is not supported");
     refuses_set("model.model_type=bert", "one of gpt2, llama");
     refuses_set("train=5", "train: found 5, allowed: a map of keys");
     refuses_set("data.train=/d", "data.train: found /d, allowed: a list of at most 64 maps");
@@ -617,10 +617,12 @@ static void relative_paths_become_absolute(void **state) {
 static void the_name_comes_from_the_file(void **state) {
     (void)state;
     const char *yaml = MODEL DATA TRAIN;
-    static const char *const CASES[][2] = {
-        {"configs/my.run.yaml", "my.run"}, {"plain", "plain"}, {"/a.b/c.yml", "c"}, {"x/9", "9"},
-        {"x/a234567890123456789012345678901234567890123456789012345678901234.yaml",
-         "a234567890123456789012345678901234567890123456789012345678901234"}};
+    static const char *const CASES[][2] = {{"configs/my.run.yaml", "my.run"},
+                                           {"plain", "plain"},
+                                           {"/a.b/c.yml", "c"},
+                                           {"x/9", "9"},
+                                           {"x/a234567890123456789012345678901234567890123456789012345678901234.yaml",
+                                            "a234567890123456789012345678901234567890123456789012345678901234"}};
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         assert_int_equal(ls_config_parse(yaml, strlen(yaml), CASES[i][0], NULL, 0, &config, &error), LS_OK);
         assert_string_equal(config.name, CASES[i][1]);

@@ -125,8 +125,8 @@ static uint64_t train(const struct ls_order *order, struct ls_dataset **datasets
     return after;
 }
 
-/* Three steps of 7 sequences in slots of 2, the last step cut to 3: what each slot holds, by its rows' first tokens (-1:
- * no row). */
+/* Three steps of 7 sequences in slots of 2, the last step cut to 3: what each slot holds, by its rows' first tokens
+ * (-1: no row). */
 enum { SLOT_STEPS = 3, SLOTS = 4 };
 static void train_in_slots(const struct ls_order *order, struct ls_dataset **datasets, int world_size,
                            int32_t held[SLOT_STEPS][SLOTS][2]) {

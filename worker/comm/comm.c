@@ -4,13 +4,6 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-static uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 enum ls_code ls_comm_initialize(struct ls_comm *comm, const struct ls_comm_operations *operations, int rank, int size,
                                 int local_rank, int local_size, struct ls_error *error) {
@@ -44,9 +37,6 @@ int ls_comm_local_size(const struct ls_comm *comm) {
 }
 uint64_t ls_comm_wire_bytes(const struct ls_comm *comm) {
     return comm->wire_bytes;
-}
-double ls_comm_seconds(const struct ls_comm *comm) {
-    return 1e-9 * (double)atomic_load_explicit(&comm->nanoseconds, memory_order_relaxed);
 }
 void ls_comm_set_checks(struct ls_comm *comm, bool on) {
     comm->checks = on;
@@ -98,7 +88,6 @@ static enum ls_code run_on_stream(const void *argument, struct ls_error *error) 
     const struct submission *submission = argument;
     struct ls_comm *comm = submission->comm;
     const struct ls_collective *collective = &submission->collective;
-    uint64_t begin = now_ns();
     if (comm->root->watch) atomic_store_explicit(comm->root->watch, collective->number, memory_order_relaxed);
     enum ls_code code = LS_OK;
     if (comm->root->checks) {
@@ -111,7 +100,6 @@ static enum ls_code run_on_stream(const void *argument, struct ls_error *error) 
                                error);
     }
     if (!code && collective->count > 0) code = comm->operations->run(comm, collective, error);
-    atomic_fetch_add_explicit(&comm->root->nanoseconds, now_ns() - begin, memory_order_relaxed);
     return code;
 }
 

@@ -86,8 +86,6 @@ void ls_comm_set_watch(struct ls_comm *comm, _Atomic uint64_t *collective);
 /* Bytes this rank has sent in collectives on streams, by the ring's count: all-reduce 2 (N-1)/N, the others (N-1)/N of
  * the buffer; of an exchange (N-1)/N of its own buffers' stretches. */
 uint64_t ls_comm_wire_bytes(const struct ls_comm *comm);
-/* Seconds the streams' collectives ran, waiting for other ranks included. */
-double ls_comm_seconds(const struct ls_comm *comm);
 
 /* Collective over MPI. Streams that were given collectives must be idle. Takes NULL. */
 void ls_comm_destroy(struct ls_comm *comm);

@@ -46,7 +46,6 @@ struct ls_comm {
     uint64_t submitted; /* collectives put on streams so far */
     uint64_t host_collectives;
     uint64_t wire_bytes;
-    _Atomic uint64_t nanoseconds; /* added to where the stream runs, read by the training thread */
     _Atomic uint64_t *watch;
     struct ls_error *errors; /* [size], for ls_comm_share */
     uint64_t *signatures;    /* [2][size][4], for the check: one half per channel */

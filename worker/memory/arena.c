@@ -25,9 +25,16 @@ struct ls_arena {
 };
 
 const char *ls_memory_category_name(enum ls_memory_category category) {
-    static const char *const names[LS_MEMORY_CATEGORIES] = {
-        "parameters", "gradients", "optimizer", "gathered parameters", "whole gradients", "reduction tree", "activations",
-        "workspace",  "data",      "scalars"};
+    static const char *const names[LS_MEMORY_CATEGORIES] = {"parameters",
+                                                            "gradients",
+                                                            "optimizer",
+                                                            "gathered parameters",
+                                                            "whole gradients",
+                                                            "reduction tree",
+                                                            "activations",
+                                                            "workspace",
+                                                            "data",
+                                                            "scalars"};
     return names[category];
 }
 

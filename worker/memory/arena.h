@@ -19,8 +19,8 @@ enum ls_memory_category {
     LS_MEMORY_PARAMETERS,
     LS_MEMORY_GRADIENTS,
     LS_MEMORY_OPTIMIZER,
-    LS_MEMORY_GATHERED, /* whole parameters of blocks in work, where only slices are kept */
-    LS_MEMORY_REDUCED,  /* whole gradients of blocks in work, where only slices are kept */
+    LS_MEMORY_GATHERED,  /* whole parameters of blocks in work, where only slices are kept */
+    LS_MEMORY_REDUCED,   /* whole gradients of blocks in work, where only slices are kept */
     LS_MEMORY_REDUCTION, /* sums of slots, train.reduction: fixed */
     LS_MEMORY_ACTIVATIONS,
     LS_MEMORY_WORKSPACE,

@@ -48,6 +48,16 @@ int64_t ls_host_memory_bytes(void) {
     return bytes;
 }
 
+int64_t ls_host_memory_available(void) {
+    FILE *file = fopen("/proc/meminfo", "re");
+    char line[256];
+    long long kibibytes = 0;
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "MemAvailable: %lld kB", &kibibytes) == 1) break;
+    if (file) fclose(file);
+    return kibibytes * 1024;
+}
+
 int64_t ls_host_memory_resident(void) {
     FILE *file = fopen("/proc/self/status", "re");
     char line[256];

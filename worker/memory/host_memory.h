@@ -8,6 +8,9 @@
  * job) limits them. 0: unknown. */
 int64_t ls_host_memory_bytes(void);
 
+/* Bytes that could be had now without pushing anything out, file caches counted as free. 0: unknown. */
+int64_t ls_host_memory_available(void);
+
 /* Bytes of this process in memory that belong to no file: RssAnon + RssShmem of /proc/self/status. 0: unknown. */
 int64_t ls_host_memory_resident(void);
 

@@ -54,7 +54,8 @@ static void any_tile(int rows, int64_t k, bool transposed, const float *a, int64
         CASE(2)
         CASE(3)
         CASE(4)
-        CASE(5) CASE(6)
+        CASE(5)
+        CASE(6)
 #if defined(__AVX512F__)
             CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif

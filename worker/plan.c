@@ -79,7 +79,9 @@ static struct pass forward_of(const struct ls_config *config, const struct ls_mo
     return pass;
 }
 
-static bool shards_gradients(const struct ls_config *config) {
+/* Whether every micro-batch's gradients are sent, and not the step's sums alone. */
+static bool reduces_always(const struct ls_config *config) {
+    if (config->train.reduction == LS_REDUCTION_FIXED) return false;
     return config->zero.stage >= 2 || (config->zero.stage == 1 && config->zero.accumulate == LS_ACCUMULATE_SHARDED);
 }
 
@@ -92,7 +94,8 @@ static void plan_wire(const struct ls_config *config, const struct ls_model *mod
     if (config->zero.stage == 0) return;
     const int64_t gathered = ls_shard_gather_bytes(config, model, ranks, block);
     const int64_t elements = gathered / ls_dtype_bytes(ls_model_dtype(model));
-    if (shards_gradients(config)) cost->reduce_bytes = (double)elements * sizeof(float);
+    const bool narrow = config->zero.gradient_dtype == LS_GRADIENT_BF16;
+    if (reduces_always(config)) cost->reduce_bytes = (double)elements * (narrow ? sizeof(uint16_t) : sizeof(float));
     cost->forward_gather_bytes = (double)gathered;
     if (config->zero.stage < 3 || block < 1 || block >= layers) return;
     cost->backward_gather_bytes = cost->forward_gather_bytes;

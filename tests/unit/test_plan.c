@@ -230,6 +230,30 @@ static void the_wire_is_bounded_by_the_formulas_of_zero(void **unused) {
     }
 }
 
+/* What a rank sends of a layer after a micro-batch that is not the last: its slice to each other rank, in the type that
+ * gradients travel in; train.reduction: fixed adds micro-batches up on the rank and sends once. */
+static void micro_batches_are_reduced_in_the_type_of_the_wire(void **unused) {
+    (void)unused;
+    const int64_t ranks = 4, slice = (block_count(&gpt2, 1) + ranks - 1) / ranks;
+    const struct {
+        const char *more;
+        int64_t bytes;
+    } cases[] = {{"zero: {stage: 2}\n", 3 * slice * 4},
+                 {"zero: {stage: 3, gradient_dtype: bf16}\n", 3 * slice * 2},
+                 {"zero: {stage: 1}\n", 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct ls_config config = config_of(&gpt2, cases[i].more);
+        for (int fixed = 0; fixed < 2; fixed++) {
+            config.train.reduction = fixed ? LS_REDUCTION_FIXED : LS_REDUCTION_FAST;
+            if (fixed) config.zero.gradient_dtype = LS_GRADIENT_FP32;
+            struct ls_plan plan = plan_of(&config, ranks);
+            assert_true(plan.micro_batches > 1);
+            assert_true(plan.work.blocks[1].reduce_bytes == (fixed ? 0.0 : (double)cases[i].bytes));
+            ls_plan_release(&plan);
+        }
+    }
+}
+
 /* 6N + 6LCT a token (llm.c); N leaves learned positions out. */
 static void operations_are_6N_and_attention(void **unused) {
     (void)unused;
@@ -513,6 +537,7 @@ int main(void) {
         cmocka_unit_test(full_checkpointing_keeps_a_fifth_at_12_layers),
         cmocka_unit_test(host_memory_is_the_ring_and_a_block),
         cmocka_unit_test(the_wire_is_bounded_by_the_formulas_of_zero),
+        cmocka_unit_test(micro_batches_are_reduced_in_the_type_of_the_wire),
         cmocka_unit_test(operations_are_6N_and_attention),
         cmocka_unit_test(a_step_uses_every_category_to_its_end),
         cmocka_unit_test(reductions_hide_behind_what_is_left_of_backward),

@@ -76,7 +76,7 @@ rank = plan["bytes_per_rank"]
 assert plan["ranks"] == 4 and plan["fits"] is False and plan["changes_that_fit"] == []
 assert rank["limit"] == 1000 and rank["needed"] == rank["arena"] + rank["host_total"]
 assert sum(rank["host"].values()) == rank["host_total"]
-names = ["parameters", "gradients", "optimizer", "gathered_parameters", "whole_gradients", "activations", "workspace", "data", "scalars"]
+names = ["parameters", "gradients", "optimizer", "gathered_parameters", "whole_gradients", "reduction_tree", "activations", "workspace", "data", "scalars"]
 assert sum(rank[name] for name in names) == rank["arena"]
 assert plan["predicted"]["step_seconds"] > 0 and plan["wire_bytes_per_step"] > 0
 ' "$work/plan.json"

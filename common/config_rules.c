@@ -164,6 +164,11 @@ static enum ls_code check_zero(const struct ls_config_given *given, const struct
         return ls_config_refuse(given, "zero.accumulate", error,
                                 "found sharded, but nothing is sharded at zero.stage 0. Use local, or a stage from 1 "
                                 "to 3.");
+    if (stage == 0 && config->zero.replicas > 1)
+        return ls_config_refuse(given, "zero.replicas", error,
+                                "found %lld, but at zero.stage 0 every rank is a whole replica already. Take this key "
+                                "out, or set a stage from 1 to 3.",
+                                (long long)config->zero.replicas);
     if (config->train.reduction == LS_REDUCTION_FIXED && config->zero.gradient_dtype != LS_GRADIENT_FP32)
         return ls_config_refuse(
             given, "zero.gradient_dtype", error,

@@ -654,6 +654,7 @@ static void replicas_divide_the_ranks(void **state) {
     assert_int_equal(ls_config_check_ranks(&config, 3, &error), LS_USAGE);
     expect_text("zero.replicas: 2 does not divide 3 ranks");
     assert_int_equal(ls_config_check_ranks(&config, 1, &error), LS_USAGE);
+    refuses_set("zero.replicas=2", "zero.replicas: found 2, but at zero.stage 0 every rank is a whole replica");
 }
 
 static void fixed_needs_a_slot_for_each_rank(void **state) {

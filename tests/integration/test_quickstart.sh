@@ -5,6 +5,19 @@ source "$(dirname "$0")/lib.sh"
 quickstart() { scripts/quickstart --yes "$@"; }
 bits() { sed -n "s/^  $1 *\([0-9.]*\)$/\1/p" "$work/quickstart.log"; }
 
+# Where packages are missing and cannot be installed: by name, exit 1. `poor` has what the script itself calls, no pkg-config.
+mkdir "$work/poor"
+for tool in bash sed dirname cat mktemp rm; do ln -s "$(command -v $tool)" "$work/poor/$tool"; done
+expect 1 '^  libzmq$' "without apt-get the missing are named by pkg-config name" env PATH="$work/poor" bash scripts/quickstart
+printf '#!/bin/sh\n' >"$work/poor/apt-get"
+printf '#!/bin/sh\necho 1000\n' >"$work/poor/id"
+chmod +x "$work/poor/apt-get" "$work/poor/id"
+expect 1 '^  libzmq$' "without sudo too" env PATH="$work/poor" bash scripts/quickstart
+printf '#!/bin/sh\ntouch "%s"\n' "$work/sudo-was-called" >"$work/poor/sudo"
+chmod +x "$work/poor/sudo"
+expect 1 'Nothing was installed' "without an answer nothing is installed" env PATH="$work/poor" bash scripts/quickstart
+check "sudo was not called" test ! -e "$work/sudo-was-called"
+
 quickstart --run-dir "$work/run" >"$work/quickstart.log" 2>&1
 if [ $? -eq 0 ]; then ok "quickstart ends well"; else not_ok "quickstart ends well" "$work/quickstart.log"; fi
 for what in 'gzip -9' 'xz -9' 'this model'; do

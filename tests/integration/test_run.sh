@@ -75,6 +75,25 @@ expect 2 "train.seed differs" "--resume with another identity names the key" \
     lockstep run "$config" --run-dir ranks1 --resume --set train.seed=9
 expect 0 "from step 0, attempt 1" "--resume of a run that was never started starts it" lockstep run "$config" --run-dir fresh --resume
 
+# ---- on a terminal ----
+
+on_terminal() { # RUN VARIABLE...: what a run writes to a terminal
+    local run=$1
+    shift
+    env TERM=xterm NO_COLOR= "$@" script -qec "lockstep run '$config' --run-dir $run --set train.steps=4 --set evaluation.every_steps=0 --set lr_schedule.warmup_steps=1" \
+        /dev/null </dev/null >"$run.terminal" 2>&1
+}
+colour=$'\033\\[[0-9;]*m'
+bar='\[#+\.*\].*step [0-9]+/4 .*ETA'
+on_terminal coloured
+on_terminal plain NO_COLOR=1
+on_terminal dumb TERM=dumb
+check "a terminal has a bar with step and ETA" grep -qE "$bar" coloured.terminal
+check "in colour" grep -q "$colour" coloured.terminal
+check "NO_COLOR leaves the bar and takes the colour" bash -c "grep -qE '$bar' plain.terminal && ! grep -q '$colour' plain.terminal"
+check "a dumb terminal has plain lines" bash -c "grep -q 'step 4/4 ' dumb.terminal && ! grep -q $'\\033' dumb.terminal"
+check "so has console.log" bash -c "grep -q 'step 4/4 ' coloured/console.log && ! grep -q $'\\033' coloured/console.log"
+
 # ---- command lines ----
 
 expect 2 "did you mean 'status'" "an unknown command names the nearest" lockstep stat

@@ -69,17 +69,19 @@ static void say_checkpointing(const struct ls_config *config, int64_t ranks, cha
                  (long long)config->activation_checkpointing.every);
 }
 
-/* Accumulation is left to the stage: what it was may not go with the next one. */
+/* From stage 2 on no whole gradients are there to accumulate in. */
 static bool turn_stage(struct ls_config *config, int64_t *ranks) {
     if (*ranks == 1 || config->zero.stage == 3) return false;
     config->zero.stage++;
-    if (config->zero.accumulate == LS_ACCUMULATE_LOCAL) config->zero.accumulate = LS_ACCUMULATE_AUTO;
+    if (config->zero.accumulate == LS_ACCUMULATE_LOCAL && config->zero.stage >= 2)
+        config->zero.accumulate = LS_ACCUMULATE_SHARDED;
     return true;
 }
 
 static void say_stage(const struct ls_config *config, int64_t ranks, char *text, size_t size) {
     (void)ranks;
-    snprintf(text, size, "--set zero.stage=%lld", (long long)config->zero.stage);
+    snprintf(text, size, "--set zero.stage=%lld%s", (long long)config->zero.stage,
+             config->zero.accumulate == LS_ACCUMULATE_SHARDED ? " --set zero.accumulate=sharded" : "");
 }
 
 /* Ranks before the stage: a stage is of use from two ranks on. */

@@ -498,6 +498,25 @@ static void changes_fit_and_come_cheapest_first(void **unused) {
     ls_plan_release(&plan);
 }
 
+/* A stage from 2 on refuses zero.accumulate: local, so what is advised sets both. */
+static void a_stage_is_advised_with_its_accumulation(void **unused) {
+    (void)unused;
+    struct shape deep = gpt2;
+    deep.L = 12; /* slices of gradients save more than the buffers of whole ones take */
+    const struct ls_config config = config_of(&deep, "zero: {stage: 1, accumulate: local}\n");
+    struct ls_plan plan = plan_of(&config, 2);
+    struct ls_advice options[LS_ADVICE_MAX];
+    const int count = ls_advice_find(&config, 2, &machine, ls_plan_bytes(&plan, false) - 1, options);
+    int found = 0;
+    for (int i = 0; i < count; i++) {
+        if (!strstr(options[i].change, "zero.stage=")) continue;
+        assert_non_null(strstr(options[i].change, " --set zero.accumulate=sharded"));
+        found++;
+    }
+    assert_int_equal(found, 1);
+    ls_plan_release(&plan);
+}
+
 /* State of 16 P does not fit below 16 P whatever the micro-batch; it does on more ranks at a higher stage. */
 static void what_no_single_change_achieves_is_combined(void **unused) {
     (void)unused;
@@ -547,6 +566,7 @@ int main(void) {
         cmocka_unit_test(gpus_are_found_by_name),
         cmocka_unit_test(this_host_is_measured),
         cmocka_unit_test(changes_fit_and_come_cheapest_first),
+        cmocka_unit_test(a_stage_is_advised_with_its_accumulation),
         cmocka_unit_test(what_no_single_change_achieves_is_combined),
         cmocka_unit_test(a_run_beyond_its_limit_is_refused_with_advice),
     };

@@ -121,9 +121,9 @@ static void weights_are_the_same_at_any_ranks_threads_stage_and_checkpointing(vo
     }
 }
 
-/* In bf16 the weights that are compared are rounded: the norm of the gradients in reports, and what follows from the
- * master weights later, is not. */
-static void bf16_trains_to_the_same_bits_too(void **state) {
+/* The weights that are compared are rounded; the norms in the reports are not, nor is what comes of the master weights
+ * later. */
+static void bf16_and_fp16_train_to_the_same_bits_too(void **state) {
     (void)state;
     static const struct split splits[] = {
         {1, 2, 3, "full2", 0, 0, 0}, {2, 1, 0, NULL, 0, 0, 0},        {2, 2, 1, "full", 0, 0, 0},
@@ -134,6 +134,8 @@ static void bf16_trains_to_the_same_bits_too(void **state) {
         struct ls_config config = harness_config(families[family]);
         config.precision = LS_PRECISION_BF16;
         check_splits(&config, is_long() ? 10 : 4, splits, sizeof splits / sizeof *splits);
+        config.precision = LS_PRECISION_FP16;
+        check_splits(&config, 3, splits, is_long() ? sizeof splits / sizeof *splits : 4);
     }
 }
 
@@ -301,6 +303,72 @@ static void squares_are_added_in_one_order_to_the_last_bit_of_a_double(void **st
         }
 }
 
+/* What a rank sends in a step: a step's own, because the first one finds nothing gathered. The ranks that have most. */
+static int64_t measured_wire(const struct ls_config *config, struct split split) {
+    uint64_t sent[2][HARNESS_RANKS_MAX], most = 0;
+    for (int longer = 0; longer < 2; longer++) {
+        struct run run = start(config, split, 2 + longer);
+        harness_run_well(&run);
+        memcpy(sent[longer], run.wire_bytes, sizeof run.wire_bytes);
+        harness_free(&run);
+    }
+    for (int rank = 0; rank < split.ranks; rank++)
+        if (sent[1][rank] - sent[0][rank] > most) most = sent[1][rank] - sent[0][rank];
+    return (int64_t)most;
+}
+
+/* Eight slots on three ranks are two, three and three: nodes [0, 2) | [2, 4) [4, 5) | [5, 6) [6, 8). */
+static void the_plan_says_what_is_sent(void **state) {
+    (void)state;
+    struct ls_config config = harness_config(gpt2);
+    config.evaluation.every_steps = 0;
+    struct ls_model *model;
+    assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
+    int64_t elements = 0;
+    for (int block = 0; block < ls_model_block_count(model); block++)
+        elements += (ls_model_block(model, block)->count + 47) / 48 * 48;
+    for (int ranks = 1; ranks <= 4; ranks++)
+        for (int stage = 0; stage <= 3; stage++) {
+            const struct split split = {.ranks = ranks, .threads = 1, .stage = stage};
+            config.zero.stage = stage;
+            const struct ls_shard_wire wire = ls_shard_wire_bytes(&config, model, ranks);
+            assert_int_equal(measured_wire(&config, split), wire.gradients + wire.parameters + wire.scalars);
+            if (ranks == 1) assert_int_equal(wire.gradients + wire.parameters + wire.scalars, 0);
+            /* Two nodes of every block to two owners of a third each, and the sums of the own third to two ranks. */
+            if (ranks == 3 && stage == 0) assert_int_equal(wire.gradients, (2 * 2 + 2) * elements / 3 * 4);
+        }
+    ls_model_destroy(model);
+}
+
+static int64_t aligned(int64_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
+/* Four slots on each of two ranks: while the fourth is computed, a range of three may be two nodes; and an owner gets
+ * at most three nodes of a range of four from each rank. With one slot a rank nothing is kept, and two nodes come. */
+static void the_plan_says_what_the_tree_holds(void **state) {
+    (void)state;
+    struct ls_arena_plan *plan = calloc(1, sizeof *plan);
+    for (int slots = 1; slots <= 4; slots += 3) {
+        struct ls_config config = harness_config(gpt2);
+        config.train.micro_batch_size = slots == 4 ? 4 : 15;
+        struct ls_model *model;
+        assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
+        *plan = (struct ls_arena_plan){0};
+        ls_shard_plan(&config, model, 2, plan);
+        int64_t expected = 0, longest = 0;
+        for (int block = 0; block < ls_model_block_count(model); block++) {
+            const int64_t padded = (ls_model_block(model, block)->count + 31) / 32 * 32;
+            if (slots == 4) expected += aligned(2 * padded * 4);
+            if (padded / 2 > longest) longest = padded / 2;
+        }
+        expected += aligned((slots == 4 ? 6 : 2) * longest * 4);
+        assert_int_equal(plan->category_bytes[LS_MEMORY_REDUCTION], expected);
+        ls_model_destroy(model);
+    }
+    free(plan);
+}
+
 static int remove_entry(const char *path, const struct stat *status, int flag, struct FTW *walk) {
     (void)status, (void)flag, (void)walk;
     return remove(path);
@@ -379,12 +447,14 @@ static void more_ranks_than_slots_are_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(weights_are_the_same_at_any_ranks_threads_stage_and_checkpointing),
-        cmocka_unit_test(bf16_trains_to_the_same_bits_too),
+        cmocka_unit_test(bf16_and_fp16_train_to_the_same_bits_too),
         cmocka_unit_test(replicas_accumulation_and_stream_order_do_not_matter),
         cmocka_unit_test(any_number_of_slots_is_summed_alike),
         cmocka_unit_test(a_truncated_step_is_the_same_at_any_rank_count),
         cmocka_unit_test(threads_share_products_without_changing_a_bit),
         cmocka_unit_test(squares_are_added_in_one_order_to_the_last_bit_of_a_double),
+        cmocka_unit_test(the_plan_says_what_is_sent),
+        cmocka_unit_test(the_plan_says_what_the_tree_holds),
         cmocka_unit_test(a_checkpoint_goes_on_at_another_rank_count_and_stage_with_the_same_bits),
         cmocka_unit_test(fast_differs_between_rank_counts_and_fixed_between_micro_batches),
         cmocka_unit_test(more_ranks_than_slots_are_refused),

@@ -189,6 +189,7 @@ expect 6 "rank 0 has not started|ranks 0 to 1 have not started" "workers that ne
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 worker=$(dirname "$lockstep")/lockstep-worker
+: >hand.out
 lockstep coordinator "$config" -n 2 --run-dir hand >hand.out 2>hand.err </dev/null &
 supervisor=$!
 (sleep 100 && kill -KILL "$supervisor") >/dev/null 2>&1 &

@@ -48,18 +48,23 @@ static void any_tile(int rows, int64_t k, bool transposed, const float *a, int64
             tile(n, k, a, lda, 1, b, c, ldc, add);                                                                     \
         else                                                                                                           \
             tile(n, k, a, 1, lda, b, c, ldc, add);                                                                     \
-        break;
+        break
     switch (rows) {
-        CASE(1)
-        CASE(2)
-        CASE(3)
-        CASE(4)
-        CASE(5)
-        CASE(6)
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
 #if defined(__AVX512F__)
-            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+        CASE(7);
+        CASE(8);
+        CASE(9);
+        CASE(10);
+        CASE(11);
+        CASE(12);
 #endif
-                default : break;
+    default: break;
     }
 #undef CASE
 }

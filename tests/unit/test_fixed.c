@@ -238,18 +238,19 @@ static void make_gradients(struct ls_shard *shard, const struct ls_model *model,
 
 static void *sum_squares_on_rank(void *argument) {
     struct norm_rank *own = argument;
-    struct ls_device *device;
-    struct ls_model *model;
-    struct ls_shard_comms comms;
-    struct ls_arena *arena;
-    struct ls_shard *shard;
+    struct ls_device *device = NULL;
+    struct ls_model *model = NULL;
+    struct ls_shard_comms comms = {0};
+    struct ls_arena *arena = NULL;
+    struct ls_shard *shard = NULL;
     struct ls_arena_plan *plan = calloc(1, sizeof *plan);
     own->code = ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, NULL);
     struct ls_stream *stream = ls_stream_create(device, false);
     if (!own->code) own->code = ls_model_create(own->config, &model, NULL);
     if (!own->code) own->code = ls_shard_comms_create(own->config, own->comm, &comms, NULL);
+    if (own->code) return NULL;
     const int first = ls_shard_plan(own->config, model, ls_comm_size(own->comm), plan);
-    if (!own->code) own->code = ls_arena_create(device, plan, &arena, NULL);
+    own->code = ls_arena_create(device, plan, &arena, NULL);
     if (!own->code) own->code = ls_shard_create(own->config, model, &comms, stream, arena, first, &shard, NULL);
     if (own->code) return NULL;
     make_gradients(shard, model, own);
@@ -270,7 +271,7 @@ static void *sum_squares_on_rank(void *argument) {
 
 static double squared_norm(const struct ls_config *config, int ranks) {
     struct ls_comm *comms[HARNESS_RANKS_MAX];
-    struct norm_rank states[HARNESS_RANKS_MAX];
+    struct norm_rank states[HARNESS_RANKS_MAX] = {0};
     pthread_t threads[HARNESS_RANKS_MAX];
     assert_int_equal(ls_comm_create_threads(ranks, comms, NULL), LS_OK);
     for (int rank = 0; rank < ranks; rank++) {

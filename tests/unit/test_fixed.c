@@ -243,15 +243,16 @@ static void *sum_squares_on_rank(void *argument) {
     struct ls_shard_comms comms = {0};
     struct ls_arena *arena = NULL;
     struct ls_shard *shard = NULL;
-    struct ls_arena_plan *plan = calloc(1, sizeof *plan);
     own->code = ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, NULL);
     struct ls_stream *stream = ls_stream_create(device, false);
     if (!own->code) own->code = ls_model_create(own->config, &model, NULL);
     if (!own->code) own->code = ls_shard_comms_create(own->config, own->comm, &comms, NULL);
     if (own->code) return NULL;
+    struct ls_arena_plan *plan = calloc(1, sizeof *plan);
     const int first = ls_shard_plan(own->config, model, ls_comm_size(own->comm), plan);
     own->code = ls_arena_create(device, plan, &arena, NULL);
     if (!own->code) own->code = ls_shard_create(own->config, model, &comms, stream, arena, first, &shard, NULL);
+    free(plan);
     if (own->code) return NULL;
     make_gradients(shard, model, own);
     double losses[NORM_SLOTS] = {0};
@@ -265,7 +266,6 @@ static void *sum_squares_on_rank(void *argument) {
     ls_model_destroy(model);
     ls_shard_comms_destroy(&comms);
     ls_device_destroy(device);
-    free(plan);
     return NULL;
 }
 

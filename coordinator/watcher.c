@@ -20,6 +20,7 @@ struct ls_watcher {
     int64_t attempt;
     struct ls_progress *progress; /* NULL: not there yet */
     bool told[RANKS_MAX];
+    bool left[RANKS_MAX]; /* gone by itself when last looked at */
 };
 
 enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t attempt, struct ls_watcher **result,
@@ -99,6 +100,12 @@ bool ls_watcher_poll(struct ls_watcher *watcher, struct ls_watcher_loss *loss) {
         if (watcher->told[i] || atomic_load_explicit(&record->pid, memory_order_relaxed) == 0 ||
             ls_progress_alive(record))
             continue;
+        /* What it said before it left may not have been read yet, and says more. */
+        const bool by_itself = atomic_load_explicit(&record->phase, memory_order_relaxed) == LS_PHASE_EXIT;
+        if (by_itself && !watcher->left[i]) {
+            watcher->left[i] = true;
+            continue;
+        }
         watcher->told[i] = true;
         describe_loss(watcher, record, i, loss);
         bool orderly = loss->code == LS_OK || loss->code == LS_REQUEUE || loss->code == LS_STOPPED;

@@ -23,7 +23,7 @@ enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t 
                                struct ls_error *error);
 void ls_watcher_destroy(struct ls_watcher *watcher);
 /* Finds the next rank that is gone and was not told before; false when there is none. To be called a few times a
- * second. */
+ * second: one that left by itself is told the second time it is found gone, after its own words had time to come. */
 bool ls_watcher_poll(struct ls_watcher *watcher, struct ls_watcher_loss *loss);
 /* Says how far each of `ranks` ranks of this host got, as "rank 0 (pid 12) is in phase join; ranks 1 to 3 have not
  * started". */

@@ -688,7 +688,9 @@ void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, co
     say(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
     struct timespec deadline = deadline_after(1);
     pthread_mutex_lock(&session->mutex);
-    while (session->sent < session->tail && wait_until(session, &deadline))
+    /* Sent is not received: what ZeroMQ still holds dies with the process. The coordinator's answer to a fault is the
+     * end. */
+    while (!session->orders.ended && wait_until(session, &deadline))
         ;
     pthread_mutex_unlock(&session->mutex);
 }

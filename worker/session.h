@@ -67,7 +67,7 @@ void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int
 void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t rank, const char *text);
 /* A worker got a SIGTERM: asks the coordinator to order a save. */
 void ls_session_request_save(struct ls_session *session);
-/* Says that this run ends because of an error of `rank`; waits up to a second for it to be sent. */
+/* Says that this run ends because of an error of `rank`; waits up to a second for the coordinator to end it. */
 void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error);
 /* Waits up to `seconds` until everything is acknowledged, says goodbye, ends the thread. */
 void ls_session_close(struct ls_session *session, double seconds);

@@ -84,8 +84,9 @@ static void print_live(const struct ls_wire_status *status) {
     printf("sequences   %llu\n", (unsigned long long)status->position);
     if (isfinite(status->loss)) printf("loss        %.6f\n", status->loss);
     if (isfinite(status->tokens_per_second)) printf("tokens/s    %.0f, %s left\n", status->tokens_per_second, left);
-    printf("saved       step %lld%s\n", (long long)status->committed_step,
-           status->saving_step ? ", another save is on its way" : "");
+    char saved[32] = "nothing yet";
+    if (status->committed_step > 0) snprintf(saved, sizeof saved, "step %lld", (long long)status->committed_step);
+    printf("saved       %s%s\n", saved, status->saving_step ? ", a save is on its way" : "");
     printf("ranks       %lld of %lld\n", (long long)status->ranks_joined, (long long)status->world_size);
     printf("coordinator pid %lld on %s; %llu failed handshakes, %llu dropped messages\n", (long long)status->pid,
            status->host, (unsigned long long)status->handshakes_failed, (unsigned long long)status->messages_dropped);

@@ -336,9 +336,16 @@ static bool is_of_shape(const struct ls_key *key) {
            strcmp(key->name, "model.dropout");
 }
 
+/* A choice's or a truth's value; 0 for keys of other types. */
+static int small_value(const struct ls_key *key, const void *field) {
+    if (key->type == LS_KEY_CHOICE && key->size != sizeof(bool)) return *(const int *)field;
+    const bool is_number = key->type == LS_KEY_INTEGER || key->type == LS_KEY_NUMBER;
+    return is_number ? 0 : *(const bool *)field;
+}
+
 static void show_value(const struct ls_key *key, const struct ls_config *config, char text[64]) {
     const void *field = (const char *)config + key->offset;
-    int value = key->type == LS_KEY_CHOICE && key->size != sizeof(bool) ? *(const int *)field : *(const bool *)field;
+    const int value = small_value(key, field);
     const struct ls_choice *choice = key->choices;
     while (choice && choice->word && choice->value != value) choice++;
     if (choice)

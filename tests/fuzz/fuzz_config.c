@@ -32,6 +32,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         ls_config_digest(&again, digest_again);
         require(!strcmp(digest, digest_again));
         free(yaml);
+        for (int64_t ranks = 0; ranks < 5; ranks++)
+            require(ls_config_check_ranks(&config, ranks, &error) == LS_OK ||
+                    (error.code == LS_USAGE && error.text[0]));
+        require(ls_config_micro_batches(&config, config.train.global_batch_size, 1) > 0);
     }
     free(text);
     return 0;

@@ -288,7 +288,7 @@ static void reduce_losses(struct ls_replica *replica) {
 
 /* Losses are summed as gradients are. */
 static double sum_losses(const struct ls_replica *replica) {
-    double sums[LS_TREE_HEIGHT_MAX];
+    double sums[LS_TREE_HEIGHT_MAX] = {0};
     struct ls_tree tree;
     ls_tree_begin(&tree, replica->loss_count);
     for (int64_t slot = 0; slot < replica->loss_count; slot++) {

@@ -22,7 +22,7 @@ static void put(struct ls_tree *tree, float values[LS_TREE_HEIGHT_MAX], struct l
 /* As ranks do it: each its own slots, then all nodes in rank order. */
 static float sum_by_ranks(const float *slots, int64_t count, int ranks) {
     struct ls_tree whole, part;
-    float all[LS_TREE_HEIGHT_MAX], own[LS_TREE_HEIGHT_MAX];
+    float all[LS_TREE_HEIGHT_MAX] = {0}, own[LS_TREE_HEIGHT_MAX];
     ls_tree_begin(&whole, count);
     for (int rank = 0; rank < ranks; rank++) {
         int64_t first, held;

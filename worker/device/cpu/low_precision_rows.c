@@ -187,10 +187,9 @@ INLINE void cross_entropy_row(enum ls_dtype t, const struct ls_op_cross_entropy 
         const float x = ls_load(t, op->logits, i);
         maximum = x > maximum || isnan(x) ? x : maximum;
     }
-    double sum = 0.0;
+    double sum = (double)ls_exp(ls_load(t, op->logits, at) - maximum);
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = at; i < at + vocabulary; i++) sum += (double)ls_exp(ls_load(t, op->logits, i) - maximum);
-    assert(!(sum <= 0.0)); /* at least the largest counts; NaN is passed on */
+    for (int64_t i = at + 1; i < at + vocabulary; i++) sum += (double)ls_exp(ls_load(t, op->logits, i) - maximum);
     op->row_loss[row] = (float)(log(sum) + ((double)maximum - (double)ls_load(t, op->logits, at + target)));
     if (!op->gradient) return;
     const float scale = op->gradient_scale[0], factor = (float)((double)scale / sum);

@@ -15,6 +15,11 @@
 enum { FULL_NAME_MAX = 2 * LS_KEY_NAME_MAX, SETTINGS_MAX = 256 };
 
 /* What a value looks like in a message: 'text', shortened, or its kind. */
+const char *ls_model_type_name(enum ls_model_type type) {
+    static const char *const names[LS_MODEL_TYPES] = {"gpt2", "llama", "qwen2", "qwen3"};
+    return names[type];
+}
+
 static const char *found(const struct ls_yaml_node *value, char text[64]) {
     switch (value->kind) {
     case LS_YAML_NULL: return "null";
@@ -301,13 +306,13 @@ static enum ls_code take_setting(struct reader *reader, const char *setting, str
 
 static enum ls_code refuse_out_of_place(const struct ls_config_given *given, const struct ls_key *key,
                                         const struct ls_config *config, struct ls_error *error) {
-    if (key->scope == LS_KEY_LLAMA3_ROPE && config->model.model_type == LS_LLAMA)
+    if (key->scope == LS_KEY_LLAMA3_ROPE && config->model.model_type != LS_GPT2)
         return ls_config_refuse(
             given, key->name, error,
             "has no meaning without model.rope_scaling.rope_type: llama3. Take it out or set that.");
     return ls_config_refuse(given, key->name, error,
                             "has no meaning for model.model_type: %s. Take it out, or set it to null.",
-                            config->model.model_type == LS_GPT2 ? "gpt2" : "llama");
+                            ls_model_type_name(config->model.model_type));
 }
 
 /* ---- the shape by model.init_from ---- */

@@ -8,7 +8,9 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum ls_model_type { LS_GPT2, LS_LLAMA };
+enum ls_model_type { LS_GPT2, LS_LLAMA, LS_QWEN2, LS_QWEN3, LS_MODEL_TYPES };
+/* "gpt2", "llama", "qwen2", "qwen3": as Hugging Face calls them. Static storage. */
+const char *ls_model_type_name(enum ls_model_type type);
 enum ls_schedule_type { LS_COSINE, LS_LINEAR, LS_CONSTANT, LS_WSD };
 enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_NONE };
 enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU };

@@ -73,7 +73,7 @@ static enum ls_code check_model(const struct ls_config_given *given, const struc
                                 struct ls_error *error) {
     long long hidden = config->model.hidden_size, heads = config->model.num_attention_heads;
     long long groups = config->model.num_key_value_heads, width = config->model.head_dim;
-    bool llama = config->model.model_type == LS_LLAMA;
+    bool rotary = config->model.model_type != LS_GPT2;
     if (hidden % heads && !given_value(given, "model.head_dim"))
         return ls_config_refuse(given, "model.num_attention_heads", error,
                                 "found %lld, which does not divide model.hidden_size %lld. Change one of the two.",
@@ -82,15 +82,15 @@ static enum ls_code check_model(const struct ls_config_given *given, const struc
         return ls_config_refuse(
             given, "model.num_key_value_heads", error,
             "found %lld, which does not divide model.num_attention_heads %lld. Change one of the two.", groups, heads);
-    if (llama && width % 2)
+    if (rotary && width % 2)
         return ls_config_refuse(given, "model.head_dim", error,
                                 "found %lld, allowed: an even number, because rotary positions turn pairs. Change "
                                 "model.hidden_size, model.num_attention_heads or model.head_dim.",
                                 width);
     if (!config->model.intermediate_size)
         return ls_config_refuse(given, "model.intermediate_size", error,
-                                "not given, and llama has no default for it. Set it, for example to %lld.",
-                                (hidden * 8 / 3 + 63) / 64 * 64);
+                                "not given, and %s has no default for it. Set it, for example to %lld.",
+                                ls_model_type_name(config->model.model_type), (hidden * 8 / 3 + 63) / 64 * 64);
     if (config->data.sequence_length > config->model.max_position_embeddings)
         return ls_config_refuse(
             given, "data.sequence_length", error,

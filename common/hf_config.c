@@ -131,7 +131,23 @@ static enum ls_code parse_llama_rope(const json_t *root, struct ls_config *confi
     return code ? code : parse_rope(parameters, config, error);
 }
 
+/* Attention over a window of positions instead of all earlier ones. */
+static enum ls_code refuse_windows(const json_t *root, struct ls_error *error) {
+    enum ls_code code = require_flag(root, "use_sliding_window", false, error);
+    const json_t *types = member(root, "layer_types", NULL), *type;
+    size_t i;
+    if (!code && types && !json_is_array(types)) return refuse(error, "'layer_types' is not a list");
+    json_array_foreach(types, i, type) {
+        const char *text = json_string_value(type);
+        if (!code && (!text || strcmp(text, "full_attention") != 0))
+            code = refuse(error, "'layer_types': '%.60s' is not supported, only full_attention", text ? text : "?");
+    }
+    return code;
+}
+
+/* Llama, and Qwen 2 and 3, which differ in what is always there and in what is taken when nothing is said. */
 static enum ls_code parse_llama(const json_t *root, struct ls_config *config, struct ls_error *error) {
+    const bool qwen = config->model.model_type != LS_LLAMA;
     const char *activation = text_of(root, "hidden_act");
     if (*activation && strcmp(activation, "silu") != 0)
         return refuse(error, "'hidden_act': '%.60s' is not supported, only silu", activation);
@@ -139,15 +155,17 @@ static enum ls_code parse_llama(const json_t *root, struct ls_config *config, st
     if (!code) code = read_size(root, "num_hidden_layers", NULL, 0, &config->model.num_hidden_layers, error);
     if (!code) code = read_size(root, "num_attention_heads", NULL, 0, &config->model.num_attention_heads, error);
     if (!code)
-        code = read_size(root, "num_key_value_heads", NULL, config->model.num_attention_heads,
+        code = read_size(root, "num_key_value_heads", NULL, qwen ? 32 : config->model.num_attention_heads,
                          &config->model.num_key_value_heads, error);
     if (!code) code = read_size(root, "intermediate_size", NULL, 0, &config->model.intermediate_size, error);
     if (!code)
-        code = read_size(root, "max_position_embeddings", NULL, 2048, &config->model.max_position_embeddings, error);
+        code = read_size(root, "max_position_embeddings", NULL, qwen ? 32768 : 2048,
+                         &config->model.max_position_embeddings, error);
     if (!code) code = read_number(root, "rms_norm_eps", 1e-6, &config->model.rms_norm_eps, error);
     if (!code) code = read_flag(root, "tie_word_embeddings", false, &config->model.tie_word_embeddings, error);
     if (!code) code = require_flag(root, "attention_bias", false, error);
     if (!code) code = require_flag(root, "mlp_bias", false, error);
+    if (!code && qwen) code = refuse_windows(root, error);
     return code ? code : parse_llama_rope(root, config, error);
 }
 
@@ -155,16 +173,17 @@ static enum ls_code parse_llama(const json_t *root, struct ls_config *config, st
 static enum ls_code check_heads(const json_t *root, struct ls_config *config, struct ls_error *error) {
     int64_t heads = config->model.num_attention_heads, hidden = config->model.hidden_size;
     int64_t standard = hidden % heads == 0 ? hidden / heads : 0;
-    bool llama = config->model.model_type == LS_LLAMA;
-    if (!llama && !standard)
+    bool rotary = config->model.model_type != LS_GPT2;
+    if (config->model.model_type == LS_QWEN3) standard = 128;
+    if (!rotary && !standard)
         return refuse(error, "n_embd %lld is no multiple of n_head %lld", (long long)hidden, (long long)heads);
     config->model.head_dim = standard;
-    enum ls_code code = llama ? read_size(root, "head_dim", NULL, standard, &config->model.head_dim, error) : LS_OK;
+    enum ls_code code = rotary ? read_size(root, "head_dim", NULL, standard, &config->model.head_dim, error) : LS_OK;
     if (code) return code;
     if (heads % config->model.num_key_value_heads)
         return refuse(error, "num_attention_heads %lld is no multiple of num_key_value_heads %lld", (long long)heads,
                       (long long)config->model.num_key_value_heads);
-    if (llama && config->model.head_dim % 2)
+    if (rotary && config->model.head_dim % 2)
         return refuse(error, "head_dim %lld is odd; rotary embeddings need pairs", (long long)config->model.head_dim);
     return LS_OK;
 }
@@ -172,19 +191,21 @@ static enum ls_code check_heads(const json_t *root, struct ls_config *config, st
 static enum ls_code parse_model(const json_t *root, struct ls_config *config, struct ls_hf_tokens *tokens,
                                 struct ls_error *error) {
     const char *type = text_of(root, "model_type");
-    bool llama = strcmp(type, "llama") == 0;
+    int family = 0;
+    while (family < LS_MODEL_TYPES && strcmp(type, ls_model_type_name((enum ls_model_type)family)) != 0) family++;
     memset(&config->model, 0, sizeof config->model);
-    if (!llama && strcmp(type, "gpt2") != 0)
-        return refuse(error, "'model_type': '%.60s' is not supported, only gpt2 and llama", type);
+    if (family == LS_MODEL_TYPES)
+        return refuse(error, "'model_type': '%.60s' is not supported, only gpt2, llama, qwen2 and qwen3", type);
     if (member(root, "quantization_config", NULL)) return refuse(error, "quantised weights are not supported");
-    config->model.model_type = llama ? LS_LLAMA : LS_GPT2;
+    bool gpt2 = family == LS_GPT2;
+    config->model.model_type = (enum ls_model_type)family;
     config->model.layer_norm_epsilon = 1e-5;
     config->model.rms_norm_eps = 1e-6;
     config->model.rope_theta = 10000;
-    enum ls_code code = read_size(root, "vocab_size", NULL, llama ? 0 : 50257, &config->model.vocab_size, error);
+    enum ls_code code = read_size(root, "vocab_size", NULL, gpt2 ? 50257 : 0, &config->model.vocab_size, error);
     if (!code) code = read_number(root, "initializer_range", 0.02, &config->model.initializer_range, error);
     if (!code) code = read_tokens(root, tokens, error);
-    if (!code) code = llama ? parse_llama(root, config, error) : parse_gpt2(root, config, error);
+    if (!code) code = gpt2 ? parse_gpt2(root, config, error) : parse_llama(root, config, error);
     return code ? code : check_heads(root, config, error);
 }
 
@@ -214,6 +235,9 @@ static json_t *write_gpt2(const struct ls_config *config) {
 }
 
 static json_t *write_llama(const struct ls_config *config) {
+    static const char *const architectures[LS_MODEL_TYPES] = {
+        [LS_LLAMA] = "LlamaForCausalLM", [LS_QWEN2] = "Qwen2ForCausalLM", [LS_QWEN3] = "Qwen3ForCausalLM"};
+    const bool llama = config->model.model_type == LS_LLAMA;
     const struct ls_config_rope_scaling *scaling = &config->model.rope_scaling;
     json_t *rope =
         scaling->llama3
@@ -221,22 +245,24 @@ static json_t *write_llama(const struct ls_config *config) {
                         scaling->low_freq_factor, "high_freq_factor", scaling->high_freq_factor,
                         "original_max_position_embeddings", (json_int_t)scaling->original_max_position_embeddings)
             : json_null();
-    return json_pack("{s:s,s:[s],s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:f,s:f,s:o,s:f,s:b,s:b,s:b}", "model_type", "llama",
-                     "architectures", "LlamaForCausalLM", "hidden_size", (json_int_t)config->model.hidden_size,
+    return json_pack("{s:s,s:[s],s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:f,s:f,s:o,s:f,s:b,s:b,s:b}", "model_type",
+                     ls_model_type_name(config->model.model_type), "architectures",
+                     architectures[config->model.model_type], "hidden_size", (json_int_t)config->model.hidden_size,
                      "num_hidden_layers", (json_int_t)config->model.num_hidden_layers, "num_attention_heads",
                      (json_int_t)config->model.num_attention_heads, "num_key_value_heads",
                      (json_int_t)config->model.num_key_value_heads, "head_dim", (json_int_t)config->model.head_dim,
                      "intermediate_size", (json_int_t)config->model.intermediate_size, "max_position_embeddings",
                      (json_int_t)config->model.max_position_embeddings, "hidden_act", "silu", "rms_norm_eps",
                      config->model.rms_norm_eps, "rope_theta", config->model.rope_theta, "rope_scaling", rope,
-                     "attention_dropout", 0.0, "attention_bias", 0, "mlp_bias", 0, "use_cache", 1);
+                     "attention_dropout", 0.0, llama ? "mlp_bias" : "use_sliding_window", 0, "attention_bias", 0,
+                     "use_cache", 1);
 }
 
 enum ls_code ls_hf_config_write(const struct ls_config *config, int64_t document_token, char **json,
                                 struct ls_error *error) {
     static const char *const torch_dtypes[] = {
         [LS_PRECISION_FP32] = "float32", [LS_PRECISION_BF16] = "bfloat16", [LS_PRECISION_FP16] = "float16"};
-    json_t *root = config->model.model_type == LS_LLAMA ? write_llama(config) : write_gpt2(config);
+    json_t *root = config->model.model_type == LS_GPT2 ? write_gpt2(config) : write_llama(config);
     json_t *common =
         json_pack("{s:I,s:f,s:b,s:s,s:o,s:o}", "vocab_size", (json_int_t)config->model.vocab_size, "initializer_range",
                   config->model.initializer_range, "tie_word_embeddings", (int)config->model.tie_word_embeddings,

@@ -7,7 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct ls_choice MODEL_TYPES[] = {{"gpt2", LS_GPT2, NULL}, {"llama", LS_LLAMA, NULL}, {0}};
+static const struct ls_choice MODEL_TYPES[] = {
+    {"gpt2", LS_GPT2, NULL}, {"llama", LS_LLAMA, NULL}, {"qwen2", LS_QWEN2, NULL}, {"qwen3", LS_QWEN3, NULL}, {0}};
 static const struct ls_choice ROPE_TYPES[] = {{"default", false, NULL}, {"llama3", true, NULL}, {0}};
 static const struct ls_choice REDUCTIONS[] = {
     {"fast", LS_REDUCTION_FAST, NULL}, {"fixed", LS_REDUCTION_FIXED, NULL}, {0}};
@@ -57,7 +58,8 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "name of the run, and of its folder under runs/; letters, digits, '.', '_', '-'"},
 
     {"model.init_from", TEXT(LS_CONFIG_PATH_MAX), FIELD(model.init_from), .derived = "none", .identity = true,
-     .meaning = "a Hugging Face folder (GPT-2, Llama) whose weights the run starts from; model keys not given are its",
+     .meaning = "a Hugging Face folder (GPT-2, Llama, Qwen2, Qwen3) whose weights the run starts from; model keys not "
+                "given are its",
      .elsewhere = "pretrained_model_name_or_path load_from init_checkpoint"},
     {"model.model_type", CHOICE(MODEL_TYPES), FIELD(model.model_type), .identity = true,
      .meaning = "family of the model"},
@@ -75,7 +77,7 @@ static const struct ls_key CONFIG_KEYS[] = {
      .derived = "hidden_size / num_attention_heads", .identity = true, .meaning = "width of a head; even",
      .elsewhere = "kv_channels head_size"},
     {"model.intermediate_size", INTEGER(1, 1 << 21), FIELD(model.intermediate_size), .identity = true,
-     .derived = "4 x hidden_size for gpt2, required for llama", .meaning = "inner width of the feed-forward layers",
+     .derived = "4 x hidden_size for gpt2, else required", .meaning = "inner width of the feed-forward layers",
      .elsewhere = "n_inner ffn_hidden_size ffn_dim"},
     {"model.max_position_embeddings", INTEGER(1, 1 << 22), FIELD(model.max_position_embeddings), .identity = true,
      .derived = "data.sequence_length", .meaning = "positions the model knows; at least data.sequence_length",
@@ -83,7 +85,7 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"model.vocab_size", INTEGER(1, 1 << 22), FIELD(model.vocab_size), .otherwise = "null", .identity = true,
      .derived = "the dataset's", .meaning = "token ids the model knows", .elsewhere = "n_vocab padded_vocab_size"},
     {"model.tie_word_embeddings", LS_KEY_BOOLEAN, FIELD(model.tie_word_embeddings), .identity = true,
-     .derived = "true for gpt2, false for llama", .meaning = "the head uses the embedding's weights",
+     .derived = "true for gpt2, else false", .meaning = "the head uses the embedding's weights",
      .elsewhere = "tie_embeddings weight_tying"},
     {"model.layer_norm_epsilon", NUMBER(1e-20, 1), FIELD(model.layer_norm_epsilon), .scope = LS_KEY_GPT2,
      .standard = "1.0e-5", .identity = true, .meaning = "added to the variance in LayerNorm",
@@ -345,8 +347,8 @@ bool ls_key_applies(const struct ls_key *key, const struct ls_config *config) {
     switch (key->scope) {
     case LS_KEY_ALWAYS: return true;
     case LS_KEY_GPT2: return config->model.model_type == LS_GPT2;
-    case LS_KEY_LLAMA: return config->model.model_type == LS_LLAMA;
-    case LS_KEY_LLAMA3_ROPE: return config->model.model_type == LS_LLAMA && config->model.rope_scaling.llama3;
+    case LS_KEY_LLAMA: return config->model.model_type != LS_GPT2;
+    case LS_KEY_LLAMA3_ROPE: return config->model.model_type != LS_GPT2 && config->model.rope_scaling.llama3;
     }
     return false;
 }

@@ -24,7 +24,8 @@ struct ls_choice {
     const char *refusal;
 };
 
-/* Where a key has a meaning; elsewhere it is neither accepted nor written. */
+/* Where a key has a meaning; elsewhere it is neither accepted nor written. LS_KEY_LLAMA: Llama and its relatives, that
+ * is all but GPT-2. */
 enum ls_key_scope { LS_KEY_ALWAYS, LS_KEY_GPT2, LS_KEY_LLAMA, LS_KEY_LLAMA3_ROPE };
 
 struct ls_key {

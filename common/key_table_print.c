@@ -15,7 +15,7 @@ static const char *scope_text(const struct ls_key *key) {
     switch (key->scope) {
     case LS_KEY_ALWAYS: return "";
     case LS_KEY_GPT2: return " (gpt2 only)";
-    case LS_KEY_LLAMA: return " (llama only)";
+    case LS_KEY_LLAMA: return " (not gpt2)";
     case LS_KEY_LLAMA3_ROPE: return " (rope_type llama3 only)";
     }
     return "";

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes gpt2.safetensors and llama.safetensors beside itself: two small models of odd sizes in Hugging Face's implementation, run in
+"""Writes gpt2, llama, qwen2 and qwen3.safetensors beside itself: small models of odd sizes in Hugging Face's implementation, run in
 double precision, for tests/unit/test_model_reference.c. README.md says what is in them. Needs torch, transformers, safetensors."""
 
 import json
@@ -17,8 +17,8 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_f
           "original_max_position_embeddings": 64}
 
 
-def keep_double():
-    """Hugging Face's Llama casts to float inside its norm and its rotary angles; here the same formulas keep their argument's type."""
+def keep_double(family):
+    """Hugging Face's Llama (and so Qwen) casts to float inside its norm and its rotary angles; here the same formulas keep their argument's type."""
 
     def norm(self, x):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
@@ -27,8 +27,11 @@ def keep_double():
         angles = (position_ids[..., None].to(x.dtype) * self.inv_freq.to(x.dtype)).repeat(1, 1, 2)
         return angles.cos(), angles.sin()
 
-    transformers.models.llama.modeling_llama.LlamaRMSNorm.forward = norm
-    transformers.models.llama.modeling_llama.LlamaRotaryEmbedding.forward = rotary
+    if family == "gpt2":
+        return
+    module = getattr(getattr(transformers.models, family), f"modeling_{family}")
+    getattr(module, f"{family.title()}RMSNorm").forward = norm
+    getattr(module, f"{family.title()}RotaryEmbedding").forward = rotary
 
 
 def gpt2():
@@ -52,6 +55,32 @@ def llama():
     described = {"model_type": "llama", "vocab_size": 67, "hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 6,
                  "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 44, "max_position_embeddings": 512,
                  "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_theta": 500.0, "rope_scaling": LLAMA3}
+    return model, described
+
+
+def qwen2():
+    # 9 heads of 6 channels on 54 hidden ones, three heads to a key-value head, with biases.
+    config = transformers.Qwen2Config(
+        vocab_size=71, hidden_size=54, num_hidden_layers=2, num_attention_heads=9, num_key_value_heads=3, intermediate_size=37,
+        max_position_embeddings=64, rms_norm_eps=1e-6, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0}, attn_implementation="sdpa")
+    model = transformers.Qwen2ForCausalLM(config)
+    described = {"model_type": "qwen2", "vocab_size": 71, "hidden_size": 54, "num_hidden_layers": 2, "num_attention_heads": 9,
+                 "num_key_value_heads": 3, "intermediate_size": 37, "max_position_embeddings": 64,
+                 "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "rope_theta": 1000.0}
+    return model, described
+
+
+def qwen3():
+    # 4 heads of 10 channels on 26 hidden ones, two heads to a key-value head; each head of q and k is normalised.
+    config = transformers.Qwen3Config(
+        vocab_size=59, hidden_size=26, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=10,
+        intermediate_size=43, max_position_embeddings=64, rms_norm_eps=1e-6, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 3000.0}, attn_implementation="sdpa")
+    model = transformers.Qwen3ForCausalLM(config)
+    described = {"model_type": "qwen3", "vocab_size": 59, "hidden_size": 26, "num_hidden_layers": 2, "num_attention_heads": 4,
+                 "num_key_value_heads": 2, "head_dim": 10, "intermediate_size": 43, "max_position_embeddings": 64,
+                 "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 3000.0}
     return model, described
 
 
@@ -99,7 +128,7 @@ def write(name, model, described):
             parameter.copy_(values.float())
     tokens, targets, starts = make_batches(described["vocab_size"])
     unchanged = loss_of(model, tokens[0], targets[0], starts[0])  # Hugging Face's own arithmetic, in float
-    keep_double()
+    keep_double(described["model_type"])
     model = model.double().train()
     tensors = {"tokens": tokens.int(), "targets": targets.int(), "document_start": starts.int()}
     for key, parameter in named(model).items():
@@ -145,8 +174,8 @@ def write(name, model, described):
 def main():
     torch.manual_seed(20240520)
     torch.use_deterministic_algorithms(True)
-    write("llama", *llama())  # first: its check needs Hugging Face's code unchanged
-    write("gpt2", *gpt2())
+    for make in (llama, gpt2, qwen2, qwen3):
+        write(make.__name__, *make())
 
 
 if __name__ == "__main__":

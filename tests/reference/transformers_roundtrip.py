@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Models to and from transformers (https://github.com/huggingface/transformers).
 
-    transformers_roundtrip.py make              writes tests/reference/transformers/: small folders saved by transformers, with the
+    transformers_roundtrip.py make [NAME...]    writes tests/reference/transformers/: small folders saved by transformers, with the
                                                 logits and the greedy continuation that transformers computes (needs torch, transformers)
     transformers_roundtrip.py stored LOCKSTEP   generates from those folders with LOCKSTEP and compares (standard library only)
     transformers_roundtrip.py ours LOCKSTEP FOLDER PROMPT   loads our checkpoint FOLDER in transformers and compares logits, greedy
@@ -31,26 +31,32 @@ CASES = {
     "llama-tied-fp16": dict(kind="llama", vocab_size=45, hidden_size=20, intermediate_size=27, num_hidden_layers=2,
                             num_attention_heads=5, num_key_value_heads=1, head_dim=6, max_position_embeddings=64,
                             tie_word_embeddings=True, save_dtype="float16"),
+    "qwen2": dict(kind="qwen2", vocab_size=57, hidden_size=24, intermediate_size=29, num_hidden_layers=3, num_attention_heads=4,
+                  num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, shard="12KB"),
+    "qwen3-bf16": dict(kind="qwen3", vocab_size=51, hidden_size=22, intermediate_size=37, num_hidden_layers=2, num_attention_heads=3,
+                       num_key_value_heads=1, head_dim=10, max_position_embeddings=64, save_dtype="bfloat16", shard="6KB"),
 }
 
 
-def make():
+def make(names):
     import torch
     import transformers
 
     for number, (name, sizes) in enumerate(CASES.items()):
+        if name not in names:
+            continue
         sizes = dict(sizes)
         kind, shard, dtype = sizes.pop("kind"), sizes.pop("shard", "1GB"), getattr(torch, sizes.pop("save_dtype", "float32"))
         torch.manual_seed(20 + number)
         special = dict(bos_token_id=None, eos_token_id=None)
-        if kind == "gpt2":
-            model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **special))
-        else:
-            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **special))
+        family = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
+        config = getattr(transformers, family + "Config")(**sizes, **special)
+        model = getattr(transformers, "GPT2LMHeadModel" if kind == "gpt2" else family + "ForCausalLM")(config)
         # Larger weights than a fresh model's, so that greedy choices are far from ties.
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.dim() == 1 and kind == "llama" else 0.0))
+                norm = kind != "gpt2" and parameter.dim() == 1 and bool((parameter == 1).all())
+                parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if norm else 0.0))
         folder = os.path.join(HERE, name)
         model.to(dtype).save_pretrained(folder, max_shard_size=shard)
         model = type(model).from_pretrained(folder, dtype=torch.float32).eval()
@@ -156,8 +162,8 @@ def ours(lockstep, folder, prompt):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["make"]:
-        make()
+    if len(sys.argv) > 1 and sys.argv[1] == "make":
+        make(sys.argv[2:] or CASES)
     elif len(sys.argv) == 3 and sys.argv[1] == "stored":
         sys.exit(not stored(sys.argv[2]))
     elif len(sys.argv) == 5 and sys.argv[1] == "ours":

@@ -14,7 +14,19 @@ static const char llama[] = "model: {model_type: llama, hidden_size: 24, num_hid
                             "data: {train: [{path: 'synthetic:9000'}], sequence_length: 10}\n"
                             "train: {steps: 50, global_batch_size: 7, micro_batch_size: 7}\n"
                             "optimizer: {lr: 3.0e-3}\n";
-static const char *const families[] = {gpt2, llama};
+static const char qwen2[] = "model: {model_type: qwen2, hidden_size: 18, num_hidden_layers: 5, num_attention_heads: 4, "
+                            "num_key_value_heads: 2,\n"
+                            "        head_dim: 6, intermediate_size: 31}\n"
+                            "data: {train: [{path: 'synthetic:9000'}], sequence_length: 10}\n"
+                            "train: {steps: 50, global_batch_size: 7, micro_batch_size: 7}\n"
+                            "optimizer: {lr: 3.0e-3}\n";
+static const char qwen3[] = "model: {model_type: qwen3, hidden_size: 18, num_hidden_layers: 5, num_attention_heads: 4, "
+                            "num_key_value_heads: 2,\n"
+                            "        head_dim: 6, intermediate_size: 31}\n"
+                            "data: {train: [{path: 'synthetic:9000'}], sequence_length: 10}\n"
+                            "train: {steps: 50, global_batch_size: 7, micro_batch_size: 7}\n"
+                            "optimizer: {lr: 3.0e-3}\n";
+static const char *const families[] = {gpt2, llama, qwen2, qwen3};
 
 static const struct mode {
     enum ls_checkpointing_mode mode;
@@ -59,7 +71,8 @@ static void every_mode_gives_the_same_bits(void **unused) {
         int family, ranks, micro_batch;
         enum ls_stream_order order;
     } cases[] = {{0, 1, 7, LS_STREAMS_EAGER}, {0, 2, 2, LS_STREAMS_LAZY},  {0, 3, 3, LS_STREAMS_HASTY},
-                 {1, 1, 3, LS_STREAMS_LAZY},  {1, 2, 7, LS_STREAMS_HASTY}, {1, 3, 2, LS_STREAMS_EAGER}};
+                 {1, 1, 3, LS_STREAMS_LAZY},  {1, 2, 7, LS_STREAMS_HASTY}, {1, 3, 2, LS_STREAMS_EAGER},
+                 {2, 1, 2, LS_STREAMS_HASTY}, {3, 2, 3, LS_STREAMS_LAZY}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *yaml = families[cases[i].family];
         struct run none =

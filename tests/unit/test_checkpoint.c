@@ -274,10 +274,12 @@ static void weights_load_with_and_without_prefix_in_any_order(void **unused) {
     harness_remove(folder);
 }
 
-static void config_json_round_trips_for_both_families(void **unused) {
+static void config_json_round_trips_for_all_families(void **unused) {
     (void)unused;
-    struct ls_config configs[] = {harness_gpt2(), harness_llama()};
-    for (int i = 0; i < 2; i++) {
+    struct ls_config configs[] = {harness_gpt2(), harness_llama(), harness_llama(), harness_llama()};
+    configs[2].model.model_type = LS_QWEN2;
+    configs[3].model.model_type = LS_QWEN3;
+    for (int i = 0; i < 4; i++) {
         char *json;
         struct ls_config back = {0};
         struct ls_hf_tokens tokens;
@@ -310,8 +312,11 @@ static void config_json_features_we_do_not_compute_are_refused_by_name(void **un
 #define LLAMA_SIZES                                                                                                    \
     "\"model_type\":\"llama\",\"vocab_size\":9,\"hidden_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":2,"   \
     "\"intermediate_size\":8"
+#define QWEN_SIZES                                                                                                     \
+    "\"model_type\":\"qwen3\",\"vocab_size\":9,\"hidden_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":2,"   \
+    "\"num_key_value_heads\":2,\"intermediate_size\":8"
     const struct refusal refusals[] = {
-        {"{\"model_type\":\"qwen2\"}", "qwen2"},
+        {"{\"model_type\":\"mistral\"}", "mistral"},
         {"{\"vocab_size\":5}", "model_type"},
         {"{\"model_type\":\"gpt2\",\"activation_function\":\"relu\"}", "relu"},
         {"{\"model_type\":\"gpt2\",\"scale_attn_by_inverse_layer_idx\":true}", "scale_attn_by_inverse_layer_idx"},
@@ -328,6 +333,13 @@ static void config_json_features_we_do_not_compute_are_refused_by_name(void **un
         {"{" LLAMA_SIZES ",\"rope_parameters\":{\"rope_type\":\"yarn\"}}", "yarn"},
         {"{" LLAMA_SIZES ",\"rope_parameters\":{\"rope_type\":\"llama3\"}}", "factor"},
         {"{\"model_type\":\"llama\",\"vocab_size\":9}", "hidden_size"},
+        {"{" QWEN_SIZES ",\"use_sliding_window\":true}", "use_sliding_window"},
+        {"{" QWEN_SIZES ",\"layer_types\":[\"sliding_attention\"]}", "sliding_attention"},
+        {"{" QWEN_SIZES ",\"layer_types\":[3]}", "layer_types"},
+        {"{" QWEN_SIZES ",\"layer_types\":\"full_attention\"}", "layer_types"},
+        {"{" QWEN_SIZES ",\"attention_bias\":true}", "attention_bias"},
+        {"{" QWEN_SIZES ",\"hidden_act\":\"gelu\"}", "gelu"},
+        {"{" QWEN_SIZES ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4}}", "yarn"},
     };
     for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
         struct ls_config config = {0};
@@ -336,6 +348,21 @@ static void config_json_features_we_do_not_compute_are_refused_by_name(void **un
                          LS_CHECKPOINT);
         if (!strstr(error->text, refusals[i].word)) fail_msg("'%s' is not in: %s", refusals[i].word, error->text);
     }
+}
+
+/* Qwen3Config's own defaults are 128 channels a head whatever the width, 32 key-value heads and 32768 positions. */
+static void what_a_qwen_config_json_leaves_out_is_as_in_transformers(void **unused) {
+    (void)unused;
+    static const char qwen3[] =
+        "{\"model_type\":\"qwen3\",\"vocab_size\":9,\"hidden_size\":64,\"num_hidden_layers\":1,"
+        "\"num_attention_heads\":32,\"intermediate_size\":8,\"layer_types\":[\"full_attention\"],"
+        "\"use_sliding_window\":false,\"sliding_window\":4096}";
+    struct ls_config config = {0};
+    struct ls_hf_tokens tokens;
+    expect_ok(ls_hf_config_parse(qwen3, strlen(qwen3), &config, &tokens, error));
+    assert_true(config.model.head_dim == 128 && config.model.num_key_value_heads == 32);
+    assert_true(config.model.max_position_embeddings == 32768 && !config.model.tie_word_embeddings);
+    assert_true(config.model.rope_theta == 10000 && config.model.rms_norm_eps == 1e-6);
 }
 
 static void config_json_spellings_of_both_worlds_are_read(void **unused) {
@@ -396,7 +423,8 @@ int main(void) {
         cmocka_unit_test(a_checkpoint_of_another_model_is_refused_with_both_shapes),
         cmocka_unit_test(weights_in_bf16_and_fp16_become_fp32),
         cmocka_unit_test(weights_load_with_and_without_prefix_in_any_order),
-        cmocka_unit_test(config_json_round_trips_for_both_families),
+        cmocka_unit_test(config_json_round_trips_for_all_families),
+        cmocka_unit_test(what_a_qwen_config_json_leaves_out_is_as_in_transformers),
         cmocka_unit_test(config_json_features_we_do_not_compute_are_refused_by_name),
         cmocka_unit_test(config_json_spellings_of_both_worlds_are_read),
         cmocka_unit_test(the_byte_tokenizer_is_recognised_and_others_are_not),

@@ -79,9 +79,12 @@ static void load(struct reference *reference, const char *name) {
     close(folder);
 
     json_t *json = metadata(reference, "config"), *scaling = json_object_get(json, "rope_scaling");
-    bool gpt2 = strcmp(json_string_value(json_object_get(json, "model_type")), "gpt2") == 0;
+    const char *type = json_string_value(json_object_get(json, "model_type"));
+    int family = 0;
+    while (family < LS_MODEL_TYPES && strcmp(type, ls_model_type_name((enum ls_model_type)family)) != 0) family++;
+    assert_true(family < LS_MODEL_TYPES);
     struct ls_config *config = &reference->config;
-    config->model.model_type = gpt2 ? LS_GPT2 : LS_LLAMA;
+    config->model.model_type = (enum ls_model_type)family;
     config->model.vocab_size = integer(json, "vocab_size");
     config->model.hidden_size = integer(json, "hidden_size");
     config->model.num_hidden_layers = integer(json, "num_hidden_layers");
@@ -337,10 +340,22 @@ static void llama_loss_and_gradients_are_pytorchs(void **state) {
     check_loss_and_gradients("llama.safetensors");
 }
 
+static void qwen2_loss_and_gradients_are_pytorchs(void **state) {
+    (void)state;
+    check_loss_and_gradients("qwen2.safetensors");
+}
+
+static void qwen3_loss_and_gradients_are_pytorchs(void **state) {
+    (void)state;
+    check_loss_and_gradients("qwen3.safetensors");
+}
+
 static void losses_without_documents_are_pytorchs(void **state) {
     (void)state;
     check_loss_without_documents("gpt2.safetensors");
     check_loss_without_documents("llama.safetensors");
+    check_loss_without_documents("qwen3.safetensors");
+    check_loss_without_documents("qwen2.safetensors");
 }
 
 static void gpt2_takes_ten_adamw_steps_as_pytorch_does(void **state) {
@@ -353,13 +368,27 @@ static void llama_takes_ten_adamw_steps_as_pytorch_does(void **state) {
     check_ten_steps("llama.safetensors");
 }
 
+static void qwen2_takes_ten_adamw_steps_as_pytorch_does(void **state) {
+    (void)state;
+    check_ten_steps("qwen2.safetensors");
+}
+
+static void qwen3_takes_ten_adamw_steps_as_pytorch_does(void **state) {
+    (void)state;
+    check_ten_steps("qwen3.safetensors");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gpt2_loss_and_gradients_are_pytorchs),
         cmocka_unit_test(llama_loss_and_gradients_are_pytorchs),
+        cmocka_unit_test(qwen2_loss_and_gradients_are_pytorchs),
+        cmocka_unit_test(qwen3_loss_and_gradients_are_pytorchs),
         cmocka_unit_test(losses_without_documents_are_pytorchs),
         cmocka_unit_test(gpt2_takes_ten_adamw_steps_as_pytorch_does),
         cmocka_unit_test(llama_takes_ten_adamw_steps_as_pytorch_does),
+        cmocka_unit_test(qwen2_takes_ten_adamw_steps_as_pytorch_does),
+        cmocka_unit_test(qwen3_takes_ten_adamw_steps_as_pytorch_does),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

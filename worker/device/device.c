@@ -78,6 +78,19 @@ void ls_op_check(enum ls_op op, const void *arguments, size_t bytes) {
         (void)a;
         break;
     }
+    case LS_OP_head_norm_forward: {
+        const struct ls_op_head_norm_forward *a = arguments;
+        assert(a->output && a->input && a->weight && a->head_size > 0 && a->stride >= a->heads * a->head_size);
+        (void)a;
+        break;
+    }
+    case LS_OP_head_norm_backward: {
+        const struct ls_op_head_norm_backward *a = arguments;
+        assert(a->input_gradient && a->weight_gradient && a->output_gradient && a->input && a->weight && a->rstd);
+        assert(a->head_size > 0 && a->stride >= a->heads * a->head_size);
+        (void)a;
+        break;
+    }
     default: break;
     }
 }

@@ -20,6 +20,8 @@
     X(layernorm_backward)                                                                                              \
     X(rmsnorm_forward)                                                                                                 \
     X(rmsnorm_backward)                                                                                                \
+    X(head_norm_forward)                                                                                               \
+    X(head_norm_backward)                                                                                              \
     X(embedding_forward)                                                                                               \
     X(embedding_backward)                                                                                              \
     X(rope)                                                                                                            \
@@ -145,6 +147,27 @@ struct ls_op_rmsnorm_backward {
     const float *rstd;
     int64_t rows, columns;
     bool accumulate_input;
+    enum ls_dtype dtype;
+};
+
+/* The same norm of every head by itself, as Qwen 3 has it for queries and keys: row r holds `heads` heads of
+ * `head_size` elements, one after another from element r * stride on, and all share weight[head_size]. output has
+ * input's stride and may be it; rstd[rows, heads] in fp32 is kept for backward (NULL: not). */
+struct ls_op_head_norm_forward {
+    void *output;
+    float *rstd;
+    const void *input, *weight;
+    int64_t rows, heads, head_size, stride;
+    float epsilon;
+    enum ls_dtype dtype;
+};
+/* input_gradient is written; it has the stride of output_gradient and input, and may be output_gradient. */
+struct ls_op_head_norm_backward {
+    void *input_gradient;
+    float *weight_gradient;
+    const void *output_gradient, *input, *weight;
+    const float *rstd;
+    int64_t rows, heads, head_size, stride;
     enum ls_dtype dtype;
 };
 

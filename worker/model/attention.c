@@ -1,4 +1,4 @@
-/* Causal self-attention of a layer over packed rows of q, k and v, or over a cache, as both families use it. */
+/* Causal self-attention of a layer over packed rows of q, k and v, or over a cache, as all families use it. */
 #include "worker/model/family.h"
 
 #include <math.h>
@@ -56,7 +56,7 @@ int64_t ls_attention_workspace_bytes(const struct ls_model *model, const struct 
 }
 
 void ls_attention_forward(const struct ls_model *model, const struct ls_block_pass *pass, void *output, float *lse,
-                          const void *qkv) {
+                          const void *qk, const void *qkv) {
     const int64_t HD = model->head_size, NH = model->heads, NKV = model->kv_heads;
     const bool cached = pass->cache != NULL;
     struct ls_op_attention_forward arguments =
@@ -64,15 +64,16 @@ void ls_attention_forward(const struct ls_model *model, const struct ls_block_pa
     arguments.output = output;
     arguments.lse = lse;
     arguments.workspace = pass->scratch;
-    arguments.q = qkv;
-    arguments.k = cached ? pass->cache : ls_at(model, qkv, NH * HD);
-    arguments.v = ls_at(model, arguments.k, NKV * HD);
+    arguments.q = qk;
+    arguments.k = cached ? pass->cache : ls_at(model, qk, NH * HD);
+    arguments.v = cached ? ls_at(model, pass->cache, NKV * HD) : ls_at(model, qkv, (NH + NKV) * HD);
     arguments.document_start = pass->document_start;
     ls_stream_submit(pass->stream, LS_OP_attention_forward, &arguments, sizeof arguments);
 }
 
 void ls_attention_backward(const struct ls_model *model, const struct ls_block_pass *pass, void *qkv_gradient,
-                           const void *output_gradient, const void *output, const float *lse, const void *qkv) {
+                           const void *output_gradient, const void *output, const float *lse, const void *qk,
+                           const void *qkv) {
     const int64_t HD = model->head_size, NH = model->heads, NKV = model->kv_heads;
     struct ls_op_attention_backward arguments = backward_arguments(model, pass->sequences, pass->length);
     arguments.q_gradient = qkv_gradient;
@@ -81,8 +82,8 @@ void ls_attention_backward(const struct ls_model *model, const struct ls_block_p
     arguments.workspace = pass->scratch;
     arguments.output_gradient = output_gradient;
     arguments.output = output;
-    arguments.q = qkv;
-    arguments.k = ls_at(model, qkv, NH * HD);
+    arguments.q = qk;
+    arguments.k = ls_at(model, qk, NH * HD);
     arguments.v = ls_at(model, qkv, (NH + NKV) * HD);
     arguments.lse = lse;
     arguments.document_start = pass->document_start;

@@ -34,7 +34,7 @@ struct ls_model {
     int64_t vocabulary, channels, layers, heads, kv_heads, head_size, hidden;
     float epsilon, deviation;
     enum ls_dtype dtype; /* of parameters, activations and gradients of these; gradients of parameters are fp32 */
-    bool tied;
+    bool tied, qkv_bias, head_norm;
     int64_t parameter_count;
     struct ls_block *blocks;
     int block_count;
@@ -81,12 +81,14 @@ static inline const void *ls_weight(const struct ls_model *model, const struct l
 }
 
 /* The causal self-attention of a layer. Rows of `qkv` and of its gradient are [q: NH, k: NKV, v: NKV] heads of HD
- * elements; with a cache in the pass rows hold q alone, and keys and values come from the cache. */
+ * elements. q and k are read from rows of the same shape at `qk`, which may be `qkv`. With a cache in the pass rows of
+ * `qk` hold q alone, and keys and values come from the cache. */
 int64_t ls_attention_workspace_bytes(const struct ls_model *model, const struct ls_device *device, int64_t sequences);
 void ls_attention_forward(const struct ls_model *model, const struct ls_block_pass *pass, void *output, float *lse,
-                          const void *qkv);
+                          const void *qk, const void *qkv);
 void ls_attention_backward(const struct ls_model *model, const struct ls_block_pass *pass, void *qkv_gradient,
-                           const void *output_gradient, const void *output, const float *lse, const void *qkv);
+                           const void *output_gradient, const void *output, const float *lse, const void *qk,
+                           const void *qkv);
 
 /* Where the keys and values of the pass's first token go in its cache. */
 static inline void *ls_cache_row(const struct ls_model *model, const struct ls_block_pass *pass) {

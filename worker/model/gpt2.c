@@ -183,7 +183,7 @@ static void gpt2_layer_forward(const struct ls_model *model, int block, const st
           .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
     project_qkv(model, pass, s.qkv, s.ln_1, ls_weight(model, pass, &t[C_ATTN]),
                 ls_weight(model, pass, &t[C_ATTN_BIAS]));
-    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
+    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv, s.qkv);
     /* `mid` carries what attention adds to the stream, then the sum. */
     conv1d_forward(model, stream, s.mid, s.attention, ls_weight(model, pass, &t[C_PROJ]),
                    ls_weight(model, pass, &t[C_PROJ_BIAS]), R, C, C);
@@ -208,7 +208,7 @@ static void gpt2_layer_recompute(const struct ls_model *model, int block, const 
     ls_op(pass->stream, layernorm_forward, .output = s.ln_1, .mean = s.mean_1, .rstd = s.rstd_1, .input = pass->input,
           .weight = ls_weight(model, pass, &t[LN_1]), .bias = ls_weight(model, pass, &t[LN_1_BIAS]), .rows = R,
           .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
-    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
+    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv, s.qkv);
     ls_op(pass->stream, layernorm_forward, .output = s.ln_2, .mean = s.mean_2, .rstd = s.rstd_2, .input = s.mid,
           .weight = ls_weight(model, pass, &t[LN_2]), .bias = ls_weight(model, pass, &t[LN_2_BIAS]), .rows = R,
           .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
@@ -242,7 +242,7 @@ static void gpt2_layer_backward(const struct ls_model *model, int block, const s
     void *dattention = s.ln_2, *dqkv = s.gelu, *dln_1 = s.ln_1;
     conv1d_backward_weight(model, stream, dw + t[C_PROJ].offset, dw + t[C_PROJ_BIAS].offset, dx, s.attention, R, C, C);
     conv1d_backward_input(model, stream, dattention, dx, ls_weight(model, pass, &t[C_PROJ]), R, C, C);
-    ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qkv);
+    ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qkv, s.qkv);
     conv1d_backward_weight(model, stream, dw + t[C_ATTN].offset, dw + t[C_ATTN_BIAS].offset, dqkv, s.ln_1, R, C, 3 * C);
     conv1d_backward_input(model, stream, dln_1, dqkv, ls_weight(model, pass, &t[C_ATTN]), R, C, 3 * C);
     ls_op(stream, layernorm_backward, .input_gradient = dx, .weight_gradient = dw + t[LN_1].offset,

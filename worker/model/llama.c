@@ -1,9 +1,17 @@
-/* Llama 3 (Grattafiori et al. 2024, section 3.2), with Hugging Face's names and layouts: matrices are [out, in].
+/* Llama 3 (Grattafiori et al. 2024, section 3.2) and its relatives Qwen 2 and 3, with Hugging Face's names and layouts:
+ * matrices are [out, in].
  *
  *     x    = embed_tokens[token]
- *     mid  = x + attention(rope(n q_proj^T), rope(n k_proj^T), n v_proj^T) o_proj^T,  n = input_layernorm(x) L times x'
- * = mid + (silu(n gate_proj^T) * n up_proj^T) down_proj^T,                   n = post_attention_layernorm(mid) loss =
- * cross_entropy(norm(x) lm_head^T)
+ *
+ *     n    = input_layernorm(x)                                                      L times
+ *     mid  = x + attention(rope(n q_proj^T), rope(n k_proj^T), n v_proj^T) o_proj^T
+ *     n'   = post_attention_layernorm(mid)
+ *     x'   = mid + (silu(n' gate_proj^T) * n' up_proj^T) down_proj^T
+ *
+ *     loss = cross_entropy(norm(x) lm_head^T)
+ *
+ * Qwen 2 (Yang et al. 2024, section 2.2) adds a bias to q, k and v. Qwen 3 (Yang et al. 2025, section 2) has none, but
+ * normalises every head of q and k before the rotation.
  *
  * q, k and v lie one after another in the block, so do gate and up: each group is one product into packed rows.
  * B sequences of T tokens, R = B T rows, C channels, I hidden, V vocabulary, NH heads and NKV key-value heads of HD
@@ -23,7 +31,14 @@ enum {
     DOWN_PROJ,
     INPUT_LAYERNORM,
     POST_ATTENTION_LAYERNORM,
-    LAYER_TENSORS
+    LAYER_TENSORS,
+    /* Qwen 2 */
+    Q_BIAS = LAYER_TENSORS,
+    K_BIAS,
+    V_BIAS,
+    /* Qwen 3 */
+    Q_NORM = LAYER_TENSORS,
+    K_NORM
 };
 
 /* Initial values: N(0, initializer_range), as in GPT-2 with the two projections into the residual stream scaled by 1 /
@@ -48,7 +63,7 @@ static enum ls_code llama_describe(struct ls_model *model, struct ls_error *erro
     const struct ls_tensor_row embedding[] = {{"model.embed_tokens.weight", V, C, .deviation = normal}};
     ls_model_add_block(model, LS_BLOCK_EMBEDDING, "", embedding, 1);
 
-    const struct ls_tensor_row layer[LAYER_TENSORS] = {
+    struct ls_tensor_row layer[V_BIAS + 1] = {
         [Q_PROJ] = {"self_attn.q_proj.weight", NH * HD, C, .deviation = normal},
         [K_PROJ] = {"self_attn.k_proj.weight", NKV * HD, C, .deviation = normal},
         [V_PROJ] = {"self_attn.v_proj.weight", NKV * HD, C, .deviation = normal},
@@ -59,10 +74,18 @@ static enum ls_code llama_describe(struct ls_model *model, struct ls_error *erro
         [INPUT_LAYERNORM] = {"input_layernorm.weight", C, 0, .mean = 1},
         [POST_ATTENTION_LAYERNORM] = {"post_attention_layernorm.weight", C, 0, .mean = 1},
     };
+    if (model->qkv_bias) {
+        layer[Q_BIAS] = (struct ls_tensor_row){"self_attn.q_proj.bias", NH * HD, 0, .mean = 0};
+        layer[K_BIAS] = (struct ls_tensor_row){"self_attn.k_proj.bias", NKV * HD, 0, .mean = 0};
+        layer[V_BIAS] = (struct ls_tensor_row){"self_attn.v_proj.bias", NKV * HD, 0, .mean = 0};
+    } else if (model->head_norm) {
+        layer[Q_NORM] = (struct ls_tensor_row){"self_attn.q_norm.weight", HD, 0, .mean = 1};
+        layer[K_NORM] = (struct ls_tensor_row){"self_attn.k_norm.weight", HD, 0, .mean = 1};
+    }
     for (int64_t l = 0; l < model->layers; l++) {
         char prefix[32];
         snprintf(prefix, sizeof prefix, "model.layers.%d.", (int)l);
-        ls_model_add_block(model, LS_BLOCK_LAYER, prefix, layer, LAYER_TENSORS);
+        ls_model_add_block(model, LS_BLOCK_LAYER, prefix, layer, V_BIAS + 1);
     }
 
     const struct ls_tensor_row head[] = {
@@ -89,7 +112,7 @@ static void llama_embedding_backward(const struct ls_model *model, const struct 
  * whose sizes allow for it. */
 struct llama_saved {
     /* in `saved`: what products made */
-    void *qkv;     /* [R, W], q and k rotated */
+    void *qkv;     /* [R, W], q and k rotated, or with norms of heads as they were projected */
     void *mid;     /* [R, C] */
     void *gate_up; /* [R, 2 I]; backward: its gradient, then that of qkv [R, W] */
     /* in `recomputed`: what follows from these and the layer's input without a product of matrices */
@@ -99,6 +122,8 @@ struct llama_saved {
     void *norm_2;           /* [R, C]; backward: its gradient */
     void *swiglu;           /* [R, I]; backward: its gradient, then the attention's [R, Q] */
     float *rstd_1, *rstd_2; /* [R] */
+    void *qk;               /* [R, W], the last NKV heads unused: q and k normalised and rotated; else qkv */
+    float *rstd_q, *rstd_k; /* [R, NH], [R, NKV] */
     int64_t saved_bytes, recomputed_bytes;
 };
 
@@ -117,6 +142,12 @@ static struct llama_saved llama_layout(const struct ls_model *model, int64_t R, 
     s.swiglu = ls_layout_elements(&again, model, R * (I > Q ? I : Q));
     s.rstd_1 = ls_layout_floats(&again, R);
     s.rstd_2 = ls_layout_floats(&again, R);
+    s.qk = s.qkv;
+    if (model->head_norm) {
+        s.qk = ls_layout_elements(&again, model, R * W);
+        s.rstd_q = ls_layout_floats(&again, R * model->heads);
+        s.rstd_k = ls_layout_floats(&again, R * model->kv_heads);
+    }
     s.saved_bytes = kept.bytes;
     s.recomputed_bytes = again.bytes;
     return s;
@@ -136,20 +167,54 @@ static void rotate(const struct ls_model *model, const struct ls_block_pass *pas
           .first_position = pass->cached, .inverse = inverse, .dtype = model->dtype);
 }
 
-/* qkv[R, W], q and k rotated; with a cache q[R, Q], and keys and values into the cache. */
-static void project_qkv(const struct ls_model *model, const struct ls_block_pass *pass, void *qkv, const void *x,
-                        const void *q_proj, const void *k_proj) {
-    const int64_t R = pass->sequences * pass->length, C = model->channels, NH = model->heads, NKV = model->kv_heads;
+/* Normalises neighbouring heads of rows that are `stride` apart. */
+static void normalise(const struct ls_model *model, const struct ls_block_pass *pass, void *output, float *rstd,
+                      const void *input, const struct ls_tensor *weight, int64_t heads, int64_t stride) {
+    ls_op(pass->stream, head_norm_forward, .output = output, .rstd = rstd, .input = input,
+          .weight = ls_weight(model, pass, weight), .rows = pass->sequences * pass->length, .heads = heads,
+          .head_size = model->head_size, .stride = stride, .epsilon = model->epsilon, .dtype = model->dtype);
+}
+
+/* y[R, OUT] = x[R, C] w[OUT, C]^T + bias. */
+static void project(const struct ls_model *model, const struct ls_block_pass *pass, void *y, const void *x,
+                    const struct ls_tensor *w, const struct ls_tensor *bias, int64_t OUT) {
+    const int64_t R = pass->sequences * pass->length, C = model->channels;
+    ls_op(pass->stream, gemm, .c = y, .a = x, .b = ls_weight(model, pass, w), .m = R, .n = OUT, .k = C, .lda = C,
+          .ldb = C, .ldc = OUT, .transpose_b = true, .epilogue = bias ? LS_EPILOGUE_BIAS : LS_EPILOGUE_NONE,
+          .bias = bias ? ls_weight(model, pass, bias) : NULL, .dtype = model->dtype);
+}
+
+/* What follows from qkv: q and k normalised, where the model does that, and rotated. */
+static void position_qk(const struct ls_model *model, const struct ls_block_pass *pass, const struct llama_saved *s,
+                        const struct ls_tensor *t) {
+    const int64_t NH = model->heads, NKV = model->kv_heads, Q = NH * model->head_size,
+                  W = Q + 2 * NKV * model->head_size;
+    if (model->head_norm) {
+        normalise(model, pass, s->qk, s->rstd_q, s->qkv, &t[Q_NORM], NH, W);
+        normalise(model, pass, ls_at(model, s->qk, Q), s->rstd_k, ls_at(model, s->qkv, Q), &t[K_NORM], NKV, W);
+    }
+    rotate(model, pass, s->qk, NH + NKV, W, false);
+}
+
+/* The three products are one: their matrices follow one another, and so do the biases. With a cache q[R, Q] goes to
+ * `qk`, keys and values into the cache. */
+static void project_qkv(const struct ls_model *model, const struct ls_block_pass *pass, const struct llama_saved *s,
+                        const struct ls_tensor *t) {
+    const int64_t NH = model->heads, NKV = model->kv_heads;
     const int64_t Q = NH * model->head_size, KV = 2 * NKV * model->head_size, W = Q + KV;
     if (pass->cache == NULL) {
-        ls_linear_forward(model, pass->stream, qkv, W, x, q_proj, R, C, W);
-        rotate(model, pass, qkv, NH + NKV, W, false);
+        project(model, pass, s->qkv, s->norm_1, &t[Q_PROJ], model->qkv_bias ? &t[Q_BIAS] : NULL, W);
+        position_qk(model, pass, s, t);
         return;
     }
     void *kv = ls_cache_row(model, pass);
-    ls_linear_forward(model, pass->stream, qkv, Q, x, q_proj, R, C, Q);
-    ls_linear_forward(model, pass->stream, kv, KV, x, k_proj, R, C, KV);
-    rotate(model, pass, qkv, NH, Q, false);
+    project(model, pass, s->qk, s->norm_1, &t[Q_PROJ], model->qkv_bias ? &t[Q_BIAS] : NULL, Q);
+    project(model, pass, kv, s->norm_1, &t[K_PROJ], model->qkv_bias ? &t[K_BIAS] : NULL, KV);
+    if (model->head_norm) {
+        normalise(model, pass, s->qk, NULL, s->qk, &t[Q_NORM], NH, Q);
+        normalise(model, pass, kv, NULL, kv, &t[K_NORM], NKV, KV);
+    }
+    rotate(model, pass, s->qk, NH, Q, false);
     rotate(model, pass, kv, NKV, KV, false);
 }
 
@@ -164,8 +229,8 @@ static void llama_layer_forward(const struct ls_model *model, int block, const s
     ls_op(stream, rmsnorm_forward, .output = s.norm_1, .rstd = s.rstd_1, .input = x,
           .weight = ls_weight(model, pass, &t[INPUT_LAYERNORM]), .rows = R, .columns = C, .epsilon = model->epsilon,
           .dtype = model->dtype);
-    project_qkv(model, pass, s.qkv, s.norm_1, ls_weight(model, pass, &t[Q_PROJ]), ls_weight(model, pass, &t[K_PROJ]));
-    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
+    project_qkv(model, pass, &s, t);
+    ls_attention_forward(model, pass, s.attention, s.lse, s.qk, s.qkv);
     /* `mid` carries what attention adds to the stream, then the sum. */
     ls_linear_forward(model, stream, s.mid, C, s.attention, ls_weight(model, pass, &t[O_PROJ]), R, Q, C);
     ls_op(stream, rmsnorm_forward, .output = s.norm_2, .sum = s.mid, .rstd = s.rstd_2, .input = x, .residual = s.mid,
@@ -188,12 +253,23 @@ static void llama_layer_recompute(const struct ls_model *model, int block, const
     ls_op(pass->stream, rmsnorm_forward, .output = s.norm_1, .rstd = s.rstd_1, .input = pass->input,
           .weight = ls_weight(model, pass, &t[INPUT_LAYERNORM]), .rows = R, .columns = C, .epsilon = model->epsilon,
           .dtype = model->dtype);
-    ls_attention_forward(model, pass, s.attention, s.lse, s.qkv);
+    if (model->head_norm) position_qk(model, pass, &s, t);
+    ls_attention_forward(model, pass, s.attention, s.lse, s.qk, s.qkv);
     ls_op(pass->stream, rmsnorm_forward, .output = s.norm_2, .rstd = s.rstd_2, .input = s.mid,
           .weight = ls_weight(model, pass, &t[POST_ATTENTION_LAYERNORM]), .rows = R, .columns = C,
           .epsilon = model->epsilon, .dtype = model->dtype);
     ls_op(pass->stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I,
           .dtype = model->dtype);
+}
+
+/* The gradient goes through the norm of neighbouring heads in place; `input` is what forward normalised. */
+static void normalise_backward(const struct ls_model *model, const struct ls_block_pass *pass, void *gradient,
+                               const float *rstd, const void *input, const struct ls_tensor *weight, int64_t heads,
+                               int64_t stride) {
+    ls_op(pass->stream, head_norm_backward, .input_gradient = gradient,
+          .weight_gradient = pass->gradients + weight->offset, .output_gradient = gradient, .input = input,
+          .weight = ls_weight(model, pass, weight), .rstd = rstd, .rows = pass->sequences * pass->length,
+          .heads = heads, .head_size = model->head_size, .stride = stride, .dtype = model->dtype);
 }
 
 static void llama_layer_backward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
@@ -223,8 +299,16 @@ static void llama_layer_backward(const struct ls_model *model, int block, const 
     void *dattention = s.swiglu, *dqkv = s.gate_up, *dnorm_1 = s.norm_1;
     ls_linear_backward(model, stream, dattention, dw + t[O_PROJ].offset, dx, C, s.attention,
                        ls_weight(model, pass, &t[O_PROJ]), R, Q, C);
-    ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qkv);
+    ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qk, s.qkv);
     rotate(model, pass, dqkv, model->heads + model->kv_heads, W, true);
+    if (model->head_norm) {
+        normalise_backward(model, pass, dqkv, s.rstd_q, s.qkv, &t[Q_NORM], model->heads, W);
+        normalise_backward(model, pass, ls_at(model, dqkv, Q), s.rstd_k, ls_at(model, s.qkv, Q), &t[K_NORM],
+                           model->kv_heads, W);
+    }
+    if (model->qkv_bias)
+        ls_op(stream, bias_backward, .bias_gradient = dw + t[Q_BIAS].offset, .output_gradient = dqkv, .rows = R,
+              .columns = W, .dtype = model->dtype);
     ls_linear_backward(model, stream, dnorm_1, dw + t[Q_PROJ].offset, dqkv, W, s.norm_1,
                        ls_weight(model, pass, &t[Q_PROJ]), R, C, W);
     ls_op(stream, rmsnorm_backward, .input_gradient = dx, .weight_gradient = dw + t[INPUT_LAYERNORM].offset,

@@ -1,4 +1,4 @@
-/* Models: tables of blocks and tensors, dispatch to the family, and what both families share. */
+/* Models: tables of blocks and tensors, dispatch to the family, and what the families share. */
 #include "worker/model/model.h"
 #include "worker/model/family.h"
 
@@ -81,6 +81,8 @@ enum ls_code ls_model_create(const struct ls_config *config, struct ls_model **r
         .deviation = (float)config->model.initializer_range,
         .dtype = ls_model_dtype_of(config),
         .tied = config->model.tie_word_embeddings,
+        .qkv_bias = config->model.model_type == LS_QWEN2,
+        .head_norm = config->model.model_type == LS_QWEN3,
     };
     enum ls_code code = check_sizes(model, error);
     if (code != LS_OK) goto destroy_model;

@@ -33,12 +33,14 @@ static void (*const kernels[LS_OP_COUNT])(int threads, const void *arguments) = 
 LS_LOW_PRECISION_OPERATIONS(X)
 #undef X
 
-/* For bf16 and fp16; the kernels of squared_norm, adamw, convert and widen handle every type themselves. */
+/* For bf16 and fp16; the kernels of head_norm, squared_norm, adamw, convert and widen handle every type themselves. */
 static void (*const low_precision_kernels[LS_OP_COUNT])(int threads, const void *arguments) = {
 #define X(name) [LS_OP_##name] = run_low_##name,
     LS_LOW_PRECISION_OPERATIONS(X)
 #undef X
-        [LS_OP_squared_norm] = run_squared_norm,
+        [LS_OP_head_norm_forward] = run_head_norm_forward,
+    [LS_OP_head_norm_backward] = run_head_norm_backward,
+    [LS_OP_squared_norm] = run_squared_norm,
     [LS_OP_adamw] = run_adamw,
     [LS_OP_convert] = run_convert,
     [LS_OP_widen] = run_widen,
@@ -63,6 +65,8 @@ static const size_t dtype_offset[LS_OP_COUNT] = {
     D(layernorm_backward),
     D(rmsnorm_forward),
     D(rmsnorm_backward),
+    D(head_norm_forward),
+    D(head_norm_backward),
     D(embedding_forward),
     D(embedding_backward),
     D(rope),

@@ -74,7 +74,7 @@ static enum ls_code check_model(const struct ls_config_given *given, const struc
     long long hidden = config->model.hidden_size, heads = config->model.num_attention_heads;
     long long groups = config->model.num_key_value_heads, width = config->model.head_dim;
     bool rotary = config->model.model_type != LS_GPT2;
-    if (hidden % heads && !given_value(given, "model.head_dim"))
+    if (hidden % heads && !given_value(given, "model.head_dim") && !config->model.init_from[0])
         return ls_config_refuse(given, "model.num_attention_heads", error,
                                 "found %lld, which does not divide model.hidden_size %lld. Change one of the two.",
                                 heads, hidden);

@@ -5,12 +5,14 @@
                                                 logits and the greedy continuation that transformers computes (needs torch, transformers)
     transformers_roundtrip.py stored LOCKSTEP   generates from those folders with LOCKSTEP and compares (standard library only)
     transformers_roundtrip.py ours LOCKSTEP FOLDER PROMPT   loads our checkpoint FOLDER in transformers and compares logits, greedy
-                                                tokens and the tokenizer (needs torch, transformers)
+                                                tokens and the tokenizer (needs torch, transformers); PROMPT is text, or ids
+                                                as 1,2,3 for a model without our tokenizer
 
 Exits with 1 when anything differs. Logits must agree within 1e-5 of the largest: fp32 sums in another order (2e-6 was seen).
 """
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -129,6 +131,19 @@ def stored(lockstep):
     return good
 
 
+def encode(folder, tokenizer, prompt):
+    """The prompt's bytes as ids, which is what our tokenizer has to give; None when it does not."""
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    if ids != list(prompt.encode()) or tokenizer.decode(ids) != prompt:
+        print(f"{folder}: FAILED, the tokenizer gives {ids}")
+        return None
+    document = tokenizer.encode("<|endoftext|>", add_special_tokens=False)
+    if document != [256]:
+        print(f"{folder}: FAILED, the tokenizer gives {document} for the end of a document")
+        return None
+    return ids
+
+
 def ours(lockstep, folder, prompt):
     import torch
     import transformers
@@ -138,20 +153,17 @@ def ours(lockstep, folder, prompt):
     if problems:
         print(f"{folder}: FAILED, transformers reports {problems}")
         return False
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    if ids != list(prompt.encode()) or tokenizer.decode(ids) != prompt:
-        print(f"{folder}: FAILED, the tokenizer gives {ids}")
-        return False
-    document = tokenizer.encode("<|endoftext|>", add_special_tokens=False)
-    if document != [256]:
-        print(f"{folder}: FAILED, the tokenizer gives {document} for the end of a document")
+    if re.fullmatch(r"\d+(,\d+)*", prompt):
+        ids, given = [int(word) for word in prompt.split(",")], ["--prompt-ids", prompt]
+    else:
+        ids, given = encode(folder, transformers.AutoTokenizer.from_pretrained(folder), prompt), ["--prompt", prompt]
+    if ids is None:
         return False
     count = min(NEW_TOKENS, model.config.max_position_embeddings - len(ids))
     if count < 1:
         print(f"{folder}: FAILED, the prompt fills the window of {model.config.max_position_embeddings} tokens")
         return False
-    rows, tokens, _ = generate(lockstep, folder, ["--prompt", prompt], count)
+    rows, tokens, _ = generate(lockstep, folder, given, count)
     model.eval()
     with torch.no_grad():
         made = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False, pad_token_id=0)[0].tolist()

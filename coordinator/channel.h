@@ -12,13 +12,16 @@
 
 enum ls_channel_kind {
     /* from the coordinator */
-    LS_CHANNEL_READY, /* it listens: start the workers unless they run */
-    LS_CHANNEL_KILL,  /* kill what is left of the attempt */
-    LS_CHANNEL_END,   /* the run is over: code and text; the coordinator leaves */
+    LS_CHANNEL_READY, /* it listens */
+    /* Start the workers of `attempt` on `ranks` ranks, once all of the attempts before are gone. Said again of an
+     * attempt that was started, it is only answered again. */
+    LS_CHANNEL_LAUNCH,
+    LS_CHANNEL_KILL, /* kill what is left of `attempt` */
+    LS_CHANNEL_END,  /* the run is over: code and text; the coordinator leaves */
     /* from the supervisor */
     LS_CHANNEL_SIGNAL,
-    LS_CHANNEL_LAUNCHER_STARTED,
-    LS_CHANNEL_LAUNCHER_EXITED
+    LS_CHANNEL_LAUNCHER_STARTED, /* the launcher of `attempt` runs as process `pid`, leader of its session */
+    LS_CHANNEL_LAUNCHER_EXITED   /* the launcher of `attempt` ended with `status`, no process of its session is left */
 };
 
 /* Plain data; what a kind does not use is zero. */
@@ -29,10 +32,11 @@ struct ls_channel_message {
         int64_t attempt, ranks, port;
         char key_text[LS_KEY_TEXT_MAX]; /* of the workers */
     } ready;
+    int64_t attempt, ranks;        /* LAUNCH; KILL, LAUNCHER_STARTED, LAUNCHER_EXITED: attempt */
     int32_t code;                  /* END */
     char text[LS_WIRE_TEXT_BYTES]; /* END */
     enum ls_core_signal signal;    /* SIGNAL */
-    int32_t pid, status;           /* LAUNCHER_STARTED; LAUNCHER_EXITED: exit status or 128 + signal */
+    int32_t pid, status;           /* LAUNCHER_STARTED; LAUNCHER_EXITED: exit status, or 128 + signal */
 };
 
 /* Sends; false when the other side is gone. Waits for room if the other side is slow. */

@@ -79,6 +79,9 @@ enum ls_code ls_launch_plan(const struct ls_launch_options *options, struct ls_l
            variable(launch, "LOCKSTEP_COORDINATOR=%s", options->endpoint) && variable(launch, "LOCKSTEP_KEY_FILE=-") &&
            variable(launch, "LOCKSTEP_RUN_ID=%s", options->run_id) &&
            variable(launch, "LOCKSTEP_ATTEMPT=%lld", (long long)options->attempt);
+    if (options->memory)
+        fits = fits && variable(launch, "OMPI_MCA_orte_tmpdir_base=%s", options->memory) &&
+               variable(launch, "OMPI_MCA_btl_vader_backing_directory=%s", options->memory);
     if (!fits)
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                        "the launcher's command line is longer than %d bytes or %d arguments. Shorten "

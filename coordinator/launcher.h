@@ -23,6 +23,9 @@ struct ls_launch_options {
     const char *worker;             /* path of lockstep-worker */
     const char *endpoint, *run_id;
     int64_t attempt;
+    /* Folder in /dev/shm where the launcher and MPI keep what they share, so that it can be found and removed when they
+     * were killed (ls_leftovers_folder); NULL: where they please. */
+    const char *memory;
 };
 
 /* argv and the environment's additions ("NAME=value"), NULL-terminated; the strings live in `text`. */

@@ -88,7 +88,7 @@ static void read_channel(struct ls_server *server) {
         if (message.kind == LS_CHANNEL_SIGNAL) on_signal(server, message.signal);
         if (message.kind == LS_CHANNEL_LAUNCHER_STARTED) server->launcher = message.pid;
         if (message.kind == LS_CHANNEL_LAUNCHER_EXITED) {
-            struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = server->run->core.attempt};
+            struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message.attempt};
             event.launcher_exited.status = message.status;
             server_handle(server, &event);
         }
@@ -299,6 +299,10 @@ static void announce(struct ls_server *server) {
     ls_key_format(&run->keys.worker, message.ready.key_text);
     ls_channel_send(server->channel, &message);
     explicit_bzero(&message, sizeof message);
+    if (run->config->launcher.type == LS_LAUNCH_NONE) return;
+    struct ls_channel_message launch = {
+        .kind = LS_CHANNEL_LAUNCH, .attempt = run->attempt.attempt, .ranks = run->ranks};
+    ls_channel_send(server->channel, &launch);
 }
 
 enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct ls_error *reason) {

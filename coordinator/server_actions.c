@@ -102,7 +102,7 @@ static void tell_everybody(struct ls_server *server, struct ls_message *message)
 
 static void kill_attempt(struct ls_server *server) {
     if (server->channel >= 0) {
-        struct ls_channel_message kill = {.kind = LS_CHANNEL_KILL};
+        struct ls_channel_message kill = {.kind = LS_CHANNEL_KILL, .attempt = server->run->attempt.attempt};
         ls_channel_send(server->channel, &kill);
     } else if (server->launcher > 0) {
         ls_launch_end_session(server->launcher, 0);

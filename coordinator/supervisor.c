@@ -2,8 +2,8 @@
 #define _GNU_SOURCE
 #include "coordinator/supervisor.h"
 
+#include "common/leftovers.h"
 #include "common/log.h"
-#include "common/progress.h"
 #include "coordinator/channel.h"
 #include "coordinator/launcher.h"
 #include "coordinator/server.h"
@@ -24,13 +24,26 @@
 
 enum {
     TURN_MS = 100,
+    SOON_MS = 10,            /* while processes are ending */
     RESTARTS_MAX = 5,        /* of the coordinator in a row */
     ROW_MS = 60000,          /* a life longer than this ends the row */
     LEAVE_MS = 15000,        /* for workers to leave once the run is over */
     KILL_MS = 1500,          /* from SIGTERM to SIGKILL of an attempt */
+    GONE_MS = 3000,          /* for killed processes to be gone */
     PATIENCE_MS = 5000,      /* with the coordinator, after the second SIGINT */
     SAME_INTERRUPT_MS = 200, /* two SIGINTs closer than this are one */
     PENDING_MAX = 8
+};
+
+/* The processes of the newest attempt on this host: the launcher and everything in its session. */
+struct attempt {
+    int64_t number, ranks; /* 0: none was started */
+    pid_t launcher;        /* 0: none */
+    int status;            /* once exited: exit status, or 128 + signal */
+    bool exited, gone;     /* the launcher ended; and nothing of its session is left */
+    int64_t exited_ms;
+    int64_t kill_ms; /* when SIGTERM was sent, 0: not */
+    bool killed;     /* SIGKILL was sent */
 };
 
 struct supervisor {
@@ -38,18 +51,16 @@ struct supervisor {
     struct ls_config *config;
     char worker[PATH_MAX], config_path[PATH_MAX];
     int signals;
-    int channel;                 /* -1: no coordinator */
-    pid_t coordinator, launcher; /* 0: none */
-    bool launched, launcher_exited;
-    int launcher_status;
+    int channel;       /* -1: no coordinator */
+    pid_t coordinator; /* 0: none */
+    struct attempt attempt;
+    int64_t wanted_attempt, wanted_ranks; /* to be started once the one before is gone; 0: none */
     int restarts;
     int64_t born_ms;                 /* of the coordinator */
     struct ls_channel_message ready; /* the last READY; attempt 0: none yet */
     bool ended;
     enum ls_code code;
     char text[LS_WIRE_TEXT_BYTES];
-    int64_t kill_ms; /* when SIGTERM was sent to the attempt, 0: not */
-    bool killed;
     int interrupts;
     int64_t interrupted_ms;
     enum ls_core_signal pending[PENDING_MAX]; /* came while there was no coordinator */
@@ -119,9 +130,17 @@ static enum ls_code start_coordinator(struct supervisor *supervisor, struct ls_e
     return LS_OK;
 }
 
-static void tell(struct supervisor *supervisor, enum ls_channel_kind kind, int value) {
-    struct ls_channel_message message = {.kind = kind, .pid = value, .status = value};
-    if (supervisor->channel >= 0) ls_channel_send(supervisor->channel, &message);
+/* Tells how the newest attempt stands. */
+static void tell_attempt(struct supervisor *supervisor) {
+    const struct attempt *attempt = &supervisor->attempt;
+    struct ls_channel_message message = {.attempt = attempt->number, .pid = attempt->launcher};
+    if (supervisor->channel < 0 || !attempt->launcher) return;
+    message.kind = LS_CHANNEL_LAUNCHER_STARTED;
+    ls_channel_send(supervisor->channel, &message);
+    if (!attempt->gone) return;
+    message.kind = LS_CHANNEL_LAUNCHER_EXITED;
+    message.status = attempt->status;
+    ls_channel_send(supervisor->channel, &message);
 }
 
 static void tell_signal(struct supervisor *supervisor, enum ls_core_signal signal_kind) {
@@ -132,52 +151,100 @@ static void tell_signal(struct supervisor *supervisor, enum ls_core_signal signa
         supervisor->pending[supervisor->pending_count++] = signal_kind;
 }
 
-/* ---- the launcher ---- */
+/* ---- the workers' processes ---- */
 
 static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_error *error) {
     const struct ls_config *config = supervisor->config;
+    const struct ls_channel_message *ready = &supervisor->ready;
+    struct attempt *attempt = &supervisor->attempt;
     struct ls_launch_options options = {
-        .ranks = supervisor->ready.ready.ranks,
+        .ranks = attempt->ranks,
         .threads_per_rank = config->launcher.threads_per_rank,
         .cores = ls_launch_cores(),
         .root = geteuid() == 0,
         .transport_is_chosen = getenv("OMPI_MCA_btl") || getenv("OMPI_MCA_pml"),
         .config = config,
         .worker = supervisor->worker,
-        .endpoint = supervisor->ready.ready.endpoint,
-        .run_id = supervisor->ready.ready.run_id,
-        .attempt = supervisor->ready.ready.attempt,
+        .endpoint = ready->ready.endpoint,
+        .run_id = ready->ready.run_id,
+        .attempt = attempt->number,
     };
-    char log_path[PATH_MAX];
+    char log_path[PATH_MAX], memory[64];
+    ls_leftovers_folder(options.run_id, options.attempt, memory);
+    if (!getenv("OMPI_MCA_orte_tmpdir_base") && !getenv("OMPI_MCA_btl_vader_backing_directory"))
+        options.memory = memory;
     struct ls_launch *launch = malloc(sizeof *launch);
     if (!launch) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to start the launcher");
-    snprintf(log_path, sizeof log_path, "%s/logs/launcher.log", supervisor->ready.ready.run_dir);
+    snprintf(log_path, sizeof log_path, "%s/logs/launcher.log", ready->ready.run_dir);
     enum ls_code code = ls_launch_plan(&options, launch, error);
-    if (code == LS_OK)
-        code = ls_launch_start(launch, supervisor->ready.ready.key_text, log_path, &supervisor->launcher, error);
+    if (code == LS_OK) code = ls_launch_start(launch, ready->ready.key_text, log_path, &attempt->launcher, error);
     free(launch);
-    supervisor->launched = code == LS_OK;
     return code;
 }
 
-/* Begins to end the workers' processes; go_on_killing() finishes it. */
+/* Removes what the attempts before `attempt` left on this host, whoever started them. */
+static void remove_leftovers(const struct supervisor *supervisor, int64_t attempt) {
+    struct ls_leftovers left = ls_leftovers_remove(supervisor->ready.ready.run_id, attempt, GONE_MS * 1e-3);
+    if (left.stuck_pid)
+        ls_log(LS_LOG_WARNING,
+               "process %lld of an earlier attempt does not end although it was killed (a stuck disk or device?); "
+               "going on without waiting for it",
+               (long long)left.stuck_pid);
+}
+
+/* Ends the attempt's processes: mpirun answers a SIGTERM by ending its ranks; go_on_killing() finishes what is left. */
 static void begin_kill(struct supervisor *supervisor) {
-    if (!supervisor->launcher || supervisor->kill_ms) return;
-    supervisor->kill_ms = now_ms();
-    kill(supervisor->launcher, SIGTERM);
+    struct attempt *attempt = &supervisor->attempt;
+    if (!attempt->launcher || attempt->exited || attempt->kill_ms) return;
+    attempt->kill_ms = now_ms();
+    kill(attempt->launcher, SIGTERM);
+}
+
+/* The same at once: a broken attempt has nothing left to say, and the next one waits. */
+static void kill_now(struct supervisor *supervisor) {
+    struct attempt *attempt = &supervisor->attempt;
+    if (!attempt->launcher || attempt->gone) return;
+    attempt->killed = true;
+    ls_launch_signal_session(attempt->launcher, SIGKILL);
 }
 
 static void go_on_killing(struct supervisor *supervisor) {
-    if (!supervisor->kill_ms || supervisor->killed || !supervisor->launcher) return;
-    if (now_ms() - supervisor->kill_ms < KILL_MS) return;
-    ls_launch_signal_session(supervisor->launcher, SIGKILL);
-    supervisor->killed = true;
+    struct attempt *attempt = &supervisor->attempt;
+    if (attempt->kill_ms && !attempt->killed && now_ms() - attempt->kill_ms >= KILL_MS) kill_now(supervisor);
+    if (!attempt->exited || attempt->gone) return;
+    /* Ranks that outlive their launcher wait for each other. */
+    bool waited = now_ms() - attempt->exited_ms > GONE_MS;
+    if (ls_launch_signal_session(attempt->launcher, SIGKILL) > 0 && !waited) return;
+    attempt->gone = true;
+    tell_attempt(supervisor);
+}
+
+/* Starts the attempt that the coordinator wants, once nothing of the one before is left. */
+static void start_wanted(struct supervisor *supervisor) {
+    struct attempt *attempt = &supervisor->attempt;
+    if (!supervisor->wanted_attempt || supervisor->ended) return;
+    if (attempt->launcher && !attempt->gone) {
+        if (!attempt->killed) kill_now(supervisor);
+        return;
+    }
+    *attempt = (struct attempt){.number = supervisor->wanted_attempt, .ranks = supervisor->wanted_ranks};
+    supervisor->wanted_attempt = 0;
+    remove_leftovers(supervisor, attempt->number);
+    struct ls_error error;
+    if (start_launcher(supervisor, &error) != LS_OK) end(supervisor, error.code, error.text);
+    tell_attempt(supervisor);
+}
+
+/* True while something will happen within a few milliseconds. */
+static bool is_ending(const struct supervisor *supervisor) {
+    const struct attempt *attempt = &supervisor->attempt;
+    return attempt->launcher && !attempt->gone && (attempt->exited || attempt->killed);
 }
 
 /* ---- what happens ---- */
 
 static void on_ready(struct supervisor *supervisor, const struct ls_channel_message *message) {
-    bool first = supervisor->ready.ready.attempt == 0;
+    const bool first = !supervisor->options.restarted;
     supervisor->ready = *message;
     /* The next one takes over where this one is. */
     snprintf(supervisor->config_path, sizeof supervisor->config_path, "%s/config.yaml", message->ready.run_dir);
@@ -187,20 +254,24 @@ static void on_ready(struct supervisor *supervisor, const struct ls_channel_mess
     supervisor->options.ranks = message->ready.ranks;
     supervisor->options.port = message->ready.port;
     supervisor->options.restarted = true;
-    struct ls_error error;
-    if (supervisor->config->launcher.type == LS_LAUNCH_NONE) {
-        if (first)
-            printf("join with\nmpirun -n %lld lockstep-worker --coordinator %s --key %s/keys/worker.key\n",
-                   (long long)message->ready.ranks, message->ready.endpoint, message->ready.run_dir);
+    if (supervisor->config->launcher.type == LS_LAUNCH_NONE && first) {
+        printf("join with\nmpirun -n %lld lockstep-worker --coordinator %s --key %s/keys/worker.key\n",
+               (long long)message->ready.ranks, message->ready.endpoint, message->ready.run_dir);
         fflush(stdout);
-    } else if (!supervisor->launched && !supervisor->ended) {
-        if (start_launcher(supervisor, &error) != LS_OK) end(supervisor, error.code, error.text);
     }
-    if (supervisor->launcher) tell(supervisor, LS_CHANNEL_LAUNCHER_STARTED, supervisor->launcher);
-    if (supervisor->launcher_exited) tell(supervisor, LS_CHANNEL_LAUNCHER_EXITED, supervisor->launcher_status);
+    tell_attempt(supervisor);
     int count = supervisor->pending_count;
     supervisor->pending_count = 0;
     for (int i = 0; i < count; i++) tell_signal(supervisor, supervisor->pending[i]);
+}
+
+static void on_launch(struct supervisor *supervisor, const struct ls_channel_message *message) {
+    if (message->attempt > supervisor->attempt.number) {
+        supervisor->wanted_attempt = message->attempt;
+        supervisor->wanted_ranks = message->ranks;
+    } else if (message->attempt == supervisor->attempt.number) {
+        tell_attempt(supervisor);
+    }
 }
 
 static void read_channel(struct supervisor *supervisor) {
@@ -212,8 +283,10 @@ static void read_channel(struct supervisor *supervisor) {
             supervisor->channel = -1;
         } else if (message.kind == LS_CHANNEL_READY) {
             on_ready(supervisor, &message);
+        } else if (message.kind == LS_CHANNEL_LAUNCH) {
+            on_launch(supervisor, &message);
         } else if (message.kind == LS_CHANNEL_KILL) {
-            begin_kill(supervisor);
+            if (message.attempt == supervisor->attempt.number) kill_now(supervisor);
         } else if (message.kind == LS_CHANNEL_END) {
             end(supervisor, (enum ls_code)message.code, message.text);
         }
@@ -253,10 +326,10 @@ static void reap(struct supervisor *supervisor) {
     while ((child = waitpid(-1, &status, WNOHANG)) > 0) {
         if (child == supervisor->coordinator) {
             on_coordinator_gone(supervisor, status);
-        } else if (child == supervisor->launcher) {
-            supervisor->launcher_exited = true;
-            supervisor->launcher_status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-            tell(supervisor, LS_CHANNEL_LAUNCHER_EXITED, supervisor->launcher_status);
+        } else if (child == supervisor->attempt.launcher) {
+            supervisor->attempt.exited = true;
+            supervisor->attempt.exited_ms = now_ms();
+            supervisor->attempt.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
         }
     }
 }
@@ -283,11 +356,12 @@ static void read_signals(struct supervisor *supervisor) {
 
 static void turn(struct supervisor *supervisor, int timeout_ms) {
     struct pollfd items[] = {{supervisor->signals, POLLIN, 0}, {supervisor->channel, POLLIN, 0}};
-    poll(items, supervisor->channel >= 0 ? 2 : 1, timeout_ms);
+    poll(items, supervisor->channel >= 0 ? 2 : 1, is_ending(supervisor) ? SOON_MS : timeout_ms);
     read_signals(supervisor);
     read_channel(supervisor);
     reap(supervisor);
     go_on_killing(supervisor);
+    start_wanted(supervisor);
 }
 
 static void end_coordinator(struct supervisor *supervisor) {
@@ -301,18 +375,17 @@ static void end_coordinator(struct supervisor *supervisor) {
     }
 }
 
-/* Workers leave by themselves when the run is over; what does not is ended. */
+/* Workers leave by themselves when the run is over; what does not is ended. Nothing stays behind. */
 static void end_workers(struct supervisor *supervisor) {
-    if (!supervisor->launched) return;
+    const struct attempt *attempt = &supervisor->attempt;
     int64_t since = now_ms();
     bool orderly = supervisor->code == LS_OK || supervisor->code == LS_REQUEUE ||
                    (supervisor->code == LS_STOPPED && supervisor->interrupts < 2);
-    while (!supervisor->launcher_exited) {
+    while (attempt->launcher && !attempt->gone) {
         if (!orderly || now_ms() - since > LEAVE_MS || supervisor->interrupts > 1) begin_kill(supervisor);
         turn(supervisor, TURN_MS);
     }
-    ls_launch_signal_session(supervisor->launcher, SIGKILL);
-    ls_progress_remove(supervisor->ready.ready.run_id, supervisor->ready.ready.attempt);
+    if (attempt->number) remove_leftovers(supervisor, attempt->number + 1);
 }
 
 static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_options *options,

@@ -1,6 +1,7 @@
 /* lockstep-worker: the MPI program. Arguments, signals, MPI, and the way out. */
 #define _GNU_SOURCE
 #include "common/keys.h"
+#include "common/leftovers.h"
 #include "common/log.h"
 #include "common/progress.h"
 #include "worker/comm/comm.h"
@@ -21,7 +22,7 @@
 #include <unistd.h>
 
 /* A rank that is not the voice gives rank 0 so long to tell the coordinator why everybody leaves. */
-enum { VOICE_MILLISECONDS = 1000, PARENT_CHECK_MILLISECONDS = 1000 };
+enum { VOICE_MILLISECONDS = 1000, PARENT_CHECK_MILLISECONDS = 1000, LEFTOVERS_SECONDS = 3 };
 
 struct arguments {
     const char *coordinator, *key;
@@ -95,13 +96,28 @@ static void start_watching_parent(void) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
+/* The attempt this process was started for, 0: not known. */
+static int64_t own_attempt(void) {
+    const char *attempt = getenv("LOCKSTEP_ATTEMPT");
+    return attempt ? strtoll(attempt, NULL, 10) : 0;
+}
+
+/* Before MPI_Init: what earlier attempts left on this host holds memory and devices that this one needs. */
+static void remove_leftovers(const struct ls_placement *placement) {
+    const char *run_id = getenv("LOCKSTEP_RUN_ID");
+    if (!run_id || placement->local_rank != 0) return;
+    const struct ls_leftovers left = ls_leftovers_remove(run_id, own_attempt(), LEFTOVERS_SECONDS);
+    if (left.processes)
+        ls_log(LS_LOG_WARNING, "%d processes of earlier attempts were still here and were killed", left.processes);
+}
+
 /* Before MPI_Init, so that a rank that hangs there is seen. NULL when the launcher did not say enough: opened later. */
 static struct ls_progress *open_progress(const struct ls_placement *placement) {
-    const char *run_id = getenv("LOCKSTEP_RUN_ID"), *attempt = getenv("LOCKSTEP_ATTEMPT");
-    if (!run_id || !attempt || placement->local_size == 0) return NULL;
+    const char *run_id = getenv("LOCKSTEP_RUN_ID");
+    if (!run_id || !own_attempt() || placement->local_size == 0) return NULL;
     struct ls_progress *progress;
     struct ls_error error;
-    if (ls_progress_open(run_id, strtoll(attempt, NULL, 10), placement->local_size, &progress, &error)) {
+    if (ls_progress_open(run_id, own_attempt(), placement->local_size, &progress, &error)) {
         ls_log(LS_LOG_WARNING, "%s", error.text);
         return NULL;
     }
@@ -158,6 +174,7 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
     const struct ls_worker_options worker_options = {.endpoint = arguments->coordinator,
                                                      .key_path = from_input ? NULL : arguments->key,
                                                      .key_text = from_input ? key_text : NULL,
+                                                     .attempt = own_attempt(),
                                                      .comm = *comm,
                                                      .logs = true,
                                                      .progress = progress,
@@ -175,6 +192,7 @@ int main(int argc, char **argv) {
     struct ls_placement placement;
     ls_placement_find(getenv, &placement);
     if (placement.launcher) start_watching_parent();
+    remove_leftovers(&placement);
     struct ls_progress *progress = open_progress(&placement);
     int level;
     if (MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level)) return LS_COMMUNICATION;

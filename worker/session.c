@@ -26,6 +26,13 @@ enum {
     FAILED_HANDSHAKES_MAX = 5 /* before the first answer: it will not become better */
 };
 
+/* What rank 0 says of a save. */
+struct saving {
+    int64_t step;
+    uint64_t order;
+    bool stop;
+};
+
 /* A report in the ring. PART owns its files. */
 struct report {
     enum ls_message_kind kind;
@@ -37,11 +44,7 @@ struct report {
             int64_t step;
             double loss, bits_per_byte;
         } validation;
-        struct {
-            int64_t step;
-            uint64_t order;
-            bool stop;
-        } saving;
+        struct saving saving;
         struct {
             int64_t step, rank, optimizer_steps;
             struct ls_part_file *files;
@@ -78,6 +81,7 @@ struct ls_session {
     struct ls_rank_info *ranks;
     int64_t ranks_count, world_size;
     struct ls_session_orders orders;
+    struct saving saved; /* the newest save announced; order 0: it honours none */
     struct report *ring;
     uint64_t head, sent, tail; /* head <= sent <= tail: oldest unsettled, next to send, next free */
     int64_t steps_unacknowledged;
@@ -175,6 +179,14 @@ static bool send_report(struct ls_session *session, const struct report *report)
     return send_message(session, &message);
 }
 
+/* Answers an order that was honoured before: what said so got lost, or the coordinator is a new one. */
+static void send_saving_again(struct ls_session *session) {
+    for (uint64_t i = session->sent; i < session->tail; i++)
+        if (report_at(session, i)->kind == LS_MESSAGE_SAVING) return; /* it is on its way, behind its steps */
+    const struct report again = {.kind = LS_MESSAGE_SAVING, .saving = session->saved};
+    send_report(session, &again);
+}
+
 /* Removes settled reports from the old end of the ring. */
 static void drop_settled(struct ls_session *session) {
     bool dropped = false;
@@ -245,9 +257,10 @@ static bool handle_message(struct ls_session *session, struct ls_message *messag
         handle_ended(session, LS_COMMUNICATION, text);
         return true;
     }
-    /* An older coordinator may still be on its way out; a message for another attempt is not for us. */
+    /* An older coordinator may still be on its way out; of another attempt only our own end concerns us. */
+    const bool is_end = message->kind == LS_MESSAGE_REFUSED || message->kind == LS_MESSAGE_ENDED;
     if (message->generation < session->generation) return false;
-    if (session->attempt && message->attempt && message->attempt != session->attempt) return false;
+    if (session->attempt && message->attempt && message->attempt != session->attempt && !is_end) return false;
     if (message->generation > session->generation) {
         session->joined = false;
         session->generation = message->generation;
@@ -269,12 +282,15 @@ static bool handle_message(struct ls_session *session, struct ls_message *messag
             send_open(session);
         return false;
     case LS_MESSAGE_GRANT:
-        if (message->grant.to_step <= session->granted_step) return false;
+        /* Known already, or the one before it got lost: HELLO will bring both. */
+        if (message->grant.to_step <= session->granted_step || message->grant.from_step > session->granted_step)
+            return false;
         session->granted_step = message->grant.to_step;
         orders->grant =
             (struct ls_grant){message->grant.from_step + 1, message->grant.to_step + 1, message->grant.from_position};
         return true;
     case LS_MESSAGE_ORDER:
+        if (message->order.id <= session->saved.order) send_saving_again(session);
         if (message->order.id > orders->checkpoint_id) orders->checkpoint_id = message->order.id;
         if (message->order.stop && message->order.id > orders->stop_id) {
             orders->stop_id = message->order.id;
@@ -501,15 +517,16 @@ static enum ls_code explain_silence(struct ls_session *session, double waited_se
         session->endpoint, waited_seconds, session->failed_connects);
 }
 
-enum ls_code ls_session_open(const char *endpoint, const char *key_path, const char *key_text, double timeout_seconds,
-                             struct ls_session **result, struct ls_welcome *welcome, char **yaml,
-                             struct ls_error *error) {
+enum ls_code ls_session_open(const char *endpoint, const char *key_path, const char *key_text, int64_t attempt,
+                             double timeout_seconds, struct ls_session **result, struct ls_welcome *welcome,
+                             char **yaml, struct ls_error *error) {
     struct ls_key key;
     enum ls_code code = key_text ? ls_key_parse(key_text, strlen(key_text), "the key on standard input", &key, error)
                                  : ls_key_read(key_path, &key, error);
     if (code != LS_OK) return code;
     struct ls_session *session = create(endpoint);
     if (!session) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for the session with the coordinator");
+    session->attempt = (uint32_t)attempt;
     code = connect_socket(session, &key, error);
     explicit_bzero(&key, sizeof key);
     if (code == LS_OK && pthread_create(&session->thread, NULL, session_thread, session))
@@ -643,9 +660,7 @@ void ls_session_validation(struct ls_session *session, int64_t step, double loss
 
 void ls_session_saving(struct ls_session *session, int64_t step, uint64_t order_id, bool stop) {
     struct report *slot = begin_report(session, LS_MESSAGE_SAVING);
-    slot->saving.step = step;
-    slot->saving.order = order_id;
-    slot->saving.stop = stop;
+    slot->saving = session->saved = (struct saving){step, order_id, stop};
     end_report(session);
 }
 

@@ -36,11 +36,12 @@ struct ls_session_orders {
 };
 
 /* Connects with the key file's worker keys (read from `key_path`, or from `key_text` when that is not NULL) and waits
- * up to `timeout_seconds` for the welcome. *yaml is malloc'ed. LS_COMMUNICATION names the endpoint and what was tried;
- * a refusal has the refusal's code and text. */
-enum ls_code ls_session_open(const char *endpoint, const char *key_path, const char *key_text, double timeout_seconds,
-                             struct ls_session **session, struct ls_welcome *welcome, char **yaml,
-                             struct ls_error *error);
+ * up to `timeout_seconds` for the welcome. `attempt` is the one these workers were started for, 0: not known; the
+ * coordinator refuses those of another. *yaml is malloc'ed. LS_COMMUNICATION names the endpoint and what was tried; a
+ * refusal has the refusal's code and text. */
+enum ls_code ls_session_open(const char *endpoint, const char *key_path, const char *key_text, int64_t attempt,
+                             double timeout_seconds, struct ls_session **session, struct ls_welcome *welcome,
+                             char **yaml, struct ls_error *error);
 /* Reports all ranks; waits until the coordinator has accepted or refused them. */
 enum ls_code ls_session_join(struct ls_session *session, const struct ls_rank_info *ranks, int64_t count,
                              struct ls_error *error);

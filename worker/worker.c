@@ -97,8 +97,8 @@ static enum ls_code receive_welcome(struct ls_worker *worker, char **yaml, struc
     struct ls_error own = {.code = LS_OK};
     *yaml = NULL;
     if (worker->rank == 0)
-        ls_session_open(worker->options.endpoint, worker->options.key_path, worker->options.key_text, OPEN_SECONDS,
-                        &worker->session, &worker->welcome, yaml, &own);
+        ls_session_open(worker->options.endpoint, worker->options.key_path, worker->options.key_text,
+                        worker->options.attempt, OPEN_SECONDS, &worker->session, &worker->welcome, yaml, &own);
     if (worker->options.key_text) explicit_bzero(worker->options.key_text, strlen(worker->options.key_text));
     enum ls_code code = ls_comm_broadcast(worker->comm, &own, sizeof own, 0, error);
     if (code) return code;

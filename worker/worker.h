@@ -9,11 +9,13 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 struct ls_worker_options {
     const char *endpoint; /* tcp://HOST:PORT */
     const char *key_path; /* rank 0: the key file, NULL: `key_text` holds its text */
     char *key_text;       /* wiped once it was used */
+    int64_t attempt;      /* these workers were started for, 0: not known */
     struct ls_comm *comm;
     bool logs;                      /* this process is this rank: its log goes to RUN/logs/rank-N.log */
     struct ls_progress *progress;   /* of this node, NULL: opened once run and attempt are known */

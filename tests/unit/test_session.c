@@ -107,7 +107,7 @@ static enum ls_code open_session(struct stage *stage, const struct ls_key *key, 
                                  struct ls_error *error) {
     char key_text[LS_KEY_TEXT_MAX];
     ls_key_format(key, key_text);
-    return ls_session_open(stage->endpoint, NULL, key_text, seconds, session, welcome, text, error);
+    return ls_session_open(stage->endpoint, NULL, key_text, 0, seconds, session, welcome, text, error);
 }
 
 static struct ls_wire_status ask_status(struct stage *stage) {

@@ -27,7 +27,9 @@ LDLIBS := $(shell pkg-config --libs $(PACKAGES)) -ldnnl \
 # Everything but the two main programs and what needs MPI is one archive; a program takes from it what it calls.
 MAINS := coordinator/main.c worker/main.c
 MPI_SOURCES := worker/comm/mpi.c
-SOURCES := $(filter-out $(MAINS) $(MPI_SOURCES),$(wildcard common/*.c coordinator/*.c worker/*.c worker/*/*.c worker/device/cpu/*.c))
+# Needs the headers of CUDA and NCCL.
+NCCL_SOURCES := worker/comm/nccl.c worker/comm/nccl_team.c
+SOURCES := $(filter-out $(MAINS) $(MPI_SOURCES) $(NCCL_SOURCES),$(wildcard common/*.c coordinator/*.c worker/*.c worker/*/*.c worker/device/cpu/*.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/generated/common/wire.pb-c.o
 LIBRARY := $(BUILD)/liblockstep.a
 UNIT_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/test_*.c))

@@ -79,6 +79,19 @@ static enum ls_code check_host(struct ls_comm *comm, uint64_t kind, int64_t byte
                            error);
 }
 
+/* Is this the collective that the others are at? */
+static enum ls_code check_collective(struct ls_comm *comm, const struct ls_collective *collective,
+                                     struct ls_error *error) {
+    if (!comm->root->checks) return LS_OK;
+    const bool bytes = collective->kind == LS_ALL_GATHER || collective->kind == LS_EXCHANGE;
+    uint64_t element = bytes ? 1 : ls_comm_type_bytes(collective->type);
+    return check_agreement(comm, LS_CHANNEL_STREAM,
+                           (uint64_t[4]){collective->number, (uint64_t)(int64_t)collective->block,
+                                         (uint64_t)collective->count * element,
+                                         (uint64_t)collective->kind * 4 + (uint64_t)collective->type},
+                           error);
+}
+
 struct submission {
     struct ls_comm *comm;
     struct ls_collective collective;
@@ -88,19 +101,26 @@ static enum ls_code run_on_stream(const void *argument, struct ls_error *error) 
     const struct submission *submission = argument;
     struct ls_comm *comm = submission->comm;
     const struct ls_collective *collective = &submission->collective;
-    if (comm->root->watch) atomic_store_explicit(comm->root->watch, collective->number, memory_order_relaxed);
-    enum ls_code code = LS_OK;
-    if (comm->root->checks) {
-        const bool bytes = collective->kind == LS_ALL_GATHER || collective->kind == LS_EXCHANGE;
-        uint64_t element = bytes ? 1 : ls_comm_type_bytes(collective->type);
-        code = check_agreement(comm, LS_CHANNEL_STREAM,
-                               (uint64_t[4]){collective->number, (uint64_t)(int64_t)collective->block,
-                                             (uint64_t)collective->count * element,
-                                             (uint64_t)collective->kind * 4 + (uint64_t)collective->type},
-                               error);
-    }
+    _Atomic uint64_t *watch = comm->root->watch;
+    if (watch) atomic_store_explicit(watch, collective->number, memory_order_relaxed);
+    enum ls_code code = check_collective(comm, collective, error);
     if (!code && collective->count > 0) code = comm->operations->run(comm, collective, error);
     return code;
+}
+
+static enum ls_code report_refusal(const void *argument, struct ls_error *error) {
+    const struct ls_comm *root = *(struct ls_comm *const *)argument;
+    if (error) *error = root->refusal;
+    return root->refusal.code;
+}
+
+/* What was refused once is refused for ever: the ranks are no longer at the same collective. */
+static void enqueue(struct ls_comm *comm, struct ls_stream *stream, const struct ls_collective *collective) {
+    struct ls_comm *root = comm->root;
+    if (root->refusal.code == LS_OK && check_collective(comm, collective, &root->refusal) == LS_OK &&
+        collective->count > 0)
+        comm->operations->enqueue(comm, stream, collective, &root->refusal);
+    if (root->refusal.code) ls_stream_call(stream, report_refusal, &root, sizeof root);
 }
 
 static void submit(struct ls_comm *comm, struct ls_stream *stream, struct ls_collective collective,
@@ -108,6 +128,10 @@ static void submit(struct ls_comm *comm, struct ls_stream *stream, struct ls_col
     collective.number = ++comm->root->submitted;
     comm->root->wire_bytes += wire_bytes;
     if (comm->size == 1) return;
+    if (comm->operations->enqueue) {
+        enqueue(comm, stream, &collective);
+        return;
+    }
     struct submission submission = {comm, collective};
     static_assert(sizeof submission <= LS_STREAM_ARGUMENT_MAX, "a collective fits a stream's argument");
     ls_stream_call(stream, run_on_stream, &submission, sizeof submission);

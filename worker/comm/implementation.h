@@ -24,9 +24,13 @@ struct ls_collective {
 /* Collectives on streams and on the host may be under way at the same time: two channels that never mix. */
 enum ls_comm_channel { LS_CHANNEL_STREAM, LS_CHANNEL_HOST, LS_CHANNEL_COUNT };
 
-/* All of them wait until done. `split`: collective; members[size] are the ranks of the part this rank belongs to, in
- * their new order, and `rank` is its own place there. */
+/* All of them but enqueue() wait until done. `split`: collective; members[size] are the ranks of the part this rank
+ * belongs to, in their new order, and `rank` is its own place there. */
 struct ls_comm_operations {
+    /* One of the two: run() is called in the stream's order, on the host; enqueue() puts the collective on the stream
+     * and returns. */
+    enum ls_code (*enqueue)(struct ls_comm *comm, struct ls_stream *stream, const struct ls_collective *collective,
+                            struct ls_error *error);
     enum ls_code (*run)(struct ls_comm *comm, const struct ls_collective *collective, struct ls_error *error);
     enum ls_code (*sum_u64)(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error);
     enum ls_code (*broadcast)(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error);
@@ -46,7 +50,8 @@ struct ls_comm {
     uint64_t submitted; /* collectives put on streams so far */
     uint64_t host_collectives;
     uint64_t wire_bytes;
-    _Atomic uint64_t *watch;
+    _Atomic uint64_t *_Atomic watch;
+    struct ls_error refusal; /* of the first collective that enqueue() or its check refused */
     struct ls_error *errors; /* [size], for ls_comm_share */
     uint64_t *signatures;    /* [2][size][4], for the check: one half per channel */
 };

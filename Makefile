@@ -75,6 +75,31 @@ $(BUILD)/tests/sim/test_%: $(BUILD)/tests/sim/test_%.o $(LIBRARY)
 $(BUILD)/tests/unit/mpi_%: $(BUILD)/tests/unit/mpi_%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
+# The CUDA kernels on CPUs: the same .cu files compiled by a C++ compiler over tests/emulator. The scheduler is told of the
+# sanitizers and built without them.
+CUDA_HOME ?= /usr/local/cuda
+CUDA_KERNELS := $(wildcard worker/device/cuda/*.cu)
+EMULATED := $(CUDA_KERNELS:%.cu=$(BUILD)/emulator/%.o) $(BUILD)/emulator/tests/emulator/scheduler.o
+EMULATOR_FLAGS := -I. -isystem $(CUDA_HOME)/include -DLS_EMULATE -g $(OPTIMISE) -Wall -Wextra -Werror -Wshadow \
+	-Wno-unknown-pragmas -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics
+EMULATOR_TESTS := $(patsubst tests/gpu/%.cu,$(BUILD)/emulator/tests/gpu/%,$(wildcard tests/gpu/test_*.cu))
+
+$(BUILD)/emulator/%.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) -x c++ -std=c++20 $(EMULATOR_FLAGS) $(SANITIZE) -MMD -MP -c -o $@ $<
+$(BUILD)/emulator/tests/emulator/scheduler.o: tests/emulator/scheduler.c
+	@mkdir -p $(@D)
+	$(CC) -I. -std=gnu11 -g -O2 $(WARNINGS) $(if $(findstring thread,$(SANITIZE)),-DLS_EMULATOR_TSAN,-fopenmp) \
+		$(if $(findstring address,$(SANITIZE)),-DLS_EMULATOR_ASAN) -MMD -MP -c -o $@ $<
+$(EMULATOR_TESTS): $(BUILD)/emulator/%: $(BUILD)/emulator/%.o $(EMULATED)
+	$(CXX) $(SANITIZE) -fopenmp -pthread -o $@ $^ -lm
+.PHONY: emulator emulator-asan emulator-tsan
+emulator: $(EMULATOR_TESTS)
+emulator-asan:
+	$(MAKE) BUILD=$(BUILD)/asan OPTIMISE=-O1 SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' emulator
+emulator-tsan:
+	$(MAKE) BUILD=$(BUILD)/tsan OPTIMISE=-O1 SANITIZE='-fsanitize=thread' emulator
+
 # Benchmarks: `make build/scripts/bench/kernels` and run it on a quiet host.
 $(BUILD)/scripts/bench/%: $(BUILD)/scripts/bench/%.o $(LIBRARY)
 	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)

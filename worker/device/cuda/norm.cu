@@ -1,0 +1,243 @@
+/* Layer and root-mean-square normalisation. Both are one computation: the second takes the mean as zero and has no
+ * bias. A row has a warp, or a block when it is long; it is read again where it is needed again, from the cache. */
+#include "worker/device/cuda/columns.h"
+
+namespace {
+
+constexpr int THREADS = 256, LONG_ROW = 4096;
+
+template <typename T> struct norm_arguments {
+    T *output, *sum;
+    float *mean, *rstd;
+    const T *input, *residual, *weight, *bias;
+    int64_t rows, columns;
+    float epsilon;
+};
+
+template <typename T> struct norm_gradient {
+    T *input;             /* its gradient */
+    float *weight, *bias; /* their gradients */
+    const T *output_gradient, *x, *scale;
+    const float *mean, *rstd;
+    int64_t rows, columns;
+    bool accumulate_input;
+};
+
+/* The sum over the GROUP threads of a row. */
+template <int GROUP> __device__ __forceinline__ float row_sum(float x) {
+    if constexpr (GROUP == LS_WARP)
+        return ls_warp_sum(x);
+    else
+        return ls_block_sum<GROUP>(x);
+}
+
+template <typename T, int N, int GROUP, bool CENTRED>
+__global__ void __launch_bounds__(THREADS, 4) forward(norm_arguments<T> n) {
+    const int64_t group = ls_grid_thread() / GROUP, groups = ls_grid_threads() / GROUP;
+    const int64_t begin = threadIdx.x % GROUP * N, step = GROUP * N;
+    for (int64_t row = group; row < n.rows; row += groups) {
+        const T *x = n.input + row * n.columns;
+        T *y = n.output + row * n.columns;
+        float v[N], w[N], b[N], mean = 0.0f, square = 0.0f;
+        if (n.residual) {
+            const T *residual = n.residual + row * n.columns;
+            T *sum = n.sum + row * n.columns;
+            for (int64_t c = begin; c < n.columns; c += step) {
+                ls_load(v, x + c);
+                ls_load(w, residual + c);
+#pragma unroll
+                for (int k = 0; k < N; k++) v[k] += w[k];
+                ls_store(sum + c, v);
+            }
+            x = sum; /* a thread reads what it wrote itself */
+        }
+        if (CENTRED) {
+            for (int64_t c = begin; c < n.columns; c += step) {
+                ls_load(v, x + c);
+#pragma unroll
+                for (int k = 0; k < N; k++) mean += v[k];
+            }
+            mean = row_sum<GROUP>(mean) / static_cast<float>(n.columns);
+        }
+        for (int64_t c = begin; c < n.columns; c += step) {
+            ls_load(v, x + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) square += (v[k] - mean) * (v[k] - mean);
+        }
+        const float rstd = 1.0f / sqrtf(row_sum<GROUP>(square) / static_cast<float>(n.columns) + n.epsilon);
+        for (int64_t c = begin; c < n.columns; c += step) {
+            ls_load(v, x + c);
+            ls_load(w, n.weight + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) v[k] = (v[k] - mean) * rstd * w[k];
+            if (CENTRED) {
+                ls_load(b, n.bias + c);
+#pragma unroll
+                for (int k = 0; k < N; k++) v[k] += b[k];
+            }
+            ls_store(y + c, v);
+        }
+        if (begin == 0) {
+            if (CENTRED && n.mean) n.mean[row] = mean;
+            if (n.rstd) n.rstd[row] = rstd;
+        }
+    }
+}
+
+/* With x^ = (x - mean) rstd and d = dy * weight: dx = rstd (d - mean(d) - x^ mean(d x^)), the second term only where
+ * the mean is taken off. */
+template <typename T, int N, int GROUP, bool CENTRED>
+__global__ void __launch_bounds__(THREADS, 3) backward_input(norm_gradient<T> n) {
+    const int64_t group = ls_grid_thread() / GROUP, groups = ls_grid_threads() / GROUP;
+    const int64_t begin = threadIdx.x % GROUP * N, step = GROUP * N;
+    for (int64_t row = group; row < n.rows; row += groups) {
+        const int64_t at = row * n.columns;
+        const float mean = CENTRED ? n.mean[row] : 0.0f, rstd = n.rstd[row];
+        float dy[N], x[N], w[N], sum = 0.0f, product = 0.0f;
+        for (int64_t c = begin; c < n.columns; c += step) {
+            ls_load(dy, n.output_gradient + at + c);
+            ls_load(x, n.x + at + c);
+            ls_load(w, n.scale + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                const float d = dy[k] * w[k];
+                sum += d;
+                product += d * ((x[k] - mean) * rstd);
+            }
+        }
+        const float columns = static_cast<float>(n.columns);
+        const float d_mean = CENTRED ? row_sum<GROUP>(sum) / columns : 0.0f;
+        const float d_product = row_sum<GROUP>(product) / columns;
+        for (int64_t c = begin; c < n.columns; c += step) {
+            ls_load(dy, n.output_gradient + at + c);
+            ls_load(x, n.x + at + c);
+            ls_load(w, n.scale + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) dy[k] = rstd * (dy[k] * w[k] - d_mean - (x[k] - mean) * rstd * d_product);
+            if (n.accumulate_input) {
+                ls_load(x, n.input + at + c);
+#pragma unroll
+                for (int k = 0; k < N; k++) dy[k] += x[k];
+            }
+            ls_store(n.input + at + c, dy);
+        }
+    }
+}
+
+template <typename T, int N, bool CENTRED>
+__global__ void __launch_bounds__(LS_COLUMN_THREADS) backward_parameters(norm_gradient<T> n) {
+    float *const sums[2] = {n.weight, CENTRED ? n.bias : nullptr};
+    ls_sum_columns<T, N>(sums, n.rows, n.columns, [&](int64_t row, int64_t column, float(&values)[2][N]) {
+        const float mean = CENTRED ? n.mean[row] : 0.0f, rstd = n.rstd[row];
+        float x[N];
+        ls_load(values[1], n.output_gradient + row * n.columns + column);
+        ls_load(x, n.x + row * n.columns + column);
+#pragma unroll
+        for (int k = 0; k < N; k++) values[0][k] = values[1][k] * ((x[k] - mean) * rstd);
+    });
+}
+
+template <typename T, int N, bool CENTRED> cudaError_t put_forward(const norm_arguments<T> &n, cudaStream_t stream) {
+    if (n.rows <= 0) return cudaSuccess;
+    if (n.columns > LONG_ROW)
+        return LS_LAUNCH((forward<T, N, THREADS, CENTRED>), ls_blocks(n.rows, 1), THREADS, 0, stream, n);
+    return LS_LAUNCH((forward<T, N, LS_WARP, CENTRED>), ls_blocks(n.rows, THREADS / LS_WARP), THREADS, 0, stream, n);
+}
+
+/* The parameters' gradients first: the input's may lie over what they read. */
+template <typename T, int N, bool CENTRED> cudaError_t put_backward(const norm_gradient<T> &n, cudaStream_t stream) {
+    if (n.rows <= 0) return cudaSuccess;
+    const cudaError_t error = LS_LAUNCH((backward_parameters<T, N, CENTRED>), (ls_column_blocks<T, N>(n.columns)),
+                                        LS_COLUMN_THREADS, 0, stream, n);
+    if (error != cudaSuccess) return error;
+    if (n.columns > LONG_ROW)
+        return LS_LAUNCH((backward_input<T, N, THREADS, CENTRED>), ls_blocks(n.rows, 1), THREADS, 0, stream, n);
+    return LS_LAUNCH((backward_input<T, N, LS_WARP, CENTRED>), ls_blocks(n.rows, THREADS / LS_WARP), THREADS, 0, stream,
+                     n);
+}
+
+template <typename T, bool CENTRED> cudaError_t run(const norm_arguments<T> &n, cudaStream_t stream) {
+    const bool aligned = ls_aligned(n.output, n.sum, n.input, n.residual, n.weight, n.bias);
+    if (aligned && n.columns % ls_pack<T> == 0) return put_forward<T, ls_pack<T>, CENTRED>(n, stream);
+    return put_forward<T, 1, CENTRED>(n, stream);
+}
+
+template <typename T, bool CENTRED> cudaError_t run(const norm_gradient<T> &n, cudaStream_t stream) {
+    const bool aligned = ls_aligned(n.input, n.output_gradient, n.x, n.scale);
+    if (aligned && n.columns % ls_pack<T> == 0) return put_backward<T, ls_pack<T>, CENTRED>(n, stream);
+    return put_backward<T, 1, CENTRED>(n, stream);
+}
+
+} // namespace
+
+cudaError_t ls_cuda_layernorm_forward(const struct ls_op_layernorm_forward *op, cudaStream_t stream) {
+    return ls_by_type(op->dtype, [=](auto element) {
+        using T = decltype(element);
+        const norm_arguments<T> n = {static_cast<T *>(op->output),
+                                     static_cast<T *>(op->sum),
+                                     op->mean,
+                                     op->rstd,
+                                     static_cast<const T *>(op->input),
+                                     static_cast<const T *>(op->residual),
+                                     static_cast<const T *>(op->weight),
+                                     static_cast<const T *>(op->bias),
+                                     op->rows,
+                                     op->columns,
+                                     op->epsilon};
+        return run<T, true>(n, stream);
+    });
+}
+
+cudaError_t ls_cuda_rmsnorm_forward(const struct ls_op_rmsnorm_forward *op, cudaStream_t stream) {
+    return ls_by_type(op->dtype, [=](auto element) {
+        using T = decltype(element);
+        const norm_arguments<T> n = {static_cast<T *>(op->output),
+                                     static_cast<T *>(op->sum),
+                                     nullptr,
+                                     op->rstd,
+                                     static_cast<const T *>(op->input),
+                                     static_cast<const T *>(op->residual),
+                                     static_cast<const T *>(op->weight),
+                                     nullptr,
+                                     op->rows,
+                                     op->columns,
+                                     op->epsilon};
+        return run<T, false>(n, stream);
+    });
+}
+
+cudaError_t ls_cuda_layernorm_backward(const struct ls_op_layernorm_backward *op, cudaStream_t stream) {
+    return ls_by_type(op->dtype, [=](auto element) {
+        using T = decltype(element);
+        const norm_gradient<T> n = {static_cast<T *>(op->input_gradient),
+                                    op->weight_gradient,
+                                    op->bias_gradient,
+                                    static_cast<const T *>(op->output_gradient),
+                                    static_cast<const T *>(op->input),
+                                    static_cast<const T *>(op->weight),
+                                    op->mean,
+                                    op->rstd,
+                                    op->rows,
+                                    op->columns,
+                                    op->accumulate_input};
+        return run<T, true>(n, stream);
+    });
+}
+
+cudaError_t ls_cuda_rmsnorm_backward(const struct ls_op_rmsnorm_backward *op, cudaStream_t stream) {
+    return ls_by_type(op->dtype, [=](auto element) {
+        using T = decltype(element);
+        const norm_gradient<T> n = {static_cast<T *>(op->input_gradient),
+                                    op->weight_gradient,
+                                    nullptr,
+                                    static_cast<const T *>(op->output_gradient),
+                                    static_cast<const T *>(op->input),
+                                    static_cast<const T *>(op->weight),
+                                    nullptr,
+                                    op->rstd,
+                                    op->rows,
+                                    op->columns,
+                                    op->accumulate_input};
+        return run<T, false>(n, stream);
+    });
+}

@@ -1,0 +1,124 @@
+/* Sums whose order the contract gives: column sums of bias gradients, sums of squares per 1024 elements in double, and
+ * what is made of the norm. */
+#include "worker/device/cuda/columns.h"
+
+namespace {
+
+/* A warp sums one piece of 1024 elements; ORDERED values are staged at a time for the one thread that adds in order. */
+constexpr int THREADS = 256, NORM_PIECE = 1024, ORDERED = 1024;
+
+template <typename T, int N>
+__global__ void __launch_bounds__(LS_COLUMN_THREADS)
+    bias_backward(float *bias_gradient, const T *output_gradient, int64_t rows, int64_t columns) {
+    float *const sums[1] = {bias_gradient};
+    ls_sum_columns<T, N>(sums, rows, columns, [=](int64_t row, int64_t column, float(&values)[1][N]) {
+        ls_load(values[0], output_gradient + row * columns + column);
+    });
+}
+
+template <typename T, int N> __device__ __forceinline__ double sum_of_squares(const T *x, int64_t count, int lane) {
+    double sum = 0.0;
+    for (int64_t i = lane * N; i < count; i += LS_WARP * N) {
+        float v[N];
+        if (i + N <= count) {
+            ls_load(v, x + i);
+        } else {
+#pragma unroll
+            for (int k = 0; k < N; k++) v[k] = i + k < count ? ls_to_float(x[i + k]) : 0.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < N; k++) sum += static_cast<double>(v[k]) * static_cast<double>(v[k]);
+    }
+    return ls_warp_sum(sum);
+}
+
+/* The order of a piece's sum does not depend on where it lies: an input that is not aligned is read element by element
+ * in the same order. */
+template <typename T>
+__global__ void __launch_bounds__(THREADS) squares(double *partial, const T *input, int64_t count, bool aligned) {
+    const int64_t piece = ls_grid_thread() / LS_WARP, first = piece * NORM_PIECE;
+    if (first >= count) return;
+    const int64_t length = count - first < NORM_PIECE ? count - first : NORM_PIECE;
+    const int lane = static_cast<int>(threadIdx.x) % LS_WARP;
+    constexpr int N = ls_pack<T>;
+    double sum = 0.0;
+    if (aligned) {
+        sum = sum_of_squares<T, N>(input + first, length, lane);
+    } else {
+        for (int64_t i = lane * N; i < length; i += LS_WARP * N)
+            for (int64_t k = i; k < i + N && k < length; k++) {
+                const double x = static_cast<double>(ls_to_float(input[first + k]));
+                sum += x * x;
+            }
+        sum = ls_warp_sum(sum);
+    }
+    if (lane == 0) partial[piece] = sum;
+}
+
+/* One block: result = (result when `add`, else 0) + input[0] + input[1] + ... in this order. Its threads fetch, the
+ * first one adds. */
+template <typename T>
+__global__ void __launch_bounds__(THREADS) ordered_sum(double *result, const T *input, int64_t count, bool add) {
+    LS_SHARED(double, staged, [ORDERED]);
+    double sum = add ? result[0] : 0.0;
+    for (int64_t first = 0; first < count; first += ORDERED) {
+        const int length = static_cast<int>(count - first < ORDERED ? count - first : ORDERED);
+        for (int i = static_cast<int>(threadIdx.x); i < length; i += THREADS)
+            staged[i] = static_cast<double>(input[first + i]);
+        __syncthreads();
+        if (threadIdx.x == 0) {
+#pragma unroll 16
+            for (int i = 0; i < length; i++) sum += staged[i];
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) result[0] = sum;
+}
+
+__global__ void __launch_bounds__(LS_WARP) clip(struct ls_op_clip op) {
+    if (threadIdx.x != 0) return;
+    const double scale = op.loss_scale > 0.0f ? static_cast<double>(op.loss_scale) : 1.0;
+    const double norm = sqrt(op.squared[0]) / scale, maximum = static_cast<double>(op.maximum);
+    *op.norm = static_cast<float>(norm);
+    *op.factor = static_cast<float>((maximum > 0.0 && norm > maximum ? maximum / norm : 1.0) / scale);
+    *op.found_inf = !isfinite(norm);
+}
+
+} // namespace
+
+cudaError_t ls_cuda_bias_backward(const struct ls_op_bias_backward *op, cudaStream_t stream) {
+    if (op->rows <= 0 || op->columns <= 0) return cudaSuccess;
+    return ls_by_type(op->dtype, [=](auto element) {
+        using T = decltype(element);
+        const T *gradient = static_cast<const T *>(op->output_gradient);
+        constexpr int N = ls_pack<T>;
+        if (ls_aligned(gradient) && op->columns % N == 0)
+            return LS_LAUNCH((bias_backward<T, N>), (ls_column_blocks<T, N>(op->columns)), LS_COLUMN_THREADS, 0, stream,
+                             op->bias_gradient, gradient, op->rows, op->columns);
+        return LS_LAUNCH((bias_backward<T, 1>), (ls_column_blocks<T, 1>(op->columns)), LS_COLUMN_THREADS, 0, stream,
+                         op->bias_gradient, gradient, op->rows, op->columns);
+    });
+}
+
+cudaError_t ls_cuda_squared_norm(const struct ls_op_squared_norm *op, cudaStream_t stream) {
+    if (op->count <= 0) return cudaSuccess;
+    const int64_t pieces = (op->count + NORM_PIECE - 1) / NORM_PIECE;
+    if (op->input) {
+        const cudaError_t error = ls_by_type(op->dtype, [=](auto element) {
+            using T = decltype(element);
+            return LS_LAUNCH((squares<T>), ls_blocks(pieces, THREADS / LS_WARP), THREADS, 0, stream, op->partial,
+                             static_cast<const T *>(op->input), op->count, ls_aligned(op->input));
+        });
+        if (error != cudaSuccess) return error;
+    }
+    if (!op->result) return cudaSuccess;
+    return LS_LAUNCH((ordered_sum<double>), 1, THREADS, 0, stream, op->result, op->partial, pieces, true);
+}
+
+cudaError_t ls_cuda_ordered_sum(const struct ls_op_ordered_sum *op, cudaStream_t stream) {
+    return LS_LAUNCH((ordered_sum<double>), 1, THREADS, 0, stream, op->result, op->input, op->count, false);
+}
+
+cudaError_t ls_cuda_clip(const struct ls_op_clip *op, cudaStream_t stream) {
+    return LS_LAUNCH(clip, 1, LS_WARP, 0, stream, *op);
+}

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
@@ -154,9 +155,20 @@ static void show_step(struct ls_console *console, const struct ls_journal_entry 
     if (console->terminal && step < console->facts.total_steps) show_bar(console, entry);
 }
 
+static void show_note(struct ls_console *console, const struct ls_journal_note *note) {
+    json_t *fields = json_loads(note->fields, 0, NULL);
+    const char *text = json_string_value(json_object_get(fields, "text"));
+    if (text) print_line(console, true, text);
+    json_decref(fields);
+}
+
 void ls_console_show(struct ls_console *console, const struct ls_journal_entry *entry) {
     const struct ls_core_record *record = &entry->record;
     char line[LINE_MAX_BYTES];
+    if (entry->note) {
+        show_note(console, entry->note);
+        return;
+    }
     switch (record->kind) {
     case LS_RECORD_STEP: show_step(console, entry); return;
     case LS_RECORD_VALIDATION:

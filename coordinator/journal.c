@@ -131,6 +131,17 @@ enum ls_code ls_journal_open_existing(const char *path, struct ls_journal **resu
     return LS_OK;
 }
 
+/* The sequence of the last record among entries [from, to), `before` when there are only notes, which are freed. */
+static uint64_t finish_batch(struct ls_journal *journal, uint64_t from, uint64_t to, uint64_t before) {
+    for (uint64_t i = from; i < to; i++) {
+        struct ls_journal_entry *entry = &journal->queue[i % QUEUE_MAX];
+        if (!entry->note) before = entry->record.sequence;
+        free(entry->note);
+        entry->note = NULL;
+    }
+    return before;
+}
+
 void ls_journal_close(struct ls_journal *journal) {
     if (!journal) return;
     if (journal->thread_runs) {
@@ -140,6 +151,7 @@ void ls_journal_close(struct ls_journal *journal) {
         pthread_mutex_unlock(&journal->mutex);
         pthread_join(journal->thread, NULL);
     }
+    if (journal->queue) finish_batch(journal, journal->head, journal->tail, 0);
     sqlite3_finalize(journal->insert);
     sqlite3_close(journal->database);
     pthread_cond_destroy(&journal->changed);
@@ -431,8 +443,10 @@ static bool insert_entry(struct ls_journal *journal, const struct ls_journal_ent
 /* Writes entries [from, to) in one transaction; the slots are not touched by others meanwhile. */
 static enum ls_code write_batch(struct ls_journal *journal, uint64_t from, uint64_t to, struct ls_error *error) {
     enum ls_code code = execute(journal, "BEGIN", error);
-    for (uint64_t i = from; code == LS_OK && i < to; i++)
-        if (!insert_entry(journal, &journal->queue[i % QUEUE_MAX])) code = failed(journal, error);
+    for (uint64_t i = from; code == LS_OK && i < to; i++) {
+        const struct ls_journal_entry *entry = &journal->queue[i % QUEUE_MAX];
+        if (!entry->note && !insert_entry(journal, entry)) code = failed(journal, error);
+    }
     sqlite3_reset(journal->insert);
     for (uint64_t i = from; code == LS_OK && i < to; i++)
         journal->observe(journal->context, &journal->queue[i % QUEUE_MAX]);
@@ -453,8 +467,9 @@ static void *journal_thread(void *argument) {
         pthread_mutex_unlock(&journal->mutex);
         enum ls_code code = write_batch(journal, from, to, &error);
         pthread_mutex_lock(&journal->mutex);
+        uint64_t written = finish_batch(journal, from, to, journal->durable);
         if (code == LS_OK) {
-            journal->durable = journal->queue[(to - 1) % QUEUE_MAX].record.sequence;
+            journal->durable = written;
         } else {
             journal->failed = true;
             snprintf(journal->failure, sizeof journal->failure, "%s", error.text);
@@ -495,8 +510,20 @@ void ls_journal_append(struct ls_journal *journal, const struct ls_journal_entry
     if (!journal->failed) {
         journal->queue[journal->tail++ % QUEUE_MAX] = *entry;
         pthread_cond_broadcast(&journal->changed);
+    } else {
+        free(entry->note);
     }
     pthread_mutex_unlock(&journal->mutex);
+}
+
+void ls_journal_tell(struct ls_journal *journal, uint32_t attempt, const char *event, const char *fields) {
+    size_t bytes = strlen(fields) + 1;
+    struct ls_journal_entry entry = {.record = {.attempt = attempt, .generation = journal->generation}};
+    entry.note = malloc(sizeof *entry.note + bytes);
+    if (!entry.note) return;
+    snprintf(entry.note->event, sizeof entry.note->event, "%s", event);
+    memcpy(entry.note->fields, fields, bytes);
+    ls_journal_append(journal, &entry);
 }
 
 bool ls_journal_durable(struct ls_journal *journal, uint64_t *sequence, char text[LS_WIRE_TEXT_BYTES]) {

@@ -29,9 +29,16 @@ struct ls_journal_attempt {
     char parent_manifest[33]; /* hash of that folder's manifest, "" for none */
 };
 
+/* An event that is no record of the core: a line of metrics.jsonl, and of the console if it has a "text". */
+struct ls_journal_note {
+    char event[32];
+    char fields[]; /* a JSON object: what the line says beside kind, event, attempt, generation and time */
+};
+
 /* A record with what the step line and metrics.jsonl say beside it. */
 struct ls_journal_entry {
-    struct ls_core_record record;
+    struct ls_core_record record; /* with a note only attempt and generation */
+    struct ls_journal_note *note; /* NULL for a record; the journal's */
     struct ls_step_report report; /* STEP */
     double loss, bits_per_byte;   /* VALIDATION */
 };
@@ -82,6 +89,9 @@ enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, i
                               void *context, struct ls_error *error);
 /* Queues an entry (copied). Waits only when 4096 entries wait for the disk. */
 void ls_journal_append(struct ls_journal *journal, const struct ls_journal_entry *entry);
+/* Queues a note: it comes to the observer in its place among the entries, and is not kept in the journal. `fields` is
+ * the text of a JSON object, copied. Without memory it is left out. */
+void ls_journal_tell(struct ls_journal *journal, uint32_t attempt, const char *event, const char *fields);
 /* The sequence up to which records of this generation are durable. After a failure: false, and `text` says what the
  * disk said; nothing is written any more. */
 bool ls_journal_durable(struct ls_journal *journal, uint64_t *sequence, char text[LS_WIRE_TEXT_BYTES]);

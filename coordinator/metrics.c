@@ -132,13 +132,27 @@ static void write_validation(struct ls_metrics *metrics, const struct ls_journal
     write_line(metrics, line);
 }
 
-static void write_event(struct ls_metrics *metrics, const struct ls_core_record *record) {
+/* What the line of every event begins with. */
+static json_t *event_line(const char *event, const struct ls_core_record *record) {
     json_t *line = json_object();
     json_object_set_new(line, "kind", json_string("event"));
-    json_object_set_new(line, "event", json_string(ls_core_record_name(record->kind)));
+    json_object_set_new(line, "event", json_string(event));
     json_object_set_new(line, "attempt", json_integer(record->attempt));
     json_object_set_new(line, "generation", json_integer(record->generation));
     json_object_set_new(line, "time", json_integer((json_int_t)seconds_of(CLOCK_REALTIME)));
+    return line;
+}
+
+static void write_note(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
+    json_t *line = event_line(entry->note->event, &entry->record);
+    json_t *fields = json_loads(entry->note->fields, 0, NULL);
+    if (fields) json_object_update(line, fields);
+    json_decref(fields);
+    write_line(metrics, line);
+}
+
+static void write_event(struct ls_metrics *metrics, const struct ls_core_record *record) {
+    json_t *line = event_line(ls_core_record_name(record->kind), record);
     switch (record->kind) {
     case LS_RECORD_JOINED: json_object_set_new(line, "ranks", json_integer(record->joined.world_size)); break;
     case LS_RECORD_STOP: json_object_set_new(line, "code", json_integer(record->stop.code)); break;
@@ -156,7 +170,9 @@ static void write_event(struct ls_metrics *metrics, const struct ls_core_record 
 }
 
 void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
-    if (entry->record.kind == LS_RECORD_STEP)
+    if (entry->note)
+        write_note(metrics, entry);
+    else if (entry->record.kind == LS_RECORD_STEP)
         write_step(metrics, entry);
     else if (entry->record.kind == LS_RECORD_VALIDATION)
         write_validation(metrics, entry);

@@ -73,6 +73,14 @@ static void count_entry(void *context, const struct ls_journal_entry *entry) {
     ++*(int *)context;
 }
 
+/* What the observer was told, one letter an entry. */
+static void spell_entry(void *context, const struct ls_journal_entry *entry) {
+    char *told = context;
+    if (entry->note) assert_string_equal(entry->note->fields, "{\"text\": \"hello\"}");
+    strcat(told, entry->note ? entry->note->event : ls_core_record_name(entry->record.kind));
+    strcat(told, " ");
+}
+
 static void wait_until_durable(struct ls_journal *journal, int wake, uint64_t wanted) {
     uint64_t sequence = 0, woken;
     char text[LS_WIRE_TEXT_BYTES];
@@ -81,6 +89,32 @@ static void wait_until_durable(struct ls_journal *journal, int wake, uint64_t wa
         assert_true(ls_journal_durable(journal, &sequence, text));
     }
     assert_int_equal(sequence, wanted);
+}
+
+static void test_notes_are_told_in_their_place_and_not_kept(void **state) {
+    (void)state;
+    struct ls_journal *journal = open_journal();
+    char told[200] = "";
+    int wake = eventfd(0, 0);
+    uint32_t generation;
+    assert_int_equal(ls_journal_begin_generation(journal, 7, &generation, NULL), LS_OK);
+    assert_int_equal(ls_journal_start(journal, generation, wake, spell_entry, told, NULL), LS_OK);
+    struct ls_journal_entry stop = {
+        .record = {.kind = LS_RECORD_STOP, .attempt = 7, .generation = generation, .sequence = 1}};
+    ls_journal_tell(journal, 7, "before", "{\"text\": \"hello\"}");
+    ls_journal_append(journal, &stop);
+    ls_journal_tell(journal, 7, "after", "{\"text\": \"hello\"}");
+    ls_journal_tell(journal, 7, "last", "{\"text\": \"hello\"}");
+    wait_until_durable(journal, wake, 1);
+    ls_journal_close(journal);
+    assert_string_equal(told, "before stop after last ");
+    static struct seen seen;
+    seen.count = 0;
+    journal = open_journal();
+    assert_int_equal(ls_journal_read_records(journal, 7, take, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 1);
+    ls_journal_close(journal);
+    close(wake);
 }
 
 static void test_every_kind_of_record_is_read_back(void **state) {
@@ -266,6 +300,7 @@ static void test_a_foreign_or_later_file_is_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_notes_are_told_in_their_place_and_not_kept, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_every_kind_of_record_is_read_back, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_durable_records_survive_a_kill, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_attempts_and_generations_count_up, make_folder, remove_folder),

@@ -107,6 +107,7 @@ struct ls_config {
     struct {
         int64_t coordinator_timeout_seconds;
         int64_t start_timeout_seconds; /* how long the coordinator waits for every rank to join */
+        int64_t stall_timeout_seconds; /* 0: auto */
     } fault;
     struct {
         char bind[64]; /* "auto" or a numeric address */

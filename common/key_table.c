@@ -215,6 +215,11 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"fault.start_timeout_seconds", INTEGER(1, 604800), FIELD(fault.start_timeout_seconds), .standard = "300",
      .meaning = "how long the coordinator waits until every rank has joined",
      .elsewhere = "init_timeout_seconds join_timeout_seconds"},
+    {"fault.stall_timeout_seconds", INTEGER(1, 604800), FIELD(fault.stall_timeout_seconds), .otherwise = "auto",
+     .standard = "auto",
+     .meaning = "how long a step may stand still before the rank that holds it up is named and the attempt ends; auto: "
+                "20 times a step's median time, at least 10, and start_timeout_seconds before the first step",
+     .elsewhere = "train_timeout_seconds stall_timeout watchdog_timeout timeout"},
 
     {"coordinator.bind", TEXT(64), FIELD(coordinator.bind), .standard = "auto",
      .meaning = "address to listen on: auto (loopback if all ranks are here) or a numeric address",

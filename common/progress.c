@@ -14,9 +14,9 @@
 #include <unistd.h>
 
 enum { PROGRESS_RANKS_MAX = 4096, PROGRESS_PATH_MAX = 128 };
-static const uint64_t progress_magic = 0x31676f72702d736c; /* "ls-prog1" */
+static const uint64_t progress_magic = 0x32676f72702d736c; /* "ls-prog2" */
 
-/* As large as a record, so that records stay on lines of their own. */
+/* Two cache lines, so that records stay on lines of their own. */
 struct progress_header {
     uint64_t magic, ranks, reserved[14];
 };
@@ -28,8 +28,8 @@ struct ls_progress {
     int ranks;
 };
 
-static_assert(sizeof(struct progress_header) == 128 && sizeof(struct ls_progress_record) == 128,
-              "a record is two cache lines");
+static_assert(sizeof(struct progress_header) % 64 == 0 && sizeof(struct ls_progress_record) % 64 == 0,
+              "records are whole cache lines");
 
 const char *ls_phase_name(enum ls_phase phase) {
     static const char *const names[LS_PHASE_COUNT] = {
@@ -148,16 +148,112 @@ static void store(_Atomic uint64_t *field, uint64_t value) {
     atomic_store_explicit(field, value, memory_order_relaxed);
 }
 
-void ls_progress_mark(struct ls_progress_record *record, enum ls_phase phase, uint64_t step, uint64_t micro_batch,
-                      uint64_t block) {
+static uint64_t load(const _Atomic uint64_t *field) {
+    return atomic_load_explicit(field, memory_order_relaxed);
+}
+
+static uint64_t now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+enum { PLACE_BLOCK_NONE = 0xffffff };
+
+static uint64_t pack_place(uint64_t phase, enum ls_operation_kind kind, uint64_t micro_batch, int64_t block) {
+    return (phase & 0xff) | (uint64_t)kind << 8 |
+           (block < 0 ? (uint64_t)PLACE_BLOCK_NONE : (uint64_t)block & PLACE_BLOCK_NONE) << 16 |
+           (micro_batch & 0xffffff) << 40;
+}
+
+/* Puts an operation into the ring and counts the beat; returns its number. */
+static uint64_t note(struct ls_progress_record *record, uint64_t when, uint64_t place, uint64_t collective) {
+    const uint64_t number = atomic_fetch_add_explicit(&record->operations, 1, memory_order_relaxed);
+    struct ls_progress_operation *operation = &record->ring[number % LS_PROGRESS_OPERATIONS];
+    store(&operation->when_ns, when);
+    store(&operation->ended_ns, 0);
+    store(&operation->step, load(&record->step));
+    store(&operation->place, place);
+    store(&operation->collective, collective);
+    store(&record->changed_ns, when);
+    atomic_fetch_add_explicit(&record->beat, 1, memory_order_relaxed);
+    return number;
+}
+
+void ls_progress_mark(struct ls_progress_record *record, enum ls_phase phase, uint64_t step, uint64_t micro_batch,
+                      uint64_t block) {
     store(&record->phase, phase);
     store(&record->step, step);
     store(&record->micro_batch, micro_batch);
     store(&record->block, block);
-    store(&record->changed_ns, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
+    note(record, now_ns(), pack_place(phase, LS_OPERATION_MARK, micro_batch, (int64_t)block), 0);
+}
+
+uint64_t ls_progress_begin_collective(struct ls_progress_record *record, bool stream, uint64_t number, int block) {
+    if (!record) return 0;
+    store(stream ? &record->collective : &record->host_collective, number);
+    return note(record, now_ns(),
+                pack_place(load(&record->phase), stream ? LS_OPERATION_STREAM : LS_OPERATION_HOST,
+                           load(&record->micro_batch), block),
+                number);
+}
+
+void ls_progress_end_collective(struct ls_progress_record *record, bool stream, uint64_t number, uint64_t operation) {
+    if (!record) return;
+    const uint64_t now = now_ns();
+    struct ls_progress_operation *slot = &record->ring[operation % LS_PROGRESS_OPERATIONS];
+    /* Unless later ones have gone all around the ring since. */
+    if (load(&slot->collective) == number) store(&slot->ended_ns, now);
+    store(stream ? &record->collective_done : &record->host_collective_done, number);
+    store(&record->changed_ns, now);
     atomic_fetch_add_explicit(&record->beat, 1, memory_order_relaxed);
+}
+
+static uint64_t age_of(uint64_t now, uint64_t when) {
+    return now > when ? now - when : 0;
+}
+
+static void read_operations(const struct ls_progress_record *record, uint64_t now, struct ls_progress_view *view) {
+    const uint64_t end = load(&record->operations);
+    const uint64_t first = end > LS_PROGRESS_OPERATIONS ? end - LS_PROGRESS_OPERATIONS : 0;
+    for (uint64_t number = first; number < end; number++) {
+        const struct ls_progress_operation *from = &record->ring[number % LS_PROGRESS_OPERATIONS];
+        const uint64_t when = load(&from->when_ns), ended = load(&from->ended_ns), place = load(&from->place);
+        if (when == 0) continue;
+        struct ls_progress_step *to = &view->operations[view->count++];
+        const uint32_t block = place >> 16 & PLACE_BLOCK_NONE;
+        *to = (struct ls_progress_step){.age_ns = age_of(now, when),
+                                        .took_ns = ended ? age_of(ended, when) : UINT64_MAX,
+                                        .step = load(&from->step),
+                                        .collective = load(&from->collective),
+                                        .phase = place & 0xff,
+                                        .kind = place >> 8 & 0xff,
+                                        .micro_batch = (uint32_t)(place >> 40),
+                                        .block = block == PLACE_BLOCK_NONE ? -1 : (int32_t)block};
+        if (to->kind == LS_OPERATION_MARK) to->took_ns = 0;
+    }
+}
+
+void ls_progress_read(const struct ls_progress_record *record, bool operations, struct ls_progress_view *view) {
+    const uint64_t now = now_ns();
+    view->beat = load(&record->beat);
+    view->pid = load(&record->pid);
+    view->pid_start = load(&record->pid_start);
+    view->world_rank = load(&record->world_rank);
+    view->step = load(&record->step);
+    view->micro_batch = load(&record->micro_batch);
+    view->block = load(&record->block);
+    /* Ends before beginnings: what has not ended when it is looked at has begun by then. */
+    view->collective_done = load(&record->collective_done);
+    view->collective = load(&record->collective);
+    view->host_collective_done = load(&record->host_collective_done);
+    view->host_collective = load(&record->host_collective);
+    view->phase = load(&record->phase);
+    view->exit_code = load(&record->exit_code);
+    view->gpu = load(&record->gpu);
+    view->age_ns = age_of(now, load(&record->changed_ns));
+    view->count = 0;
+    if (operations) read_operations(record, now, view);
 }
 
 /* Field 22 of /proc/PID/stat; 0 when there is no such process or it is a zombie. The name (field 2) may hold anything,
@@ -184,6 +280,7 @@ void ls_progress_enter(struct ls_progress_record *record) {
     uint64_t pid = (uint64_t)getpid();
     store(&record->world_rank, UINT64_MAX);
     store(&record->exit_code, UINT64_MAX);
+    store(&record->gpu, UINT64_MAX);
     store(&record->pid_start, start_time_of(pid));
     store(&record->pid, pid);
     ls_progress_mark(record, LS_PHASE_START, 0, 0, 0);

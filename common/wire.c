@@ -31,14 +31,22 @@
 #define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps)
 #define SAVE_FAILED_FIELDS(X) X(step) X(rank)
 #define FAULT_FIELDS(X)       X(rank) X(step) X(code)
-#define SETUP_FIELDS(X)       X(world_size) X(start_step) X(start_position) X(total_steps) X(end_position) X(optimizer_steps)
-#define SETUP_STRINGS(X)      X(run_directory) X(run_id) X(checkpoint)
-#define WELCOME_FIELDS(X)     X(acknowledged_step) X(acknowledged_validation)
-#define ANSWER_FIELDS(X)      X(code)
-#define GRANT_FIELDS(X)       X(from_step) X(to_step) X(from_position) X(to_position)
-#define ORDER_FIELDS(X)       X(id) X(stop) X(code)
-#define ACK_FIELDS(X)         X(step) X(validation)
-#define COMMITTED_FIELDS(X)   X(step)
+#define REPORT_FIELDS(X)                                                                                               \
+    X(beat)                                                                                                            \
+    X(pid)                                                                                                             \
+    X(step)                                                                                                            \
+    X(micro_batch)                                                                                                     \
+    X(block)                                                                                                           \
+    X(collective)                                                                                                      \
+    X(collective_done) X(host_collective) X(host_collective_done) X(phase) X(exit_code) X(gpu) X(age_ns)
+#define SETUP_FIELDS(X)     X(world_size) X(start_step) X(start_position) X(total_steps) X(end_position) X(optimizer_steps)
+#define SETUP_STRINGS(X)    X(run_directory) X(run_id) X(checkpoint)
+#define WELCOME_FIELDS(X)   X(acknowledged_step) X(acknowledged_validation)
+#define ANSWER_FIELDS(X)    X(code)
+#define GRANT_FIELDS(X)     X(from_step) X(to_step) X(from_position) X(to_position)
+#define ORDER_FIELDS(X)     X(id) X(stop) X(code)
+#define ACK_FIELDS(X)       X(step) X(validation)
+#define COMMITTED_FIELDS(X) X(step)
 #define STATUS_FIELDS(X)                                                                                               \
     X(world_size)                                                                                                      \
     X(ranks_joined)                                                                                                    \
@@ -57,9 +65,9 @@
 
 const char *ls_message_name(enum ls_message_kind kind) {
     static const char *const names[LS_MESSAGE_KINDS] = {
-        "open",         "hello",   "step",      "validation", "saving",  "part",    "save_failed", "fault",
-        "save_request", "goodbye", "pulse",     "setup",      "welcome", "refused", "rejoin",      "grant",
-        "order",        "ack",     "committed", "ended",      "request", "reply",   "status"};
+        "open",         "hello",  "step",    "validation", "saving", "part",    "save_failed", "fault",
+        "save_request", "report", "goodbye", "pulse",      "setup",  "welcome", "refused",     "rejoin",
+        "grant",        "order",  "ack",     "committed",  "ended",  "request", "reply",       "status"};
     return kind < LS_MESSAGE_KINDS ? names[kind] : "unknown";
 }
 
@@ -76,6 +84,7 @@ union bodies {
     Ls__SaveFailed save_failed;
     Ls__Fault fault;
     Ls__SaveRequest save_request;
+    Ls__Report report;
     Ls__Goodbye goodbye;
     Ls__Pulse pulse;
     Ls__Setup setup;
@@ -146,6 +155,50 @@ static void *fill_files(Ls__Part *target, const struct ls_message *message) {
     }
     target->n_files = count;
     target->files = list;
+    return list;
+}
+
+/* Numbers of an operation on the wire. */
+enum { OPERATION_NUMBERS = 7 };
+
+static void fill_rank_report(Ls__RankReport *to, const struct ls_rank_report *from, uint64_t *numbers) {
+    ls__rank_report__init(to);
+    to->rank = from->rank;
+    to->local_rank = from->local_rank;
+    to->alive = from->alive;
+    to->state = (unsigned char)from->look.state;
+    to->doing = (char *)(uintptr_t)from->look.text;
+    Ls__RankReport *target = to;
+    const struct ls_progress_view *source = &from->view;
+    REPORT_FIELDS(COPY)
+    to->operations = numbers;
+    to->n_operations = (size_t)source->count * OPERATION_NUMBERS;
+    for (int i = 0; i < source->count; i++) {
+        const struct ls_progress_step *operation = &source->operations[i];
+        *numbers++ = operation->age_ns;
+        *numbers++ = operation->took_ns;
+        *numbers++ = operation->step;
+        *numbers++ = operation->collective;
+        *numbers++ = operation->phase | operation->kind << 8;
+        *numbers++ = operation->micro_batch;
+        *numbers++ = (uint64_t)(operation->block + 1);
+    }
+}
+
+/* The list of a REPORT: pointers, messages and operations, one allocation. */
+static void *fill_report(Ls__Report *target, const struct ls_message *message) {
+    const size_t count = (size_t)message->report.ranks_count;
+    const size_t numbers = (size_t)LS_PROGRESS_OPERATIONS * OPERATION_NUMBERS;
+    Ls__RankReport **list = malloc(count * (sizeof *list + sizeof **list + numbers * sizeof(uint64_t)) + 1);
+    if (!list) return NULL;
+    uint64_t *operations = (uint64_t *)(void *)(list + count);
+    Ls__RankReport *ranks = (Ls__RankReport *)(void *)(operations + count * numbers);
+    for (size_t i = 0; i < count; i++) {
+        list[i] = &ranks[i];
+        fill_rank_report(&ranks[i], &message->report.ranks[i], operations + i * numbers);
+    }
+    target->n_ranks = count;
+    target->ranks = list;
     return list;
 }
 
@@ -228,6 +281,13 @@ static void *fill_body(Ls__Envelope *envelope, union bodies *bodies, const struc
         return NULL;
     }
     case LS_MESSAGE_SAVE_REQUEST: EMPTY(SaveRequest, save_request, SAVE_REQUEST)
+    case LS_MESSAGE_REPORT: {
+        BODY(Report, report, REPORT)
+        target->host = (char *)(uintptr_t)message->report.host;
+        void *list = fill_report(target, message);
+        if (!list) envelope->body_case = LS__ENVELOPE__BODY__NOT_SET;
+        return list;
+    }
     case LS_MESSAGE_GOODBYE: EMPTY(Goodbye, goodbye, GOODBYE)
     case LS_MESSAGE_PULSE: EMPTY(Pulse, pulse, PULSE)
     case LS_MESSAGE_SETUP: {
@@ -270,7 +330,9 @@ enum ls_code ls_wire_encode(const struct ls_message *message, void *buffer, size
     if ((message->kind == LS_MESSAGE_HELLO &&
          (message->hello.ranks_count < 0 || message->hello.ranks_count > LS_WIRE_RANKS_MAX)) ||
         (message->kind == LS_MESSAGE_PART &&
-         (message->part.files_count < 0 || message->part.files_count > LS_WIRE_FILES_MAX)))
+         (message->part.files_count < 0 || message->part.files_count > LS_WIRE_FILES_MAX)) ||
+        (message->kind == LS_MESSAGE_REPORT &&
+         (message->report.ranks_count < 0 || message->report.ranks_count > LS_WIRE_REPORT_RANKS_MAX)))
         return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "wire: a %s message with more entries than the wire allows",
                        name);
     Ls__Envelope envelope = LS__ENVELOPE__INIT;
@@ -446,6 +508,54 @@ static void read_part(struct check *check, struct ls_message *message, const Ls_
     }
 }
 
+static void read_operations(struct check *check, struct ls_progress_view *view, const Ls__RankReport *source) {
+    if (source->n_operations % OPERATION_NUMBERS ||
+        source->n_operations > (size_t)LS_PROGRESS_OPERATIONS * OPERATION_NUMBERS)
+        return complain(check, "operations", "are too many, or not whole");
+    const uint64_t *number = source->operations;
+    for (; (size_t)view->count < source->n_operations / OPERATION_NUMBERS; number += OPERATION_NUMBERS)
+        view->operations[view->count++] = (struct ls_progress_step){.age_ns = number[0],
+                                                                    .took_ns = number[1],
+                                                                    .step = number[2],
+                                                                    .collective = number[3],
+                                                                    .phase = number[4] & 0xff,
+                                                                    .kind = number[4] >> 8 & 0xff,
+                                                                    .micro_batch = number[5] & 0xffffff,
+                                                                    .block = (int32_t)(number[6] & 0xffffff) - 1};
+}
+
+static void read_report(struct check *check, struct ls_message *message, const Ls__Report *source) {
+    struct ls_node_report *report = &message->report;
+    take_string(check, "host", report->host, sizeof report->host, source->host);
+    report->ranks = NULL;
+    report->ranks_count = 0;
+    if (source->n_ranks > LS_WIRE_REPORT_RANKS_MAX) return complain(check, "ranks", "has too many entries");
+    struct ls_rank_report *ranks = calloc(source->n_ranks + 1, sizeof *ranks);
+    if (!ranks) return complain(check, "ranks", "needs more memory than there is");
+    message->storage = ranks;
+    report->ranks = ranks;
+    report->ranks_count = (int64_t)source->n_ranks;
+    for (size_t i = 0; i < source->n_ranks && !check->wrong; i++) {
+        const Ls__RankReport *from = source->ranks[i];
+        ranks[i].rank = from->rank;
+        ranks[i].local_rank = from->local_rank;
+        ranks[i].alive = from->alive;
+        ranks[i].look.state = from->state < 0x7f ? (char)from->state : 0;
+        take_string(check, "doing", ranks[i].look.text, sizeof ranks[i].look.text, from->doing);
+        struct ls_progress_view *target = &ranks[i].view;
+        const Ls__RankReport *source_view = from;
+#define COPY_VIEW(field) target->field = source_view->field;
+        REPORT_FIELDS(COPY_VIEW)
+#undef COPY_VIEW
+        read_operations(check, target, from);
+        target->world_rank = from->rank < 0 ? UINT64_MAX : (uint64_t)from->rank;
+        require_range(check, "rank", from->rank, -1, LS_WIRE_RANKS_MAX - 1);
+        require_range(check, "local_rank", from->local_rank, 0, LS_WIRE_RANKS_MAX - 1);
+        require_range(check, "pid", (int64_t)from->pid, 0, INT32_MAX);
+        require_step(check, "step", (int64_t)from->step);
+    }
+}
+
 static void read_step(struct check *check, struct ls_message *message, const Ls__Step *source) {
     struct ls_step_report *target = &message->step;
     STEP_FIELDS(COPY)
@@ -524,6 +634,7 @@ static void read_body(struct check *check, struct ls_message *message, const Ls_
         require_code(check, message->fault.code);
         take_string(check, "text", message->fault.text, sizeof message->fault.text, envelope->fault->text);
         break;
+    case LS_MESSAGE_REPORT: read_report(check, message, envelope->report); break;
     case LS_MESSAGE_SETUP: read_setup(check, message, envelope->setup); break;
     case LS_MESSAGE_WELCOME: READ_PLAIN(welcome, WELCOME_FIELDS) break;
     case LS_MESSAGE_REFUSED: read_answer(check, message, envelope->refused->code, envelope->refused->text); break;
@@ -555,14 +666,14 @@ static void read_body(struct check *check, struct ls_message *message, const Ls_
 
 static enum ls_message_kind kind_of(const Ls__Envelope *envelope) {
     static const Ls__Envelope__BodyCase cases[LS_MESSAGE_KINDS] = {
-        LS__ENVELOPE__BODY_OPEN,        LS__ENVELOPE__BODY_HELLO,   LS__ENVELOPE__BODY_STEP,
-        LS__ENVELOPE__BODY_VALIDATION,  LS__ENVELOPE__BODY_SAVING,  LS__ENVELOPE__BODY_PART,
-        LS__ENVELOPE__BODY_SAVE_FAILED, LS__ENVELOPE__BODY_FAULT,   LS__ENVELOPE__BODY_SAVE_REQUEST,
-        LS__ENVELOPE__BODY_GOODBYE,     LS__ENVELOPE__BODY_PULSE,   LS__ENVELOPE__BODY_SETUP,
-        LS__ENVELOPE__BODY_WELCOME,     LS__ENVELOPE__BODY_REFUSED, LS__ENVELOPE__BODY_REJOIN,
-        LS__ENVELOPE__BODY_GRANT,       LS__ENVELOPE__BODY_ORDER,   LS__ENVELOPE__BODY_ACK,
-        LS__ENVELOPE__BODY_COMMITTED,   LS__ENVELOPE__BODY_ENDED,   LS__ENVELOPE__BODY_REQUEST,
-        LS__ENVELOPE__BODY_REPLY,       LS__ENVELOPE__BODY_STATUS};
+        LS__ENVELOPE__BODY_OPEN,        LS__ENVELOPE__BODY_HELLO,     LS__ENVELOPE__BODY_STEP,
+        LS__ENVELOPE__BODY_VALIDATION,  LS__ENVELOPE__BODY_SAVING,    LS__ENVELOPE__BODY_PART,
+        LS__ENVELOPE__BODY_SAVE_FAILED, LS__ENVELOPE__BODY_FAULT,     LS__ENVELOPE__BODY_SAVE_REQUEST,
+        LS__ENVELOPE__BODY_REPORT,      LS__ENVELOPE__BODY_GOODBYE,   LS__ENVELOPE__BODY_PULSE,
+        LS__ENVELOPE__BODY_SETUP,       LS__ENVELOPE__BODY_WELCOME,   LS__ENVELOPE__BODY_REFUSED,
+        LS__ENVELOPE__BODY_REJOIN,      LS__ENVELOPE__BODY_GRANT,     LS__ENVELOPE__BODY_ORDER,
+        LS__ENVELOPE__BODY_ACK,         LS__ENVELOPE__BODY_COMMITTED, LS__ENVELOPE__BODY_ENDED,
+        LS__ENVELOPE__BODY_REQUEST,     LS__ENVELOPE__BODY_REPLY,     LS__ENVELOPE__BODY_STATUS};
     for (int kind = 0; kind < LS_MESSAGE_KINDS; kind++)
         if (cases[kind] == envelope->body_case) return (enum ls_message_kind)kind;
     return LS_MESSAGE_KINDS;

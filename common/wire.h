@@ -5,6 +5,8 @@
 
 #include "common/config.h"
 #include "common/digest.h"
+#include "common/process.h"
+#include "common/progress.h"
 #include "common/status.h"
 
 #include <stdbool.h>
@@ -17,6 +19,7 @@ enum {
     LS_WIRE_MEMORY_MAX = 8 << 20,     /* memory that decoding one message may take */
     LS_WIRE_RANKS_MAX = 4096,         /* in a HELLO */
     LS_WIRE_FILES_MAX = 256,          /* in a PART */
+    LS_WIRE_REPORT_RANKS_MAX = 64,    /* in a REPORT; a node with more sends several */
     LS_WIRE_YAML_BYTES_MAX = 1 << 18, /* a configuration */
     LS_WIRE_TEXT_BYTES = 512,         /* a text for a person, with its NUL */
     LS_WIRE_VERSION_BYTES = 32
@@ -64,6 +67,21 @@ struct ls_part_file {
     char hash[33];
 };
 
+/* Where a rank is, as its node reports it. */
+struct ls_rank_report {
+    int64_t rank, local_rank; /* rank -1: not known yet */
+    bool alive;
+    struct ls_process_look look;  /* filled for ranks that have not moved lately */
+    struct ls_progress_view view; /* likewise its operations */
+};
+
+/* Of a node, or of some of its ranks. */
+struct ls_node_report {
+    char host[64];
+    struct ls_rank_report *ranks;
+    int64_t ranks_count;
+};
+
 /* What an operator's command asks for. */
 enum ls_wire_request { LS_WIRE_STATUS = 1, LS_WIRE_STOP, LS_WIRE_CHECKPOINT };
 
@@ -89,6 +107,7 @@ enum ls_message_kind {
     LS_MESSAGE_SAVE_FAILED,
     LS_MESSAGE_FAULT,
     LS_MESSAGE_SAVE_REQUEST,
+    LS_MESSAGE_REPORT,
     LS_MESSAGE_GOODBYE,
     LS_MESSAGE_PULSE,
     LS_MESSAGE_SETUP,
@@ -148,6 +167,7 @@ struct ls_message {
             int32_t code;
             char text[LS_WIRE_TEXT_BYTES];
         } fault;
+        struct ls_node_report report;
         struct {
             struct ls_welcome shape;
             char *yaml;
@@ -184,7 +204,7 @@ struct ls_message {
 const char *ls_message_name(enum ls_message_kind kind);
 
 /* Encodes into buffer[capacity]; *count becomes the bytes used. Texts that are too long are cut. LS_ERROR when the
- * message exceeds LS_WIRE_BYTES_MAX, `capacity` or a limit; allocates only for HELLO and PART. */
+ * message exceeds LS_WIRE_BYTES_MAX, `capacity` or a limit; allocates only for HELLO, PART and REPORT. */
 enum ls_code ls_wire_encode(const struct ls_message *message, void *buffer, size_t capacity, size_t *count,
                             struct ls_error *error);
 

@@ -142,6 +142,27 @@ static void watch(struct ls_server *server) {
     }
 }
 
+/* Tells the core of an attempt that stands still, once the dump of what its ranks did last is written. */
+static void watch_progress(struct ls_server *server) {
+    struct ls_core_status status;
+    struct ls_verdict verdict;
+    struct ls_error error;
+    char path[PATH_MAX];
+    ls_core_read_status(server->run->machine, &status);
+    const bool joined = status.ranks_joined == status.world_size;
+    if (!ls_stall_poll(server->stall, server_now_ms(), joined, &verdict)) return;
+    if (ls_stall_dump(server->stall, &verdict, path, sizeof path, &error) == LS_OK)
+        ls_log(LS_LOG_WARNING, "coordinator: stalled; what every rank did last is in %s", path);
+    else
+        ls_log(LS_LOG_WARNING, "%s", error.text);
+    struct ls_core_event event = {.kind = LS_EVENT_FAULT, .attempt = server->run->core.attempt};
+    event.fault.rank = verdict.rank;
+    event.fault.step = status.step + 1;
+    event.fault.code = LS_STALL;
+    event.fault.text = verdict.text;
+    server_handle(server, &event);
+}
+
 static void tick(struct ls_server *server) {
     struct ls_core_status before;
     ls_core_read_status(server->run->machine, &before);
@@ -179,6 +200,7 @@ static void serve(struct ls_server *server) {
         if (server->ended || now - watched_ms < WATCH_MS) continue;
         watched_ms = now;
         watch(server);
+        if (!server->ended) watch_progress(server);
         if (!server->ended) tick(server);
         if (!server->ended) server_drop_silent(server);
     }
@@ -236,6 +258,19 @@ static void observe(void *context, const struct ls_journal_entry *entry) {
     ls_console_show(server->console, entry);
 }
 
+static enum ls_code start_stall_watch(struct ls_server *server, struct ls_error *error) {
+    const struct ls_run *run = server->run;
+    struct ls_stall_options options = {.attempt = run->attempt.attempt,
+                                       .ranks = run->ranks,
+                                       .timeout = (double)run->config->fault.stall_timeout_seconds,
+                                       .start_timeout = (double)run->config->fault.start_timeout_seconds,
+                                       .grant_timeout = (double)run->config->fault.coordinator_timeout_seconds};
+    snprintf(options.run_dir, sizeof options.run_dir, "%s", run->directory.path);
+    snprintf(options.run_id, sizeof options.run_id, "%s", run->directory.run_id);
+    snprintf(options.host, sizeof options.host, "%s", run->facts.host);
+    return ls_stall_create(&options, &server->stall, error);
+}
+
 static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     struct ls_run *run = server->run;
     server->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -249,6 +284,7 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     if (code == LS_OK)
         code = ls_watcher_create(run->directory.path, run->directory.run_id, run->attempt.attempt, &server->watcher,
                                  error);
+    if (code == LS_OK) code = start_stall_watch(server, error);
     if (code == LS_OK) code = ls_zap_start(server->context, &run->keys, &server->zap, error);
     if (code == LS_OK) code = bind_router(server, error);
     if (code == LS_OK)
@@ -269,6 +305,7 @@ static void stop(struct ls_server *server) {
     if (server->monitor) zmq_close(server->monitor);
     ls_zap_stop(server->zap);
     if (server->context) zmq_ctx_term(server->context);
+    ls_stall_destroy(server->stall);
     ls_watcher_destroy(server->watcher);
     if (server->wake >= 0) close(server->wake);
     free(server->parts.files);

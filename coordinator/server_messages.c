@@ -146,6 +146,7 @@ static void on_hello(struct ls_server *server, struct ls_core_event *event, cons
         memcpy(rank->config_digest, from->config_digest, sizeof rank->config_digest);
         memcpy(rank->dataset_digest, from->dataset_digest, sizeof rank->dataset_digest);
         shorten_numerics(rank->numerics, from->numerics_id);
+        ls_stall_name_rank(server->stall, from->rank, from->host, from->pid);
     }
     event->kind = LS_EVENT_HELLO;
     event->hello = (struct ls_core_hello){
@@ -175,6 +176,7 @@ static void on_step(struct ls_server *server, struct ls_core_event *event, const
         .skipped = report->skipped,
         .digest = report->digest,
     };
+    ls_stall_step(server->stall, report);
     server->loss = report->loss;
     server->tokens_per_second = report->tokens_per_second;
     server->step_seconds =
@@ -188,6 +190,9 @@ static void on_worker(struct ls_server *server, ls_connection name, const struct
     case LS_MESSAGE_OPEN: on_open(server, name, message); return;
     case LS_MESSAGE_HELLO: on_hello(server, &event, message); return;
     case LS_MESSAGE_STEP: on_step(server, &event, message); return;
+    case LS_MESSAGE_REPORT:
+        if (message->attempt == server->run->core.attempt) ls_stall_report(server->stall, &message->report);
+        return;
     case LS_MESSAGE_VALIDATION:
         event.kind = LS_EVENT_VALIDATION;
         event.payload = message;

@@ -9,6 +9,7 @@
 #include "coordinator/console.h"
 #include "coordinator/run_setup.h"
 #include "coordinator/server.h"
+#include "coordinator/stall.h"
 #include "coordinator/watcher.h"
 #include "coordinator/zap.h"
 
@@ -55,6 +56,7 @@ struct ls_server {
     int wake; /* eventfd of the journal's and the committer's thread */
     struct ls_committer *committer;
     struct ls_watcher *watcher;
+    struct ls_stall *stall;
     struct ls_metrics *metrics;
     struct ls_console *console;
     char endpoint[128];

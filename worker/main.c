@@ -160,6 +160,12 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
                                   struct ls_worker **worker, struct ls_error *error) {
     enum ls_code code = ls_comm_create_mpi(comm, error);
     if (code) return code;
+    if (progress) {
+        struct ls_progress_record *record = ls_progress_record(progress, placement->local_rank);
+        atomic_store_explicit(&record->world_rank, (uint64_t)ls_comm_rank(*comm), memory_order_relaxed);
+        ls_progress_mark(record, LS_PHASE_JOIN, 0, 0, 0);
+        ls_comm_set_watch(*comm, record);
+    }
     code = ls_placement_check(placement, ls_comm_size(*comm), error);
     if (code) return code;
     const bool from_input = !arguments->key || strcmp(arguments->key, "-") == 0;

@@ -135,7 +135,7 @@ static void open_progress(struct ls_worker *worker) {
     if (local_rank >= ls_progress_ranks(progress)) return;
     worker->record = ls_progress_record(progress, local_rank);
     atomic_store_explicit(&worker->record->world_rank, (uint64_t)worker->rank, memory_order_relaxed);
-    ls_comm_set_watch(worker->comm, &worker->record->collective);
+    ls_comm_set_watch(worker->comm, worker->record);
 }
 
 static enum ls_code open_log(struct ls_worker *worker, struct ls_error *error) {
@@ -269,6 +269,7 @@ static void find_orders(struct ls_worker *worker, bool finished, struct ls_train
                         struct ls_error *reason) {
     const int64_t next = ls_trainer_steps_done(worker->trainer) + 1;
     struct ls_session_orders session;
+    bool waits = false;
     reason->code = LS_OK;
     for (;;) {
         ls_session_orders(worker->session, &session);
@@ -280,7 +281,8 @@ static void find_orders(struct ls_worker *worker, bool finished, struct ls_train
         if (finished || session.grant.end_step > next || session.stop_id || session.checkpoint_id > worker->saved_id)
             break;
         if (orders->save_wished) break;
-        mark(worker, LS_PHASE_WAIT_GRANT);
+        if (!waits) mark(worker, LS_PHASE_WAIT_GRANT); /* once: a beat would say that it gets on */
+        waits = true;
         ls_session_wait(worker->session, WAIT_SECONDS);
         if (worker->options.save_wished && atomic_load(worker->options.save_wished))
             orders->save_wished = !worker->wish_sent;

@@ -62,6 +62,58 @@ static void a_record_stays_readable_after_its_process_died(void **unused) {
     ls_progress_close(progress);
 }
 
+/* What a rank did last is there for the reader after it is dead: the last 64, the oldest first. */
+static void the_last_operations_stay_readable(void **unused) {
+    (void)unused;
+    struct ls_progress *progress;
+    struct ls_progress_view view;
+    pid_t child = fork();
+    if (child == 0) {
+        if (ls_progress_open(run_id, 3, 1, &progress, NULL)) _exit(1);
+        struct ls_progress_record *record = ls_progress_record(progress, 0);
+        ls_progress_enter(record);
+        for (int i = 0; i < 100; i++) {
+            ls_progress_mark(record, LS_PHASE_FORWARD, 7, 2, (uint64_t)i);
+            const uint64_t stream = ls_progress_begin_collective(record, true, (uint64_t)i + 1, i);
+            ls_progress_end_collective(record, true, (uint64_t)i + 1, stream);
+        }
+        ls_progress_begin_collective(record, false, 5, -1);
+        _exit(0);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(ls_progress_open_existing(run_id, 3, &progress, NULL), LS_OK);
+    ls_progress_read(ls_progress_record(progress, 0), true, &view);
+    assert_int_equal(view.collective, 100);
+    assert_int_equal(view.collective_done, 100);
+    assert_int_equal(view.host_collective, 5);
+    assert_int_equal(view.host_collective_done, 0);
+    assert_true(view.gpu == UINT64_MAX);
+    assert_int_equal(view.count, LS_PROGRESS_OPERATIONS);
+    const struct ls_progress_step *last = &view.operations[LS_PROGRESS_OPERATIONS - 1];
+    assert_int_equal(last[0].kind, LS_OPERATION_HOST);
+    assert_int_equal(last[0].collective, 5);
+    assert_int_equal(last[0].block, -1);
+    assert_true(last[0].took_ns == UINT64_MAX);
+    assert_int_equal(last[-1].kind, LS_OPERATION_STREAM);
+    assert_int_equal(last[-1].collective, 100);
+    assert_int_equal(last[-1].block, 99);
+    assert_true(last[-1].took_ns < 60000000000u);
+    assert_int_equal(last[-2].kind, LS_OPERATION_MARK);
+    assert_int_equal(last[-2].phase, LS_PHASE_FORWARD);
+    assert_int_equal(last[-2].step, 7);
+    assert_int_equal(last[-2].micro_batch, 2);
+    assert_int_equal(last[-2].block, 99);
+    for (int i = 1; i < view.count; i++) assert_true(view.operations[i - 1].age_ns >= view.operations[i].age_ns);
+    ls_progress_close(progress);
+}
+
+static void records_may_be_missing(void **unused) {
+    (void)unused;
+    ls_progress_end_collective(NULL, true, 1, ls_progress_begin_collective(NULL, true, 1, 0));
+}
+
 static void a_zombie_is_not_alive(void **unused) {
     (void)unused;
     struct ls_progress *progress;
@@ -135,6 +187,8 @@ static void every_phase_has_a_name_and_other_values_are_unknown(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_record_stays_readable_after_its_process_died, make_name, remove_file),
+        cmocka_unit_test_setup_teardown(the_last_operations_stay_readable, make_name, remove_file),
+        cmocka_unit_test(records_may_be_missing),
         cmocka_unit_test_setup_teardown(a_zombie_is_not_alive, make_name, remove_file),
         cmocka_unit_test_setup_teardown(another_process_with_the_same_pid_is_not_it, make_name, remove_file),
         cmocka_unit_test_setup_teardown(a_file_of_another_size_or_kind_is_refused, make_name, remove_file),

@@ -125,6 +125,60 @@ static void test_a_part_keeps_its_files(void **state) {
     ls_message_release(&decoded);
 }
 
+static void test_a_report_keeps_where_its_ranks_are(void **state) {
+    (void)state;
+    static struct ls_rank_report ranks[LS_WIRE_REPORT_RANKS_MAX];
+    struct ls_message message = {.kind = LS_MESSAGE_REPORT};
+    strcpy(message.report.host, "node-7");
+    message.report.ranks = ranks;
+    message.report.ranks_count = LS_WIRE_REPORT_RANKS_MAX;
+    for (int i = 0; i < LS_WIRE_REPORT_RANKS_MAX; i++) {
+        ranks[i] = (struct ls_rank_report){.rank = i ? 64 + i : -1, .local_rank = i, .alive = i != 3};
+        ranks[i].look.state = 'T';
+        strcpy(ranks[i].look.text, "it is stopped by a signal");
+        ranks[i].view = (struct ls_progress_view){.beat = UINT64_MAX,
+                                                  .pid = 4000 + (uint64_t)i,
+                                                  .step = 41,
+                                                  .micro_batch = 2,
+                                                  .block = 9,
+                                                  .collective = 118,
+                                                  .collective_done = 117,
+                                                  .host_collective = 12,
+                                                  .host_collective_done = 11,
+                                                  .phase = LS_PHASE_DATA,
+                                                  .exit_code = UINT64_MAX,
+                                                  .gpu = 5,
+                                                  .age_ns = 77,
+                                                  .count = LS_PROGRESS_OPERATIONS};
+        for (int j = 0; j < LS_PROGRESS_OPERATIONS; j++)
+            ranks[i].view.operations[j] = (struct ls_progress_step){.age_ns = UINT64_MAX - 1,
+                                                                    .took_ns = UINT64_MAX,
+                                                                    .step = 40,
+                                                                    .collective = 118 - (uint64_t)j,
+                                                                    .phase = LS_PHASE_FORWARD,
+                                                                    .kind = LS_OPERATION_STREAM,
+                                                                    .micro_batch = 1,
+                                                                    .block = j - 1};
+    }
+    struct ls_message decoded = round_trip(&message);
+    assert_string_equal(decoded.report.host, "node-7");
+    assert_int_equal(decoded.report.ranks_count, LS_WIRE_REPORT_RANKS_MAX);
+    for (int i = 0; i < LS_WIRE_REPORT_RANKS_MAX; i++) {
+        ranks[i].view.world_rank = i ? (uint64_t)ranks[i].rank : UINT64_MAX;
+        assert_memory_equal(&decoded.report.ranks[i], &ranks[i], sizeof ranks[i]);
+    }
+    ls_message_release(&decoded);
+    ranks[1].rank = LS_WIRE_RANKS_MAX;
+    assert_refused(bytes, encode(&message), "rank is out of range");
+    ranks[1].rank = 1;
+    ranks[1].look.text[0] = '\033';
+    assert_refused(bytes, encode(&message), "doing is not plain UTF-8");
+    struct ls_error error;
+    size_t count;
+    message.report.ranks_count = LS_WIRE_REPORT_RANKS_MAX + 1;
+    assert_int_equal(ls_wire_encode(&message, bytes, sizeof bytes, &count, &error), LS_ERROR);
+}
+
 static void test_hostile_file_names_are_refused(void **state) {
     (void)state;
     static const char *const names[] = {"../model.safetensors", "/etc/passwd", "state/../x", "state/", "", "a/b",
@@ -293,6 +347,7 @@ int main(void) {
         cmocka_unit_test(test_a_step_keeps_every_field),
         cmocka_unit_test(test_ranks_share_what_they_have_in_common),
         cmocka_unit_test(test_a_part_keeps_its_files),
+        cmocka_unit_test(test_a_report_keeps_where_its_ranks_are),
         cmocka_unit_test(test_hostile_file_names_are_refused),
         cmocka_unit_test(test_a_setup_carries_yaml_with_line_ends),
         cmocka_unit_test(test_texts_are_cut_between_characters),

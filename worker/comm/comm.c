@@ -41,8 +41,8 @@ uint64_t ls_comm_wire_bytes(const struct ls_comm *comm) {
 void ls_comm_set_checks(struct ls_comm *comm, bool on) {
     comm->checks = on;
 }
-void ls_comm_set_watch(struct ls_comm *comm, _Atomic uint64_t *collective) {
-    comm->watch = collective;
+void ls_comm_set_watch(struct ls_comm *comm, struct ls_progress_record *record) {
+    comm->watch = record;
 }
 
 void ls_comm_destroy(struct ls_comm *comm) {
@@ -71,9 +71,13 @@ static enum ls_code check_agreement(struct ls_comm *comm, enum ls_comm_channel c
     return LS_OK;
 }
 
-/* Host collectives have no block. Kinds 16 and up, so that they differ from those on streams. */
-static enum ls_code check_host(struct ls_comm *comm, uint64_t kind, int64_t bytes, struct ls_error *error) {
+/* A collective on the host begins: it is counted, told to whoever watches, and compared. Host collectives have no
+ * block. Kinds 16 and up, so that they differ from those on streams. Parts of a communicator are not watched: their
+ * collectives on the host are counted apart. */
+static enum ls_code begin_host(struct ls_comm *comm, uint64_t kind, int64_t bytes, uint64_t *operation,
+                               struct ls_error *error) {
     uint64_t number = ++comm->host_collectives;
+    *operation = ls_progress_begin_collective(comm->watch, false, number, -1);
     if (!comm->checks) return LS_OK;
     return check_agreement(comm, LS_CHANNEL_HOST, (uint64_t[4]){number, (uint64_t)-1, (uint64_t)bytes, 16 + kind},
                            error);
@@ -92,6 +96,11 @@ static enum ls_code check_collective(struct ls_comm *comm, const struct ls_colle
                            error);
 }
 
+static enum ls_code end_host(struct ls_comm *comm, uint64_t operation, enum ls_code code) {
+    ls_progress_end_collective(comm->watch, false, comm->host_collectives, operation);
+    return code;
+}
+
 struct submission {
     struct ls_comm *comm;
     struct ls_collective collective;
@@ -101,10 +110,11 @@ static enum ls_code run_on_stream(const void *argument, struct ls_error *error) 
     const struct submission *submission = argument;
     struct ls_comm *comm = submission->comm;
     const struct ls_collective *collective = &submission->collective;
-    _Atomic uint64_t *watch = comm->root->watch;
-    if (watch) atomic_store_explicit(watch, collective->number, memory_order_relaxed);
+    struct ls_progress_record *watch = comm->root->watch;
+    const uint64_t operation = ls_progress_begin_collective(watch, true, collective->number, collective->block);
     enum ls_code code = check_collective(comm, collective, error);
     if (!code && collective->count > 0) code = comm->operations->run(comm, collective, error);
+    ls_progress_end_collective(watch, true, collective->number, operation);
     return code;
 }
 
@@ -180,21 +190,27 @@ void ls_comm_exchange(struct ls_comm *comm, struct ls_stream *stream, const stru
 
 enum ls_code ls_comm_sum_u64(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error) {
     assert(count >= 0 && count <= LS_COMM_SUM_MAX);
-    enum ls_code code = check_host(comm, 0, (int64_t)count * 8, error);
-    return code ? code : comm->operations->sum_u64(comm, values, count, error);
+    uint64_t operation;
+    enum ls_code code = begin_host(comm, 0, (int64_t)count * 8, &operation, error);
+    if (!code) code = comm->operations->sum_u64(comm, values, count, error);
+    return end_host(comm, operation, code);
 }
 
 enum ls_code ls_comm_broadcast(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error) {
     assert(count >= 0 && root >= 0 && root < comm->size);
-    enum ls_code code = check_host(comm, 1, count, error);
-    return code ? code : comm->operations->broadcast(comm, bytes, count, root, error);
+    uint64_t operation;
+    enum ls_code code = begin_host(comm, 1, count, &operation, error);
+    if (!code) code = comm->operations->broadcast(comm, bytes, count, root, error);
+    return end_host(comm, operation, code);
 }
 
 enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_t count, void *all,
                                   struct ls_error *error) {
     assert(count >= 0 && count < INT32_MAX);
-    enum ls_code code = check_host(comm, 2, count, error);
-    return code ? code : comm->operations->gather(comm, LS_CHANNEL_HOST, mine, count, all, error);
+    uint64_t operation;
+    enum ls_code code = begin_host(comm, 2, count, &operation, error);
+    if (!code) code = comm->operations->gather(comm, LS_CHANNEL_HOST, mine, count, all, error);
+    return end_host(comm, operation, code);
 }
 
 enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error) {

@@ -7,10 +7,10 @@
 #ifndef LS_WORKER_COMM_COMM_H
 #define LS_WORKER_COMM_COMM_H
 
+#include "common/progress.h"
 #include "common/status.h"
 #include "worker/device/device.h"
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -79,9 +79,10 @@ enum ls_code ls_comm_split(struct ls_comm *comm, int color, int key, struct ls_c
  * with LS_COMMUNICATION, naming two that differ. On in debug builds (LS_DEBUG). All ranks set the same, while no
  * collective is under way. */
 void ls_comm_set_checks(struct ls_comm *comm, bool on);
-/* Where to store the number of the collective on streams that is running, for whoever watches this rank; NULL: nowhere.
- */
-void ls_comm_set_watch(struct ls_comm *comm, _Atomic uint64_t *collective);
+/* Where to note the beginning and the end of every collective, on streams and on the host, for whoever watches this
+ * rank; NULL: nowhere. Where a device runs them by itself, it is
+ * when they are put on its stream, and when they were seen to have ended. */
+void ls_comm_set_watch(struct ls_comm *comm, struct ls_progress_record *record);
 
 /* Bytes this rank has sent in collectives on streams, by the ring's count: all-reduce 2 (N-1)/N, the others (N-1)/N of
  * the buffer; of an exchange (N-1)/N of its own buffers' stretches. */

@@ -50,10 +50,10 @@ struct ls_comm {
     uint64_t submitted; /* collectives put on streams so far */
     uint64_t host_collectives;
     uint64_t wire_bytes;
-    _Atomic uint64_t *_Atomic watch;
-    struct ls_error refusal; /* of the first collective that enqueue() or its check refused */
-    struct ls_error *errors; /* [size], for ls_comm_share */
-    uint64_t *signatures;    /* [2][size][4], for the check: one half per channel */
+    struct ls_progress_record *_Atomic watch; /* of the root; NULL: none */
+    struct ls_error refusal;                  /* of the first collective that enqueue() or its check refused */
+    struct ls_error *errors;                  /* [size], for ls_comm_share */
+    uint64_t *signatures;                     /* [2][size][4], for the check: one half per channel */
 };
 
 /* Fills the common part, `checks` included; the communicator is its own root. LS_MEMORY. */

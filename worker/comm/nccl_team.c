@@ -35,6 +35,7 @@ struct ls_nccl_flight {
     cudaEvent_t event;
     uint64_t number;
     int64_t began_ns;
+    uint64_t operation; /* in the progress record */
 };
 
 static int64_t now_ns(void) {
@@ -148,6 +149,7 @@ void ls_nccl_team_record(struct ls_nccl_team *team, struct ls_stream *stream, ui
         if (cudaEventRecord(flight->event, ls_cuda_stream(stream)) == cudaSuccess) {
             flight->number = number;
             flight->began_ns = now_ns();
+            flight->operation = ls_progress_begin_collective(team->root->watch, true, number, -1);
             team->newest++;
         }
     }
@@ -158,14 +160,14 @@ void ls_nccl_team_record(struct ls_nccl_team *team, struct ls_stream *stream, ui
 static void look_at_flights(struct ls_nccl_team *team) {
     const int64_t now = now_ns();
     while (team->oldest < team->newest) {
-        if (cudaEventQuery(team->flights[team->oldest % FLIGHTS].event) == cudaErrorNotReady) break;
+        const struct ls_nccl_flight *flight = &team->flights[team->oldest % FLIGHTS];
+        if (cudaEventQuery(flight->event) == cudaErrorNotReady) break;
+        ls_progress_end_collective(team->root->watch, true, flight->number, flight->operation);
         team->oldest++;
         team->progress_ns = now;
     }
     if (team->oldest == team->newest) return;
     const struct ls_nccl_flight *oldest = &team->flights[team->oldest % FLIGHTS];
-    _Atomic uint64_t *watch = team->root->watch;
-    if (watch) atomic_store_explicit(watch, oldest->number, memory_order_relaxed);
     const int64_t since = oldest->began_ns > team->progress_ns ? oldest->began_ns : team->progress_ns;
     const double seconds = 1e-9 * (double)(now - since), limit = team->options.timeout_seconds;
     struct ls_error failure;

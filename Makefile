@@ -8,7 +8,9 @@ PREFIX ?= /usr/local
 BUILD ?= build
 # The instruction set of the CPU kernels: native, or x86-64-v3 for a build that has to travel.
 ARCH ?= native
+# auto: with CUDA where nvcc is; 0: without; PATH: with the toolkit there.
 CUDA ?= auto
+CUDA_HOME := $(if $(filter auto,$(CUDA)),$(patsubst %/bin/nvcc,%,$(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc))),$(filter-out 0,$(CUDA)))
 
 OPTIMISE ?= -O3
 SANITIZE ?=
@@ -24,12 +26,24 @@ LDFLAGS := $(SANITIZE) -fopenmp -pthread
 LDLIBS := $(shell pkg-config --libs $(PACKAGES)) -ldnnl \
 	$(if $(OPENBLAS),-L$(OPENBLAS) -Wl$(comma)-rpath$(comma)$(OPENBLAS)) -l:libopenblas.so.0 -lm
 
+# The CUDA runtime is linked statically; NCCL, cuBLASLt and cuDNN are opened when a GPU was found. One program serves both.
+ifneq ($(CUDA_HOME),)
+NVCC := $(if $(shell command -v ccache),ccache )$(CUDA_HOME)/bin/nvcc
+NVCCFLAGS := -O3 -std=c++20 -I. -Werror all-warnings -ccbin g++ -Xcompiler -fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra \
+	-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
+CPPFLAGS += -DLS_CUDA -isystem $(CUDA_HOME)/include
+CUDA_OBJECTS := $(patsubst %.cu,$(BUILD)/%.cu.o,$(wildcard worker/device/cuda/*.cu))
+CUDA_LIBRARY := $(BUILD)/libcuda-kernels.a
+CUDA_LDLIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
+LEFT_OUT := worker/device/without_cuda.c
+else
+LEFT_OUT := $(wildcard worker/device/cuda/*.c) worker/comm/nccl.c worker/comm/nccl_team.c
+endif
+
 # Everything but the two main programs and what needs MPI is one archive; a program takes from it what it calls.
 MAINS := coordinator/main.c worker/main.c
 MPI_SOURCES := worker/comm/mpi.c
-# Needs the headers of CUDA and NCCL.
-NCCL_SOURCES := worker/comm/nccl.c worker/comm/nccl_team.c
-SOURCES := $(filter-out $(MAINS) $(MPI_SOURCES) $(NCCL_SOURCES),$(wildcard common/*.c coordinator/*.c worker/*.c worker/*/*.c worker/device/cpu/*.c))
+SOURCES := $(filter-out $(MAINS) $(MPI_SOURCES) $(LEFT_OUT),$(wildcard common/*.c coordinator/*.c worker/*.c worker/*/*.c worker/device/*/*.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/generated/common/wire.pb-c.o
 LIBRARY := $(BUILD)/liblockstep.a
 UNIT_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/test_*.c))
@@ -42,12 +56,22 @@ FUZZERS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 .SECONDARY:
 
 all: $(BUILD)/lockstep $(BUILD)/lockstep-worker
+ifeq ($(CUDA_HOME),)
+	@echo "without CUDA: $(if $(filter 0,$(CUDA)),CUDA=0 was asked for,nvcc was not found (make CUDA=PATH names a toolkit))"
+endif
 
-$(BUILD)/lockstep: $(BUILD)/coordinator/main.o $(LIBRARY)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/lockstep: $(BUILD)/coordinator/main.o $(LIBRARY) $(CUDA_LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LDLIBS) $(LDLIBS)
 
-$(BUILD)/lockstep-worker: $(BUILD)/worker/main.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY)
-	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/lockstep-worker: $(BUILD)/worker/main.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(CUDA_LIBRARY)
+	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ $(CUDA_LDLIBS) $(LDLIBS)
+
+$(BUILD)/libcuda-kernels.a: $(CUDA_OBJECTS)
+	@rm -f $@
+	$(AR) rcs $@ $^
+$(BUILD)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
 
 $(LIBRARY): $(OBJECTS)
 	@rm -f $@
@@ -68,12 +92,39 @@ $(BUILD)/%.o: %.c | $(BUILD)/generated/common/wire.pb-c.h
 
 tests: $(UNIT_TESTS) $(SIM_TESTS) $(MPI_TESTS)
 
-$(BUILD)/tests/unit/test_%: $(BUILD)/tests/unit/test_%.o $(LIBRARY)
-	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
-$(BUILD)/tests/sim/test_%: $(BUILD)/tests/sim/test_%.o $(LIBRARY)
-	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
-$(BUILD)/tests/unit/mpi_%: $(BUILD)/tests/unit/mpi_%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY)
-	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+$(BUILD)/tests/unit/test_%: $(BUILD)/tests/unit/test_%.o $(LIBRARY) $(CUDA_LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LDLIBS) $(LDLIBS)
+$(BUILD)/tests/sim/test_%: $(BUILD)/tests/sim/test_%.o $(LIBRARY) $(CUDA_LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LDLIBS) $(LDLIBS)
+$(BUILD)/tests/unit/mpi_%: $(BUILD)/tests/unit/mpi_%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(CUDA_LIBRARY)
+	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LDLIBS) $(LDLIBS)
+
+# The whole CUDA worker on CPUs: the same objects, with emulated kernels and a stand-in for the CUDA runtime, and libraries
+# that are opened from $(BUILD)/emulator/lib (tests/standin/standin.h).
+ifneq ($(CUDA_HOME),)
+STANDIN := $(BUILD)/emulator/tests/standin/cudart.o
+STANDIN_LIBRARIES := $(addprefix $(BUILD)/emulator/lib/,libcublasLt.so.13 libcudnn.so.9 libnvidia-ml.so.1 $(if $(wildcard tests/standin/nccl*.c),libnccl.so.2))
+STANDIN_FLAGS := $(filter-out -march=% -mprefer-vector-width=%,$(CFLAGS)) -march=$(ARCH) -fPIC
+$(BUILD)/emulator/tests/standin/%.o: tests/standin/%.c
+	@mkdir -p $(@D)
+	OMPI_CC=$(CC) $(if $(findstring nccl,$*),$(MPICC),$(CC)) $(CPPFLAGS) $(STANDIN_FLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/emulator/lib/libcublasLt.so.13: $(BUILD)/emulator/tests/standin/cublaslt.o
+$(BUILD)/emulator/lib/libcudnn.so.9: $(BUILD)/emulator/tests/standin/cudnn.o
+$(BUILD)/emulator/lib/libnvidia-ml.so.1: $(BUILD)/emulator/tests/standin/nvml.o
+$(BUILD)/emulator/lib/libnccl.so.2: $(patsubst %.c,$(BUILD)/emulator/%.o,$(wildcard tests/standin/nccl*.c))
+$(STANDIN_LIBRARIES):
+	@mkdir -p $(@D)
+	$(CC) $(SANITIZE) -shared -o $@ $^ -lm
+$(BUILD)/emulator/lockstep: $(BUILD)/coordinator/main.o $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
+	$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+$(BUILD)/emulator/lockstep-worker: $(BUILD)/worker/main.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
+	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+$(BUILD)/emulator/tests/unit/%: $(BUILD)/tests/unit/%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
+	@mkdir -p $(@D)
+	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
+endif
+.PHONY: emulated
+emulated: $(if $(CUDA_HOME),$(BUILD)/emulator/lockstep $(BUILD)/emulator/lockstep-worker)
 
 # The CUDA kernels on CPUs: the same .cu files compiled by a C++ compiler over tests/emulator. The scheduler is told of the
 # sanitizers and built without them.
@@ -101,13 +152,13 @@ emulator-tsan:
 	$(MAKE) BUILD=$(BUILD)/tsan OPTIMISE=-O1 SANITIZE='-fsanitize=thread' emulator
 
 # Benchmarks: `make build/scripts/bench/kernels` and run it on a quiet host.
-$(BUILD)/scripts/bench/%: $(BUILD)/scripts/bench/%.o $(LIBRARY)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/scripts/bench/%: $(BUILD)/scripts/bench/%.o $(LIBRARY) $(CUDA_LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LDLIBS) $(LDLIBS)
 
 # Fuzzers are whole builds of their own: clang, coverage and sanitizers in every file they call (scripts/fuzz).
 fuzzers: $(FUZZERS)
-$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIBRARY)
-	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
+$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIBRARY) $(CUDA_LIBRARY)
+	$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(CUDA_LDLIBS) $(LDLIBS)
 
 debug:
 	$(MAKE) BUILD=$(BUILD)/debug OPTIMISE='-O0 -DLS_DEBUG' all tests

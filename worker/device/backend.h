@@ -18,6 +18,8 @@ struct ls_backend {
     void (*stream_destroy)(struct ls_stream *stream);
     enum ls_code (*stream_synchronize)(struct ls_stream *stream, struct ls_error *error);
     void (*stream_wait)(struct ls_stream *stream, struct ls_event *event);
+    void (*stream_wait_measured)(struct ls_stream *stream, struct ls_event *event);
+    double (*stream_waited_seconds)(const struct ls_stream *stream);
     void (*stream_copy)(struct ls_stream *stream, void *to, const void *from, size_t bytes, enum ls_copy_kind kind);
     void (*stream_fill_zero)(struct ls_stream *stream, void *memory, size_t bytes);
     void (*stream_call)(struct ls_stream *stream, ls_host_function *function, const void *argument, size_t bytes);
@@ -26,6 +28,12 @@ struct ls_backend {
     void (*event_destroy)(struct ls_event *event);
     void (*event_record)(struct ls_event *event, struct ls_stream *stream);
     enum ls_code (*event_synchronize)(struct ls_event *event, struct ls_error *error);
+    const struct ls_device_info *(*info)(const struct ls_device *device);
+    int64_t (*free_bytes)(const struct ls_device *device);
+    /* NULL, all three: there is nothing to choose */
+    void (*rehearse)(struct ls_device *device, bool on);
+    enum ls_code (*choose)(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error);
+    enum ls_code (*adopt)(struct ls_device *device, const void *choices, int64_t bytes, struct ls_error *error);
     size_t (*workspace)(const struct ls_device *device, enum ls_op op, const void *arguments);
 };
 
@@ -44,5 +52,8 @@ struct ls_event {
 
 /* Asserts what every kind of device may rely on: shapes not negative, pointers given where the shape needs them. */
 void ls_op_check(enum ls_op op, const void *arguments, size_t bytes);
+/* The type that an operation was asked for; LS_ERROR, naming the operation, when there is none of that number. */
+enum ls_code ls_op_type(enum ls_op op, const void *arguments, enum ls_dtype *dtype, struct ls_error *error);
+const char *ls_op_name(enum ls_op op);
 
 #endif

@@ -2,6 +2,8 @@
 #include "worker/device/backend.h"
 
 #include <assert.h>
+#include <stddef.h>
+#include <string.h>
 
 static const size_t op_bytes[LS_OP_COUNT] = {
 #define X(name) sizeof(struct ls_op_##name),
@@ -95,12 +97,85 @@ void ls_op_check(enum ls_op op, const void *arguments, size_t bytes) {
     }
 }
 
+static const char *const names[LS_OP_COUNT] = {
+#define X(name) #name,
+    LS_OPERATIONS(X)
+#undef X
+};
+
+/* Where each operation's arguments hold their type; operations without one work on fp32 by definition. */
+static const size_t dtype_offset[LS_OP_COUNT] = {
+#define D(name) [LS_OP_##name] = offsetof(struct ls_op_##name, dtype)
+    D(gemm),
+    D(bias_backward),
+    D(gelu_forward),
+    D(gelu_backward),
+    D(swiglu_forward),
+    D(swiglu_backward),
+    D(layernorm_forward),
+    D(layernorm_backward),
+    D(rmsnorm_forward),
+    D(rmsnorm_backward),
+    D(head_norm_forward),
+    D(head_norm_backward),
+    D(embedding_forward),
+    D(embedding_backward),
+    D(rope),
+    D(attention_forward),
+    D(attention_backward),
+    D(cross_entropy),
+    D(add),
+    D(squared_norm),
+    D(adamw),
+    D(convert),
+    D(widen),
+#undef D
+};
+
+enum ls_code ls_op_type(enum ls_op op, const void *arguments, enum ls_dtype *dtype, struct ls_error *error) {
+    enum ls_dtype type = LS_FP32;
+    if (dtype_offset[op]) memcpy(&type, (const char *)arguments + dtype_offset[op], sizeof type);
+    if (type != LS_FP32 && type != LS_BF16 && type != LS_FP16)
+        return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
+                       "device: operation %s was asked for type %d, which no device knows. This is a mistake in the "
+                       "program; report it.",
+                       names[op], (int)type);
+    *dtype = type;
+    return LS_OK;
+}
+
+const char *ls_op_name(enum ls_op op) {
+    return names[op];
+}
+
 void ls_device_destroy(struct ls_device *device) {
     if (device) device->backend->device_destroy(device);
 }
 
 void ls_device_set_fixed(struct ls_device *device, bool fixed) {
     device->fixed = fixed;
+}
+
+const struct ls_device_info *ls_device_info(const struct ls_device *device) {
+    return device->backend->info(device);
+}
+
+int64_t ls_device_free_bytes(const struct ls_device *device) {
+    return device->backend->free_bytes(device);
+}
+
+void ls_device_rehearse(struct ls_device *device, bool on) {
+    if (device->backend->rehearse) device->backend->rehearse(device, on);
+}
+
+enum ls_code ls_device_choose(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error) {
+    *choices = NULL;
+    *bytes = 0;
+    return device->backend->choose ? device->backend->choose(device, choices, bytes, error) : LS_OK;
+}
+
+enum ls_code ls_device_adopt(struct ls_device *device, const void *choices, int64_t bytes, struct ls_error *error) {
+    return device->backend->adopt && bytes > 0 ? device->backend->adopt(device, choices, bytes, error) : LS_OK;
 }
 
 const char *ls_device_numerics_id(const struct ls_device *device) {
@@ -155,6 +230,15 @@ void ls_event_record(struct ls_event *event, struct ls_stream *stream) {
 void ls_stream_wait(struct ls_stream *stream, struct ls_event *event) {
     assert(event->device == stream->device);
     stream->device->backend->stream_wait(stream, event);
+}
+
+void ls_stream_wait_measured(struct ls_stream *stream, struct ls_event *event) {
+    assert(event->device == stream->device);
+    stream->device->backend->stream_wait_measured(stream, event);
+}
+
+double ls_stream_waited_seconds(const struct ls_stream *stream) {
+    return stream->device->backend->stream_waited_seconds(stream);
 }
 
 enum ls_code ls_event_synchronize(struct ls_event *event, struct ls_error *error) {

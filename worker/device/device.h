@@ -27,10 +27,40 @@ enum ls_code ls_device_create_cpu(int threads, enum ls_stream_order order, struc
                                   struct ls_error *error);
 void ls_device_destroy(struct ls_device *device);
 
+/* GPUs that this process may use. LS_USAGE says why there are none, each cause in its own words: this build has no
+ * CUDA, no driver, a driver older than the runtime, none visible. */
+enum ls_code ls_device_count_cuda(int *count, struct ls_error *error);
+/* A device on GPU `index` of those. With `tf32`, products of fp32 round their factors to 10 bits of mantissa. Errors:
+ * those of ls_device_count_cuda(); LS_ERROR: the library for products cannot be opened, the GPU does not answer. */
+enum ls_code ls_device_create_cuda(int index, bool tf32, struct ls_device **device, struct ls_error *error);
+
+/* What a device is. */
+enum ls_device_kind { LS_DEVICE_KIND_CPU, LS_DEVICE_KIND_CUDA };
+struct ls_device_info {
+    enum ls_device_kind kind;
+    char name[128];         /* of the GPU, as its driver says it; CPUs: "" */
+    char bus_id[24];        /* PCI, "0000:3b:00.0" */
+    int capability;         /* 90 for 9.0 */
+    int64_t memory_bytes;   /* of the GPU; CPUs: 0 */
+    int64_t overhead_bytes; /* what context and libraries had taken when the device was made */
+};
+const struct ls_device_info *ls_device_info(const struct ls_device *device);
+/* Bytes of the GPU's memory that are free now, whoever has the others; CPUs: 0. */
+int64_t ls_device_free_bytes(const struct ls_device *device);
+
 /* With `fixed`, matrix products are cut into tiles by their shape alone, not by the number of threads: the bits of
  * every result are the same at any number of threads, some products take longer. Off at first; set while all streams
  * are idle. */
 void ls_device_set_fixed(struct ls_device *device, bool fixed);
+
+/* Choosing how products are computed, on devices whose library has several ways (CUDA; others have nothing to choose).
+ * Between begin and choose nothing that is put on a stream runs, only the products' shapes are noted. _choose measures
+ * each way of each of them with the pointers that were given, which overwrites their results, and describes the fastest
+ * in *choices (malloc'ed, the caller's; NULL and 0 bytes: nothing to choose). _adopt has the device use what one rank
+ * has chosen. All streams are idle. LS_MEMORY, LS_ERROR. */
+void ls_device_rehearse(struct ls_device *device, bool on);
+enum ls_code ls_device_choose(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error);
+enum ls_code ls_device_adopt(struct ls_device *device, const void *choices, int64_t bytes, struct ls_error *error);
 
 /* What results may depend on: CPU model, instruction set, library versions; one line, printable. Owned by the device.
  */
@@ -57,6 +87,10 @@ struct ls_event *ls_event_create(struct ls_device *device);
 void ls_event_destroy(struct ls_event *event);
 void ls_event_record(struct ls_event *event, struct ls_stream *stream);
 void ls_stream_wait(struct ls_stream *stream, struct ls_event *event);
+/* The same, and measures how long the stream stood still there; _waited_seconds is the sum of all such waits, up to date
+ * after ls_stream_synchronize(). */
+void ls_stream_wait_measured(struct ls_stream *stream, struct ls_event *event);
+double ls_stream_waited_seconds(const struct ls_stream *stream);
 /* Waits until what the event marks has run. Returns the error that its stream holds at that time, if any, and leaves it
  * there. */
 enum ls_code ls_event_synchronize(struct ls_event *event, struct ls_error *error);

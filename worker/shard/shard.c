@@ -5,7 +5,6 @@
 #include "worker/shard/state.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 enum ls_code ls_shard_comms_create(const struct ls_config *config, struct ls_comm *world, struct ls_shard_comms *comms,
                                    struct ls_error *error) {
@@ -129,30 +128,8 @@ void ls_shard_hand_over(struct ls_shard *shard, struct ls_event *complete) {
     ls_stream_wait(shard->communication, complete);
 }
 
-static uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static enum ls_code begin_waiting(const void *argument, struct ls_error *error) {
-    (void)error;
-    struct ls_shard *shard = *(struct ls_shard *const *)argument;
-    shard->wait_began_ns = now_ns();
-    return LS_OK;
-}
-
-static enum ls_code end_waiting(const void *argument, struct ls_error *error) {
-    (void)error;
-    struct ls_shard *shard = *(struct ls_shard *const *)argument;
-    shard->waited_ns += now_ns() - shard->wait_began_ns;
-    return LS_OK;
-}
-
 void ls_shard_wait_for(struct ls_shard *shard, struct ls_event *event) {
-    ls_stream_call(shard->compute, begin_waiting, &shard, sizeof shard);
-    ls_stream_wait(shard->compute, event);
-    ls_stream_call(shard->compute, end_waiting, &shard, sizeof shard);
+    ls_stream_wait_measured(shard->compute, event);
     shard->awaited = event;
 }
 
@@ -161,7 +138,7 @@ enum ls_code ls_shard_check(struct ls_shard *shard, struct ls_error *error) {
 }
 
 double ls_shard_exposed_seconds(const struct ls_shard *shard) {
-    return 1e-9 * (double)shard->waited_ns;
+    return ls_stream_waited_seconds(shard->compute);
 }
 
 struct ls_shard_scalars ls_shard_scalars(struct ls_shard *shard) {

@@ -46,49 +46,10 @@ static void (*const low_precision_kernels[LS_OP_COUNT])(int threads, const void 
     [LS_OP_widen] = run_widen,
 };
 
-static const char *const names[LS_OP_COUNT] = {
-#define X(name) #name,
-    LS_OPERATIONS(X)
-#undef X
-};
-
-/* Where each operation's arguments hold their type; operations without one work on fp32 by definition. */
-static const size_t dtype_offset[LS_OP_COUNT] = {
-#define D(name) [LS_OP_##name] = offsetof(struct ls_op_##name, dtype)
-    D(gemm),
-    D(bias_backward),
-    D(gelu_forward),
-    D(gelu_backward),
-    D(swiglu_forward),
-    D(swiglu_backward),
-    D(layernorm_forward),
-    D(layernorm_backward),
-    D(rmsnorm_forward),
-    D(rmsnorm_backward),
-    D(head_norm_forward),
-    D(head_norm_backward),
-    D(embedding_forward),
-    D(embedding_backward),
-    D(rope),
-    D(attention_forward),
-    D(attention_backward),
-    D(cross_entropy),
-    D(add),
-    D(squared_norm),
-    D(adamw),
-    D(convert),
-    D(widen),
-#undef D
-};
-
 enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *arguments, struct ls_error *error) {
     enum ls_dtype dtype = LS_FP32;
-    if (dtype_offset[op]) memcpy(&dtype, (const char *)arguments + dtype_offset[op], sizeof dtype);
-    if (dtype != LS_FP32 && dtype != LS_BF16 && dtype != LS_FP16)
-        return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
-                       "device: operation %s was asked for type %d, which the CPU device does not know. This is a "
-                       "mistake in the program; report it.",
-                       names[op], (int)dtype);
+    enum ls_code code = ls_op_type(op, arguments, &dtype, error);
+    if (code) return code;
     /* The libraries size their teams by this thread's setting: one thread each, since the kernels share out the work
      * themselves. */
     const int before = omp_get_max_threads();
@@ -137,6 +98,17 @@ static size_t workspace(const struct ls_device *device, enum ls_op op, const voi
     return 0; /* what other kernels keep fits their stacks */
 }
 
+static const struct ls_device_info *info(const struct ls_device *device) {
+    static const struct ls_device_info cpu = {.kind = LS_DEVICE_KIND_CPU};
+    (void)device;
+    return &cpu;
+}
+
+static int64_t free_bytes(const struct ls_device *device) {
+    (void)device;
+    return 0;
+}
+
 static const struct ls_backend backend = {
     .device_destroy = destroy,
     .allocate = allocate,
@@ -147,6 +119,8 @@ static const struct ls_backend backend = {
     .stream_destroy = ls_cpu_stream_destroy,
     .stream_synchronize = ls_cpu_stream_synchronize,
     .stream_wait = ls_cpu_stream_wait,
+    .stream_wait_measured = ls_cpu_stream_wait_measured,
+    .stream_waited_seconds = ls_cpu_stream_waited_seconds,
     .stream_copy = ls_cpu_stream_copy,
     .stream_fill_zero = ls_cpu_stream_fill_zero,
     .stream_call = ls_cpu_stream_call,
@@ -155,6 +129,8 @@ static const struct ls_backend backend = {
     .event_destroy = ls_cpu_event_destroy,
     .event_record = ls_cpu_event_record,
     .event_synchronize = ls_cpu_event_synchronize,
+    .info = info,
+    .free_bytes = free_bytes,
     .workspace = workspace,
 };
 

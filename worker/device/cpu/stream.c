@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum way { INLINE, THREADED, QUEUED };
 
@@ -34,6 +35,7 @@ struct ls_cpu_stream {
     pthread_cond_t work, progress;
     struct entry *ring; /* entry i is at i % capacity, for i in [completed, submitted) */
     uint64_t capacity, submitted, completed;
+    uint64_t wait_began_ns, waited_ns; /* of measured waits; written in the stream's order */
     bool failed;
     struct ls_error error;
 };
@@ -246,6 +248,37 @@ void ls_cpu_stream_wait(struct ls_stream *base, struct ls_event *waited) {
         put(stream, &(struct entry){.kind = WAIT, .source = event->stream, .position = event->position}, NULL, 0);
 }
 
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static enum ls_code begin_waiting(const void *argument, struct ls_error *error) {
+    (void)error;
+    struct ls_cpu_stream *stream = *(struct ls_cpu_stream *const *)argument;
+    stream->wait_began_ns = now_ns();
+    return LS_OK;
+}
+
+static enum ls_code end_waiting(const void *argument, struct ls_error *error) {
+    (void)error;
+    struct ls_cpu_stream *stream = *(struct ls_cpu_stream *const *)argument;
+    stream->waited_ns += now_ns() - stream->wait_began_ns;
+    return LS_OK;
+}
+
+void ls_cpu_stream_wait_measured(struct ls_stream *base, struct ls_event *event) {
+    struct ls_cpu_stream *stream = cpu_stream(base);
+    ls_cpu_stream_call(base, begin_waiting, &stream, sizeof stream);
+    ls_cpu_stream_wait(base, event);
+    ls_cpu_stream_call(base, end_waiting, &stream, sizeof stream);
+}
+
+double ls_cpu_stream_waited_seconds(const struct ls_stream *stream) {
+    return 1e-9 * (double)((const struct ls_cpu_stream *)stream)->waited_ns;
+}
+
 enum ls_code ls_cpu_event_synchronize(struct ls_event *base, struct ls_error *error) {
     struct ls_cpu_event *event = cpu_event(base);
     if (!event->stream) return LS_OK;
@@ -291,6 +324,7 @@ struct ls_stream *ls_cpu_stream_create(struct ls_device *base, bool background) 
     stream->way = ways[device->order][background];
     stream->threads = background ? 1 : device->threads;
     stream->failed = stream->stop = false;
+    stream->waited_ns = 0;
     const bool roomy = stream->way != THREADED || stream->capacity >= RING_THREADED || grow(stream);
     if (stream->way == THREADED && (!roomy || !start_thread(stream))) {
         stream->in_use = false;

@@ -26,6 +26,8 @@ struct ls_stream *ls_cpu_stream_create(struct ls_device *device, bool background
 void ls_cpu_stream_destroy(struct ls_stream *stream);
 enum ls_code ls_cpu_stream_synchronize(struct ls_stream *stream, struct ls_error *error);
 void ls_cpu_stream_wait(struct ls_stream *stream, struct ls_event *event);
+void ls_cpu_stream_wait_measured(struct ls_stream *stream, struct ls_event *event);
+double ls_cpu_stream_waited_seconds(const struct ls_stream *stream);
 void ls_cpu_stream_copy(struct ls_stream *stream, void *to, const void *from, size_t bytes, enum ls_copy_kind kind);
 void ls_cpu_stream_fill_zero(struct ls_stream *stream, void *memory, size_t bytes);
 void ls_cpu_stream_call(struct ls_stream *stream, ls_host_function *function, const void *argument, size_t bytes);

@@ -1,0 +1,545 @@
+/* The CUDA runtime on host memory. A stream is a ring of entries with two counts; an event is a stream and a count. */
+#define _GNU_SOURCE
+#include "tests/standin/standin.h"
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum { PAGE = 4096, RUNTIME = CUDART_VERSION, RING_FIRST = 64 };
+
+struct entry {
+    enum { RUN, WAIT, STAMP } kind;
+    void (*function)(void *argument);
+    void *argument;
+    bool owned; /* the argument is freed behind the call */
+    struct CUstream_st *source;
+    struct CUevent_st *event;
+    uint64_t position;
+};
+
+struct CUstream_st {
+    struct CUstream_st *next;
+    bool late, destroyed;
+    struct entry *ring;
+    uint64_t capacity, submitted, completed;
+};
+
+struct CUevent_st {
+    struct CUstream_st *stream; /* NULL: never recorded */
+    uint64_t position;
+    bool timed, happened;
+    double at;
+};
+
+/* An allocation of device memory, or of pinned host memory. */
+struct allocation {
+    struct allocation *next;
+    char *memory;
+    size_t bytes, mapped;
+    bool device;
+};
+
+/* One lock for all: streams are short and tests have few threads. Recursive: host functions ask things. */
+static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+static struct CUstream_st *streams, null_stream;
+static struct allocation *allocations;
+static size_t used_bytes, peak_bytes;
+static unsigned long waits, dropped, launches;
+static _Thread_local int current_device;
+static _Thread_local cudaError_t last_error;
+static _Thread_local int opened; /* how deep in work of a stream: device memory may be touched */
+
+static const char *setting(const char *name, const char *standard) {
+    const char *value = getenv(name);
+    return value && value[0] ? value : standard;
+}
+static unsigned long long number(const char *name, const char *standard) {
+    return strtoull(setting(name, standard), NULL, 10);
+}
+static size_t memory_limit(void) {
+    return (size_t)number("LS_STANDIN_MEMORY", "1073741824");
+}
+static int device_count(void) {
+    return (int)number("LS_STANDIN_DEVICES", "1");
+}
+static int driver_version(void) {
+    return (int)number("LS_STANDIN_DRIVER", "13000");
+}
+static bool is_guarded(void) {
+    return setting("LS_STANDIN_GUARD", "")[0] == '1';
+}
+
+static cudaError_t answer(cudaError_t status) {
+    if (status) last_error = status;
+    return status;
+}
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* ---- guarded memory ---- */
+
+static void protect(int protection) {
+    for (struct allocation *a = allocations; a; a = a->next)
+        if (a->device && mprotect(a->memory, a->mapped, protection)) abort();
+}
+
+static void open_memory(void) {
+    if (opened++ == 0 && is_guarded()) protect(PROT_READ | PROT_WRITE);
+}
+static void close_memory(void) {
+    if (--opened == 0 && is_guarded()) protect(PROT_NONE);
+}
+
+/* ---- streams ---- */
+
+static struct CUstream_st *known(cudaStream_t stream) {
+    return stream ? stream : &null_stream;
+}
+
+static void run_entry(const struct entry *entry) {
+    if (entry->kind == STAMP) {
+        entry->event->at = seconds_now();
+        entry->event->happened = true;
+    }
+    if (entry->kind != RUN) return;
+    open_memory();
+    entry->function(entry->argument);
+    close_memory();
+    if (entry->owned) free(entry->argument);
+}
+
+/* Runs queued streams until `target` has passed `position`, and nothing that this does not need. */
+static void run_until(struct CUstream_st *target, uint64_t position) {
+    while (target->completed < position) {
+        struct CUstream_st *stream = target;
+        struct entry *entry = &stream->ring[stream->completed % stream->capacity];
+        while (entry->kind == WAIT && entry->source->completed < entry->position) {
+            stream = entry->source;
+            entry = &stream->ring[stream->completed % stream->capacity];
+        }
+        const struct entry copy = *entry;
+        stream->completed++; /* before it runs: work may put more on the stream */
+        run_entry(&copy);
+    }
+}
+
+static void put(struct CUstream_st *stream, struct entry entry) {
+    pthread_mutex_lock(&lock);
+    if (!stream->late) {
+        stream->submitted++;
+        stream->completed++;
+        if (entry.kind == WAIT)
+            run_until(entry.source, entry.position);
+        else
+            run_entry(&entry);
+    } else {
+        if (stream->submitted - stream->completed == stream->capacity) {
+            const uint64_t capacity = stream->capacity ? 2 * stream->capacity : RING_FIRST;
+            struct entry *ring = malloc(capacity * sizeof *ring);
+            if (!ring) abort();
+            for (uint64_t i = stream->completed; stream->capacity && i < stream->submitted; i++)
+                ring[i % capacity] = stream->ring[i % stream->capacity];
+            free(stream->ring);
+            stream->ring = ring;
+            stream->capacity = capacity;
+        }
+        stream->ring[stream->submitted++ % stream->capacity] = entry;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+static void drain(struct CUstream_st *stream) {
+    pthread_mutex_lock(&lock);
+    run_until(stream, stream->submitted);
+    pthread_mutex_unlock(&lock);
+}
+
+static void drain_all(void) {
+    pthread_mutex_lock(&lock);
+    for (struct CUstream_st *stream = streams; stream; stream = stream->next) drain(stream);
+    drain(&null_stream);
+    pthread_mutex_unlock(&lock);
+}
+
+void ls_standin_enqueue(cudaStream_t stream, void (*function)(void *), void *argument) {
+    launches++;
+    put(known(stream), (struct entry){.kind = RUN, .function = function, .argument = argument});
+}
+
+void ls_standin_enqueue_copy(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes) {
+    void *copy = malloc(bytes + 1);
+    if (!copy) abort();
+    memcpy(copy, argument, bytes);
+    put(known(stream), (struct entry){.kind = RUN, .function = function, .argument = copy, .owned = true});
+}
+
+/* Launches of emulated kernels come here (tests/emulator/scheduler.h). */
+void ls_emulator_enqueue(void *stream, void (*function)(void *), void *argument);
+void ls_emulator_enqueue(void *stream, void (*function)(void *), void *argument) {
+    ls_standin_enqueue(stream, function, argument);
+}
+
+static void make_stream(struct CUstream_st *stream, bool preferred) {
+    const char *order = setting("LS_STANDIN_ORDER", "eager");
+    memset(stream, 0, sizeof *stream);
+    stream->late = strcmp(order, "lazy") == 0 || (strcmp(order, "hasty") == 0 && !preferred);
+}
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+    *least = 0, *greatest = -5;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
+    (void)flags;
+    struct CUstream_st *made = malloc(sizeof *made);
+    if (!made) return answer(cudaErrorMemoryAllocation);
+    make_stream(made, priority < 0);
+    pthread_mutex_lock(&lock);
+    made->next = streams;
+    streams = made;
+    pthread_mutex_unlock(&lock);
+    *stream = made;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
+    return cudaStreamCreateWithPriority(stream, flags, 0);
+}
+cudaError_t cudaStreamCreate(cudaStream_t *stream) {
+    return cudaStreamCreateWithPriority(stream, cudaStreamDefault, 0);
+}
+
+/* Events may still name it: its record stays. */
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    if (!stream || stream->destroyed) return answer(cudaErrorInvalidResourceHandle);
+    drain(stream);
+    stream->destroyed = true;
+    free(stream->ring);
+    stream->ring = NULL;
+    stream->capacity = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    drain(known(stream));
+    return cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    struct CUstream_st *s = known(stream);
+    if (s->completed == s->submitted) return cudaSuccess;
+    pthread_mutex_lock(&lock);
+    run_until(s, s->completed + 1);
+    pthread_mutex_unlock(&lock);
+    return cudaErrorNotReady;
+}
+cudaError_t cudaDeviceSynchronize(void) {
+    drain_all();
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
+    *event = calloc(1, sizeof **event);
+    if (!*event) return answer(cudaErrorMemoryAllocation);
+    (*event)->timed = !(flags & cudaEventDisableTiming);
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t *event) {
+    return cudaEventCreateWithFlags(event, cudaEventDefault);
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    if (event->timed && event->stream) run_until(event->stream, event->position);
+    free(event);
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    struct CUstream_st *on = known(stream);
+    if (on->destroyed) return answer(cudaErrorInvalidResourceHandle);
+    if (event->timed) {
+        event->happened = false;
+        put(on, (struct entry){.kind = STAMP, .event = event});
+    }
+    event->stream = on;
+    event->position = on->submitted;
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    pthread_mutex_lock(&lock);
+    if (event->stream) run_until(event->stream, event->position);
+    pthread_mutex_unlock(&lock);
+    return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    return !event->stream || event->stream->completed >= event->position ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+    if (!begin->timed || !end->timed) return answer(cudaErrorInvalidResourceHandle);
+    if (!begin->happened || !end->happened) return cudaErrorNotReady;
+    *milliseconds = (float)(1e3 * (end->at - begin->at));
+    return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+    (void)flags;
+    struct CUstream_st *waiting = known(stream);
+    if (!event->stream || event->stream == waiting) return cudaSuccess;
+    if (++waits == number("LS_STANDIN_DROP", "0")) {
+        dropped++;
+        return cudaSuccess;
+    }
+    put(waiting, (struct entry){.kind = WAIT, .source = event->stream, .position = event->position});
+    return cudaSuccess;
+}
+
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *argument) {
+    put(known(stream), (struct entry){.kind = RUN, .function = function, .argument = argument});
+    return cudaSuccess;
+}
+
+/* ---- memory ---- */
+
+static const struct allocation *find(const void *memory) {
+    const struct allocation *a = allocations;
+    while (a && ((const char *)memory < a->memory || (const char *)memory >= a->memory + (a->bytes ? a->bytes : 1)))
+        a = a->next;
+    return a;
+}
+
+static bool holds(const struct allocation *a, const void *memory, size_t bytes) {
+    return a && bytes <= a->bytes - (size_t)((const char *)memory - a->memory);
+}
+
+bool ls_standin_is_device_memory(const void *memory, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    const struct allocation *a = find(memory);
+    const bool is = holds(a, memory, bytes) && a->device;
+    pthread_mutex_unlock(&lock);
+    return is;
+}
+
+static cudaError_t allocate(void **memory, size_t bytes, bool device) {
+    *memory = NULL;
+    if (bytes > SIZE_MAX - 2 * PAGE) return answer(cudaErrorMemoryAllocation);
+    pthread_mutex_lock(&lock);
+    const size_t mapped = (bytes + PAGE - 1) / PAGE * PAGE + (bytes == 0) * PAGE;
+    struct allocation *made = malloc(sizeof *made);
+    void *pages = MAP_FAILED;
+    if (made && (!device || (bytes <= memory_limit() && used_bytes <= memory_limit() - bytes)))
+        pages = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) {
+        free(made);
+        pthread_mutex_unlock(&lock);
+        return answer(cudaErrorMemoryAllocation);
+    }
+    memset(pages, 0xff, mapped);
+    *made = (struct allocation){
+        .next = allocations, .memory = pages, .bytes = bytes, .mapped = mapped, .device = device};
+    allocations = made;
+    if (device) used_bytes += bytes;
+    if (used_bytes > peak_bytes) peak_bytes = used_bytes;
+    if (device && is_guarded() && !opened && mprotect(pages, mapped, PROT_NONE)) abort();
+    pthread_mutex_unlock(&lock);
+    *memory = pages;
+    return cudaSuccess;
+}
+
+static cudaError_t release(void *memory, bool device) {
+    if (!memory) return cudaSuccess;
+    drain_all();
+    pthread_mutex_lock(&lock);
+    struct allocation **place = &allocations;
+    while (*place && (*place)->memory != memory) place = &(*place)->next;
+    struct allocation *found = *place;
+    if (!found || found->device != device) {
+        pthread_mutex_unlock(&lock);
+        return answer(cudaErrorInvalidValue);
+    }
+    *place = found->next;
+    if (device) used_bytes -= found->bytes;
+    munmap(found->memory, found->mapped);
+    free(found);
+    pthread_mutex_unlock(&lock);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **memory, size_t bytes) {
+    return allocate(memory, bytes, true);
+}
+cudaError_t cudaFree(void *memory) {
+    return release(memory, true);
+}
+cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags) {
+    (void)flags;
+    return allocate(memory, bytes, false);
+}
+cudaError_t cudaMallocHost(void **memory, size_t bytes) {
+    return allocate(memory, bytes, false);
+}
+cudaError_t cudaFreeHost(void *memory) {
+    return release(memory, false);
+}
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    *total = memory_limit();
+    *available = *total - used_bytes;
+    return cudaSuccess;
+}
+
+struct copy {
+    void *to;
+    const void *from;
+    size_t bytes, rows, to_pitch, from_pitch;
+    int value;
+};
+
+static void run_copy(void *argument) {
+    const struct copy *copy = argument;
+    memmove(copy->to, copy->from, copy->bytes);
+}
+static void run_fill(void *argument) {
+    const struct copy *copy = argument;
+    for (size_t row = 0; row < copy->rows; row++)
+        memset((char *)copy->to + row * copy->to_pitch, copy->value, copy->bytes);
+}
+
+/* Each side is where the kind says, whole. Host memory that is not pinned makes the copy synchronous. */
+static cudaError_t check_copy(const struct copy *copy, enum cudaMemcpyKind kind, bool *synchronous) {
+    const struct allocation *to = find(copy->to), *from = find(copy->from);
+    const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if ((to && to->device) != to_device || (from && from->device) != from_device) return cudaErrorInvalidValue;
+    if ((to && !holds(to, copy->to, copy->bytes)) || (from && !holds(from, copy->from, copy->bytes)))
+        return cudaErrorInvalidValue;
+    *synchronous = !to || !from;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    const struct copy copy = {.to = to, .from = from, .bytes = bytes};
+    bool synchronous = false;
+    pthread_mutex_lock(&lock);
+    const cudaError_t status = check_copy(&copy, kind, &synchronous);
+    pthread_mutex_unlock(&lock);
+    if (status) return answer(status);
+    ls_standin_enqueue_copy(stream, run_copy, &copy, sizeof copy);
+    if (synchronous) drain(known(stream));
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+    const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, NULL);
+    drain(&null_stream);
+    return status;
+}
+cudaError_t cudaMemset2DAsync(void *memory, size_t pitch, int value, size_t width, size_t height,
+                              cudaStream_t stream) {
+    if (height > 0 && !ls_standin_is_device_memory(memory, pitch * (height - 1) + width))
+        return answer(cudaErrorInvalidValue);
+    ls_standin_enqueue_copy(
+        stream, run_fill,
+        &(struct copy){.to = memory, .bytes = width, .rows = height, .to_pitch = pitch, .value = value},
+        sizeof(struct copy));
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) {
+    return cudaMemset2DAsync(memory, bytes, value, bytes, 1, stream);
+}
+cudaError_t cudaMemset(void *memory, int value, size_t bytes) {
+    const cudaError_t status = cudaMemsetAsync(memory, value, bytes, NULL);
+    drain(&null_stream);
+    return status;
+}
+
+/* ---- devices ---- */
+
+static cudaError_t check_driver(void) {
+    return driver_version() < RUNTIME / 1000 * 1000 ? cudaErrorInsufficientDriver : cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *count) {
+    if (check_driver()) return answer(cudaErrorInsufficientDriver);
+    *count = device_count();
+    return *count ? cudaSuccess : answer(cudaErrorNoDevice);
+}
+cudaError_t cudaSetDevice(int device) {
+    if (check_driver()) return answer(cudaErrorInsufficientDriver);
+    if (device < 0 || device >= device_count()) return answer(cudaErrorInvalidDevice);
+    current_device = device;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int *device) {
+    *device = current_device;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
+    if (device < 0 || device >= device_count()) return answer(cudaErrorInvalidDevice);
+    memset(properties, 0, sizeof *properties);
+    snprintf(properties->name, sizeof properties->name, "%s", setting("LS_STANDIN_NAME", "Stand-in GPU"));
+    properties->major = 9;
+    properties->multiProcessorCount = 4;
+    properties->totalGlobalMem = memory_limit();
+    properties->warpSize = 32;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
+    if (device < 0 || device >= device_count()) return answer(cudaErrorInvalidDevice);
+    switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = 4; return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; return cudaSuccess;
+    default: return answer(cudaErrorInvalidValue);
+    }
+}
+/* Domain, bus and device of a PCI address; every GPU has a bus of its own. */
+cudaError_t cudaDeviceGetPCIBusId(char *text, int size, int device) {
+    if (device < 0 || device >= device_count()) return answer(cudaErrorInvalidDevice);
+    snprintf(text, (size_t)size, "0000:%02X:00.0", device + 1);
+    return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int *version) {
+    *version = driver_version();
+    return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int *version) {
+    *version = RUNTIME;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError(void) {
+    const cudaError_t status = last_error;
+    last_error = cudaSuccess;
+    return status;
+}
+cudaError_t cudaPeekAtLastError(void) {
+    return last_error;
+}
+const char *cudaGetErrorName(cudaError_t status) {
+    switch (status) {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
+    case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
+    case cudaErrorNotReady: return "cudaErrorNotReady";
+    default: return "another error";
+    }
+}
+const char *cudaGetErrorString(cudaError_t status) {
+    return status ? "the stand-in refuses this" : "no error";
+}
+
+__attribute__((destructor)) static void write_log(void) {
+    const char *path = setting("LS_STANDIN_LOG", "");
+    FILE *file = path[0] ? fopen(path, "a") : NULL;
+    if (!file) return;
+    fprintf(file, "peak_bytes %zu waits %lu dropped %lu launches %lu\n", peak_bytes, waits, dropped, launches);
+    fclose(file);
+}

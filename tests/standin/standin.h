@@ -1,0 +1,31 @@
+/* Stand-ins for CUDA on hosts without a GPU: cudart.c is linked in place of the runtime; cublaslt.c, cudnn.c, nvml.c and
+ * nccl*.c are shared libraries that the program opens as it opens the real ones (LOCKSTEP_CUDA_LIBRARIES =
+ * BUILD/emulator/lib). They are written against the real headers and refuse what the real ones refuse.
+ *
+ * "Device" memory is host memory: counted, limited, filled with NaN. Streams are queues. The environment says how:
+ *
+ *     LS_STANDIN_ORDER     eager (default): work runs when it is put on a stream; lazy: as late as a synchronising call
+ *                          allows, and only what that call needs; hasty: high-priority streams at once, others late
+ *     LS_STANDIN_MEMORY    bytes of a GPU, 1 GiB
+ *     LS_STANDIN_DEVICES   GPUs, 1
+ *     LS_STANDIN_NAME      what they are called, "Stand-in GPU"
+ *     LS_STANDIN_DRIVER    the driver's version, 13000; 0: there is no driver
+ *     LS_STANDIN_GUARD=1   device memory can be touched only by work on streams: the host's own access is a SIGSEGV
+ *     LS_STANDIN_DROP=N    the N-th wait of a stream for an event (from 1) is left out: a planted fault
+ *     LS_STANDIN_LOG=FILE  at exit, a line is appended: peak bytes of device memory, waits, launches */
+#ifndef LS_TESTS_STANDIN_STANDIN_H
+#define LS_TESTS_STANDIN_STANDIN_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+/* Runs `function(argument)` in the stream's order. */
+void ls_standin_enqueue(cudaStream_t stream, void (*function)(void *argument), void *argument);
+/* The same with a copy of `bytes` of argument, which the stream frees. */
+void ls_standin_enqueue_copy(cudaStream_t stream, void (*function)(void *argument), const void *argument,
+                             size_t bytes);
+/* True when [memory, memory + bytes) lies in one allocation of device memory. */
+bool ls_standin_is_device_memory(const void *memory, size_t bytes);
+
+#endif

@@ -1,0 +1,270 @@
+/* The CUDA device: which GPU, its memory, its numerics id, and the way from an operation to its kernel. */
+#include "worker/device/cuda/device.h"
+
+#include "worker/device/cuda/gemm.h"
+#include "worker/device/cuda/kernels.h"
+#include "worker/device/cuda/stream.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define X(name)                                                                                                        \
+    static cudaError_t run_##name(const void *arguments, cudaStream_t stream) {                                        \
+        return ls_cuda_##name(arguments, stream);                                                                      \
+    }
+LS_CUDA_OPERATIONS(X)
+#undef X
+
+static cudaError_t (*const kernels[LS_OP_COUNT])(const void *arguments, cudaStream_t stream) = {
+#define X(name) [LS_OP_##name] = run_##name,
+    LS_CUDA_OPERATIONS(X)
+#undef X
+};
+
+static struct ls_cuda_device *cuda_device(struct ls_device *device) {
+    return (struct ls_cuda_device *)device;
+}
+
+void ls_cuda_use(const struct ls_cuda_device *device) {
+    static _Thread_local int current = -1;
+    if (current == device->index) return;
+    if (cudaSetDevice(device->index) == cudaSuccess) current = device->index;
+}
+
+enum ls_code ls_cuda_fail(const struct ls_cuda_device *device, cudaError_t status, const char *what,
+                          struct ls_error *error) {
+    cudaGetLastError();
+    if (status == cudaErrorMemoryAllocation)
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
+                       "device: GPU %d (%s, %s) has no memory for %s: %.1f of %.1f MiB are free. Give this run a GPU of "
+                       "its own, or lower train.micro_batch_size.",
+                       device->index, device->info.name, device->info.bus_id, what,
+                       (double)ls_device_free_bytes(&device->base) / 1048576,
+                       (double)device->info.memory_bytes / 1048576);
+    return ls_fail(error, LS_ERROR, LS_SCOPE_RANK,
+                   "device: GPU %d (%s, %s) failed at %s: %s (%s). Look for Xid in the kernel's log; if there is none, "
+                   "run a short step under compute-sanitizer and report what it says.",
+                   device->index, device->info.name, device->info.bus_id, what, cudaGetErrorName(status),
+                   cudaGetErrorString(status));
+}
+
+static void destroy(struct ls_device *base) {
+    struct ls_cuda_device *device = cuda_device(base);
+    ls_cuda_use(device);
+    ls_cuda_streams_finalize(device);
+    ls_cuda_gemm_destroy(device->gemm);
+    pthread_mutex_destroy(&device->lock);
+    free(device);
+}
+
+static void *allocate(struct ls_device *base, size_t bytes) {
+    void *memory = NULL;
+    ls_cuda_use(cuda_device(base));
+    if (cudaMalloc(&memory, bytes ? bytes : 1) || cudaMemset(memory, 0, bytes ? bytes : 1) || cudaDeviceSynchronize()) {
+        cudaGetLastError();
+        if (memory) cudaFree(memory);
+        return NULL;
+    }
+    return memory;
+}
+
+static void release(struct ls_device *base, void *memory) {
+    ls_cuda_use(cuda_device(base));
+    cudaFree(memory);
+}
+
+static void *allocate_host(struct ls_device *base, size_t bytes) {
+    void *memory = NULL;
+    ls_cuda_use(cuda_device(base));
+    if (cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocPortable)) {
+        cudaGetLastError();
+        return NULL;
+    }
+    memset(memory, 0, bytes ? bytes : 1);
+    return memory;
+}
+
+static void release_host(struct ls_device *base, void *memory) {
+    ls_cuda_use(cuda_device(base));
+    cudaFreeHost(memory);
+}
+
+static void submit(struct ls_stream *stream, enum ls_op op, const void *arguments, size_t bytes) {
+    struct ls_cuda_device *device = cuda_device(stream->device);
+    enum ls_dtype dtype;
+    struct ls_error error;
+    (void)bytes;
+    if (device->rehearsing) {
+        if (op == LS_OP_gemm) ls_cuda_gemm_note(device->gemm, arguments);
+        return;
+    }
+    if (ls_cuda_stream_has_failed(stream)) return;
+    if (ls_op_type(op, arguments, &dtype, &error)) {
+        ls_cuda_stream_fail(stream, &error);
+        return;
+    }
+    ls_cuda_use(device);
+    if (op == LS_OP_gemm)
+        ls_cuda_gemm(device->gemm, stream, arguments);
+    else
+        ls_cuda_stream_note(stream, kernels[op](arguments, ls_cuda_stream(stream)), ls_op_name(op));
+}
+
+static const struct ls_device_info *info(const struct ls_device *device) {
+    return &((const struct ls_cuda_device *)device)->info;
+}
+
+static int64_t free_bytes(const struct ls_device *device) {
+    size_t available = 0, total = 0;
+    ls_cuda_use((const struct ls_cuda_device *)device);
+    if (cudaMemGetInfo(&available, &total) == cudaSuccess) return (int64_t)available;
+    cudaGetLastError();
+    return 0;
+}
+
+static void rehearse(struct ls_device *device, bool on) {
+    cuda_device(device)->rehearsing = on;
+}
+
+static enum ls_code choose(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error) {
+    return ls_cuda_gemm_choose(cuda_device(device)->gemm, choices, bytes, error);
+}
+
+static enum ls_code adopt(struct ls_device *device, const void *choices, int64_t bytes, struct ls_error *error) {
+    return ls_cuda_gemm_adopt(cuda_device(device)->gemm, choices, bytes, error);
+}
+
+static size_t workspace(const struct ls_device *device, enum ls_op op, const void *arguments) {
+    (void)device;
+    return op == LS_OP_attention_backward ? ls_cuda_attention_backward_workspace(arguments) : 0;
+}
+
+static const struct ls_backend backend = {
+    .device_destroy = destroy,
+    .allocate = allocate,
+    .free = release,
+    .allocate_host = allocate_host,
+    .free_host = release_host,
+    .stream_create = ls_cuda_stream_create,
+    .stream_destroy = ls_cuda_stream_destroy,
+    .stream_synchronize = ls_cuda_stream_synchronize,
+    .stream_wait = ls_cuda_stream_wait,
+    .stream_wait_measured = ls_cuda_stream_wait_measured,
+    .stream_waited_seconds = ls_cuda_stream_waited_seconds,
+    .stream_copy = ls_cuda_stream_copy,
+    .stream_fill_zero = ls_cuda_stream_fill_zero,
+    .stream_call = ls_cuda_stream_call,
+    .stream_submit = submit,
+    .event_create = ls_cuda_event_create,
+    .event_destroy = ls_cuda_event_destroy,
+    .event_record = ls_cuda_event_record,
+    .event_synchronize = ls_cuda_event_synchronize,
+    .info = info,
+    .free_bytes = free_bytes,
+    .rehearse = rehearse,
+    .choose = choose,
+    .adopt = adopt,
+    .workspace = workspace,
+};
+
+static int major_of(int version) {
+    return version / 1000;
+}
+static int minor_of(int version) {
+    return version % 1000 / 10;
+}
+
+static enum ls_code refuse_driver(cudaError_t status, struct ls_error *error) {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    cudaGetLastError();
+    if (status == cudaErrorInsufficientDriver && driver == 0)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_NODE,
+                       "device: no NVIDIA driver is loaded on this host (CUDA says: %s). Run where nvidia-smi shows a "
+                       "GPU, or use device: cpu.",
+                       cudaGetErrorName(status));
+    if (status == cudaErrorInsufficientDriver || (driver > 0 && major_of(driver) < major_of(runtime)))
+        return ls_fail(error, LS_USAGE, LS_SCOPE_NODE,
+                       "device: this host's NVIDIA driver is for CUDA %d.%d, this program was built with CUDA %d.%d. "
+                       "Update the driver, build with an older toolkit (make CUDA=PATH), or use device: cpu.",
+                       major_of(driver), minor_of(driver), major_of(runtime), minor_of(runtime));
+    return ls_fail(error, LS_USAGE, LS_SCOPE_NODE,
+                   "device: the NVIDIA driver does not answer: %s (%s). Run nvidia-smi, or use device: cpu.",
+                   cudaGetErrorName(status), cudaGetErrorString(status));
+}
+
+enum ls_code ls_device_count_cuda(int *count, struct ls_error *error) {
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    int found = 0;
+    *count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&found);
+    if (status != cudaSuccess && status != cudaErrorNoDevice) return refuse_driver(status, error);
+    cudaGetLastError();
+    if (status == cudaErrorNoDevice || found == 0)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_NODE,
+                       "device: the NVIDIA driver shows no GPU to this process (CUDA_VISIBLE_DEVICES is %s%.100s%s). Ask "
+                       "the batch system for GPUs, correct the variable, or use device: cpu.",
+                       visible ? "'" : "not set", visible ? visible : "", visible ? "'" : "");
+    *count = found;
+    return LS_OK;
+}
+
+static cudaError_t describe_gpu(struct ls_cuda_device *device) {
+    struct ls_device_info *info_of = &device->info;
+    struct cudaDeviceProp properties;
+    size_t available = 0, total = 0;
+    info_of->kind = LS_DEVICE_KIND_CUDA;
+    cudaError_t status = cudaSetDevice(device->index);
+    if (!status) status = cudaGetDeviceProperties(&properties, device->index);
+    if (!status) status = cudaDeviceGetPCIBusId(info_of->bus_id, sizeof info_of->bus_id, device->index);
+    if (!status) status = cudaMemGetInfo(&available, &total); /* makes the context */
+    if (status) return status;
+    snprintf(info_of->name, sizeof info_of->name, "%s", properties.name);
+    info_of->capability = properties.major * 10 + properties.minor;
+    info_of->memory_bytes = (int64_t)total;
+    return cudaSuccess;
+}
+
+/* What the GPU's results depend on. */
+static void describe_numerics(struct ls_cuda_device *device, bool tf32) {
+    char *text = device->base.numerics_id;
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    snprintf(text, sizeof device->base.numerics_id,
+             "cuda; %s; compute capability %d.%d; driver CUDA %d.%d; runtime CUDA %d.%d; cuBLASLt %s%s",
+             device->info.name, device->info.capability / 10, device->info.capability % 10, major_of(driver),
+             minor_of(driver), major_of(runtime), minor_of(runtime), ls_cuda_gemm_library(device->gemm)->version,
+             tf32 ? "; TF32" : "");
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < ' ' || (unsigned char)*c > '~') *c = '?';
+}
+
+enum ls_code ls_device_create_cuda(int index, bool tf32, struct ls_device **out, struct ls_error *error) {
+    int count;
+    enum ls_code code = ls_device_count_cuda(&count, error);
+    if (code) return code;
+    if (index < 0 || index >= count)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_RANK,
+                       "device: GPU %d was asked for, this process sees %d (numbers count from 0).", index, count);
+    struct ls_cuda_device *device = calloc(1, sizeof *device);
+    if (!device)
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
+                       "device: no memory for a device of %zu bytes. Free memory on this host.", sizeof *device);
+    device->base.backend = &backend;
+    device->index = index;
+    pthread_mutex_init(&device->lock, NULL);
+    const cudaError_t status = describe_gpu(device);
+    code = status ? ls_cuda_fail(device, status, "its start", error) : LS_OK;
+    if (!code) code = ls_cuda_gemm_create(device, tf32, &device->gemm, error);
+    if (code) {
+        destroy(&device->base);
+        return code;
+    }
+    device->info.overhead_bytes = device->info.memory_bytes - free_bytes(&device->base);
+    describe_numerics(device, tf32);
+    *out = &device->base;
+    return LS_OK;
+}

@@ -1,0 +1,461 @@
+/* Products on cuBLASLt. Ours are row-major, the library's column-major: what is c = a b here is c' = b' a' there, so the
+ * library's first factor is our b, its rows are our columns, and a bias per column of ours is its bias per row.
+ *
+ * What a product's epilogue does in the library: the bias, and the derivative of GELU. GELU itself is a kernel of its
+ * own: the library applies it to the sum before that is rounded, a layer that is computed again applies it to what was
+ * stored, and both have to give the same bits. */
+#include "worker/device/cuda/gemm.h"
+
+#include "common/log.h"
+#include "worker/device/cuda/kernels.h"
+#include "worker/device/cuda/stream.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    PRODUCTS = 256, /* plans that are kept */
+    NOTED = 64,     /* shapes that are measured */
+    WAYS = 8,       /* algorithms of a shape that are measured */
+    REPEATS = 3,
+    WORKSPACE_BYTES = 32 << 20, /* what NVIDIA recommends from compute capability 9.0 on */
+    WORKSPACE_BYTES_SMALL = 8 << 20,
+    ALIGNMENT_MOST = 256, /* that the library makes use of */
+    FUSED_ALIGNMENT = 16  /* of a bias and of aux, rows of aux included */
+};
+
+/* All that a plan depends on. */
+struct shape {
+    int64_t m, n, k, lda, ldb, ldc;
+    int32_t align_a, align_b, align_c;
+    uint8_t transpose_a, transpose_b, accumulate, c_fp32;
+    uint8_t dtype, epilogue; /* the epilogue that the library is asked for */
+    uint8_t zero[6]; /* no padding: shapes are compared byte by byte */
+};
+
+struct product {
+    struct shape shape;
+    bool made, refused; /* refused: the library has no algorithm with this epilogue */
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatmulAlgo_t algorithm;
+};
+
+/* What was chosen for a shape; ranks exchange these. */
+struct choice {
+    struct shape shape;
+    cublasLtMatmulAlgo_t algorithm;
+};
+
+struct ls_cuda_gemm {
+    struct ls_cuda_device *device;
+    const struct ls_cublaslt *library;
+    cublasLtHandle_t handle;
+    bool tf32;
+    void *workspace;
+    size_t workspace_bytes;
+    struct ls_stream *last; /* where the workspace was used last */
+    cudaEvent_t passed;
+    int product_count;
+    struct product products[PRODUCTS]; /* a hash table */
+    int noted_count;
+    struct ls_op_gemm noted[NOTED];
+    int choice_count;
+    struct choice choices[NOTED];
+};
+
+static enum ls_code library_failed(const struct ls_cuda_gemm *gemm, cublasStatus_t status, const char *call,
+                                   const struct shape *shape, struct ls_error *error) {
+    return ls_fail(error, LS_ERROR, LS_SCOPE_RANK,
+                   "device: %s of %s answered %d for a product of %lld x %lld x %lld. Is the library made for this GPU "
+                   "(%s) and driver? Set LOCKSTEP_CUDA_LIBRARIES to the folder of another one.",
+                   call, gemm->library->path, (int)status, (long long)shape->m, (long long)shape->n,
+                   (long long)shape->k, gemm->device->info.name);
+}
+
+static cudaDataType_t type_of(uint8_t dtype) {
+    return dtype == LS_BF16 ? CUDA_R_16BF : dtype == LS_FP16 ? CUDA_R_16F : CUDA_R_32F;
+}
+
+/* The largest power of two that divides the address, as far as it matters. */
+static int32_t alignment_of(const void *pointer) {
+    const uintptr_t address = (uintptr_t)pointer | ALIGNMENT_MOST;
+    return (int32_t)(address & -address);
+}
+
+static bool is_fused(const struct ls_op_gemm *op) {
+    const int64_t element = ls_dtype_bytes(op->dtype);
+    if (op->epilogue == LS_EPILOGUE_BIAS || op->epilogue == LS_EPILOGUE_BIAS_GELU)
+        return alignment_of(op->bias) >= FUSED_ALIGNMENT;
+    return op->epilogue == LS_EPILOGUE_GELU_GRAD && alignment_of(op->aux) >= FUSED_ALIGNMENT &&
+           op->ldc * element % FUSED_ALIGNMENT == 0;
+}
+
+/* The product that the library computes for `op`; with GELU, that is the sum it is applied to. */
+static struct shape shape_of(const struct ls_op_gemm *op, bool fused) {
+    struct shape shape;
+    memset(&shape, 0, sizeof shape);
+    shape.m = op->m, shape.n = op->n, shape.k = op->k;
+    shape.lda = op->lda, shape.ldb = op->ldb, shape.ldc = op->ldc;
+    shape.align_a = alignment_of(op->a), shape.align_b = alignment_of(op->b), shape.align_c = alignment_of(op->c);
+    if (fused && op->epilogue == LS_EPILOGUE_BIAS_GELU) shape.align_c = alignment_of(op->aux);
+    shape.transpose_a = op->transpose_a, shape.transpose_b = op->transpose_b;
+    shape.accumulate = op->accumulate, shape.c_fp32 = op->c_fp32;
+    shape.dtype = (uint8_t)op->dtype;
+    shape.epilogue = !fused                                   ? LS_EPILOGUE_NONE
+                     : op->epilogue == LS_EPILOGUE_BIAS_GELU ? LS_EPILOGUE_BIAS
+                                                              : (uint8_t)op->epilogue;
+    return shape;
+}
+
+static void release_product(const struct ls_cuda_gemm *gemm, struct product *product) {
+    if (product->a) gemm->library->cublasLtMatrixLayoutDestroy(product->a);
+    if (product->b) gemm->library->cublasLtMatrixLayoutDestroy(product->b);
+    if (product->c) gemm->library->cublasLtMatrixLayoutDestroy(product->c);
+    if (product->desc) gemm->library->cublasLtMatmulDescDestroy(product->desc);
+    memset(product, 0, sizeof *product);
+}
+
+/* The descriptors of a shape. */
+static cublasStatus_t describe(const struct ls_cuda_gemm *gemm, struct product *product) {
+    const struct ls_cublaslt *lt = gemm->library;
+    const struct shape *shape = &product->shape;
+    const cudaDataType_t type = type_of(shape->dtype), result = shape->c_fp32 ? CUDA_R_32F : type;
+    const cublasComputeType_t compute =
+        type == CUDA_R_32F && gemm->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    const int32_t none = CUBLAS_OP_N, transposed = CUBLAS_OP_T;
+    const cublasLtEpilogue_t epilogue = shape->epilogue == LS_EPILOGUE_BIAS        ? CUBLASLT_EPILOGUE_BIAS
+                                        : shape->epilogue == LS_EPILOGUE_GELU_GRAD ? CUBLASLT_EPILOGUE_DGELU
+                                                                                   : CUBLASLT_EPILOGUE_DEFAULT;
+    const uint64_t m = (uint64_t)shape->m, n = (uint64_t)shape->n, k = (uint64_t)shape->k;
+    cublasStatus_t status = lt->cublasLtMatmulDescCreate(&product->desc, compute, CUDA_R_32F);
+    if (!status)
+        status = lt->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_TRANSA,
+                                                    shape->transpose_b ? &transposed : &none, sizeof none);
+    if (!status)
+        status = lt->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_TRANSB,
+                                                    shape->transpose_a ? &transposed : &none, sizeof none);
+    if (!status)
+        status = lt->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                                    sizeof epilogue);
+    if (!status && shape->epilogue == LS_EPILOGUE_GELU_GRAD)
+        status = lt->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &shape->ldc,
+                                                    sizeof shape->ldc);
+    if (!status)
+        status = shape->transpose_b ? lt->cublasLtMatrixLayoutCreate(&product->b, type, k, n, shape->ldb)
+                                    : lt->cublasLtMatrixLayoutCreate(&product->b, type, n, k, shape->ldb);
+    if (!status)
+        status = shape->transpose_a ? lt->cublasLtMatrixLayoutCreate(&product->a, type, m, k, shape->lda)
+                                    : lt->cublasLtMatrixLayoutCreate(&product->a, type, k, m, shape->lda);
+    if (!status) status = lt->cublasLtMatrixLayoutCreate(&product->c, result, n, m, shape->ldc);
+    return status;
+}
+
+/* Bias and aux are the call's own. */
+static cublasStatus_t set_pointers(const struct ls_cuda_gemm *gemm, const struct product *product,
+                                   const struct ls_op_gemm *op) {
+    if (product->shape.epilogue == LS_EPILOGUE_BIAS)
+        return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                             &op->bias, sizeof op->bias);
+    if (product->shape.epilogue == LS_EPILOGUE_GELU_GRAD)
+        return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
+                                                             &op->aux, sizeof op->aux);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* The library's proposals, the one it thinks best first; sums that are split over k are added in fp32 only. */
+static cublasStatus_t propose(const struct ls_cuda_gemm *gemm, const struct product *product,
+                              cublasLtMatmulHeuristicResult_t proposals[WAYS], int *count) {
+    const struct ls_cublaslt *lt = gemm->library;
+    const struct shape *shape = &product->shape;
+    const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const uint32_t a = (uint32_t)shape->align_b, b = (uint32_t)shape->align_a, c = (uint32_t)shape->align_c;
+    cublasLtMatmulPreference_t preference;
+    cublasStatus_t status = lt->cublasLtMatmulPreferenceCreate(&preference);
+    if (status) return status;
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t attribute;
+        const void *value;
+        size_t bytes;
+    } settings[] = {
+        {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &gemm->workspace_bytes, sizeof gemm->workspace_bytes},
+        {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &a, sizeof a},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b, sizeof b},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c, sizeof c},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c, sizeof c},
+    };
+    for (size_t i = 0; i < sizeof settings / sizeof *settings && !status; i++)
+        status = lt->cublasLtMatmulPreferenceSetAttribute(preference, settings[i].attribute, settings[i].value,
+                                                          settings[i].bytes);
+    if (!status)
+        status = lt->cublasLtMatmulAlgoGetHeuristic(gemm->handle, product->desc, product->b, product->a, product->c,
+                                                    product->c, preference, WAYS, proposals, count);
+    lt->cublasLtMatmulPreferenceDestroy(preference);
+    return !status && *count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status;
+}
+
+static uint64_t hash_of(const struct shape *shape) {
+    const unsigned char *bytes = (const unsigned char *)shape;
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < sizeof *shape; i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    return hash;
+}
+
+static const struct choice *find_choice(const struct ls_cuda_gemm *gemm, const struct shape *shape) {
+    for (int i = 0; i < gemm->choice_count; i++)
+        if (memcmp(&gemm->choices[i].shape, shape, sizeof *shape) == 0) return &gemm->choices[i];
+    return NULL;
+}
+
+static void clear_products(struct ls_cuda_gemm *gemm) {
+    for (int i = 0; i < PRODUCTS; i++) release_product(gemm, &gemm->products[i]);
+    gemm->product_count = 0;
+}
+
+/* The plan of a shape, made if there is none. NULL and LS_OK: the library refuses the epilogue. */
+static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *shape, const struct ls_op_gemm *op,
+                                 struct product **found, struct ls_error *error) {
+    uint64_t place = hash_of(shape) % PRODUCTS;
+    while (gemm->products[place].made && memcmp(&gemm->products[place].shape, shape, sizeof *shape) != 0)
+        place = (place + 1) % PRODUCTS;
+    struct product *product = &gemm->products[place];
+    if (product->made) {
+        *found = product->refused ? NULL : product;
+        return LS_OK;
+    }
+    if (gemm->product_count >= PRODUCTS / 2) { /* shapes without end: inference at growing lengths */
+        clear_products(gemm);
+        product = &gemm->products[hash_of(shape) % PRODUCTS];
+    }
+    product->shape = *shape;
+    cublasLtMatmulHeuristicResult_t proposals[WAYS];
+    int count = 0;
+    cublasStatus_t status = describe(gemm, product);
+    if (!status) status = set_pointers(gemm, product, op);
+    const struct choice *choice = find_choice(gemm, shape);
+    if (!status && !choice) status = propose(gemm, product, proposals, &count);
+    if (status && shape->epilogue == LS_EPILOGUE_NONE) {
+        library_failed(gemm, status, "cublasLtMatmulAlgoGetHeuristic", shape, error);
+        release_product(gemm, product);
+        return LS_ERROR;
+    }
+    product->made = true;
+    product->refused = status != CUBLAS_STATUS_SUCCESS;
+    if (!product->refused) product->algorithm = choice ? choice->algorithm : proposals[0].algo;
+    gemm->product_count++;
+    *found = product->refused ? NULL : product;
+    return LS_OK;
+}
+
+static enum ls_code multiply(struct ls_cuda_gemm *gemm, cudaStream_t stream, const struct product *product,
+                             const cublasLtMatmulAlgo_t *algorithm, const struct ls_op_gemm *op,
+                             struct ls_error *error) {
+    const float one = 1.0f, beta = op->accumulate ? 1.0f : 0.0f;
+    const bool sum_apart = product->shape.epilogue == LS_EPILOGUE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU;
+    void *result = sum_apart ? op->aux : op->c;
+    cublasStatus_t status = set_pointers(gemm, product, op);
+    if (!status)
+        status = gemm->library->cublasLtMatmul(gemm->handle, product->desc, &one, op->b, product->b, op->a, product->a,
+                                               &beta, result, product->c, result, product->c, algorithm,
+                                               gemm->workspace, gemm->workspace_bytes, stream);
+    return status ? library_failed(gemm, status, "cublasLtMatmul", &product->shape, error) : LS_OK;
+}
+
+/* What the library was not asked for. */
+static cudaError_t finish(const struct product *product, const struct ls_op_gemm *op, cudaStream_t stream) {
+    if (op->epilogue == LS_EPILOGUE_NONE || product->shape.epilogue == op->epilogue) return cudaSuccess;
+    if (product->shape.epilogue == LS_EPILOGUE_NONE) return ls_cuda_epilogue(op, stream);
+    cudaError_t status = cudaSuccess; /* bias done, GELU to do */
+    const int64_t element = ls_dtype_bytes(op->dtype), rows = op->ldc == op->n ? 1 : op->m;
+    for (int64_t row = 0; row < rows && !status; row++) {
+        const int64_t at = row * op->ldc * element;
+        status = ls_cuda_gelu_forward(&(struct ls_op_gelu_forward){.output = (char *)op->c + at,
+                                                                   .input = (char *)op->aux + at,
+                                                                   .count = rows == 1 ? op->m * op->n : op->n,
+                                                                   .dtype = op->dtype},
+                                      stream);
+    }
+    return status;
+}
+
+/* The plan with as much of the epilogue in the library as it takes. */
+static enum ls_code plan_product(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op, struct product **product,
+                                 struct ls_error *error) {
+    struct shape shape = shape_of(op, is_fused(op));
+    enum ls_code code = find_product(gemm, &shape, op, product, error);
+    if (code || *product) return code;
+    shape = shape_of(op, false);
+    return find_product(gemm, &shape, op, product, error);
+}
+
+/* There is one workspace: a product on another stream than the last one's waits for it. */
+static void take_workspace(struct ls_cuda_gemm *gemm, struct ls_stream *stream) {
+    if (gemm->last == stream) return;
+    if (gemm->last) {
+        ls_cuda_stream_note(stream, cudaEventRecord(gemm->passed, ls_cuda_stream(gemm->last)), "an event");
+        ls_cuda_stream_note(stream, cudaStreamWaitEvent(ls_cuda_stream(stream), gemm->passed, 0), "a wait");
+    }
+    gemm->last = stream;
+}
+
+void ls_cuda_gemm_forget_stream(struct ls_cuda_gemm *gemm, struct ls_stream *stream) {
+    if (gemm && gemm->last == stream) gemm->last = NULL;
+}
+
+/* A sum of nothing. */
+static cudaError_t multiply_nothing(const struct ls_op_gemm *op, cudaStream_t stream) {
+    const size_t element = op->c_fp32 ? sizeof(float) : (size_t)ls_dtype_bytes(op->dtype);
+    cudaError_t status = cudaSuccess;
+    if (!op->accumulate)
+        status = cudaMemset2DAsync(op->c, (size_t)op->ldc * element, 0, (size_t)op->n * element, (size_t)op->m, stream);
+    return status || op->epilogue == LS_EPILOGUE_NONE ? status : ls_cuda_epilogue(op, stream);
+}
+
+void ls_cuda_gemm(struct ls_cuda_gemm *gemm, struct ls_stream *stream, const struct ls_op_gemm *op) {
+    struct ls_error error;
+    struct product *product = NULL;
+    if (op->m == 0 || op->n == 0) return;
+    if (op->k == 0) {
+        ls_cuda_stream_note(stream, multiply_nothing(op, ls_cuda_stream(stream)), "a product of nothing");
+        return;
+    }
+    take_workspace(gemm, stream);
+    enum ls_code code = plan_product(gemm, op, &product, &error);
+    if (!code) code = multiply(gemm, ls_cuda_stream(stream), product, &product->algorithm, op, &error);
+    if (code)
+        ls_cuda_stream_fail(stream, &error);
+    else
+        ls_cuda_stream_note(stream, finish(product, op, ls_cuda_stream(stream)), "a product's epilogue");
+}
+
+/* ---- choosing ---- */
+
+void ls_cuda_gemm_note(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op) {
+    if (op->m == 0 || op->n == 0 || op->k == 0 || gemm->noted_count == NOTED) return;
+    const struct shape shape = shape_of(op, is_fused(op));
+    for (int i = 0; i < gemm->noted_count; i++) {
+        const struct shape other = shape_of(&gemm->noted[i], is_fused(&gemm->noted[i]));
+        if (memcmp(&shape, &other, sizeof shape) == 0) return;
+    }
+    gemm->noted[gemm->noted_count++] = *op;
+}
+
+/* Milliseconds of one run, HUGE_VALF when the algorithm does not run. */
+static float measure(struct ls_cuda_gemm *gemm, cudaStream_t stream, const cudaEvent_t events[2],
+                     const struct product *product, const cublasLtMatmulAlgo_t *algorithm,
+                     const struct ls_op_gemm *op) {
+    float best = HUGE_VALF;
+    if (multiply(gemm, stream, product, algorithm, op, NULL)) return best;
+    for (int repeat = 0; repeat < REPEATS; repeat++) {
+        float milliseconds;
+        if (cudaEventRecord(events[0], stream) || multiply(gemm, stream, product, algorithm, op, NULL) ||
+            cudaEventRecord(events[1], stream) || cudaEventSynchronize(events[1]) ||
+            cudaEventElapsedTime(&milliseconds, events[0], events[1]))
+            return HUGE_VALF;
+        if (milliseconds < best) best = milliseconds;
+    }
+    return best;
+}
+
+static enum ls_code choose_one(struct ls_cuda_gemm *gemm, cudaStream_t stream, const cudaEvent_t events[2],
+                               const struct ls_op_gemm *op, struct choice *choice, struct ls_error *error) {
+    cublasLtMatmulHeuristicResult_t proposals[WAYS];
+    struct product *product = NULL;
+    int count = 0, best = 0;
+    float times[WAYS];
+    enum ls_code code = plan_product(gemm, op, &product, error);
+    if (code) return code;
+    cublasStatus_t status = propose(gemm, product, proposals, &count);
+    if (status) return library_failed(gemm, status, "cublasLtMatmulAlgoGetHeuristic", &product->shape, error);
+    for (int way = 0; way < count; way++) {
+        times[way] = measure(gemm, stream, events, product, &proposals[way].algo, op);
+        if (times[way] < times[best]) best = way;
+    }
+    memset(choice, 0, sizeof *choice);
+    choice->shape = product->shape;
+    choice->algorithm = proposals[best].algo;
+    ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s: %.3f ms by way %d of %d, %.3f ms by the first",
+           (long long)op->m, (long long)op->n, (long long)op->k, op->transpose_a ? " (a transposed)" : "",
+           op->transpose_b ? " (b transposed)" : "", (double)times[best], best + 1, count, (double)times[0]);
+    return LS_OK;
+}
+
+enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **result, int64_t *bytes, struct ls_error *error) {
+    struct choice *choices = calloc((size_t)gemm->noted_count + 1, sizeof *choices);
+    cudaEvent_t events[2] = {NULL, NULL};
+    cudaStream_t stream = NULL;
+    if (!choices) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for %d choices", gemm->noted_count);
+    ls_cuda_use(gemm->device);
+    cudaError_t status = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    for (int i = 0; i < 2 && !status; i++) status = cudaEventCreateWithFlags(&events[i], cudaEventDefault);
+    enum ls_code code = status ? ls_cuda_fail(gemm->device, status, "a stream to measure on", error) : LS_OK;
+    for (int i = 0; i < gemm->noted_count && !code; i++)
+        code = choose_one(gemm, stream, events, &gemm->noted[i], &choices[i], error);
+    if (stream) cudaStreamSynchronize(stream);
+    for (int i = 0; i < 2; i++)
+        if (events[i]) cudaEventDestroy(events[i]);
+    if (stream) cudaStreamDestroy(stream);
+    if (code) {
+        free(choices);
+        return code;
+    }
+    *result = choices;
+    *bytes = gemm->noted_count * (int64_t)sizeof *choices;
+    return LS_OK;
+}
+
+enum ls_code ls_cuda_gemm_adopt(struct ls_cuda_gemm *gemm, const void *choices, int64_t bytes,
+                                struct ls_error *error) {
+    const int64_t count = bytes / (int64_t)sizeof(struct choice);
+    if (bytes % (int64_t)sizeof(struct choice) != 0 || count > NOTED)
+        return ls_fail(error, LS_ERROR, LS_SCOPE_JOB,
+                       "device: %lld bytes of choices for products are not of this program. Do all ranks run the same "
+                       "build?",
+                       (long long)bytes);
+    memcpy(gemm->choices, choices, (size_t)bytes);
+    gemm->choice_count = (int)count;
+    clear_products(gemm);
+    return LS_OK;
+}
+
+/* ---- life ---- */
+
+const struct ls_cublaslt *ls_cuda_gemm_library(const struct ls_cuda_gemm *gemm) {
+    return gemm->library;
+}
+
+enum ls_code ls_cuda_gemm_create(struct ls_cuda_device *device, bool tf32, struct ls_cuda_gemm **result,
+                                 struct ls_error *error) {
+    struct ls_cuda_gemm *gemm = calloc(1, sizeof *gemm);
+    if (!gemm) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for the records of products");
+    gemm->device = device;
+    gemm->tf32 = tf32;
+    gemm->workspace_bytes = device->info.capability >= 90 ? WORKSPACE_BYTES : WORKSPACE_BYTES_SMALL;
+    enum ls_code code = ls_library_cublaslt(&gemm->library, error);
+    const cublasStatus_t status = code ? CUBLAS_STATUS_SUCCESS : gemm->library->cublasLtCreate(&gemm->handle);
+    if (status)
+        code = ls_fail(error, LS_ERROR, LS_SCOPE_RANK,
+                       "device: cublasLtCreate of %s answered %d. Is the library made for this GPU (%s) and driver?",
+                       gemm->library->path, (int)status, device->info.name);
+    cudaError_t failed = cudaSuccess;
+    if (!code) failed = cudaMalloc(&gemm->workspace, gemm->workspace_bytes);
+    if (!code && !failed) failed = cudaEventCreateWithFlags(&gemm->passed, cudaEventDisableTiming);
+    if (failed) code = ls_cuda_fail(device, failed, "the workspace of products", error);
+    if (code) {
+        ls_cuda_gemm_destroy(gemm);
+        return code;
+    }
+    *result = gemm;
+    return LS_OK;
+}
+
+void ls_cuda_gemm_destroy(struct ls_cuda_gemm *gemm) {
+    if (!gemm) return;
+    if (gemm->library) clear_products(gemm);
+    if (gemm->passed) cudaEventDestroy(gemm->passed);
+    if (gemm->workspace) cudaFree(gemm->workspace);
+    if (gemm->handle) gemm->library->cublasLtDestroy(gemm->handle);
+    free(gemm);
+}

@@ -1,0 +1,28 @@
+/* Products of matrices on cuBLASLt: one plan per shape, made when the shape is first met, and the workspace. */
+#ifndef LS_WORKER_DEVICE_CUDA_GEMM_H
+#define LS_WORKER_DEVICE_CUDA_GEMM_H
+
+#include "worker/device/cuda/device.h"
+#include "worker/device/cuda/libraries.h"
+
+/* Opens the library and allocates the workspace. LS_ERROR, LS_MEMORY. */
+enum ls_code ls_cuda_gemm_create(struct ls_cuda_device *device, bool tf32, struct ls_cuda_gemm **gemm,
+                                 struct ls_error *error);
+/* Takes NULL. No product is under way. */
+void ls_cuda_gemm_destroy(struct ls_cuda_gemm *gemm);
+/* The library that is used. */
+const struct ls_cublaslt *ls_cuda_gemm_library(const struct ls_cuda_gemm *gemm);
+
+/* Puts a product on the stream. Without a choice the library's first proposal is taken, which follows from the shape,
+ * the library and the GPU alone. */
+void ls_cuda_gemm(struct ls_cuda_gemm *gemm, struct ls_stream *stream, const struct ls_op_gemm *op);
+/* Remembers a product for ls_cuda_gemm_choose(). */
+void ls_cuda_gemm_note(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op);
+/* A stream is about to go: products are no longer ordered against it. */
+void ls_cuda_gemm_forget_stream(struct ls_cuda_gemm *gemm, struct ls_stream *stream);
+
+/* See device.h. */
+enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **choices, int64_t *bytes, struct ls_error *error);
+enum ls_code ls_cuda_gemm_adopt(struct ls_cuda_gemm *gemm, const void *choices, int64_t bytes, struct ls_error *error);
+
+#endif

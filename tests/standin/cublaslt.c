@@ -1,5 +1,6 @@
-/* cuBLASLt by plain loops, column-major. It takes what the program uses and checks shapes, leading dimensions, types and
- * alignment as the real one does; GELU's derivative for fp32 it has not, so that the program's own way is walked. */
+/* cuBLASLt by plain loops, column-major. It takes what the program uses and checks shapes, leading dimensions, types
+ * and alignment as the real one does; GELU's derivative for fp32 it has not, so that the program's own way is walked.
+ */
 #include "tests/standin/standin.h"
 #include "worker/device/cpu/activation.h"
 #include "worker/device/cpu/low_precision.h"
@@ -140,7 +141,7 @@ static cublasStatus_t check(const struct description *d, const struct layout *a,
     if (d->compute != CUBLAS_COMPUTE_32F && (d->compute != CUBLAS_COMPUTE_32F_FAST_TF32 || a->type != CUDA_R_32F))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (d->epilogue == CUBLASLT_EPILOGUE_DGELU)
-        return c->type == CUDA_R_32F ? CUBLAS_STATUS_NOT_SUPPORTED
+        return c->type == CUDA_R_32F                           ? CUBLAS_STATUS_NOT_SUPPORTED
                : d->aux_ld % 8 || d->aux_ld < (int64_t)c->rows ? CUBLAS_STATUS_INVALID_VALUE
                                                                : CUBLAS_STATUS_SUCCESS;
     return d->epilogue == CUBLASLT_EPILOGUE_DEFAULT || d->epilogue == CUBLASLT_EPILOGUE_BIAS
@@ -158,10 +159,12 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     uint64_t k;
     (void)handle, (void)d;
     *count = 0;
-    cublasStatus_t status = check((struct description *)description, (struct layout *)a, (struct layout *)b, result, &k);
+    cublasStatus_t status =
+        check((struct description *)description, (struct layout *)a, (struct layout *)b, result, &k);
     if (status) return status;
     for (int i = 0; i < wanted && i < WAYS; i++) {
-        struct algorithm algorithm = {.magic = MAGIC, .way = (uint64_t)i, .m = result->rows, .n = result->columns, .k = k};
+        struct algorithm algorithm = {
+            .magic = MAGIC, .way = (uint64_t)i, .m = result->rows, .n = result->columns, .k = k};
         /* What was said of the pointers is part of the algorithm: the last word of its 64 bytes holds it. */
         memset(&results[i], 0, sizeof results[i]);
         memcpy(&results[i].algo, &algorithm, sizeof algorithm);
@@ -228,8 +231,7 @@ static void run(void *argument) {
             if (p->beta != 0.0f) value += p->beta * get(p->c_memory, p->c.type, at);
             if (p->d.epilogue == CUBLASLT_EPILOGUE_BIAS) value += get(p->d.bias, p->c.type, (int64_t)row);
             if (p->d.epilogue == CUBLASLT_EPILOGUE_DGELU)
-                value *= ls_gelu_derivative(
-                    get(p->d.aux, p->c.type, (int64_t)(row + column * (uint64_t)p->d.aux_ld)));
+                value *= ls_gelu_derivative(get(p->d.aux, p->c.type, (int64_t)(row + column * (uint64_t)p->d.aux_ld)));
             set(p->c_memory, p->c.type, at, value);
         }
     free(a);
@@ -271,8 +273,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     if (!is_there(a_memory, &p.a) || !is_there(b_memory, &p.b) || !is_there(d_memory, &p.c) ||
         !ls_standin_is_device_memory(workspace, workspace_bytes))
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (p.d.epilogue == CUBLASLT_EPILOGUE_BIAS &&
-        !ls_standin_is_device_memory(p.d.bias, p.c.rows * bytes_of(p.c.type)))
+    if (p.d.epilogue == CUBLASLT_EPILOGUE_BIAS && !ls_standin_is_device_memory(p.d.bias, p.c.rows * bytes_of(p.c.type)))
         return CUBLAS_STATUS_INVALID_VALUE;
     const struct layout aux = {p.c.type, p.c.rows, p.c.columns, p.d.aux_ld};
     if (p.d.epilogue == CUBLASLT_EPILOGUE_DGELU && (!is_there(p.d.aux, &aux) || (uintptr_t)p.d.aux % 16))

@@ -339,8 +339,8 @@ static cudaError_t allocate(void **memory, size_t bytes, bool device) {
         return answer(cudaErrorMemoryAllocation);
     }
     memset(pages, 0xff, mapped);
-    *made = (struct allocation){
-        .next = allocations, .memory = pages, .bytes = bytes, .mapped = mapped, .device = device};
+    *made =
+        (struct allocation){.next = allocations, .memory = pages, .bytes = bytes, .mapped = mapped, .device = device};
     allocations = made;
     if (device) used_bytes += bytes;
     if (used_bytes > peak_bytes) peak_bytes = used_bytes;
@@ -436,8 +436,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpy
     drain(&null_stream);
     return status;
 }
-cudaError_t cudaMemset2DAsync(void *memory, size_t pitch, int value, size_t width, size_t height,
-                              cudaStream_t stream) {
+cudaError_t cudaMemset2DAsync(void *memory, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream) {
     if (height > 0 && !ls_standin_is_device_memory(memory, pitch * (height - 1) + width))
         return answer(cudaErrorInvalidValue);
     ls_standin_enqueue_copy(

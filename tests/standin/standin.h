@@ -1,5 +1,5 @@
-/* Stand-ins for CUDA on hosts without a GPU: cudart.c is linked in place of the runtime; cublaslt.c, cudnn.c, nvml.c and
- * nccl*.c are shared libraries that the program opens as it opens the real ones (LOCKSTEP_CUDA_LIBRARIES =
+/* Stand-ins for CUDA on hosts without a GPU: cudart.c is linked in place of the runtime; cublaslt.c, cudnn.c, nvml.c
+ * and nccl*.c are shared libraries that the program opens as it opens the real ones (LOCKSTEP_CUDA_LIBRARIES =
  * BUILD/emulator/lib). They are written against the real headers and refuse what the real ones refuse.
  *
  * "Device" memory is host memory: counted, limited, filled with NaN. Streams are queues. The environment says how:
@@ -23,8 +23,7 @@
 /* Runs `function(argument)` in the stream's order. */
 void ls_standin_enqueue(cudaStream_t stream, void (*function)(void *argument), void *argument);
 /* The same with a copy of `bytes` of argument, which the stream frees. */
-void ls_standin_enqueue_copy(cudaStream_t stream, void (*function)(void *argument), const void *argument,
-                             size_t bytes);
+void ls_standin_enqueue_copy(cudaStream_t stream, void (*function)(void *argument), const void *argument, size_t bytes);
 /* True when [memory, memory + bytes) lies in one allocation of device memory. */
 bool ls_standin_is_device_memory(const void *memory, size_t bytes);
 

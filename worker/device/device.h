@@ -87,8 +87,8 @@ struct ls_event *ls_event_create(struct ls_device *device);
 void ls_event_destroy(struct ls_event *event);
 void ls_event_record(struct ls_event *event, struct ls_stream *stream);
 void ls_stream_wait(struct ls_stream *stream, struct ls_event *event);
-/* The same, and measures how long the stream stood still there; _waited_seconds is the sum of all such waits, up to date
- * after ls_stream_synchronize(). */
+/* The same, and measures how long the stream stood still there; _waited_seconds is the sum of all such waits, up to
+ * date after ls_stream_synchronize(). */
 void ls_stream_wait_measured(struct ls_stream *stream, struct ls_event *event);
 double ls_stream_waited_seconds(const struct ls_stream *stream);
 /* Waits until what the event marks has run. Returns the error that its stream holds at that time, if any, and leaves it

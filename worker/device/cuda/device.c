@@ -36,12 +36,12 @@ enum ls_code ls_cuda_fail(const struct ls_cuda_device *device, cudaError_t statu
                           struct ls_error *error) {
     cudaGetLastError();
     if (status == cudaErrorMemoryAllocation)
-        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
-                       "device: GPU %d (%s, %s) has no memory for %s: %.1f of %.1f MiB are free. Give this run a GPU of "
-                       "its own, or lower train.micro_batch_size.",
-                       device->index, device->info.name, device->info.bus_id, what,
-                       (double)ls_device_free_bytes(&device->base) / 1048576,
-                       (double)device->info.memory_bytes / 1048576);
+        return ls_fail(
+            error, LS_MEMORY, LS_SCOPE_RANK,
+            "device: GPU %d (%s, %s) has no memory for %s: %.1f of %.1f MiB are free. Give this run a GPU of "
+            "its own, or lower train.micro_batch_size.",
+            device->index, device->info.name, device->info.bus_id, what,
+            (double)ls_device_free_bytes(&device->base) / 1048576, (double)device->info.memory_bytes / 1048576);
     return ls_fail(error, LS_ERROR, LS_SCOPE_RANK,
                    "device: GPU %d (%s, %s) failed at %s: %s (%s). Look for Xid in the kernel's log; if there is none, "
                    "run a short step under compute-sanitizer and report what it says.",
@@ -203,10 +203,11 @@ enum ls_code ls_device_count_cuda(int *count, struct ls_error *error) {
     if (status != cudaSuccess && status != cudaErrorNoDevice) return refuse_driver(status, error);
     cudaGetLastError();
     if (status == cudaErrorNoDevice || found == 0)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_NODE,
-                       "device: the NVIDIA driver shows no GPU to this process (CUDA_VISIBLE_DEVICES is %s%.100s%s). Ask "
-                       "the batch system for GPUs, correct the variable, or use device: cpu.",
-                       visible ? "'" : "not set", visible ? visible : "", visible ? "'" : "");
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_NODE,
+            "device: the NVIDIA driver shows no GPU to this process (CUDA_VISIBLE_DEVICES is %s%.100s%s). Ask "
+            "the batch system for GPUs, correct the variable, or use device: cpu.",
+            visible ? "'" : "not set", visible ? visible : "", visible ? "'" : "");
     *count = found;
     return LS_OK;
 }

@@ -1,5 +1,5 @@
-/* Products on cuBLASLt. Ours are row-major, the library's column-major: what is c = a b here is c' = b' a' there, so the
- * library's first factor is our b, its rows are our columns, and a bias per column of ours is its bias per row.
+/* Products on cuBLASLt. Ours are row-major, the library's column-major: what is c = a b here is c' = b' a' there, so
+ * the library's first factor is our b, its rows are our columns, and a bias per column of ours is its bias per row.
  *
  * What a product's epilogue does in the library: the bias, and the derivative of GELU. GELU itself is a kernel of its
  * own: the library applies it to the sum before that is rounded, a layer that is computed again applies it to what was
@@ -31,7 +31,7 @@ struct shape {
     int32_t align_a, align_b, align_c;
     uint8_t transpose_a, transpose_b, accumulate, c_fp32;
     uint8_t dtype, epilogue; /* the epilogue that the library is asked for */
-    uint8_t zero[6]; /* no padding: shapes are compared byte by byte */
+    uint8_t zero[6];         /* no padding: shapes are compared byte by byte */
 };
 
 struct product {
@@ -103,9 +103,9 @@ static struct shape shape_of(const struct ls_op_gemm *op, bool fused) {
     shape.transpose_a = op->transpose_a, shape.transpose_b = op->transpose_b;
     shape.accumulate = op->accumulate, shape.c_fp32 = op->c_fp32;
     shape.dtype = (uint8_t)op->dtype;
-    shape.epilogue = !fused                                   ? LS_EPILOGUE_NONE
+    shape.epilogue = !fused                                  ? LS_EPILOGUE_NONE
                      : op->epilogue == LS_EPILOGUE_BIAS_GELU ? LS_EPILOGUE_BIAS
-                                                              : (uint8_t)op->epilogue;
+                                                             : (uint8_t)op->epilogue;
     return shape;
 }
 
@@ -386,7 +386,8 @@ enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **result, int64
     struct choice *choices = calloc((size_t)gemm->noted_count + 1, sizeof *choices);
     cudaEvent_t events[2] = {NULL, NULL};
     cudaStream_t stream = NULL;
-    if (!choices) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for %d choices", gemm->noted_count);
+    if (!choices)
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for %d choices", gemm->noted_count);
     ls_cuda_use(gemm->device);
     cudaError_t status = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
     for (int i = 0; i < 2 && !status; i++) status = cudaEventCreateWithFlags(&events[i], cudaEventDefault);
@@ -406,8 +407,7 @@ enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **result, int64
     return LS_OK;
 }
 
-enum ls_code ls_cuda_gemm_adopt(struct ls_cuda_gemm *gemm, const void *choices, int64_t bytes,
-                                struct ls_error *error) {
+enum ls_code ls_cuda_gemm_adopt(struct ls_cuda_gemm *gemm, const void *choices, int64_t bytes, struct ls_error *error) {
     const int64_t count = bytes / (int64_t)sizeof(struct choice);
     if (bytes % (int64_t)sizeof(struct choice) != 0 || count > NOTED)
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB,

@@ -93,8 +93,7 @@ static enum ls_code take_error(struct ls_cuda_stream *stream, bool forget, struc
 
 /* Adds up the measured waits that have ended; all of them when `last`, else those from before half a ring. */
 static void read_waits(struct ls_cuda_stream *stream, bool last) {
-    while (stream->waits_read < stream->waits_begun &&
-           (last || stream->waits_begun - stream->waits_read > WAITS / 2)) {
+    while (stream->waits_read < stream->waits_begun && (last || stream->waits_begun - stream->waits_read > WAITS / 2)) {
         const struct measured_wait *wait = &stream->waits[stream->waits_read++ % WAITS];
         float milliseconds = 0;
         if (!last) cudaEventSynchronize(wait->end);

@@ -39,7 +39,8 @@
     X(block)                                                                                                           \
     X(collective)                                                                                                      \
     X(collective_done) X(host_collective) X(host_collective_done) X(phase) X(exit_code) X(gpu) X(age_ns)
-#define SETUP_FIELDS(X)     X(world_size) X(start_step) X(start_position) X(total_steps) X(end_position) X(optimizer_steps)
+#define SETUP_FIELDS(X)                                                                                                \
+    X(world_size) X(start_step) X(start_position) X(total_steps) X(end_position) X(optimizer_steps) X(end_step)
 #define SETUP_STRINGS(X)    X(run_directory) X(run_id) X(checkpoint)
 #define WELCOME_FIELDS(X)   X(acknowledged_step) X(acknowledged_validation)
 #define ANSWER_FIELDS(X)    X(code)
@@ -296,6 +297,8 @@ static void *fill_body(Ls__Envelope *envelope, union bodies *bodies, const struc
         SETUP_FIELDS(COPY)
         SETUP_STRINGS(SHARE)
         target->yaml = message->setup.yaml;
+        target->n_quarantined = 2 * (size_t)source->quarantine.count;
+        target->quarantined = (int64_t *)(uintptr_t)source->quarantine.ranges;
         return NULL;
     }
     case LS_MESSAGE_WELCOME: PLAIN(Welcome, welcome, WELCOME, WELCOME_FIELDS, welcome)
@@ -574,6 +577,15 @@ static void read_setup(struct check *check, struct ls_message *message, const Ls
     SETUP_STRINGS(TAKE)
     target->attempt = message->attempt;
     message->setup.yaml = NULL;
+    if (source->n_quarantined > 2 * LS_QUARANTINE_RANGES_MAX)
+        return complain(check, "quarantined", "has too many entries");
+    target->quarantine.count = (int32_t)(source->n_quarantined / 2);
+    for (size_t i = 0; i + 1 < source->n_quarantined; i += 2)
+        target->quarantine.ranges[i / 2] =
+            (struct ls_quarantine_range){source->quarantined[i], source->quarantined[i + 1]};
+    if (source->n_quarantined % 2 || !ls_quarantine_is_valid(&target->quarantine))
+        return complain(check, "quarantined", "is not a list of ascending ranges");
+    require_step(check, "end_step", target->end_step);
     require_range(check, "world_size", target->world_size, 0, LS_WIRE_RANKS_MAX);
     require_step(check, "start_step", target->start_step);
     require_step(check, "total_steps", target->total_steps);

@@ -7,6 +7,7 @@
 #include "common/digest.h"
 #include "common/process.h"
 #include "common/progress.h"
+#include "common/quarantine.h"
 #include "common/status.h"
 
 #include <stdbool.h>
@@ -45,6 +46,8 @@ struct ls_welcome {
     int64_t total_steps;   /* as planned: the last step's number */
     uint64_t end_position; /* sequences; the last step is truncated there. UINT64_MAX: none */
     int64_t optimizer_steps;
+    int64_t end_step; /* behind which this attempt ends: before total_steps where sequences are passed over */
+    struct ls_quarantine quarantine;
 };
 
 /* One executed step, by rank 0. */

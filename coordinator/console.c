@@ -186,6 +186,17 @@ void ls_console_show(struct ls_console *console, const struct ls_journal_entry *
     case LS_RECORD_COMMIT: snprintf(line, sizeof line, "saved step %lld", (long long)record->commit.step); break;
     case LS_RECORD_STOP: snprintf(line, sizeof line, "stopping: the step in progress ends, then it is saved"); break;
     case LS_RECORD_FAULT: snprintf(line, sizeof line, "%s", record->end.text); break;
+    case LS_RECORD_QUARANTINE:
+        snprintf(line, sizeof line, "sequences %lld to %lld of step %lld are passed over from now on",
+                 (long long)record->quarantine.from, (long long)record->quarantine.to - 1,
+                 (long long)record->quarantine.step);
+        break;
+    case LS_RECORD_ATTEMPT:
+        snprintf(line, sizeof line, "attempt %u: going on from step %lld on %d rank%s; %lld step%s lost, restart %d",
+                 record->attempt, (long long)record->attempt_begun.start_step, record->attempt_begun.world_size,
+                 record->attempt_begun.world_size == 1 ? "" : "s", (long long)record->attempt_begun.lost_steps,
+                 record->attempt_begun.lost_steps == 1 ? "" : "s", record->attempt_begun.restarts);
+        break;
     default: return; /* the end is told by the table and the last line */
     }
     print_line(console, true, line);

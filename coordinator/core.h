@@ -4,9 +4,27 @@
  *                                            server <-- ls_core_action ---  core
  *
  * Steps are numbered from 1, as people read them: step s takes the run from s-1 to s steps done, its checkpoint is
- * "step s", and 0 is the state before the first. Positions count sequences: step s uses the draws
- * [position, position + sequences) of the sample order. Both are pure functions of the attempt's start, so that a step
- * can never have two meanings within an attempt.
+ * "step s", and 0 is the state before the first. Positions count sequences: step s uses the next draws of the sample
+ * order that are not quarantined (common/quarantine.h), from the position behind step s-1 on. Both are pure functions
+ * of where the attempt starts and what is quarantined at that time, so that a step can never have two meanings within
+ * an attempt.
+ *
+ * One core serves many attempts. One that fails for a cause that a restart can mend is cleared away and followed by the
+ * next, from the newest good checkpoint:
+ *
+ *   failing -- FAULT on disk, KILL --> clearing -- CLEARED, PREPARE --> preparing -- PREPARED, ATTEMPT --> backing off
+ *                                                                                                               |
+ *   running <-- every rank has joined -- waiting <--- ATTEMPT on disk, the time has come: LAUNCH ---------------+
+ *
+ * A restart mends lost ranks and nodes, a launcher that is gone, ranks that stay away, stalls, a checkpoint that cannot
+ * be loaded (the next attempt starts from the one before) and, where the policy says so, a loss that is not finite (its
+ * sequences are quarantined) and replicas that differ. It does not mend what is wrong with command line, configuration,
+ * data, memory, disk or program, nor a run that never came together: a launcher that ends before any rank of the
+ * invocation has joined, ranks that do not join in time before any attempt of it has assembled.
+ *
+ * Restarts are counted since the last progress, a commit beyond every step committed before in this invocation; after
+ * max_restarts of them the run ends with the code of the last cause. An invocation is the life of a `lockstep run`: its
+ * first attempt is begun by run_setup, the others by the core.
  *
  * The workers' half of the protocol:
  *  - A connection carries the reports of one or more ranks. The one that carries world rank 0 is the voice: only it
@@ -25,19 +43,34 @@
  *    honoured is answered by SAVING again. Nobody starts a save before COMMITTED of the one before, nor runs more than
  *    LS_CORE_WINDOW_STEPS / 2 steps beyond it. Rank 0 saves unasked at multiples of checkpoint_every and behind the
  *    last step.
+ *  - A step that makes no update because its loss or gradient is not finite is reported as skipped. With
+ *    fault.nonfinite: skip that is all; else the rank sends FAULT with LS_NONFINITE, which names the step that was not
+ *    finished.
+ *  - A checkpoint that cannot be loaded is told by FAULT with LS_CHECKPOINT before the first step.
  *  - VALIDATION of step s is sent before SAVING{s}. After SAVING with stop, and after the last step, workers run no
  *    further step and leave when COMMITTED arrives or the server closes.
  *
  * The server's half:
  *  - It does the actions of a list in order, and hands events over one at a time.
  *  - TICK comes first and then a few times a second.
- *  - RANK_LOST is told for every joined rank whose process is gone, also for one that was gone when it joined.
- *    LAUNCHER_EXITED is told to every generation that begins after it, and signals wait for the next generation.
- *  - CONNECTION_LOST is told if it is known; the core does without. */
+ *  - RANK_LOST is told for every joined rank whose process is gone, also for one that was gone when it joined;
+ * NODE_LOST when all of a host is, in its place. LAUNCHER_EXITED of the newest attempt launched is told to every
+ * generation that begins after it, and signals wait for the next generation.
+ *  - CONNECTION_LOST is told if it is known; the core does without.
+ *  - LAUNCH is asked for every attempt, the first included, and again by a coordinator that starts again: an attempt
+ *    that has been launched is not launched twice. Without a launcher of ours it means that workers started by hand are
+ *    served from now on, and told how to join. An attempt's number is that of its workers from LAUNCH on.
+ *  - KILL is answered by CLEARED when no process of the attempt is left on any host that answers, its shared memory is
+ *    removed, and no commit of it can happen any more; at once if there is nothing, or no launcher of ours (its workers
+ *    are told that the attempt is over). Those of a host that does not answer leave by themselves.
+ *  - PREPARE is answered by PREPARED or PREPARE_FAILED. First the checkpoints of steps not below `below_step` are set
+ *    aside (renamed, not removed); then the newest good one is looked for, and damaged ones above it are set aside too.
+ *    It may be asked again, by a coordinator that starts again, and then gives the same. */
 #ifndef LS_COORDINATOR_CORE_H
 #define LS_COORDINATOR_CORE_H
 
 #include "common/digest.h"
+#include "common/quarantine.h"
 #include "common/status.h"
 
 #include <stdbool.h>
@@ -50,6 +83,7 @@ enum {
     /* Steps that may wait for the disk, or run beyond a save in flight, before grants pause. */
     LS_CORE_WINDOW_STEPS = 1024,
     LS_CORE_CHECKPOINTS_MAX = 64, /* committed checkpoints known at a time */
+    LS_CORE_HOSTS_MAX = 64,       /* hosts with losses remembered at a time */
     LS_CORE_HOST_BYTES = 64,
     LS_CORE_ID_BYTES = 96,
     LS_CORE_TEXT_BYTES = 512
@@ -58,13 +92,29 @@ enum {
 /* A connection as the server names it; 0 is none. A name is never used twice within a generation. */
 typedef uint64_t ls_connection;
 
+/* What to do about a loss or gradient that is not finite, or spikes. */
+enum ls_core_nonfinite {
+    LS_NONFINITE_STOP,    /* the run ends with 7 */
+    LS_NONFINITE_SKIP,    /* workers pass over the update; skips_max in a row end the run with 7 */
+    LS_NONFINITE_ROLLBACK /* a restart before the step, whose sequences are quarantined */
+};
+
+/* What to do about replicas that hold different parameters. */
+enum ls_core_mismatch {
+    LS_MISMATCH_STOP,    /* the run ends with 1 */
+    LS_MISMATCH_ROLLBACK /* a restart from a checkpoint at which they agreed */
+};
+
 /* What the core needs to know before its first event. Plain data, copied by ls_core_create. */
 struct ls_core_options {
-    int32_t world_size;           /* ranks expected; 0: the first HELLO of the attempt says */
+    /* Ranks of the attempt; 0: the first HELLO of each attempt says. Of the invocation's first attempt it is also the
+     * number that is wanted. */
+    int32_t world_size;
+    int32_t ranks_wanted;         /* 0: world_size; of an attempt after the first, what the first one had */
     uint32_t attempt;             /* from 1: the life of the set of workers */
     uint32_t generation;          /* from 1: the life of the coordinator, over all attempts */
     int64_t start_step;           /* where the attempt starts: its checkpoint's step, 0 without one */
-    int64_t start_position;       /* sequences used before that */
+    int64_t start_position;       /* position behind that step */
     struct ls_digest start_chain; /* the ledger's chain there; zero at step 0 */
     int64_t global_batch;         /* sequences per step */
     int64_t steps;                /* the run ends after this many steps; 0: end_position says */
@@ -86,6 +136,15 @@ struct ls_core_options {
     int64_t start_timeout_ms;  /* how long ranks may take to join first */
     int64_t rejoin_timeout_ms; /* how long a known rank may stay away (fault.coordinator_timeout_seconds) */
     int64_t cause_grace_ms;    /* how long to wait for a better explanation once something is lost; 1000 is good */
+    int32_t max_restarts;      /* without progress in between; 0: the first loss ends the run */
+    int32_t min_ranks;         /* fewer than wanted may go on, down to this many; 0: only as many as wanted */
+    int32_t host_losses_max;   /* a host that lost ranks so often is left out, if there are others; 0: never */
+    int64_t backoff_ms; /* before the second restart in a row; doubles with each one after it, none before the first */
+    int64_t backoff_max_ms;   /* and no more than this */
+    int64_t clear_timeout_ms; /* how long the end of an attempt's processes may take */
+    enum ls_core_nonfinite nonfinite;
+    enum ls_core_mismatch mismatch;
+    int32_t skips_max; /* skipped steps in a row that are borne; 0: any number */
 };
 
 /* ---- events: what happened ---- */
@@ -100,7 +159,13 @@ enum ls_core_event_kind {
     LS_EVENT_FAULT,
     LS_EVENT_CONNECTION_LOST,
     LS_EVENT_RANK_LOST,
+    LS_EVENT_NODE_LOST,
+    LS_EVENT_STALLED,
+    LS_EVENT_REPLICA_DIFFERS,
     LS_EVENT_LAUNCHER_EXITED,
+    LS_EVENT_CLEARED,
+    LS_EVENT_PREPARED,
+    LS_EVENT_PREPARE_FAILED,
     LS_EVENT_JOURNALED,
     LS_EVENT_JOURNAL_FAILED,
     LS_EVENT_COMMIT_DONE,
@@ -135,11 +200,12 @@ struct ls_core_hello {
 /* One executed step: a report from rank 0, and the journal's record of it. */
 struct ls_core_step {
     int64_t step;
-    int64_t position; /* first sequence */
+    int64_t position;     /* behind the step before; filled by the core */
+    int64_t end_position; /* behind this one: further on by `sequences` and what was passed over; not journaled */
     int64_t sequences;
     int64_t targets;         /* tokens that carried loss */
     double loss_sum;         /* over the targets */
-    bool skipped;            /* no update was made: fp16's gradient was not finite */
+    bool skipped;            /* no update was made: loss or gradient were not finite */
     struct ls_digest digest; /* of the step's samples */
     struct ls_digest chain;  /* of all steps to this one; filled by the core */
 };
@@ -156,8 +222,10 @@ enum ls_core_signal {
 struct ls_core_event {
     enum ls_core_event_kind kind;
     ls_connection connection; /* events up to CONNECTION_LOST, and REQUEST: where it came from */
-    uint32_t attempt;         /* STEP_DONE to FAULT, RANK_LOST, LAUNCHER_EXITED, COMMIT_*: which one it speaks of */
-    const void *payload;      /* STEP_DONE, VALIDATION: further metrics, handed on in the JOURNAL action of the call */
+    uint32_t attempt; /* all but HELLO, CONNECTION_LOST, JOURNALED to JOURNAL_FAILED, REQUEST to TICK: of which one */
+    /* STEP_DONE, VALIDATION: further metrics; PREPARED: what else an attempt begins with. Handed on in the JOURNAL
+     * action of the call. */
+    const void *payload;
     union {
         struct ls_core_hello hello;
         struct ls_core_step step; /* STEP_DONE */
@@ -189,8 +257,30 @@ struct ls_core_event {
             const char *how; /* "killed by signal 9"; read during the call only */
         } rank_lost;
         struct {
+            const char *host, *how; /* every rank there is gone; read during the call only */
+        } node_lost;
+        struct {
+            int32_t rank;     /* that others wait for; -1: none in particular */
+            const char *host; /* "": that of the rank, if it has joined */
+            const char *text; /* the verdict, told as it is; both are read during the call only */
+        } stalled;
+        struct {
+            int64_t step;      /* behind which copies were found to differ */
+            int64_t good_step; /* behind which they were last found equal; below the attempt's start: never */
+            int32_t rank;      /* whose copy differs; -1: it cannot be told */
+        } replica_differs;
+        struct {
             int status; /* exit status, or 128 + signal */
         } launcher_exited;
+        struct {
+            int64_t step, position; /* of the newest good checkpoint; 0: none */
+            struct ls_digest chain;
+            int32_t slots, slots_all; /* ranks that can be placed, without the hosts left out and with them; -1: any */
+        } prepared;
+        struct {
+            enum ls_code code;
+            const char *text;
+        } prepare_failed;
         struct {
             uint64_t sequence; /* every record up to this one survives a crash */
         } journaled;
@@ -217,7 +307,9 @@ enum ls_core_record_kind {
     LS_RECORD_VALIDATION,
     LS_RECORD_STOP, /* somebody asked for the end; survives a restart of the coordinator */
     LS_RECORD_COMMIT,
-    LS_RECORD_FAULT,
+    LS_RECORD_FAULT,      /* why the attempt is over, once per attempt; nothing of it counts any more */
+    LS_RECORD_QUARANTINE, /* sequences that attempts after this one pass over */
+    LS_RECORD_ATTEMPT,    /* a restart: the first record of the new attempt */
     LS_RECORD_END,
     LS_RECORD_KINDS
 };
@@ -226,7 +318,7 @@ struct ls_core_record {
     enum ls_core_record_kind kind;
     uint64_t sequence; /* counts from 1 in each generation */
     uint32_t attempt, generation;
-    const void *payload; /* the event's, STEP and VALIDATION */
+    const void *payload; /* the event's: STEP, VALIDATION, ATTEMPT */
     union {
         struct {
             int32_t world_size;
@@ -245,10 +337,27 @@ struct ls_core_record {
         } commit;
         struct {
             enum ls_code code;
-            int32_t rank; /* -1: none in particular */
-            int64_t step; /* the last one done */
+            enum ls_scope scope;           /* what is lost: a rank, a node or, whatever else it is, the job */
+            int32_t rank;                  /* -1: none in particular */
+            int64_t step;                  /* the last one done */
+            int64_t below_step;            /* FAULT: checkpoints from this step on are not to be used; 0: all may be */
+            bool restart;                  /* FAULT: another attempt follows, unless somebody stops the run */
+            char host[LS_CORE_HOST_BYTES]; /* of the rank or node, "" if unknown */
             char text[LS_CORE_TEXT_BYTES];
         } end; /* FAULT and END */
+        struct {
+            int64_t step;     /* that was not finite */
+            int64_t from, to; /* positions */
+        } quarantine;
+        struct {
+            int32_t world_size; /* 0: the first HELLO says */
+            int32_t restarts;   /* since the last progress, this one included */
+            int64_t best_step;  /* the highest one committed in this invocation so far */
+            int64_t start_step, start_position;
+            struct ls_digest start_chain;
+            int64_t lost_steps;  /* done by the attempt before, and to be done again */
+            bool hosts_forgiven; /* hosts that were left out are needed, and their losses forgotten */
+        } attempt_begun;         /* ATTEMPT */
     };
 };
 
@@ -267,7 +376,9 @@ enum ls_core_action_kind {
     LS_ACTION_KEEP_PART, /* keep what this PART says about files for the COMMIT of its step; forget other steps' */
     LS_ACTION_COMMIT,    /* write trainer.json and manifest.json, rename, fsync; then COMMIT_DONE or COMMIT_FAILED */
     LS_ACTION_PRUNE,     /* the checkpoint of `step` is no longer needed */
-    LS_ACTION_KILL,      /* kill what is left of the attempt */
+    LS_ACTION_LAUNCH,    /* start the attempt's workers, leaving out the hosts that ls_core_excluded names */
+    LS_ACTION_KILL,      /* kill what is left of the attempt, then say CLEARED */
+    LS_ACTION_PREPARE,   /* find what the next attempt can start from and on, then say PREPARED */
     LS_ACTION_END,       /* the last action ever: flush the journal, tell everybody, exit with code and text */
     LS_ACTION_KINDS
 };
@@ -285,14 +396,15 @@ struct ls_core_action {
             int64_t global_batch;
             int64_t checkpoint_every, evaluation_every;
             int64_t acked_step, acked_validation; /* as in ACK */
-        } welcome;
+        } welcome;                                /* and what is quarantined: ls_core_quarantine */
         struct {
             enum ls_code code;
             char text[LS_CORE_TEXT_BYTES];
         } message; /* REFUSE, REPLY, END */
         struct {
-            int64_t from_step, to_step;         /* steps from_step + 1 to to_step */
-            int64_t from_position, to_position; /* sequences [from, to): global_batch each, the rest in the last */
+            int64_t from_step, to_step; /* steps from_step + 1 to to_step */
+            /* Sequences [from, to) that are not quarantined: global_batch each, the rest in the last. */
+            int64_t from_position, to_position;
         } grant;
         struct {
             uint64_t id; /* rises over all generations of an attempt */
@@ -316,6 +428,14 @@ struct ls_core_action {
         struct {
             int64_t step;
         } prune;
+        struct {
+            int32_t world_size; /* 0: any */
+            int64_t start_step, start_position;
+            struct ls_digest start_chain;
+        } launch;
+        struct {
+            int64_t below_step; /* INT64_MAX: all checkpoints may be used */
+        } prepare;
     };
 };
 
@@ -329,8 +449,11 @@ struct ls_core_actions {
 enum ls_core_phase {
     LS_PHASE_WAITING, /* for ranks to join */
     LS_PHASE_RUNNING,
-    LS_PHASE_STOPPING, /* a stop was asked for */
-    LS_PHASE_FAILING,  /* something is lost; waiting a moment for the best explanation */
+    LS_PHASE_STOPPING,  /* a stop was asked for */
+    LS_PHASE_FAILING,   /* something is lost; waiting a moment for the best explanation */
+    LS_PHASE_CLEARING,  /* the attempt is over; its processes are being ended */
+    LS_PHASE_PREPARING, /* a checkpoint to go on from is being looked for */
+    LS_PHASE_BACKOFF,   /* the next attempt waits for its time */
     LS_PHASE_ENDED
 };
 
@@ -339,7 +462,7 @@ struct ls_core_status {
     enum ls_core_phase phase;
     uint32_t attempt, generation;
     int32_t world_size, ranks_joined;
-    int64_t start_step, end_step, end_position;
+    int64_t start_step, start_position, end_step, end_position;
     int64_t step, position; /* executed */
     int64_t granted_step;
     int64_t journaled_step; /* survives a crash of the coordinator */
@@ -348,6 +471,10 @@ struct ls_core_status {
     int32_t parts_present;  /* of world_size */
     struct ls_digest chain;
     enum ls_code stop_code; /* LS_OK: no stop asked for */
+    int32_t restarts;       /* since the last progress */
+    int32_t restarts_all;   /* in this invocation */
+    int64_t quarantined;    /* sequences that are passed over, in all */
+    int32_t skips;          /* skipped steps in a row, up to the last one done */
     /* Messages that changed nothing, since this generation began. */
     uint64_t old_attempt, duplicates, unplaced, refused;
 };
@@ -358,9 +485,10 @@ struct ls_core;
 enum ls_code ls_core_create(const struct ls_core_options *options, struct ls_core **core, struct ls_error *error);
 void ls_core_destroy(struct ls_core *core);
 
-/* A coordinator that starts again within an attempt: between create and the first event, hand in the journal's records
- * of this attempt in the order written (records of other attempts and kinds that do not matter are passed over).
- * LS_DATA when steps are missing, or the chain does not hold. */
+/* Between create and the first event, hand in the journal's records in the order written: of every attempt at least
+ * QUARANTINE and, for a coordinator that starts again (`restarted`), all but STEP and VALIDATION, and all of its own
+ * attempt. What does not matter is passed over. LS_DATA when steps are missing, the chain does not hold, or what is
+ * quarantined cannot be. */
 enum ls_code ls_core_restore(struct ls_core *core, const struct ls_core_record *record, struct ls_error *error);
 
 /* Takes one event and lists in `actions` (emptied first) what is to be done, in this order. Never fails: what is wrong
@@ -372,6 +500,13 @@ void ls_core_handle(struct ls_core *core, const struct ls_core_event *event, str
 bool ls_core_is_joined(const struct ls_core *core, ls_connection connection);
 
 void ls_core_read_status(const struct ls_core *core, struct ls_core_status *status);
+
+/* What the present attempt passes over. The core's; changes when an attempt begins (ATTEMPT) only. */
+const struct ls_quarantine *ls_core_quarantine(const struct ls_core *core);
+
+/* Name of the index-th host (from 0) that is left out of the next LAUNCH, NULL behind the last. The core's, until the
+ * next event. */
+const char *ls_core_excluded(const struct ls_core *core, int index);
 
 /* One word for each kind: "hello", "grant", ... Static storage. */
 const char *ls_core_event_name(enum ls_core_event_kind kind);

@@ -153,6 +153,12 @@ static void prune(struct ls_core *core, struct ls_core_actions *out) {
     }
 }
 
+void core_note_progress(struct ls_core *core) {
+    if (core->committed_step <= core->best_step) return;
+    core->best_step = core->committed_step;
+    core->restarts = 0;
+}
+
 void core_on_commit_done(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     if (!core->save.committing || core->save.step != event->commit.step) {
         core->unplaced++;
@@ -162,6 +168,7 @@ void core_on_commit_done(struct ls_core *core, const struct ls_core_event *event
     uint64_t order = core->save.order;
     core->save.open = core->save.committing = false;
     core->committed_step = step;
+    core_note_progress(core);
     if (core->checkpoints_count == LS_CORE_CHECKPOINTS_MAX) forget_checkpoint(core, 0);
     core->checkpoints[core->checkpoints_count++] = step;
     struct ls_core_record *record = core_journal(core, out, LS_RECORD_COMMIT);

@@ -38,6 +38,7 @@ static void refuse(struct ls_core *core, const struct ls_core_event *event, int3
     struct ls_core_action *action = core_act(core, out, LS_ACTION_REFUSE, event->connection);
     action->message.code = code;
     memcpy(action->message.text, text, sizeof text);
+    if (core->recovery) return;
     bool expected = rank >= 0 && rank < core->ranks_capacity && !core->ranks[rank].known;
     if (core->options.launched && event->hello.attempt == core->options.attempt && expected)
         core_fail(core, CAUSE_EXACT, code, rank, out, "%s", text);
@@ -55,6 +56,17 @@ static bool refuse_process(struct ls_core *core, const struct ls_core_event *eve
     }
     int32_t rank = hello->ranks[0].rank;
     const char *host = hello->ranks[0].host;
+    if (core->recovery && hello->attempt) {
+        core->old_attempt++;
+        refuse(core, event, -1, LS_COMMUNICATION, out,
+               "coordinator: rank %d on %s belongs to attempt %u, which is over. This worker must end.", rank, host,
+               hello->attempt);
+        return true;
+    }
+    if (core->recovery) { /* it asks again when the next attempt is there */
+        core->unplaced++;
+        return true;
+    }
     if (hello->attempt && hello->attempt != options->attempt && !LS_MUTATED(OLD_ATTEMPT_ACCEPTED)) {
         core->old_attempt++;
         refuse(core, event, -1, LS_COMMUNICATION, out,
@@ -150,7 +162,7 @@ static bool believe_progress(struct ls_core *core, const struct ls_core_event *e
     }
     core->granted_step = granted;
     if (LS_MUTATED(STALE_HELLO_BELIEVED) && granted < core->done_step) core->granted_step = core->done_step;
-    if (granted > core->options.start_step) core->assembled = true;
+    if (granted > core->options.start_step) core->assembled = core->ever_assembled = true;
     return true;
 }
 
@@ -172,6 +184,7 @@ void core_on_hello(struct ls_core *core, const struct ls_core_event *event, stru
         rank->connection = event->connection;
         rank->pid = hello->ranks[i].pid;
         memcpy(rank->host, hello->ranks[i].host, sizeof rank->host);
+        core->ever_joined = true;
         if (!core->numerics[0]) memcpy(core->numerics, hello->ranks[i].numerics, sizeof core->numerics);
     }
 
@@ -192,7 +205,7 @@ void core_on_hello(struct ls_core *core, const struct ls_core_event *event, stru
     bool complete = core->ranks_known == core->world_size;
     if (LS_MUTATED(GRANT_BEFORE_ALL_JOINED)) complete = true;
     if (!core->assembled && complete) {
-        core->assembled = true;
+        core->assembled = core->ever_assembled = true;
         core_journal(core, out, LS_RECORD_JOINED)->joined.world_size = core->world_size;
         voice = true;
     }
@@ -240,7 +253,7 @@ static void list_missing(const struct ls_core *core, char *text, size_t bytes) {
 }
 
 void core_check_missing(struct ls_core *core, struct ls_core_actions *out) {
-    if (core->ended || core->cause || core_commit_will_come(core)) return;
+    if (core->ended || core->cause || core->recovery || core_commit_will_come(core)) return;
     if (core->world_size && core->ranks_here == core->world_size) {
         core->missing_since_ms = -1;
         return;

@@ -33,7 +33,24 @@
     X(STALE_HELLO_BELIEVED)                                                                                            \
     X(WRONG_CAUSE)                                                                                                     \
     X(LOSS_IGNORED)                                                                                                    \
-    X(END_TWICE)
+    X(END_TWICE)                                                                                                       \
+    X(LAUNCH_BEFORE_CLEARED)                                                                                           \
+    X(LAUNCH_BEFORE_JOURNAL)                                                                                           \
+    X(RESTARTS_WITHOUT_END)                                                                                            \
+    X(RESTARTS_FORGOTTEN)                                                                                              \
+    X(RESTART_WHAT_IT_CANNOT_MEND)                                                                                     \
+    X(BACKOFF_SKIPPED)                                                                                                 \
+    X(BAD_CHECKPOINT_USED_AGAIN)                                                                                       \
+    X(FEWER_RANKS_THAN_ALLOWED)                                                                                        \
+    X(LOST_HOST_USED_AGAIN)                                                                                            \
+    X(QUARANTINE_FORGOTTEN)                                                                                            \
+    X(QUARANTINE_FORGOTTEN_ON_RESTART)                                                                                 \
+    X(QUARANTINE_OF_THE_STEP_BEFORE)                                                                                   \
+    X(FAULT_FORGOTTEN_ON_RESTART)                                                                                      \
+    X(FAULT_NOT_AWAITED)                                                                                               \
+    X(SKIPS_WITHOUT_END)                                                                                               \
+    X(STOP_IGNORED_IN_RECOVERY)                                                                                        \
+    X(ROLLBACK_TO_A_BAD_REPLICA)
 
 #ifdef LS_CORE_MUTATED
 #define LS_CORE_MUTATION_ENUM(name) LS_MUTATION_##name,

@@ -1,6 +1,7 @@
 /* The core's schedule and ledger: spans granted ahead, steps booked once, acknowledged when they are durable. */
 #include "coordinator/core_state.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* ---- grants ---- */
@@ -48,6 +49,7 @@ void core_book_step(struct ls_core *core, const struct ls_core_step *step, uint6
     struct ls_digest chain = core->steps[core->done_step % LS_CORE_WINDOW_STEPS].chain;
     if (!LS_MUTATED(CHAIN_NOT_ADVANCED)) chain = ls_digest_chain(chain, (uint64_t)step->step, step->digest);
     core->done_step = step->step;
+    core->skips = step->skipped ? core->skips + 1 : 0;
     core->steps[step->step % LS_CORE_WINDOW_STEPS] =
         (struct core_step){.step = step->step, .digest = step->digest, .chain = chain, .sequence = sequence};
 }
@@ -65,6 +67,16 @@ static void repeat_step(struct ls_core *core, const struct ls_core_step *step, s
               "ledger: rank 0 on %s reported step %lld twice, with samples %s and %s. The token shards changed while "
               "they were read, or memory is faulty: run 'lockstep data verify', then resume.",
               core_host(core, 0), (long long)step->step, first, second);
+}
+
+/* An update that is passed over now and then does no harm; a row of them is a run that does not train any more. */
+static void check_skips(struct ls_core *core, struct ls_core_actions *out) {
+    int32_t most = core->options.skips_max;
+    if (!most || core->skips < most || LS_MUTATED(SKIPS_WITHOUT_END)) return;
+    core_fail(core, CAUSE_EXACT, LS_NONFINITE, -1, out,
+              "steps %lld to %lld were not finite, %d updates in a row were passed over (fault.nonfinite: skip). Lower "
+              "optimizer.lr, or go back to an earlier checkpoint.",
+              (long long)core->done_step - core->skips + 1, (long long)core->done_step, core->skips);
 }
 
 void core_on_step_done(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
@@ -90,13 +102,14 @@ void core_on_step_done(struct ls_core *core, const struct ls_core_event *event, 
         return;
     }
     int64_t position = core_position(core, step->step - 1);
-    int64_t sequences = core_position(core, step->step) - position;
-    if ((step->position != position || step->sequences != sequences) && !LS_MUTATED(POSITION_REUSED_AFTER_RESUME)) {
+    int64_t end_position = core_position(core, step->step), sequences = core_sequences(core, step->step);
+    if ((step->end_position != end_position || step->sequences != sequences) &&
+        !LS_MUTATED(POSITION_REUSED_AFTER_RESUME)) {
         core_fail(core, CAUSE_EXACT, LS_DATA, 0, out,
-                  "ledger: rank 0 on %s ran step %lld on %lld sequences from position %lld, granted were %lld from "
+                  "ledger: rank 0 on %s ran step %lld on %lld sequences up to position %lld, granted were %lld up to "
                   "position %lld. This is a fault of lockstep: please report it with logs/rank-00000.log.",
-                  core_host(core, 0), (long long)step->step, (long long)step->sequences, (long long)step->position,
-                  (long long)sequences, (long long)position);
+                  core_host(core, 0), (long long)step->step, (long long)step->sequences, (long long)step->end_position,
+                  (long long)sequences, (long long)end_position);
         return;
     }
     struct ls_core_record *record = core_journal(core, out, LS_RECORD_STEP);
@@ -104,10 +117,12 @@ void core_on_step_done(struct ls_core *core, const struct ls_core_event *event, 
     core_book_step(core, step, record->sequence);
     record->payload = event->payload;
     record->step = *step;
+    record->step.position = position;
     record->step.chain = core_step_find(core, step->step)->chain;
     if (LS_MUTATED(ACK_BEFORE_FSYNC)) core_act(core, out, LS_ACTION_ACK, core_voice(core))->ack.step = core->done_step;
     core_grant_ahead(core, out);
     core_try_commit(core, out);
+    check_skips(core, out);
     if (LS_MUTATED(FINAL_CHECKPOINT_LOST) && core->done_step == core->end_step)
         core_end(core, LS_OK, false, "done", out);
 }
@@ -159,10 +174,20 @@ void core_on_journaled(struct ls_core *core, const struct ls_core_event *event, 
     core_stop_journaled(core, out);
     core_try_commit(core, out);
     core_grant_ahead(core, out);
+    core_go_on_recovering(core, out);
 }
 
 void core_on_journal_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     core->journal_failed = true;
+    if (core->recovery) {
+        /* Whatever ended the attempt, without a journal no other one can begin. */
+        core->cause_code = LS_CHECKPOINT;
+        snprintf(core->cause_text, sizeof core->cause_text,
+                 "journal: journal.db cannot be written between two attempts (%s). Free space in the run directory.",
+                 event->journal_failed.text);
+        core_end_for_cause(core, "", out);
+        return;
+    }
     core_fail(core, CAUSE_EXACT, LS_CHECKPOINT, -1, out,
               "journal: journal.db cannot be written at step %lld (%s). Free space in the run directory.",
               (long long)core->done_step, event->journal_failed.text);

@@ -1,5 +1,5 @@
-/* Inside the core: its state, and what its event handlers (core_join.c, core_span.c, core_checkpoint.c, core_stop.c)
- * share.
+/* Inside the core: its state, and what its event handlers (core_join.c, core_span.c, core_checkpoint.c, core_stop.c,
+ * core_cause.c, core_recover.c) share.
  *
  *   start_step <= committed_step <= journaled_step <= done_step <= granted_step <= end_step
  *                 (folders)         (fsynced)         (reported)   (rank 0 may run)
@@ -17,8 +17,16 @@
 struct core_rank {
     bool known;               /* has joined in this generation */
     ls_connection connection; /* 0: away */
+    bool lost;                /* its process is gone */
     int64_t pid;
     char host[LS_CORE_HOST_BYTES];
+};
+
+/* A host that lost ranks in this invocation. */
+struct core_host {
+    char name[LS_CORE_HOST_BYTES];
+    int32_t losses;
+    bool gone; /* as a whole, once */
 };
 
 /* What is remembered of a step that was done: slot step % LS_CORE_WINDOW_STEPS. */
@@ -51,13 +59,53 @@ enum core_cause {
     CAUSE_LAUNCHER,      /* the launcher is gone, nobody knows why */
     CAUSE_COMMUNICATION, /* a rank says that a peer is gone: a consequence */
     CAUSE_RANK_LOST,     /* a process is gone: often the origin */
+    CAUSE_NODE_LOST,     /* and all others of its host too */
     CAUSE_EXACT          /* a rank said what is wrong with it, or the core knows: nothing better can come */
 };
 
+/* Who or what is to blame for the end of an attempt. */
+struct core_blame {
+    enum core_cause cause;
+    enum ls_code code;
+    enum ls_scope scope;
+    int32_t rank;       /* -1: none in particular */
+    const char *host;   /* "": unknown; NULL: that of the rank */
+    int64_t below_step; /* not 0: a restart from a checkpoint before this step mends it */
+};
+
+/* Where between two attempts the core is. */
+enum core_recovery {
+    RECOVERY_NONE,
+    RECOVERY_CLEARING,  /* waits for CLEARED */
+    RECOVERY_PREPARING, /* waits for FAULT to be on disk, then for PREPARED */
+    RECOVERY_BACKOFF    /* the next attempt has begun; waits for ATTEMPT to be on disk and for its time */
+};
+
 struct ls_core {
-    struct ls_core_options options;
+    struct ls_core_options options; /* its parts that tell of the attempt are those of the present one */
+    struct ls_quarantine quarantine;
     int64_t end_step, end_position;
     int64_t now_ms; /* of the last TICK; -1: none yet */
+
+    /* Over the attempts of the invocation. */
+    int32_t ranks_wanted; /* 0: any number */
+    bool ever_joined, ever_assembled;
+    int32_t restarts, restarts_all;
+    int64_t best_step; /* the highest one ever committed: one above it is progress */
+    struct core_host hosts[LS_CORE_HOSTS_MAX];
+    int32_t hosts_count;
+
+    enum core_recovery recovery;
+    bool launched;                         /* LAUNCH was asked for, in this generation, for the present attempt */
+    int64_t recovery_since_ms;             /* of its present phase; -1: no TICK since */
+    uint64_t fault_sequence;               /* of the record FAULT, 0: none yet */
+    uint64_t attempt_sequence;             /* of the record ATTEMPT */
+    bool prepare_asked;                    /* and not answered */
+    struct ls_quarantine_range bad;        /* what attempts after the present one pass over too; 0, 0: nothing */
+    int32_t skips;                         /* skipped steps in a row */
+    bool begun;                            /* the first TICK has come */
+    uint32_t restored_attempt;             /* of the last record restored, 0: none */
+    bool restored_fault, restored_restart; /* the attempt is over: its end is still to be seen to */
 
     int32_t world_size; /* 0: not known yet */
     int32_t ranks_capacity, ranks_known, ranks_here;
@@ -90,7 +138,10 @@ struct ls_core {
 
     enum core_cause cause;
     enum ls_code cause_code;
+    enum ls_scope cause_scope;
     int32_t cause_rank;
+    int64_t cause_below; /* as in struct core_blame */
+    char cause_host[LS_CORE_HOST_BYTES];
     char cause_text[LS_CORE_TEXT_BYTES];
     int64_t cause_since_ms; /* -1: not seen by a TICK yet */
     bool launcher_exited, journal_failed;
@@ -101,6 +152,9 @@ struct ls_core {
 
 /* ---- core.c ---- */
 
+/* Sets everything that belongs to an attempt to its beginning, as options and quarantine tell. */
+void core_begin_attempt(struct ls_core *core);
+
 /* Appends an action with the attempt and generation filled in, the rest zero. */
 struct ls_core_action *core_act(const struct ls_core *core, struct ls_core_actions *out, enum ls_core_action_kind kind,
                                 ls_connection connection);
@@ -108,6 +162,8 @@ struct ls_core_action *core_act(const struct ls_core *core, struct ls_core_actio
 struct ls_core_record *core_journal(struct ls_core *core, struct ls_core_actions *out, enum ls_core_record_kind kind);
 /* The position behind `step`, start_step <= step <= end_step. */
 int64_t core_position(const struct ls_core *core, int64_t step);
+/* How many sequences `step` uses, start_step < step <= end_step. */
+int64_t core_sequences(const struct ls_core *core, int64_t step);
 /* What is remembered of `step`, NULL if it is not done or too long ago. */
 struct core_step *core_step_find(struct ls_core *core, int64_t step);
 /* Connection that carries rank 0, 0 if it is away. */
@@ -142,13 +198,46 @@ void core_on_commit_done(struct ls_core *core, const struct ls_core_event *event
 void core_on_commit_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
 /* Asks for the commit once every part is here and every step to it is durable. */
 void core_try_commit(struct ls_core *core, struct ls_core_actions *out);
+/* A commit beyond all before it is progress: restarts are counted anew. */
+void core_note_progress(struct ls_core *core);
 /* True if the save in flight needs nothing more from the workers. */
 bool core_commit_will_come(const struct ls_core *core);
 
-/* ---- core_stop.c ---- */
+/* ---- core_cause.c ---- */
 void core_on_fault(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
 void core_on_rank_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_node_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_stalled(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_replica_differs(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
 void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+/* Notes why the attempt must end; ends it at once if nothing better can come. */
+void core_blame(struct ls_core *core, const struct core_blame *blame, struct ls_core_actions *out, const char *format,
+                ...) __attribute__((format(printf, 4, 5)));
+/* The same for what takes the whole run with it. `rank` is -1 for none in particular. */
+void core_fail(struct ls_core *core, enum core_cause cause, enum ls_code code, int32_t rank,
+               struct ls_core_actions *out, const char *format, ...) __attribute__((format(printf, 6, 7)));
+/* Ends the attempt for the noted cause if its time has come; called on TICK and after a commit. */
+void core_check_cause(struct ls_core *core, struct ls_core_actions *out);
+/* Ends the run for the noted cause; `why` says why no attempt follows, "" if that needs no words. */
+void core_end_for_cause(struct ls_core *core, const char *why, struct ls_core_actions *out);
+/* The sequences of the step that the noted cause wants passed over: {0, 0} if it wants none. */
+struct ls_quarantine_range core_bad_range(const struct ls_core *core);
+
+/* ---- core_recover.c ---- */
+void core_on_cleared(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_prepared(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+void core_on_prepare_failed(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
+/* The attempt is over, another one is to follow: clears it away. FAULT is in the journal, or on its way. */
+void core_begin_recovery(struct ls_core *core, struct ls_core_actions *out);
+/* What waits for time or disk: LAUNCH, PREPARE, the limit on clearing. */
+void core_go_on_recovering(struct ls_core *core, struct ls_core_actions *out);
+/* Asks for the workers of the present attempt. */
+void core_launch(struct ls_core *core, struct ls_core_actions *out);
+/* Counts a loss of `scope` for the host `name`, "" for none. */
+void core_count_loss(struct ls_core *core, const char *name, enum ls_scope scope);
+bool core_host_is_excluded(const struct ls_core *core, const struct core_host *host);
+
+/* ---- core_stop.c ---- */
 void core_on_request(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
 void core_on_signal(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out);
 /* Sends rank 0 the orders it has not honoured. */
@@ -156,15 +245,14 @@ void core_send_orders(struct ls_core *core, struct ls_core_actions *out);
 /* More of the journal is durable: answers those who asked for a stop and orders it, once a crash would not forget it.
  */
 void core_stop_journaled(struct ls_core *core, struct ls_core_actions *out);
+/* Tells operators who wait for a save that it will not come. */
+void core_refuse_saves(struct ls_core *core, struct ls_core_actions *out);
 /* Answers the operator requests that a save honouring `order` fulfils. */
 void core_reply_saved(struct ls_core *core, uint64_t order, int64_t step, struct ls_core_actions *out);
-/* Notes why the attempt must end; ends it at once if nothing better can come. `rank` is -1 for none in particular. */
-void core_fail(struct ls_core *core, enum core_cause cause, enum ls_code code, int32_t rank,
-               struct ls_core_actions *out, const char *format, ...) __attribute__((format(printf, 6, 7)));
-/* Ends the attempt for the noted cause if its time has come; called on TICK and after a commit. */
-void core_check_cause(struct ls_core *core, struct ls_core_actions *out);
 /* Ends the run if it is complete, or stopped with everything saved. */
 void core_check_finished(struct ls_core *core, struct ls_core_actions *out);
+/* Ends the run as somebody asked for it. */
+void core_end_stopped(struct ls_core *core, struct ls_core_actions *out);
 /* Workers are gone: ends the run as asked if a stop was asked for and nothing is left to save; returns true then. */
 bool core_end_if_saved(struct ls_core *core, struct ls_core_actions *out);
 /* The last act. `kill`: workers may still be running. */

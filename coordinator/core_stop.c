@@ -1,4 +1,4 @@
-/* The core's endings: wishes to stop or save, causes that end an attempt, and the last act. */
+/* The core's endings: wishes to stop or save, and the last act. */
 #include "coordinator/core_state.h"
 
 #include <stdarg.h>
@@ -27,9 +27,11 @@ void core_end(struct ls_core *core, enum ls_code code, bool kill, const char *te
     struct ls_core_record *record = core_journal(core, out, LS_RECORD_END);
     record->end.code = code;
     record->end.rank = core->cause ? core->cause_rank : -1;
+    record->end.scope = core->cause ? core->cause_scope : LS_SCOPE_JOB;
     record->end.step = core->done_step;
+    memcpy(record->end.host, core->cause_host, sizeof record->end.host);
     snprintf(record->end.text, sizeof record->end.text, "%s", text);
-    if (kill && !core->launcher_exited) core_act(core, out, LS_ACTION_KILL, 0);
+    if (kill && (!core->launcher_exited || core->recovery)) core_act(core, out, LS_ACTION_KILL, 0);
     struct ls_core_action *action = core_act(core, out, LS_ACTION_END, 0);
     action->message.code = code;
     snprintf(action->message.text, sizeof action->message.text, "%s", text);
@@ -37,110 +39,41 @@ void core_end(struct ls_core *core, enum ls_code code, bool kill, const char *te
     core->ended = true;
 }
 
-static void end_stopped(struct ls_core *core, struct ls_core_actions *out) {
+void core_end_stopped(struct ls_core *core, struct ls_core_actions *out) {
     char text[LS_CORE_TEXT_BYTES];
     enum ls_code code = core->stop_code ? core->stop_code : LS_STOPPED;
-    if (core->committed_step == 0)
+    bool lossy = core->recovery && core->done_step > core->committed_step;
+    if (lossy)
+        snprintf(text, sizeof text,
+                 "stopped while recovering: saved is step %lld of %lld, steps up to %lld were done; 'lockstep run "
+                 "--resume' goes on from step %lld",
+                 (long long)core->committed_step, (long long)core->end_step, (long long)core->done_step,
+                 (long long)core->committed_step);
+    else if (core->committed_step == 0)
         snprintf(text, sizeof text, "stopped before the first step, nothing to save");
     else
         snprintf(text, sizeof text, "stopped, saved at step %lld of %lld; 'lockstep run --resume' goes on from there",
                  (long long)core->committed_step, (long long)core->end_step);
-    core_end(core, code, false, text, out);
+    core_end(core, code, core->recovery != RECOVERY_NONE, text, out);
 }
 
 void core_check_finished(struct ls_core *core, struct ls_core_actions *out) {
     if (core->ended || core->cause == CAUSE_EXACT) return;
+    if (core->recovery == RECOVERY_CLEARING || core->recovery == RECOVERY_PREPARING) return;
     if (core->committed_step >= core->end_step) {
         char text[LS_CORE_TEXT_BYTES];
         snprintf(text, sizeof text, "done: %lld steps, %lld sequences", (long long)core->end_step,
                  (long long)core->end_position);
         core_end(core, LS_OK, false, text, out);
     } else if (core->stopped_step >= 0 && core->committed_step >= core->stopped_step) {
-        end_stopped(core, out);
+        core_end_stopped(core, out);
     }
 }
 
 bool core_end_if_saved(struct ls_core *core, struct ls_core_actions *out) {
     if (!core->stop_order || core->done_step > core->committed_step) return false;
-    end_stopped(core, out);
+    core_end_stopped(core, out);
     return true;
-}
-
-/* ---- causes ---- */
-
-void core_check_cause(struct ls_core *core, struct ls_core_actions *out) {
-    if (core->ended || core->cause == CAUSE_NONE) return;
-    if (core->cause_since_ms < 0) core->cause_since_ms = core->now_ms;
-    bool explained = core->cause == CAUSE_EXACT || (core->launcher_exited && core->cause == CAUSE_RANK_LOST);
-    bool waited = core->cause_since_ms >= 0 && core->now_ms - core->cause_since_ms >= core->options.cause_grace_ms;
-    if ((!explained && !waited) || (LS_MUTATED(LOSS_IGNORED) && core->cause == CAUSE_RANK_LOST)) return;
-    /* A checkpoint that needs nobody any more is not thrown away. */
-    if (core->cause == CAUSE_EXACT ? core->save.committing : core_commit_will_come(core)) return;
-    char text[LS_CORE_TEXT_BYTES];
-    int length = snprintf(text, sizeof text, "%s", core->cause_text);
-    if (core->assembled && length < (int)sizeof text)
-        snprintf(text + length, sizeof text - (size_t)length, " 'lockstep run --resume' goes on from step %lld.",
-                 (long long)core->committed_step);
-    core_end(core, core->cause_code, true, text, out);
-}
-
-void core_fail(struct ls_core *core, enum core_cause cause, enum ls_code code, int32_t rank,
-               struct ls_core_actions *out, const char *format, ...) {
-    if (core->ended) return;
-    bool better = LS_MUTATED(WRONG_CAUSE) ? core->cause == CAUSE_NONE : cause > core->cause;
-    if (better) {
-        core->cause = cause;
-        core->cause_code = code;
-        core->cause_rank = rank;
-        va_list arguments;
-        va_start(arguments, format);
-        vsnprintf(core->cause_text, sizeof core->cause_text, format, arguments);
-        va_end(arguments);
-        struct ls_core_record *record = core_journal(core, out, LS_RECORD_FAULT);
-        record->end.code = code;
-        record->end.rank = rank;
-        record->end.step = core->done_step;
-        snprintf(record->end.text, sizeof record->end.text, "%s", core->cause_text);
-    }
-    core_check_cause(core, out);
-}
-
-/* The exit code of what a rank says about itself; it cannot say that the run is done or saved. */
-static enum ls_code fault_code(enum ls_code code) {
-    switch (code) {
-    case LS_USAGE:
-    case LS_DATA:
-    case LS_CHECKPOINT:
-    case LS_MEMORY:
-    case LS_COMMUNICATION:
-    case LS_NONFINITE:
-    case LS_STALL: return code;
-    default: return LS_ERROR;
-    }
-}
-
-void core_on_fault(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
-    enum ls_code code = fault_code(event->fault.code);
-    core_fail(core, code == LS_COMMUNICATION ? CAUSE_COMMUNICATION : CAUSE_EXACT, code, event->fault.rank, out,
-              "rank %d on %s, step %lld: %s", event->fault.rank, core_host(core, event->fault.rank),
-              (long long)event->fault.step, event->fault.text);
-}
-
-void core_on_rank_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
-    int32_t rank = event->rank_lost.rank;
-    if (!core->cause && core_end_if_saved(core, out)) return;
-    core_fail(core, CAUSE_RANK_LOST, LS_COMMUNICATION, rank, out,
-              "communication: rank %d on %s was lost at step %lld (%s). Look at the end of logs/rank-%05d.log.", rank,
-              core_host(core, rank), (long long)core->done_step + 1, event->rank_lost.how, rank);
-}
-
-void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
-    core->launcher_exited = true;
-    if (!core->cause && core_end_if_saved(core, out)) return;
-    core_fail(core, CAUSE_LAUNCHER, LS_COMMUNICATION, -1, out,
-              "communication: the launcher ended with status %d at step %lld of %lld, no rank said why. "
-              "Look at the launcher's output and at logs/rank-*.log.",
-              event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step);
 }
 
 /* ---- wishes ---- */
@@ -174,8 +107,9 @@ void core_stop_journaled(struct ls_core *core, struct ls_core_actions *out) {
     }
     if (!core->stop_code || core->stop_order || core->stop_first_sequence > core->journaled_sequence) return;
     core->stop_order = new_order(core);
-    if (!core->assembled && !core->options.restarted)
-        end_stopped(core, out);
+    if (LS_MUTATED(STOP_IGNORED_IN_RECOVERY) && core->recovery) return;
+    if (core->recovery || (!core->assembled && !core->options.restarted))
+        core_end_stopped(core, out);
     else
         core_send_orders(core, out);
 }
@@ -192,7 +126,7 @@ static void wish_stop(struct ls_core *core, enum ls_code code, struct ls_core_ac
 
 /* Orders a save unless one is on order already. Returns its id, 0 if there is nothing to save yet. */
 static uint64_t wish_checkpoint(struct ls_core *core, struct ls_core_actions *out) {
-    if (!core->assembled && !core->options.restarted) return 0;
+    if (core->recovery || (!core->assembled && !core->options.restarted)) return 0;
     if (!core->checkpoint_order) {
         core->checkpoint_order = new_order(core);
         core_send_orders(core, out);
@@ -219,7 +153,7 @@ void core_on_request(struct ls_core *core, const struct ls_core_event *event, st
     request->order = wish_checkpoint(core, out);
     if (!request->order)
         reply(core, request, LS_ERROR, out,
-              "coordinator: no step has been run yet, there is nothing to save. Try again when the run has started.");
+              "coordinator: no step has been run yet, there is nothing to save. Try again when the run goes on.");
 }
 
 void core_on_signal(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
@@ -240,6 +174,15 @@ void core_on_signal(struct ls_core *core, const struct ls_core_event *event, str
              "stopped at once at step %lld, not saved since step %lld; 'lockstep run --resume' goes on from there",
              (long long)core->done_step, (long long)core->committed_step);
     core_end(core, LS_STOPPED, true, text, out);
+}
+
+void core_refuse_saves(struct ls_core *core, struct ls_core_actions *out) {
+    for (int i = 0; i < LS_CORE_REQUESTS_MAX; i++)
+        if (core->requests[i].connection && core->requests[i].kind == LS_REQUEST_CHECKPOINT)
+            reply(core, &core->requests[i], core->cause_code, out,
+                  "not saved: the attempt failed at step %lld, the run goes on from an earlier one. Try again when it "
+                  "does.",
+                  (long long)core->done_step);
 }
 
 void core_reply_saved(struct ls_core *core, uint64_t order, int64_t step, struct ls_core_actions *out) {

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { QUEUE_MAX = 4096, SCHEMA_VERSION = 1 };
+enum { QUEUE_MAX = 4096, SCHEMA_VERSION = 2 };
 
 struct ls_journal {
     sqlite3 *database;
@@ -43,7 +43,8 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS records(id INTEGER PRIMARY KEY, attempt INTEGER, generation INTEGER,"
     " sequence INTEGER, kind TEXT, step INTEGER, position INTEGER, sequences INTEGER, targets INTEGER,"
     " loss_sum REAL, loss REAL, bits_per_byte REAL, digest TEXT, chain TEXT, world_size INTEGER,"
-    " code INTEGER, rank INTEGER, text TEXT, at REAL, UNIQUE(generation, sequence));"
+    " code INTEGER, rank INTEGER, text TEXT, at REAL, scope INTEGER, host TEXT, restarts INTEGER, below_step INTEGER,"
+    " lost_steps INTEGER, hosts_forgiven INTEGER, UNIQUE(generation, sequence));"
     "CREATE INDEX IF NOT EXISTS records_of_step ON records(attempt, kind, step);";
 
 static double now_seconds(void) {
@@ -294,7 +295,7 @@ enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t att
 
 #define RECORD_COLUMNS                                                                                                 \
     "attempt, generation, sequence, kind, step, position, sequences, targets, loss_sum, digest, chain, world_size, "   \
-    "code, rank, text"
+    "code, rank, text, scope, host, restarts, below_step, lost_steps, hosts_forgiven"
 
 static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
     memset(record, 0, sizeof *record);
@@ -329,6 +330,25 @@ static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
         record->end.rank = sqlite3_column_int(row, 13);
         record->end.step = sqlite3_column_int64(row, 4);
         copy_column(row, 14, record->end.text, sizeof record->end.text);
+        record->end.scope = (enum ls_scope)sqlite3_column_int(row, 15);
+        copy_column(row, 16, record->end.host, sizeof record->end.host);
+        record->end.restart = sqlite3_column_int(row, 17) != 0;
+        record->end.below_step = sqlite3_column_int64(row, 18);
+        return true;
+    case LS_RECORD_QUARANTINE:
+        record->quarantine.step = sqlite3_column_int64(row, 4);
+        record->quarantine.from = sqlite3_column_int64(row, 5);
+        record->quarantine.to = record->quarantine.from + sqlite3_column_int64(row, 6);
+        return true;
+    case LS_RECORD_ATTEMPT:
+        record->attempt_begun.start_step = sqlite3_column_int64(row, 4);
+        record->attempt_begun.start_position = sqlite3_column_int64(row, 5);
+        record->attempt_begun.start_chain = digest_column(row, 10);
+        record->attempt_begun.world_size = sqlite3_column_int(row, 11);
+        record->attempt_begun.restarts = sqlite3_column_int(row, 17);
+        record->attempt_begun.best_step = sqlite3_column_int64(row, 18);
+        record->attempt_begun.lost_steps = sqlite3_column_int64(row, 19);
+        record->attempt_begun.hosts_forgiven = sqlite3_column_int(row, 20) != 0;
         return true;
     case LS_RECORD_KINDS: return false; /* of a later version */
     }
@@ -385,7 +405,13 @@ enum {
     CODE,
     RANK,
     TEXT,
-    AT
+    AT,
+    SCOPE,
+    HOST,
+    RESTARTS,
+    BELOW_STEP,
+    LOST_STEPS,
+    HOSTS_FORGIVEN
 };
 
 static void bind_digest(sqlite3_stmt *statement, int column, struct ls_digest digest) {
@@ -434,6 +460,25 @@ static bool insert_entry(struct ls_journal *journal, const struct ls_journal_ent
         sqlite3_bind_int(row, CODE, (int)record->end.code);
         sqlite3_bind_int(row, RANK, record->end.rank);
         sqlite3_bind_text(row, TEXT, record->end.text, -1, SQLITE_TRANSIENT);
+        sqlite3_bind_int(row, SCOPE, (int)record->end.scope);
+        sqlite3_bind_text(row, HOST, record->end.host, -1, SQLITE_TRANSIENT);
+        sqlite3_bind_int(row, RESTARTS, record->end.restart);
+        sqlite3_bind_int64(row, BELOW_STEP, record->end.below_step);
+        break;
+    case LS_RECORD_QUARANTINE:
+        sqlite3_bind_int64(row, STEP, record->quarantine.step);
+        sqlite3_bind_int64(row, POSITION, record->quarantine.from);
+        sqlite3_bind_int64(row, SEQUENCES, record->quarantine.to - record->quarantine.from);
+        break;
+    case LS_RECORD_ATTEMPT:
+        sqlite3_bind_int64(row, STEP, record->attempt_begun.start_step);
+        sqlite3_bind_int64(row, POSITION, record->attempt_begun.start_position);
+        bind_digest(row, CHAIN, record->attempt_begun.start_chain);
+        sqlite3_bind_int(row, WORLD, record->attempt_begun.world_size);
+        sqlite3_bind_int(row, RESTARTS, record->attempt_begun.restarts);
+        sqlite3_bind_int64(row, BELOW_STEP, record->attempt_begun.best_step);
+        sqlite3_bind_int64(row, LOST_STEPS, record->attempt_begun.lost_steps);
+        sqlite3_bind_int(row, HOSTS_FORGIVEN, record->attempt_begun.hosts_forgiven);
         break;
     case LS_RECORD_KINDS: break;
     }
@@ -487,8 +532,9 @@ enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, i
                               void *context, struct ls_error *error) {
     static const char insert[] =
         "INSERT INTO records(attempt, generation, sequence, kind, step, position, sequences, targets, loss_sum,"
-        " loss, bits_per_byte, digest, chain, world_size, code, rank, text, at)"
-        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
+        " loss, bits_per_byte, digest, chain, world_size, code, rank, text, at, scope, host, restarts, below_step,"
+        " lost_steps, hosts_forgiven)"
+        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
     if (sqlite3_prepare_v2(journal->database, insert, -1, &journal->insert, NULL) != SQLITE_OK)
         return failed(journal, error);
     journal->queue = calloc(QUEUE_MAX, sizeof *journal->queue);

@@ -151,6 +151,10 @@ static void write_note(struct ls_metrics *metrics, const struct ls_journal_entry
     write_line(metrics, line);
 }
 
+static const char *scope_name(enum ls_scope scope) {
+    return scope == LS_SCOPE_RANK ? "rank" : scope == LS_SCOPE_NODE ? "node" : "job";
+}
+
 static void write_event(struct ls_metrics *metrics, const struct ls_core_record *record) {
     json_t *line = event_line(ls_core_record_name(record->kind), record);
     switch (record->kind) {
@@ -163,6 +167,19 @@ static void write_event(struct ls_metrics *metrics, const struct ls_core_record 
         json_object_set_new(line, "rank", record->end.rank < 0 ? json_null() : json_integer(record->end.rank));
         json_object_set_new(line, "code", json_integer(record->end.code));
         json_object_set_new(line, "text", json_string(record->end.text));
+        json_object_set_new(line, "host", record->end.host[0] ? json_string(record->end.host) : json_null());
+        json_object_set_new(line, "scope", json_string(scope_name(record->end.scope)));
+        break;
+    case LS_RECORD_QUARANTINE:
+        json_object_set_new(line, "step", json_integer(record->quarantine.step));
+        json_object_set_new(line, "from", json_integer(record->quarantine.from));
+        json_object_set_new(line, "to", json_integer(record->quarantine.to));
+        break;
+    case LS_RECORD_ATTEMPT:
+        json_object_set_new(line, "ranks", json_integer(record->attempt_begun.world_size));
+        json_object_set_new(line, "step", json_integer(record->attempt_begun.start_step));
+        json_object_set_new(line, "restarts", json_integer(record->attempt_begun.restarts));
+        json_object_set_new(line, "lost_steps", json_integer(record->attempt_begun.lost_steps));
         break;
     default: break;
     }

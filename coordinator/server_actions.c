@@ -197,6 +197,8 @@ static void perform(struct ls_server *server, const struct ls_core_action *actio
     case LS_ACTION_COMMIT: commit(server, action); break;
     case LS_ACTION_PRUNE: prune(server); break;
     case LS_ACTION_KILL: kill_attempt(server); break;
+    case LS_ACTION_LAUNCH: /* the supervisor starts the one attempt of this run by itself */
+    case LS_ACTION_PREPARE: /* max_restarts is 0: there is no other attempt */ break;
     case LS_ACTION_END: end(server, action); break;
     case LS_ACTION_KINDS: break;
     }

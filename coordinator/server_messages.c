@@ -119,6 +119,10 @@ static void on_open(struct ls_server *server, ls_connection name, const struct l
     shape->total_steps = run->total_steps;
     shape->end_position = run->end_position;
     shape->optimizer_steps = run->attempt.optimizer_steps;
+    struct ls_core_status core;
+    ls_core_read_status(run->machine, &core);
+    shape->end_step = core.end_step;
+    shape->quarantine = *ls_core_quarantine(run->machine);
     snprintf(shape->run_directory, sizeof shape->run_directory, "%s", run->directory.path);
     snprintf(shape->run_id, sizeof shape->run_id, "%s", run->directory.run_id);
     snprintf(shape->checkpoint, sizeof shape->checkpoint, "%s", run->attempt.checkpoint);
@@ -169,7 +173,7 @@ static void on_step(struct ls_server *server, struct ls_core_event *event, const
     event->payload = report;
     event->step = (struct ls_core_step){
         .step = report->step,
-        .position = (int64_t)report->position - report->sequences,
+        .end_position = (int64_t)report->position,
         .sequences = report->sequences,
         .targets = report->targets,
         .loss_sum = report->loss * (double)report->targets,

@@ -99,7 +99,7 @@ static void old_attempt_speaks(struct world *w) {
         break;
     case LS_EVENT_STEP_DONE:
         item.event.step =
-            (struct ls_core_step){.step = step, .position = w->truth_position[status.step], .sequences = w->batch};
+            (struct ls_core_step){.step = step, .end_position = w->truth_position[step], .sequences = w->batch};
         break;
     case LS_EVENT_VALIDATION: item.event.validation.step = status.step; break;
     case LS_EVENT_SAVING: item.event.saving.step = status.step; break;
@@ -188,11 +188,12 @@ static void disobey(struct world *w) {
     if (!w->seen.voice) return;
     struct item item = report(w, LS_EVENT_STEP_DONE);
     item.event.connection = w->seen.voice;
-    item.event.step = (struct ls_core_step){.step = status.step + 1,
-                                            .position = w->truth_position[status.step] + (chance(w, 50) ? 1 : 0),
-                                            .sequences = w->batch};
+    item.event.step =
+        (struct ls_core_step){.step = status.step + 1,
+                              .end_position = w->truth_position[status.step + 1] + (chance(w, 50) ? 1 : 0),
+                              .sequences = w->batch};
     bool allowed = status.step < status.granted_step && !w->seen.stopped;
-    if (allowed && item.event.step.position == w->truth_position[status.step]) item.event.step.position++;
+    if (allowed && item.event.step.end_position == w->truth_position[status.step + 1]) item.event.step.end_position++;
     handle(w, &item.event, -1);
 }
 

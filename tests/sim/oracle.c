@@ -50,6 +50,7 @@ static const struct journal_view *durable(struct world *w) {
             view->stop = record->stop.code;
             break;
         case LS_RECORD_JOINED: view->joined = true; break;
+        case LS_RECORD_FAULT: view->fault = record->end.code; break;
         default: break;
         }
     }
@@ -74,6 +75,8 @@ static void oracle_starts(struct world *w) {
     w->seen.stop_code = durable(w)->stop;
     w->seen.granted = w->options.start_step;
     w->seen.assembled = durable(w)->joined;
+    w->seen.excuse = durable(w)->fault;
+    if (durable(w)->fault != LS_COMMUNICATION) w->seen.exact_code = durable(w)->fault;
 }
 
 static void exact_cause(struct world *w, int code) {
@@ -113,7 +116,7 @@ static void oracle_hears(struct world *w, const struct ls_core_event *event, con
         if (event->step.step == before->step + 1) {
             if (event->step.step > before->granted_step || w->seen.stopped)
                 exact_cause(w, LS_ERROR);
-            else if (event->step.position != w->truth_position[before->step])
+            else if (event->step.end_position != w->truth_position[event->step.step])
                 exact_cause(w, LS_DATA);
         }
         break;
@@ -327,6 +330,8 @@ static void judge_action(struct world *w, const struct ls_core_event *event, int
         break;
     }
     case LS_ACTION_KILL:
+    case LS_ACTION_LAUNCH:
+    case LS_ACTION_PREPARE:
     case LS_ACTION_KINDS: break;
     case LS_ACTION_END: judge_end(w, action, after); break;
     }

@@ -6,7 +6,7 @@ static struct ls_core_step executed_step(struct world *w, int64_t step) {
     struct team *team = &w->team;
     int64_t sequences = team->position[step] - team->position[step - 1];
     return (struct ls_core_step){.step = step,
-                                 .position = team->position[step - 1],
+                                 .end_position = team->position[step],
                                  .sequences = sequences,
                                  .targets = sequences * 7,
                                  .loss_sum = (double)sequences * 3.5,

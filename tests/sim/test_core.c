@@ -105,7 +105,7 @@ static void any_event(struct world *w, struct ls_core_event *event, struct ls_co
         int64_t step = odd_number(w);
         event->step =
             (struct ls_core_step){.step = step,
-                                  .position = chance(w, 95) && step > 0 && step < 99 ? (step - 1) * 3 : odd_number(w),
+                                  .end_position = chance(w, 95) && step > 0 && step < 99 ? step * 3 : odd_number(w),
                                   .sequences = chance(w, 95) ? 3 : odd_number(w),
                                   .digest = {(uint64_t)step, (uint64_t)chance(w, 2)}};
         break;
@@ -134,6 +134,20 @@ static void any_event(struct world *w, struct ls_core_event *event, struct ls_co
     case LS_EVENT_RANK_LOST:
         event->rank_lost.rank = (int32_t)odd_number(w);
         event->rank_lost.how = "";
+        event->attempt = chance(w, 5);
+        break;
+    case LS_EVENT_NODE_LOST:
+        event->node_lost.host = event->node_lost.how = "";
+        event->attempt = chance(w, 5);
+        break;
+    case LS_EVENT_STALLED:
+        event->stalled.rank = (int32_t)odd_number(w);
+        event->stalled.text = "";
+        event->attempt = chance(w, 5);
+        break;
+    case LS_EVENT_REPLICA_DIFFERS:
+        event->replica_differs.rank = (int32_t)odd_number(w);
+        event->replica_differs.good_step = odd_number(w);
         event->attempt = chance(w, 5);
         break;
     case LS_EVENT_LAUNCHER_EXITED: event->attempt = chance(w, 5); break;

@@ -6,8 +6,10 @@
 enum ls_core_mutation ls_core_mutation;
 
 #include "coordinator/core.c"
+#include "coordinator/core_cause.c"
 #include "coordinator/core_checkpoint.c"
 #include "coordinator/core_join.c"
+#include "coordinator/core_recover.c"
 #include "coordinator/core_span.c"
 #include "coordinator/core_stop.c"
 

@@ -228,6 +228,8 @@ static void perform(struct world *w, const struct ls_core_action *action) {
     case LS_ACTION_ORDER:
     case LS_ACTION_ACK: send_to_team(w, action->connection, action); break;
     case LS_ACTION_REPLY:
+    case LS_ACTION_LAUNCH:
+    case LS_ACTION_PREPARE:
     case LS_ACTION_KEEP_PART: break;
     case LS_ACTION_JOURNAL:
         if (w->pending_count == RECORDS_MAX) violate(w, "too many records wait for the disk");

@@ -166,7 +166,7 @@ struct journal_view {
     uint32_t attempt;
     int count; /* records looked at */
     int64_t step, validation;
-    enum ls_code stop;
+    enum ls_code stop, fault;
     uint32_t stop_generation;
     uint64_t stop_sequence;
     bool joined;

@@ -105,7 +105,7 @@ static inline void join_both(void) {
 static inline struct ls_core_event step_done(int64_t step) {
     struct ls_core_event event = {.kind = LS_EVENT_STEP_DONE, .connection = VOICE, .attempt = 3};
     event.step = (struct ls_core_step){
-        .step = step, .position = (step - 1) * 10, .sequences = 10, .digest = {(uint64_t)step * 77, 5}};
+        .step = step, .end_position = step * 10, .sequences = 10, .digest = {(uint64_t)step * 77, 5}};
     return event;
 }
 

@@ -285,9 +285,9 @@ static void a_step_at_another_position_ends_the_run_as_data(void **state) {
     create(usual());
     join_both();
     struct ls_core_event event = step_done(1);
-    event.step.position = 1;
+    event.step.end_position = 11;
     happen(&event);
-    assert_ended(LS_DATA, "on 10 sequences from position 1, granted were 10 from position 0");
+    assert_ended(LS_DATA, "on 10 sequences up to position 11, granted were 10 up to position 10");
 }
 
 static void a_lost_grant_is_granted_again_with_the_same_meaning(void **state) {

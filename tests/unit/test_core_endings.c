@@ -230,6 +230,7 @@ static struct ls_core_record step_record(int64_t step, struct ls_digest *chain) 
     struct ls_core_event event = step_done(step);
     *chain = ls_digest_chain(*chain, (uint64_t)step, event.step.digest);
     event.step.chain = *chain;
+    event.step.position = (step - 1) * 10;
     return (struct ls_core_record){.kind = LS_RECORD_STEP, .attempt = 3, .generation = 4, .step = event.step};
 }
 
@@ -281,7 +282,9 @@ static void a_journal_with_a_gap_or_a_broken_chain_is_not_restored(void **state)
     (void)state;
     struct ls_error error;
     struct ls_digest chain = {0, 0};
-    create(usual());
+    struct ls_core_options options = usual();
+    options.restarted = true;
+    create(options);
     struct ls_core_record first = step_record(1, &chain), second = step_record(2, &chain);
     assert_int_equal(ls_core_restore(core, &second, &error), LS_DATA);
     assert_non_null(strstr(error.text, "expected was step 1"));

@@ -138,12 +138,29 @@ static void test_every_kind_of_record_is_read_back(void **state) {
     entries[LS_RECORD_COMMIT].record.commit.step = 12;
     entries[LS_RECORD_COMMIT].record.commit.position = 360;
     entries[LS_RECORD_COMMIT].record.commit.chain = (struct ls_digest){1, 2};
-    for (int kind = LS_RECORD_FAULT; kind <= LS_RECORD_END; kind++) {
-        entries[kind].record.end.code = LS_DATA;
-        entries[kind].record.end.rank = -1;
-        entries[kind].record.end.step = 12;
-        strcpy(entries[kind].record.end.text, "it's 'quoted'; DROP TABLE records");
+    for (int i = 0; i < 2; i++) {
+        struct ls_core_record *record = &entries[i ? LS_RECORD_END : LS_RECORD_FAULT].record;
+        record->end.code = LS_DATA;
+        record->end.rank = -1;
+        record->end.step = 12;
+        record->end.scope = LS_SCOPE_NODE;
+        record->end.below_step = 9;
+        record->end.restart = true;
+        strcpy(record->end.host, "node-3");
+        strcpy(record->end.text, "it's 'quoted'; DROP TABLE records");
     }
+    entries[LS_RECORD_QUARANTINE].record.quarantine.step = 9;
+    entries[LS_RECORD_QUARANTINE].record.quarantine.from = 240;
+    entries[LS_RECORD_QUARANTINE].record.quarantine.to = 270;
+    struct ls_core_record *begun = &entries[LS_RECORD_ATTEMPT].record;
+    begun->attempt_begun.world_size = 3;
+    begun->attempt_begun.restarts = 2;
+    begun->attempt_begun.best_step = 10;
+    begun->attempt_begun.start_step = 8;
+    begun->attempt_begun.start_position = 210;
+    begun->attempt_begun.start_chain = (struct ls_digest){3, 4};
+    begun->attempt_begun.lost_steps = 4;
+    begun->attempt_begun.hosts_forgiven = true;
     for (int kind = 0; kind < LS_RECORD_KINDS; kind++) ls_journal_append(journal, &entries[kind]);
     wait_until_durable(journal, wake, LS_RECORD_KINDS);
     ls_journal_close(journal);
@@ -169,6 +186,22 @@ static void test_every_kind_of_record_is_read_back(void **state) {
     assert_true(seen.records[LS_RECORD_COMMIT].commit.chain.high == 2);
     assert_int_equal(seen.records[LS_RECORD_END].end.rank, -1);
     assert_string_equal(seen.records[LS_RECORD_END].end.text, "it's 'quoted'; DROP TABLE records");
+    assert_int_equal(seen.records[LS_RECORD_FAULT].end.scope, LS_SCOPE_NODE);
+    assert_int_equal(seen.records[LS_RECORD_FAULT].end.below_step, 9);
+    assert_true(seen.records[LS_RECORD_FAULT].end.restart);
+    assert_string_equal(seen.records[LS_RECORD_FAULT].end.host, "node-3");
+    assert_int_equal(seen.records[LS_RECORD_QUARANTINE].quarantine.step, 9);
+    assert_int_equal(seen.records[LS_RECORD_QUARANTINE].quarantine.from, 240);
+    assert_int_equal(seen.records[LS_RECORD_QUARANTINE].quarantine.to, 270);
+    begun = &seen.records[LS_RECORD_ATTEMPT];
+    assert_int_equal(begun->attempt_begun.world_size, 3);
+    assert_int_equal(begun->attempt_begun.restarts, 2);
+    assert_int_equal(begun->attempt_begun.best_step, 10);
+    assert_int_equal(begun->attempt_begun.start_step, 8);
+    assert_int_equal(begun->attempt_begun.start_position, 210);
+    assert_true(begun->attempt_begun.start_chain.high == 4);
+    assert_int_equal(begun->attempt_begun.lost_steps, 4);
+    assert_true(begun->attempt_begun.hosts_forgiven);
     seen.count = 0;
     assert_int_equal(ls_journal_read_records(journal, 2, take, &seen, NULL), LS_OK);
     assert_int_equal(seen.count, 0);

@@ -209,6 +209,9 @@ static void test_a_setup_carries_yaml_with_line_ends(void **state) {
     shape->end_position = UINT64_MAX;
     shape->optimizer_steps = 4;
     shape->attempt = 2;
+    shape->end_step = 8;
+    assert_true(ls_quarantine_add(&shape->quarantine, 160, 170));
+    assert_true(ls_quarantine_add(&shape->quarantine, INT64_C(1) << 40, (INT64_C(1) << 40) + 1));
     message.setup.yaml = yaml;
     struct ls_message decoded = round_trip(&message);
     const struct ls_welcome *found = &decoded.setup.shape;
@@ -222,8 +225,24 @@ static void test_a_setup_carries_yaml_with_line_ends(void **state) {
     assert_int_equal(found->total_steps, 9);
     assert_true(found->end_position == UINT64_MAX);
     assert_int_equal(found->optimizer_steps, 4);
+    assert_int_equal(found->end_step, 8);
+    assert_int_equal(found->quarantine.count, 2);
+    assert_int_equal(found->quarantine.ranges[0].from, 160);
+    assert_int_equal(found->quarantine.ranges[0].to, 170);
+    assert_true(found->quarantine.ranges[1].from == INT64_C(1) << 40);
     assert_string_equal(decoded.setup.yaml, yaml);
     ls_message_release(&decoded);
+}
+
+static void test_ranges_that_cannot_be_are_refused(void **state) {
+    (void)state;
+    char yaml[] = "";
+    struct ls_message message = {.kind = LS_MESSAGE_SETUP};
+    message.setup.yaml = yaml;
+    message.setup.shape.quarantine = (struct ls_quarantine){.count = 2, .ranges = {{10, 20}, {15, 30}}};
+    assert_refused(bytes, encode(&message), "not a list of ascending ranges");
+    message.setup.shape.quarantine = (struct ls_quarantine){.count = 1, .ranges = {{20, 20}}};
+    assert_refused(bytes, encode(&message), "not a list of ascending ranges");
 }
 
 static void test_texts_are_cut_between_characters(void **state) {
@@ -350,6 +369,7 @@ int main(void) {
         cmocka_unit_test(test_a_report_keeps_where_its_ranks_are),
         cmocka_unit_test(test_hostile_file_names_are_refused),
         cmocka_unit_test(test_a_setup_carries_yaml_with_line_ends),
+        cmocka_unit_test(test_ranges_that_cannot_be_are_refused),
         cmocka_unit_test(test_texts_are_cut_between_characters),
         cmocka_unit_test(test_text_that_is_not_plain_is_refused),
         cmocka_unit_test(test_numbers_out_of_range_are_refused),

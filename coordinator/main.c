@@ -1,6 +1,7 @@
 /* lockstep: the command. One row for each subcommand; `lockstep X` calls its row. */
 #define _GNU_SOURCE
 #include "common/status.h"
+#include "coordinator/command_bench.h"
 #include "coordinator/command_config.h"
 #include "coordinator/command_data.h"
 #include "coordinator/command_generate.h"
@@ -26,6 +27,8 @@ static const struct command commands[] = {
     {"coordinator", "CONFIG [-n RANKS] ...", "the coordinator alone; prints the mpirun line that joins it",
      ls_command_coordinator},
     {"plan", "CONFIG -n RANKS [--gpu NAME]", "exact bytes per rank, wire volume, predicted step time", ls_command_plan},
+    {"bench", "CONFIG -n 1,2,4 [--weak]", "a scaling table: tokens/s, efficiency, predicted beside measured",
+     ls_command_bench},
     {"config", "CONFIG | --keys", "show the resolved configuration, or every key", ls_command_config},
     {"status", "RUN", "how a run is doing", ls_command_status},
     {"stop", "RUN", "end a run: save, exit 130", ls_command_stop},

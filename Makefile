@@ -51,7 +51,7 @@ SIM_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/sim/test_*.c))
 MPI_TESTS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/mpi_*.c))
 FUZZERS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 
-.PHONY: all tests fuzzers debug asan tsan install format lint clean help
+.PHONY: all tests fuzzers debug asan tsan bundle install format lint clean help
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -166,6 +166,14 @@ asan:
 tsan:
 	$(MAKE) BUILD=$(BUILD)/tsan CC=clang OPTIMISE='-O1 -DLS_DEBUG' SANITIZE='-fsanitize=thread' all tests
 
+# A relocatable folder with everything a run needs but CUDA's libraries, packed (docs/gpu.md).
+BUNDLE_ARCH ?= x86-64-v3
+bundle:
+	$(MAKE) BUILD=$(BUILD)/bundle ARCH=$(BUNDLE_ARCH) all
+	scripts/bundle/make $(BUILD)/bundle $(BUILD)/lockstep-bundle
+	tar -C $(BUILD) -cf - lockstep-bundle | xz -6 -T0 >$(BUILD)/lockstep-bundle.tar.xz
+	@echo "$(BUILD)/lockstep-bundle.tar.xz: $$(($$(stat -c %s $(BUILD)/lockstep-bundle.tar.xz) / 1000000)) MB"
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BUILD)/lockstep $(BUILD)/lockstep-worker $(DESTDIR)$(PREFIX)/bin
@@ -177,7 +185,7 @@ lint:
 clean:
 	rm -rf $(BUILD)
 help:
-	@echo "make [all] | debug | asan | tsan | tests | install | format | lint | clean"
+	@echo "make [all] | debug | asan | tsan | tests | bundle | install | format | lint | clean"
 	@echo "     CC=$(CC) MPICC=$(MPICC) PREFIX=$(PREFIX) ARCH=$(ARCH) BUILD=$(BUILD)"
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,176 @@
+/* What attention's passes share: tiles of queries and keys in shared memory as fp32, and products of tiles in
+ * registers. A block has 16 x 16 threads: thread (y, x) of them has the scores of rows y, y + 16, ... by columns x, x +
+ * 16, ... of a square tile, and of a result the columns 4 x .. 4 x + 3, then 64 further, and so on. A tile's rows lie
+ * SIZE + 4 floats apart, so that 128-bit accesses of neighbouring threads fall on different banks. */
+#ifndef LS_WORKER_DEVICE_CUDA_ATTENTION_H
+#define LS_WORKER_DEVICE_CUDA_ATTENTION_H
+
+#include "worker/device/cuda/element.h"
+
+constexpr int LS_TILE_SIDE = 16, LS_TILE_THREADS = LS_TILE_SIDE * LS_TILE_SIDE, LS_TILE_PAD = 4;
+
+static constexpr __device__ __host__ int ls_tile_floats(int rows, int columns) {
+    return rows * (columns + LS_TILE_PAD);
+}
+
+static __device__ __forceinline__ int ls_tile_y() {
+    return static_cast<int>(threadIdx.x) / LS_TILE_SIDE;
+}
+static __device__ __forceinline__ int ls_tile_x() {
+    return static_cast<int>(threadIdx.x) % LS_TILE_SIDE;
+}
+
+/* ROWS rows of a head to a tile of SIZE columns; zeros beyond the `rows` and `size` that are there. `wide`: pointer,
+ * stride and size allow 128-bit accesses. */
+template <int ROWS, int SIZE, typename T>
+static __device__ __forceinline__ void ls_load_tile(float *tile, const T *from, int64_t stride, int64_t rows, int size,
+                                                    bool wide) {
+    constexpr int N = ls_pack<T>, PACKS = SIZE / N;
+    if (wide) {
+        for (int i = static_cast<int>(threadIdx.x); i < ROWS * PACKS; i += LS_TILE_THREADS) {
+            const int row = i / PACKS, column = i % PACKS * N;
+            float x[N] = {};
+            if (row < rows && column < size) ls_load(x, from + row * stride + column);
+            ls_store(tile + row * (SIZE + LS_TILE_PAD) + column, x);
+        }
+    } else {
+        for (int i = static_cast<int>(threadIdx.x); i < ROWS * SIZE; i += LS_TILE_THREADS) {
+            const int row = i / SIZE, column = i % SIZE;
+            tile[row * (SIZE + LS_TILE_PAD) + column] =
+                row < rows && column < size ? ls_to_float(from[row * stride + column]) : 0.0f;
+        }
+    }
+}
+
+/* s[i][j] = row y + 16 i of tile a times row x + 16 j of tile b. UNROLL steps are taken at a time where registers
+ * allow. */
+template <int R, int SIZE, int UNROLL>
+static __device__ __forceinline__ void ls_multiply_rows(float (&s)[R][R], const float *a, const float *b) {
+    constexpr int PITCH = SIZE + LS_TILE_PAD;
+    a += ls_tile_y() * PITCH;
+    b += ls_tile_x() * PITCH;
+#pragma unroll
+    for (int i = 0; i < R; i++)
+#pragma unroll
+        for (int j = 0; j < R; j++) s[i][j] = 0.0f;
+#pragma unroll UNROLL
+    for (int c = 0; c < SIZE; c += 4) {
+        float4 x[R], y[R];
+#pragma unroll
+        for (int i = 0; i < R; i++) {
+            x[i] = *reinterpret_cast<const float4 *>(a + i * LS_TILE_SIDE * PITCH + c);
+            y[i] = *reinterpret_cast<const float4 *>(b + i * LS_TILE_SIDE * PITCH + c);
+        }
+#pragma unroll
+        for (int i = 0; i < R; i++)
+#pragma unroll
+            for (int j = 0; j < R; j++) {
+                s[i][j] += x[i].x * y[j].x;
+                s[i][j] += x[i].y * y[j].y;
+                s[i][j] += x[i].z * y[j].z;
+                s[i][j] += x[i].w * y[j].w;
+            }
+    }
+}
+
+template <int COLUMNS>
+static __device__ __forceinline__ void ls_add_scaled(float (&sum)[COLUMNS], int group, float factor, const float4 &x) {
+    sum[group * 4] += factor * x.x;
+    sum[group * 4 + 1] += factor * x.y;
+    sum[group * 4 + 2] += factor * x.z;
+    sum[group * 4 + 3] += factor * x.w;
+}
+
+/* sum[i] += row y + 16 i of tile p [., DEPTH] times tile b [DEPTH, SIZE]. */
+template <int R, int DEPTH, int SIZE>
+static __device__ __forceinline__ void ls_multiply_add(float (&sum)[R][SIZE / 16], const float *p, const float *b) {
+    constexpr int PITCH = SIZE + LS_TILE_PAD, P_PITCH = DEPTH + LS_TILE_PAD;
+    p += ls_tile_y() * P_PITCH;
+    b += ls_tile_x() * 4;
+#pragma unroll 1
+    for (int k = 0; k < DEPTH; k += 4) {
+        float4 factor[R];
+#pragma unroll
+        for (int i = 0; i < R; i++) factor[i] = *reinterpret_cast<const float4 *>(p + i * LS_TILE_SIDE * P_PITCH + k);
+#pragma unroll
+        for (int d = 0; d < 4; d++)
+#pragma unroll
+            for (int group = 0; group < SIZE / 64; group++) {
+                const float4 x = *reinterpret_cast<const float4 *>(b + (k + d) * PITCH + group * 64);
+#pragma unroll
+                for (int i = 0; i < R; i++) {
+                    const float f = d == 0 ? factor[i].x : d == 1 ? factor[i].y : d == 2 ? factor[i].z : factor[i].w;
+                    ls_add_scaled(sum[i], group, f, x);
+                }
+            }
+    }
+}
+
+/* sum[i] += column R y + i of tile p [DEPTH, .] times tile b [DEPTH, SIZE]: the first tile transposed. Here a thread's
+ * rows are neighbours. */
+template <int R, int DEPTH, int SIZE>
+static __device__ __forceinline__ void ls_multiply_add_transposed(float (&sum)[R][SIZE / 16], const float *p,
+                                                                  const float *b) {
+    constexpr int PITCH = SIZE + LS_TILE_PAD, P_PITCH = DEPTH + LS_TILE_PAD;
+    p += ls_tile_y() * R;
+    b += ls_tile_x() * 4;
+#pragma unroll 2
+    for (int k = 0; k < DEPTH; k++) {
+        float factor[R];
+        if constexpr (R == 4) {
+            ls_load(factor, p + k * P_PITCH);
+        } else if constexpr (R == 2) {
+            ls_load(factor, p + k * P_PITCH);
+        } else {
+            factor[0] = p[k * P_PITCH];
+        }
+#pragma unroll
+        for (int group = 0; group < SIZE / 64; group++) {
+            const float4 x = *reinterpret_cast<const float4 *>(b + k * PITCH + group * 64);
+#pragma unroll
+            for (int i = 0; i < R; i++) ls_add_scaled(sum[i], group, factor[i], x);
+        }
+    }
+}
+
+/* Writes a thread's columns of one row, times `factor`. */
+template <int SIZE, typename T>
+static __device__ __forceinline__ void ls_store_row(T *row, const float (&sum)[SIZE / 16], float factor, int size,
+                                                    bool wide) {
+#pragma unroll
+    for (int group = 0; group < SIZE / 64; group++) {
+        const int column = group * 64 + ls_tile_x() * 4;
+        float x[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) x[k] = sum[group * 4 + k] * factor;
+        if (wide) {
+            if (column < size) ls_store(row + column, x);
+        } else {
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                if (column + k < size) row[column + k] = ls_from_float<T>(x[k]);
+        }
+    }
+}
+
+/* The sum or maximum over the 16 threads of a row. */
+static __device__ __forceinline__ float ls_row_sum(float x) {
+#pragma unroll
+    for (int lanes = LS_TILE_SIDE / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(LS_ALL_LANES, x, lanes);
+    return x;
+}
+static __device__ __forceinline__ float ls_row_maximum(float x) {
+#pragma unroll
+    for (int lanes = LS_TILE_SIDE / 2; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(LS_ALL_LANES, x, lanes));
+    return x;
+}
+
+/* The first key that any of `rows` queries sees; `document_start` NULL: 0. */
+static __device__ __forceinline__ int64_t ls_first_key(const int32_t *document_start, int64_t rows) {
+    if (!document_start) return 0;
+    int32_t first = document_start[0];
+    for (int64_t i = 1; i < rows; i++) first = document_start[i] < first ? document_start[i] : first;
+    return first;
+}
+
+#endif

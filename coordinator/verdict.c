@@ -105,6 +105,27 @@ static int suspicion(const struct ls_verdict_scene *scene, const struct ls_verdi
     return rank->look.state == 'D';
 }
 
+/* In MPI_Init nothing tells who waits for whom, but that the ones who wait all do the same: how many judged ranks do
+ * what this one does. */
+static int company(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank) {
+    int count = 0;
+    if (rank->phase != LS_PHASE_MPI_INIT) return 0;
+    for (int i = 0; i < scene->ranks_count; i++)
+        count += is_judged(&scene->ranks[i]) && strcmp(scene->ranks[i].look.text, rank->look.text) == 0;
+    return count;
+}
+
+/* True when `rank` is more likely to be the one to look at than `best`; neither waits for anybody. */
+static bool is_likelier(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank,
+                        const struct ls_verdict_rank *best) {
+    if (suspicion(scene, rank) != suspicion(scene, best)) return suspicion(scene, rank) > suspicion(scene, best);
+    const int many = company(scene, rank), before = company(scene, best);
+    if (many != before) return many < before;
+    const bool file = strstr(rank->look.text, " of "), file_before = strstr(best->look.text, " of ");
+    if (file != file_before) return file;
+    return rank->quiet_seconds > best->quiet_seconds + 1;
+}
+
 /* Some judged rank waits for nobody that is judged; -1: every one waits for another. */
 static int find_root(const struct ls_verdict_scene *scene) {
     int root = -1;
@@ -115,10 +136,7 @@ static int find_root(const struct ls_verdict_scene *scene) {
         for (int j = 0; j < scene->ranks_count && !waits; j++)
             waits = j != i && is_judged(&scene->ranks[j]) && waits_for(rank, &scene->ranks[j]);
         if (waits) continue;
-        const struct ls_verdict_rank *best = root >= 0 ? &scene->ranks[root] : NULL;
-        if (!best || suspicion(scene, rank) > suspicion(scene, best) ||
-            (suspicion(scene, rank) == suspicion(scene, best) && rank->quiet_seconds > best->quiet_seconds + 1))
-            root = i;
+        if (root < 0 || is_likelier(scene, rank, &scene->ranks[root])) root = i;
     }
     return root;
 }

@@ -183,6 +183,7 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
                                                      .attempt = own_attempt(),
                                                      .comm = *comm,
                                                      .logs = true,
+                                                     .reports = true,
                                                      .progress = progress,
                                                      .save_wished = &save_wished};
     return ls_worker_create(&worker_options, worker, error);

@@ -9,6 +9,7 @@
 #include "worker/advice.h"
 #include "worker/checkpoint/save.h"
 #include "worker/memory/host_memory.h"
+#include "worker/reporter.h"
 #include "worker/session.h"
 #include "worker/trainer.h"
 
@@ -48,6 +49,8 @@ struct ls_worker {
     struct ls_trainer *trainer;
     struct ls_progress *progress; /* own, when the options had none */
     struct ls_progress_record *record;
+    struct ls_key key; /* until the reporter has it */
+    struct ls_reporter *reporter;
     struct part *parts; /* [ranks] */
     int64_t saved_step; /* the newest step saved by this attempt, -1: none */
     uint64_t saved_id;  /* the newest request honoured */
@@ -92,6 +95,16 @@ enum ls_code ls_worker_create(const struct ls_worker_options *options, struct ls
 
 /* ---- set-up ---- */
 
+/* Rank 0 reads the key once more, for the reports, and spreads it. Without it nothing but reports is missing. */
+static enum ls_code spread_key(struct ls_worker *worker, struct ls_error *error) {
+    const char *text = worker->options.key_text;
+    if (worker->rank == 0 && worker->options.key_path)
+        ls_key_read(worker->options.key_path, &worker->key, NULL);
+    else if (worker->rank == 0 && text)
+        ls_key_parse(text, strlen(text), "the key on standard input", &worker->key, NULL);
+    return ls_comm_broadcast(worker->comm, &worker->key, sizeof worker->key, 0, error);
+}
+
 /* Rank 0 opens the session; all ranks get the welcome and the configuration's text, which the caller frees. */
 static enum ls_code receive_welcome(struct ls_worker *worker, char **yaml, struct ls_error *error) {
     struct ls_error own = {.code = LS_OK};
@@ -99,8 +112,9 @@ static enum ls_code receive_welcome(struct ls_worker *worker, char **yaml, struc
     if (worker->rank == 0)
         ls_session_open(worker->options.endpoint, worker->options.key_path, worker->options.key_text,
                         worker->options.attempt, OPEN_SECONDS, &worker->session, &worker->welcome, yaml, &own);
+    enum ls_code code = spread_key(worker, error);
     if (worker->options.key_text) explicit_bzero(worker->options.key_text, strlen(worker->options.key_text));
-    enum ls_code code = ls_comm_broadcast(worker->comm, &own, sizeof own, 0, error);
+    if (!code) code = ls_comm_broadcast(worker->comm, &own, sizeof own, 0, error);
     if (code) return code;
     if (own.code) {
         worker->shared = true;
@@ -136,6 +150,14 @@ static void open_progress(struct ls_worker *worker) {
     worker->record = ls_progress_record(progress, local_rank);
     atomic_store_explicit(&worker->record->world_rank, (uint64_t)worker->rank, memory_order_relaxed);
     ls_comm_set_watch(worker->comm, worker->record);
+    if (!worker->options.reports || !worker->key.secret_key[0]) return;
+    const struct ls_reporter_options options = {.endpoint = worker->options.endpoint,
+                                                .key = &worker->key,
+                                                .progress = progress,
+                                                .local_rank = local_rank,
+                                                .attempt = worker->welcome.attempt};
+    struct ls_error error;
+    if (ls_reporter_start(&options, &worker->reporter, &error)) ls_log(LS_LOG_WARNING, "%s", error.text);
 }
 
 static enum ls_code open_log(struct ls_worker *worker, struct ls_error *error) {
@@ -226,6 +248,7 @@ static enum ls_code set_up(struct ls_worker *worker, struct ls_error *error) {
     if (!code) {
         assert(yaml);
         open_progress(worker);
+        explicit_bzero(&worker->key, sizeof worker->key);
         mark(worker, LS_PHASE_JOIN);
         prepare(worker, yaml, &own);
         code = agree(worker, &own, error);
@@ -494,6 +517,7 @@ void ls_worker_destroy(struct ls_worker *worker) {
     ls_corpus_close(worker->corpus);
     if (worker->device) ls_device_destroy(worker->device);
     ls_comm_set_watch(worker->comm, NULL);
+    ls_reporter_stop(worker->reporter);
     ls_progress_close(worker->progress);
     free(worker->parts);
     free(worker);

@@ -18,6 +18,7 @@ struct ls_worker_options {
     int64_t attempt;      /* these workers were started for, 0: not known */
     struct ls_comm *comm;
     bool logs;                      /* this process is this rank: its log goes to RUN/logs/rank-N.log */
+    bool reports;                   /* this process reports where its node's ranks are, when it is its turn */
     struct ls_progress *progress;   /* of this node, NULL: opened once run and attempt are known */
     const atomic_bool *save_wished; /* set by a signal handler: ask for a save; NULL: never */
 };

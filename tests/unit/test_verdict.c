@@ -239,7 +239,10 @@ static void a_hang_in_the_start_is_named_with_its_phase(void **unused) {
     assert_int_equal(verdict.rank, 2);
     assert_says(&verdict, "in phase MPI_Init");
     stage.ranks[2].look.state = 'S';
-    stage.ranks[1].phase = LS_PHASE_START; /* not there yet */
+    for (int i = 0; i < RANKS; i++)
+        snprintf(stage.ranks[i].look.text, LS_PROCESS_TEXT_BYTES, "it waits in %s", i == 3 ? "nfs_wait" : "poll");
+    assert_int_equal(judge(&stage).rank, 3); /* the one that does something else */
+    stage.ranks[1].phase = LS_PHASE_START;   /* not there yet */
     verdict = judge(&stage);
     assert_int_equal(verdict.rank, 1);
     assert_string_equal(verdict.waiting, "0, 2, 3");

@@ -1,0 +1,57 @@
+/* Preloaded into workers: one rank hangs where LS_HANG says, as a disk or a network that does not answer would have it.
+ *     LS_HANG_RANK   which rank
+ *     LS_HANG        read: in pread, once the file LS_HANG_FILE exists
+ *                    mpi:  in MPI_Init
+ *                    open: in the opening of a file whose name contains LS_HANG_NAME
+ *                    slow: not at all, but each pread takes LS_HANG_MICROSECONDS more
+ * The hang is a read from a FIFO, LS_HANG_FIFO, that nobody writes to. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static bool is_meant(const char *where) {
+    const char *wanted = getenv("LS_HANG"), *rank = getenv("LS_HANG_RANK"), *own = getenv("OMPI_COMM_WORLD_RANK");
+    return wanted && rank && own && strcmp(wanted, where) == 0 && strcmp(rank, own) == 0;
+}
+
+static void hang(void) {
+    ssize_t (*next_read)(int, void *, size_t) = dlsym(RTLD_NEXT, "read");
+    int (*next_open)(const char *, int, ...) = dlsym(RTLD_NEXT, "open");
+    int file = next_open(getenv("LS_HANG_FIFO"), O_RDWR); /* both ends: opening does not wait, reading does */
+    char byte;
+    while (next_read(file, &byte, 1) != 1) {
+    }
+}
+
+ssize_t pread(int file, void *buffer, size_t count, off_t offset) {
+    ssize_t (*next)(int, void *, size_t, off_t) = dlsym(RTLD_NEXT, "pread");
+    const char *trigger = getenv("LS_HANG_FILE"), *microseconds = getenv("LS_HANG_MICROSECONDS");
+    if (is_meant("read") && trigger && access(trigger, F_OK) == 0) hang();
+    if (is_meant("slow") && microseconds) usleep((useconds_t)atoi(microseconds));
+    return next(file, buffer, count, offset);
+}
+ssize_t pread64(int file, void *buffer, size_t count, off_t offset) __attribute__((alias("pread")));
+
+int open(const char *path, int flags, ...) {
+    int (*next)(const char *, int, ...) = dlsym(RTLD_NEXT, "open");
+    va_list arguments;
+    va_start(arguments, flags);
+    const mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(arguments, mode_t) : 0;
+    va_end(arguments);
+    const char *name = getenv("LS_HANG_NAME");
+    if (is_meant("open") && name && strstr(path, name)) hang();
+    return next(path, flags, mode);
+}
+int open64(const char *path, int flags, ...) __attribute__((alias("open")));
+
+int MPI_Init_thread(int *count, char ***values, int required, int *provided) {
+    int (*next)(int *, char ***, int, int *) = dlsym(RTLD_NEXT, "MPI_Init_thread");
+    if (is_meant("mpi")) hang();
+    return next(count, values, required, provided);
+}

@@ -155,11 +155,18 @@ static void watch_progress(struct ls_server *server) {
         ls_log(LS_LOG_WARNING, "coordinator: stalled; what every rank did last is in %s", path);
     else
         ls_log(LS_LOG_WARNING, "%s", error.text);
-    struct ls_core_event event = {.kind = LS_EVENT_FAULT, .attempt = server->run->core.attempt};
-    event.fault.rank = verdict.rank;
-    event.fault.step = status.step + 1;
-    event.fault.code = LS_STALL;
-    event.fault.text = verdict.text;
+    char text[LS_CORE_TEXT_BYTES];
+    const bool of_one = verdict.kind != LS_VERDICT_NETWORK && verdict.kind != LS_VERDICT_DEADLOCK;
+    const char *host = ls_stall_host(server->stall, verdict.host);
+    snprintf(text, sizeof text, "stall: ");
+    if (of_one && verdict.kind != LS_VERDICT_SILENT)
+        snprintf(text, sizeof text, "stall: rank %d on %s, step %lld: ", verdict.rank, host[0] ? host : "unknown host",
+                 (long long)status.step + 1);
+    snprintf(text + strlen(text), sizeof text - strlen(text), "%s", verdict.text);
+    struct ls_core_event event = {.kind = LS_EVENT_STALLED, .attempt = server->run->core.attempt};
+    event.stalled.rank = of_one ? verdict.rank : -1;
+    event.stalled.host = host;
+    event.stalled.text = text;
     server_handle(server, &event);
 }
 

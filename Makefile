@@ -90,7 +90,13 @@ $(BUILD)/%.o: %.c | $(BUILD)/generated/common/wire.pb-c.h
 	@mkdir -p $(@D)
 	$(compile) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-tests: $(UNIT_TESTS) $(SIM_TESTS) $(MPI_TESTS)
+# Programs of the integration tests.
+TEST_PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/integration/hostile.c))
+
+tests: $(UNIT_TESTS) $(SIM_TESTS) $(MPI_TESTS) $(TEST_PROGRAMS)
+
+$(BUILD)/tests/integration/%: $(BUILD)/tests/integration/%.o $(LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/tests/unit/test_%: $(BUILD)/tests/unit/test_%.o $(LIBRARY) $(CUDA_LIBRARY)
 	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LDLIBS) $(LDLIBS)

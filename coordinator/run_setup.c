@@ -21,7 +21,8 @@
 #include <unistd.h>
 
 enum {
-    SPAN_STEPS = 32, /* granted ahead */
+    SPAN_STEPS =
+        256, /* granted ahead: the next span comes half of it before the end, 0.1 s with steps of a millisecond */
     CAUSE_GRACE_MS = 1000,
     /* Weights, master weights and two moments, in fp32. */
     CHECKPOINT_BYTES_PER_PARAMETER = 16

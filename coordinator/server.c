@@ -4,6 +4,7 @@
 
 #include "common/log.h"
 #include "common/progress.h"
+#include "coordinator/descriptors.h"
 #include "coordinator/launcher.h"
 #include "coordinator/server_state.h"
 
@@ -280,6 +281,7 @@ static enum ls_code start_stall_watch(struct ls_server *server, struct ls_error 
 
 static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     struct ls_run *run = server->run;
+    ls_descriptors_raise();
     server->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     server->buffer = malloc(LS_WIRE_BYTES_MAX);
     server->ranks = calloc(LS_CORE_RANKS_MAX, sizeof *server->ranks);
@@ -294,6 +296,13 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     if (code == LS_OK) code = start_stall_watch(server, error);
     if (code == LS_OK) code = ls_zap_start(server->context, &run->keys, &server->zap, error);
     if (code == LS_OK) code = bind_router(server, error);
+    /* Where this process is the coordinator's alone, strangers' connections cannot take the descriptors that
+     * checkpoints and /proc need. */
+    if (code == LS_OK && getpid() == gettid() && !ls_descriptors_part())
+        ls_log(LS_LOG_WARNING,
+               "coordinator: this system does not let it set descriptors aside (%s); a flood of "
+               "connections could keep it from opening files",
+               strerror(errno));
     if (code == LS_OK)
         code = ls_committer_start(&run->directory, run->core.generation, server->wake, &server->committer, error);
     if (code == LS_OK)

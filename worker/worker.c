@@ -26,6 +26,8 @@
  * waits for the last acknowledgements. */
 enum { OPEN_SECONDS = 60, WAIT_SECONDS = 1, GOODBYE_SECONDS = 30 };
 
+static const double LATE_SECONDS = 0.1; /* a grant that came later than this is told */
+
 /* What a rank says of its part of a checkpoint. */
 struct part {
     struct ls_error error; /* code LS_OK: written */
@@ -55,6 +57,7 @@ struct ls_worker {
     int64_t saved_step; /* the newest step saved by this attempt, -1: none */
     uint64_t saved_id;  /* the newest request honoured */
     bool wish_sent;
+    int64_t late_from;                     /* rank 0: the step whose grant may be called late; 0 before the first */
     int64_t memory_planned, memory_before; /* bytes; before: of the process, when nothing of the plan was taken */
     double checkpoint_seconds;             /* of saves since the last report */
 };
@@ -293,6 +296,7 @@ static void find_orders(struct ls_worker *worker, bool finished, struct ls_train
     const int64_t next = ls_trainer_steps_done(worker->trainer) + 1;
     struct ls_session_orders session;
     bool waits = false;
+    const double begin = seconds_now();
     reason->code = LS_OK;
     for (;;) {
         ls_session_orders(worker->session, &session);
@@ -310,6 +314,11 @@ static void find_orders(struct ls_worker *worker, bool finished, struct ls_train
         if (worker->options.save_wished && atomic_load(worker->options.save_wished))
             orders->save_wished = !worker->wish_sent;
     }
+    /* A healthy coordinator grants ahead of need, but for the first span. */
+    if (seconds_now() - begin >= LATE_SECONDS && session.grant.end_step > next && worker->late_from == next)
+        ls_log(LS_LOG_WARNING, "step %lld was granted late: rank 0 waited %.2f s for it", (long long)next,
+               seconds_now() - begin);
+    worker->late_from = next + 1;
     orders->granted_end = session.grant.end_step;
     orders->save_id = session.checkpoint_id;
     orders->stop_id = session.stop_id;

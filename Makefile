@@ -84,7 +84,7 @@ $(BUILD)/generated/common/wire.pb-c.c $(BUILD)/generated/common/wire.pb-c.h &: c
 $(BUILD)/generated/%.o: $(BUILD)/generated/%.c
 	$(CC) $(CPPFLAGS) $(filter-out -Werror -W%,$(CFLAGS)) -MMD -MP -c -o $@ $<
 
-$(MPI_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/worker/main.o $(BUILD)/tests/unit/mpi_%.o: compile = OMPI_CC=$(CC) $(MPICC)
+$(MPI_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/worker/main.o $(BUILD)/tests/unit/mpi_%.o $(BUILD)/tests/emulated/mpi_%.o: compile = OMPI_CC=$(CC) $(MPICC)
 compile = $(CC)
 $(BUILD)/%.o: %.c | $(BUILD)/generated/common/wire.pb-c.h
 	@mkdir -p $(@D)
@@ -124,12 +124,16 @@ $(BUILD)/emulator/lockstep: $(BUILD)/coordinator/main.o $(LIBRARY) $(EMULATED) $
 	$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(BUILD)/emulator/lockstep-worker: $(BUILD)/worker/main.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+EMULATED_TESTS := $(patsubst tests/emulated/%.c,$(BUILD)/emulator/tests/emulated/%,$(wildcard tests/emulated/mpi_*.c))
+$(EMULATED_TESTS): $(BUILD)/emulator/%: $(BUILD)/%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
+	@mkdir -p $(@D)
+	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
 $(BUILD)/emulator/tests/unit/%: $(BUILD)/tests/unit/%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
 	@mkdir -p $(@D)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
 endif
 .PHONY: emulated
-emulated: $(if $(CUDA_HOME),$(BUILD)/emulator/lockstep $(BUILD)/emulator/lockstep-worker)
+emulated: $(if $(CUDA_HOME),$(BUILD)/emulator/lockstep $(BUILD)/emulator/lockstep-worker $(EMULATED_TESTS))
 
 # The CUDA kernels on CPUs: the same .cu files compiled by a C++ compiler over tests/emulator. The scheduler is told of the
 # sanitizers and built without them.

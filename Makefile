@@ -105,6 +105,9 @@ $(BUILD)/tests/sim/test_%: $(BUILD)/tests/sim/test_%.o $(LIBRARY) $(CUDA_LIBRARY
 $(BUILD)/tests/unit/mpi_%: $(BUILD)/tests/unit/mpi_%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(CUDA_LIBRARY)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ -lcmocka $(CUDA_LDLIBS) $(LDLIBS)
 
+CUDA_KERNELS := $(wildcard worker/device/cuda/*.cu)
+EMULATED := $(CUDA_KERNELS:%.cu=$(BUILD)/emulator/%.o) $(BUILD)/emulator/tests/emulator/scheduler.o
+
 # The whole CUDA worker on CPUs: the same objects, with emulated kernels and a stand-in for the CUDA runtime, and libraries
 # that are opened from $(BUILD)/emulator/lib (tests/standin/standin.h).
 ifneq ($(CUDA_HOME),)
@@ -138,8 +141,6 @@ emulated: $(if $(CUDA_HOME),$(BUILD)/emulator/lockstep $(BUILD)/emulator/lockste
 # The CUDA kernels on CPUs: the same .cu files compiled by a C++ compiler over tests/emulator. The scheduler is told of the
 # sanitizers and built without them.
 CUDA_HOME ?= /usr/local/cuda
-CUDA_KERNELS := $(wildcard worker/device/cuda/*.cu)
-EMULATED := $(CUDA_KERNELS:%.cu=$(BUILD)/emulator/%.o) $(BUILD)/emulator/tests/emulator/scheduler.o
 EMULATOR_FLAGS := -I. -isystem $(CUDA_HOME)/include -DLS_EMULATE -g $(OPTIMISE) -Wall -Wextra -Werror -Wshadow \
 	-Wno-unknown-pragmas -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics
 EMULATOR_TESTS := $(patsubst tests/gpu/%.cu,$(BUILD)/emulator/tests/gpu/%,$(wildcard tests/gpu/test_*.cu))

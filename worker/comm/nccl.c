@@ -409,6 +409,7 @@ enum ls_code ls_comm_create_nccl(const struct ls_comm_nccl_options *options, str
     int failed_rank = -1;
     prepare(options, &made, &own);
     enum ls_code code = ls_comm_agree(options->host, &own, &failed_rank, error);
+    assert(code || made);
     if (!code) code = ls_nccl_team_meet(made->team, error);
     if (!code) {
         ls_nccl_team_start(made->team, &own);

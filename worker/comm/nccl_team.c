@@ -16,7 +16,9 @@
 
 enum {
     WATCH_MILLISECONDS = 20,
-    PEERS_MILLISECONDS = 1000,
+    PEERS_MILLISECONDS = 250,
+    LINGER_MILLISECONDS =
+        1000, /* from a failure to its report: the others must see the first loss, not this rank's end */
     PATIENCE_MILLISECONDS = 2000, /* for a lost rank's process to be gone after NCCL missed it */
     FLIGHTS = 64,
     POLLS_AWAKE = 1000,
@@ -54,6 +56,7 @@ static void sleep_ns(long nanoseconds) {
 static void set_failure(struct ls_nccl_team *team, const struct ls_error *failure) {
     if (team->failure.code) return;
     team->failure = *failure;
+    team->failed_ns = now_ns();
     atomic_store(&team->failed, true);
     if (team->stream) ls_cuda_stream_fail(team->stream, failure);
     pthread_cond_broadcast(&team->changed);
@@ -63,7 +66,9 @@ enum ls_code ls_nccl_team_check(struct ls_nccl_team *team, struct ls_error *erro
     if (!atomic_load(&team->failed)) return LS_OK;
     pthread_mutex_lock(&team->mutex);
     if (error) *error = team->failure;
+    const int64_t linger = team->failed_ns + LINGER_MILLISECONDS * INT64_C(1000000) - now_ns();
     pthread_mutex_unlock(&team->mutex);
+    if (linger > 0) sleep_ns(linger < 999999999 ? (long)linger : 999999999);
     return LS_COMMUNICATION;
 }
 

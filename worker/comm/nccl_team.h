@@ -3,7 +3,7 @@
  *
  *     training thread                                     watchdog
  *     calls NCCL under the mutex, polls until it is       every 20 ms: NCCL's own errors and the oldest flight,
- *     ready, records a flight                             every second the processes of the local ranks
+ *     ready, records a flight                             the processes of the local ranks every 250 ms
  *     fails once the team has failed                      on a loss: failure, abort, and leave() after the grace
  *
  * An abort frees a communicator, so that its handle is used under the mutex only. */
@@ -45,6 +45,7 @@ struct ls_nccl_team {
     int64_t progress_ns;      /* when a collective last ended */
     struct ls_stream *stream; /* of the newest collective: a loss becomes its error */
     struct ls_error failure;  /* stays once set */
+    int64_t failed_ns;
 };
 
 /* A team without members. LS_MEMORY. */
@@ -62,7 +63,8 @@ void ls_nccl_team_destroy(struct ls_nccl_team *team);
 void ls_nccl_team_add(struct ls_nccl_team *team, struct ls_nccl_member *member);
 void ls_nccl_team_remove(struct ls_nccl_team *team, struct ls_nccl_member *member);
 
-/* LS_OK while nothing is lost, else LS_COMMUNICATION and the first failure. */
+/* LS_OK while nothing is lost, else LS_COMMUNICATION and the first failure, a second after it was noticed: a process
+ * that left at once would be taken for the cause by those that had not seen it yet. */
 enum ls_code ls_nccl_team_check(struct ls_nccl_team *team, struct ls_error *error);
 /* Makes `failure` the team's, unless it has one, and returns what check would. */
 enum ls_code ls_nccl_team_fail(struct ls_nccl_team *team, const struct ls_error *failure, struct ls_error *error);

@@ -101,8 +101,10 @@ struct ls_config {
         int64_t batches;     /* global batches of an evaluation; 0: the whole split */
     } evaluation;
     struct {
-        int64_t every_steps; /* 0: only after the last step */
-        int64_t keep;        /* newest ones; 0: all */
+        int64_t every_steps;   /* 0: only after the last step */
+        int64_t every_seconds; /* 0: never */
+        int64_t keep;          /* newest ones; 0: all */
+        bool async;            /* written beside training */
     } checkpoint;
     struct {
         int64_t coordinator_timeout_seconds;

@@ -28,7 +28,7 @@
     X(data_wait_seconds) X(checkpoint_seconds) X(tokens_per_second) X(memory_peak_bytes) X(skipped)
 #define VALIDATION_FIELDS(X)  X(step) X(loss) X(bits_per_byte)
 #define SAVING_FIELDS(X)      X(step) X(order) X(stop)
-#define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps)
+#define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps) X(seconds)
 #define SAVE_FAILED_FIELDS(X) X(step) X(rank)
 #define FAULT_FIELDS(X)       X(rank) X(step) X(code)
 #define REPORT_FIELDS(X)                                                                                               \
@@ -491,6 +491,7 @@ static void read_part(struct check *check, struct ls_message *message, const Ls_
     require_step(check, "step", target->step);
     require_step(check, "optimizer_steps", target->optimizer_steps);
     require_range(check, "rank", target->rank, 0, LS_WIRE_RANKS_MAX - 1);
+    if (!(target->seconds >= 0 && target->seconds < 1e9)) return complain(check, "seconds", "is out of range");
     target->files = NULL;
     target->files_count = 0;
     if (source->n_files > LS_WIRE_FILES_MAX) return complain(check, "files", "has too many entries");

@@ -158,6 +158,7 @@ struct ls_message {
         } saving;
         struct {
             int64_t step, rank, optimizer_steps;
+            double seconds; /* that writing took */
             struct ls_part_file *files;
             int64_t files_count;
         } part;

@@ -38,11 +38,11 @@
  *  - A GRANT that starts behind the last granted step is ignored (one before it got lost); one that overlaps is the
  *    same grant again.
  *  - Orders apply at the next step boundary of rank 0, which spreads them in the collective that opens a step. At the
- *    boundary behind step s, before anything of step s+1, rank 0 sends SAVING{s}, then every rank writes its part and
- *    sends PART{s}. If step s is saved already, SAVING alone answers the order. An order that comes again after it was
- *    honoured is answered by SAVING again. Nobody starts a save before COMMITTED of the one before, nor runs more than
- *    LS_CORE_WINDOW_STEPS / 2 steps beyond it. Rank 0 saves unasked at multiples of checkpoint_every and behind the
- *    last step.
+ *    boundary behind step s, before anything of step s+1, rank 0 sends SAVING{s}, then every rank writes its part,
+ *    beside further steps or not, and sends PART{s}. If step s is saved already, SAVING alone answers the order. An
+ *    order that comes again after it was honoured is answered by SAVING again. Nobody starts a save before COMMITTED of
+ *    the one before, nor runs more than LS_CORE_WINDOW_STEPS / 2 steps beyond it. Rank 0 saves unasked at multiples of
+ *    checkpoint_every, when checkpoint.every_seconds have passed since the last save, and behind the last step.
  *  - A step that makes no update because its loss or gradient is not finite is reported as skipped. With
  *    fault.nonfinite: skip that is all; else the rank sends FAULT with LS_NONFINITE, which names the step that was not
  *    finished.

@@ -47,6 +47,7 @@ struct report {
         struct saving saving;
         struct {
             int64_t step, rank, optimizer_steps;
+            double seconds;
             struct ls_part_file *files;
             int64_t files_count;
         } part;
@@ -160,6 +161,7 @@ static bool send_report(struct ls_session *session, const struct report *report)
         message.part.step = report->part.step;
         message.part.rank = report->part.rank;
         message.part.optimizer_steps = report->part.optimizer_steps;
+        message.part.seconds = report->part.seconds;
         message.part.files = report->part.files;
         message.part.files_count = report->part.files_count;
         break;
@@ -664,7 +666,7 @@ void ls_session_saving(struct ls_session *session, int64_t step, uint64_t order_
     end_report(session);
 }
 
-void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int64_t optimizer_steps,
+void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int64_t optimizer_steps, double seconds,
                      const struct ls_part_file *files, int64_t count) {
     struct ls_part_file *copy = malloc((size_t)count * sizeof *copy + 1);
     if (!copy) {
@@ -676,6 +678,7 @@ void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int
     slot->part.step = step;
     slot->part.rank = rank;
     slot->part.optimizer_steps = optimizer_steps;
+    slot->part.seconds = seconds;
     slot->part.files = copy;
     slot->part.files_count = count;
     end_report(session);

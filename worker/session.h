@@ -57,12 +57,13 @@ void ls_session_step_done(struct ls_session *session, const struct ls_step_repor
 void ls_session_validation(struct ls_session *session, int64_t step, double loss, double bits_per_byte);
 /* World rank 0, at the boundary behind `step` and before anything of the next one: this step is being saved. `order_id`
  * is the highest order honoured by it or before (0: none), `stop` that no further step will run. Rank 0 makes the build
- * folder (ls_checkpoint_begin), then every rank writes its files into it, then comes one ls_session_part() per rank,
- * then all wait for orders.committed_step >= step. The last step is saved too. */
+ * folder (ls_checkpoint_begin), then every rank writes its files into it, maybe while steps go on, then comes one
+ * ls_session_part() per rank, and orders.committed_step >= step in the end; before that nothing else is saved. The last
+ * step is saved too. */
 void ls_session_saving(struct ls_session *session, int64_t step, uint64_t order_id, bool stop);
-/* The files of a rank are written and fsynced; `optimizer_steps` for trainer.json. At most LS_WIRE_FILES_MAX files.
- * Resent until committed. */
-void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int64_t optimizer_steps,
+/* The files of a rank are written and fsynced, `seconds` after it began; `optimizer_steps` for trainer.json. At most
+ * LS_WIRE_FILES_MAX files. Resent until committed. */
+void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int64_t optimizer_steps, double seconds,
                      const struct ls_part_file *files, int64_t count);
 /* A rank could not write its part. */
 void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t rank, const char *text);

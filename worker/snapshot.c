@@ -2,20 +2,20 @@
 #include "worker/snapshot.h"
 
 #include "worker/checkpoint/load.h"
+#include "worker/checkpoint/part.h"
 #include "worker/checkpoint/save.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 struct ls_snapshot {
-    const struct ls_config *config;
-    const struct ls_corpus *corpus;
     struct ls_comm *comm;
     struct ls_device *device;
     struct ls_replica *replica;
     void *weights;         /* of the largest block, in the model's type */
     float *master, *m, *v; /* of the largest slice */
     int64_t slice_elements;
+    struct ls_saver *saver;
 };
 
 static int64_t largest_block(const struct ls_model *model) {
@@ -34,20 +34,20 @@ static int64_t largest_slice(const struct ls_config *config, int64_t elements, i
 
 int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
     const int64_t largest = largest_block(model);
+    const int64_t state = LS_CHECKPOINT_KINDS * (int64_t)sizeof(float) * (ls_model_parameter_count(model) / ranks);
     return largest * ls_dtype_bytes(ls_model_dtype(model)) +
-           3 * largest_slice(config, largest, ranks) * (int64_t)sizeof(float);
+           LS_CHECKPOINT_KINDS * largest_slice(config, largest, ranks) * (int64_t)sizeof(float) +
+           (state >= LS_PART_LARGE_BYTES ? 2 * LS_PART_BUFFER_BYTES : 0);
 }
 
 enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
-                                struct ls_device *device, struct ls_replica *replica, struct ls_snapshot **snapshot,
-                                struct ls_error *error) {
+                                struct ls_device *device, struct ls_replica *replica, bool bounce,
+                                struct ls_snapshot **snapshot, struct ls_error *error) {
     const int64_t largest = largest_block(ls_replica_model(replica));
     const size_t block_bytes = (size_t)(largest * ls_dtype_bytes(ls_model_dtype(ls_replica_model(replica))));
     struct ls_snapshot *made = calloc(1, sizeof *made);
     if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of checkpoints");
-    *made = (struct ls_snapshot){.config = config,
-                                 .corpus = corpus,
-                                 .comm = comm,
+    *made = (struct ls_snapshot){.comm = comm,
                                  .device = device,
                                  .replica = replica,
                                  .slice_elements = largest_slice(config, largest, ls_comm_size(comm))};
@@ -61,12 +61,27 @@ enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_
                        "memory: no %lld bytes of host memory for saving checkpoints. Run on more memory.",
                        (long long)ls_snapshot_host_bytes(config, ls_replica_model(replica), ls_comm_size(comm)));
     }
+    const struct ls_saver_options saver = {.config = config,
+                                           .corpus = corpus,
+                                           .comm = comm,
+                                           .device = device,
+                                           .replica = replica,
+                                           .weights = made->weights,
+                                           .weights_bytes = (int64_t)block_bytes,
+                                           .slices = {made->master, made->m, made->v},
+                                           .bounce = bounce};
+    enum ls_code code = ls_saver_create(&saver, &made->saver, error);
+    if (code) {
+        ls_snapshot_destroy(made);
+        return code;
+    }
     *snapshot = made;
     return LS_OK;
 }
 
 void ls_snapshot_destroy(struct ls_snapshot *snapshot) {
     if (!snapshot) return;
+    ls_saver_destroy(snapshot->saver);
     ls_device_free_host(snapshot->device, snapshot->weights);
     ls_device_free_host(snapshot->device, snapshot->master);
     ls_device_free_host(snapshot->device, snapshot->m);
@@ -78,54 +93,8 @@ int64_t ls_snapshot_bytes(const struct ls_snapshot *snapshot) {
     return ls_checkpoint_bytes(ls_replica_model(snapshot->replica), ls_comm_size(snapshot->comm));
 }
 
-/* Every rank comes through here for every block, whether it writes or not (writer NULL): acquiring is collective. */
-static enum ls_code write_block(struct ls_snapshot *snapshot, struct ls_checkpoint_writer *writer, int block,
-                                struct ls_error *error) {
-    struct ls_shard *shard = ls_replica_shard(snapshot->replica);
-    struct ls_stream *stream = ls_replica_stream(snapshot->replica);
-    const struct ls_shard_slice slice = ls_shard_slice(shard, block);
-    const size_t slice_bytes = (size_t)slice.count * sizeof(float);
-    const void *parameters = ls_shard_acquire(shard, block);
-    if (writer && ls_checkpoint_writer_needs_block(writer, block)) {
-        const struct ls_model *model = ls_replica_model(snapshot->replica);
-        const int64_t bytes = ls_model_block(model, block)->count * ls_dtype_bytes(ls_model_dtype(model));
-        ls_copy_to_host(stream, snapshot->weights, parameters, (size_t)bytes);
-    }
-    ls_shard_release(shard, block);
-    if (writer) ls_copy_to_host(stream, snapshot->master, slice.master, slice_bytes);
-    if (writer) ls_copy_to_host(stream, snapshot->m, slice.m, slice_bytes);
-    if (writer) ls_copy_to_host(stream, snapshot->v, slice.v, slice_bytes);
-    enum ls_code code = ls_stream_synchronize(stream, error);
-    if (!code) code = ls_shard_check(shard, error);
-    if (code || !writer) return code;
-    return ls_checkpoint_writer_put_block(writer, block, snapshot->weights, snapshot->master, snapshot->m, snapshot->v,
-                                          error);
-}
-
-enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder, struct ls_file_record *files,
-                               size_t *count, struct ls_error *error) {
-    const struct ls_model *model = ls_replica_model(snapshot->replica);
-    const struct ls_dataset *dataset = snapshot->corpus->train[0];
-    const struct ls_checkpoint_writer_options options = {.folder = folder,
-                                                         .model = model,
-                                                         .config = snapshot->config,
-                                                         .tokenizer = ls_dataset_tokenizer(dataset),
-                                                         .document_token = ls_dataset_document_token(dataset),
-                                                         .loss_scale = *ls_replica_loss_scale(snapshot->replica),
-                                                         .rank = ls_comm_rank(snapshot->comm),
-                                                         .world_size = ls_comm_size(snapshot->comm),
-                                                         .replicas = ls_shard_replicas(snapshot->config),
-                                                         .unit = ls_shard_slice_unit(snapshot->config)};
-    struct ls_checkpoint_writer *writer = NULL;
-    enum ls_code code = ls_checkpoint_writer_create(&options, &writer, error);
-    for (int block = 0; block < ls_model_block_count(model); block++) {
-        /* A rank that cannot write still takes part in gathering what the others write. */
-        const enum ls_code written = write_block(snapshot, code ? NULL : writer, block, code ? NULL : error);
-        if (!code) code = written;
-    }
-    if (!code) code = ls_checkpoint_writer_finish(writer, files, count, error);
-    ls_checkpoint_writer_destroy(writer);
-    return code;
+struct ls_saver *ls_snapshot_saver(struct ls_snapshot *snapshot) {
+    return snapshot->saver;
 }
 
 /* Where elements of a block go: fp32 device memory, NULL for none. */

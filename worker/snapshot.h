@@ -7,28 +7,27 @@
 #include "common/manifest.h"
 #include "common/status.h"
 #include "worker/replica.h"
+#include "worker/saver.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 struct ls_snapshot;
 
-/* Bytes of host memory that a snapshot takes: the largest block and three slices of it. Pure. */
+/* Bytes of host memory that a snapshot takes: the largest block, three slices of it, and the buffers of two files where
+ * they are large. Pure. */
 int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks);
-/* Takes host memory for the largest block and for three slices of it. The pointers must outlive the snapshot.
- * LS_MEMORY.
- */
+/* Takes host memory for the largest block and for three slices of it, and starts the thread that saves; `bounce` as in
+ * struct ls_saver_options. The pointers must outlive the snapshot. LS_MEMORY, LS_ERROR. */
 enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
-                                struct ls_device *device, struct ls_replica *replica, struct ls_snapshot **snapshot,
-                                struct ls_error *error);
+                                struct ls_device *device, struct ls_replica *replica, bool bounce,
+                                struct ls_snapshot **snapshot, struct ls_error *error);
 /* Takes NULL. */
 void ls_snapshot_destroy(struct ls_snapshot *snapshot);
 
-/* Collective: blocks are gathered. Writes this rank's files into the build folder `folder`, fsyncs them, and describes
- * them in files[LS_CHECKPOINT_RANK_FILES_MAX]. The compute stream must be idle. LS_CHECKPOINT, which other ranks need
- * not have met. */
-enum ls_code ls_snapshot_write(struct ls_snapshot *snapshot, const char *folder, struct ls_file_record *files,
-                               size_t *count, struct ls_error *error);
+/* Writes the replica's state, with the snapshot's memory: no save while something is read. Owned by the snapshot. */
+struct ls_saver *ls_snapshot_saver(struct ls_snapshot *snapshot);
 /* Bytes that all ranks' files take together. */
 int64_t ls_snapshot_bytes(const struct ls_snapshot *snapshot);
 

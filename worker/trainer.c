@@ -19,7 +19,7 @@ enum { PREFETCH_STEPS_AHEAD = 32 };
 
 /* A rank's share of a step's cost. */
 struct step_times {
-    double seconds, compute, exposed, data_wait;
+    double seconds, compute, exposed, data_wait, blocked;
     uint64_t memory_peak_bytes;
 };
 
@@ -114,7 +114,7 @@ enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct 
         code = ls_replica_create(config, options->device, options->comm, options->progress, &made->replica, error);
     if (!code)
         code = ls_snapshot_create(config, options->corpus, options->comm, options->device, made->replica,
-                                  &made->snapshot, error);
+                                  options->bounce, &made->snapshot, error);
     if (!code) code = create_prefetch(made, false, &made->prefetch, error);
     if (!code && config->evaluation.every_steps > 0 && options->corpus->validation_count > 0)
         code = create_prefetch(made, true, &made->evaluation, error);
@@ -130,6 +130,8 @@ void ls_trainer_destroy(struct ls_trainer *trainer) {
     if (!trainer) return;
     ls_prefetch_destroy(trainer->evaluation);
     ls_prefetch_destroy(trainer->prefetch);
+    /* What an unfinished step left on the stream may still speak with the saver. */
+    if (trainer->replica) ls_stream_synchronize(ls_replica_stream(trainer->replica), NULL);
     ls_snapshot_destroy(trainer->snapshot);
     ls_replica_destroy(trainer->replica);
     free(trainer->times);
@@ -148,10 +150,19 @@ enum ls_code ls_trainer_load(struct ls_trainer *trainer, const char *folder, str
     return ls_snapshot_read(trainer->snapshot, folder, error);
 }
 
-enum ls_code ls_trainer_save(struct ls_trainer *trainer, const char *folder, struct ls_file_record *files,
-                             size_t *count, struct ls_error *error) {
+void ls_trainer_save_begin(struct ls_trainer *trainer, const char *folder) {
     mark(trainer, LS_PHASE_CHECKPOINT);
-    return ls_snapshot_write(trainer->snapshot, folder, files, count, error);
+    ls_saver_begin(ls_snapshot_saver(trainer->snapshot), folder);
+}
+
+bool ls_trainer_save_is_written(struct ls_trainer *trainer) {
+    return ls_saver_is_written(ls_snapshot_saver(trainer->snapshot));
+}
+
+enum ls_code ls_trainer_save_finish(struct ls_trainer *trainer, struct ls_file_record *files, size_t *count,
+                                    double *seconds, struct ls_error *error) {
+    mark(trainer, LS_PHASE_CHECKPOINT);
+    return ls_saver_finish(ls_snapshot_saver(trainer->snapshot), files, count, seconds, error);
 }
 
 int64_t ls_trainer_save_bytes(const struct ls_trainer *trainer) {
@@ -198,9 +209,12 @@ enum opening {
     OPENING_STOP_CODE,
     OPENING_LEAVE,
     OPENING_LEAVE_CODE,
-    OPENING_WISHES,  /* ranks that were asked to end and wish for a save */
-    OPENING_ERRORS,  /* ranks that met one */
-    OPENING_BATCHES, /* ranks that hold a batch */
+    OPENING_SAVE_DUE,
+    OPENING_COMMITTED, /* the step after the newest committed one */
+    OPENING_WRITTEN,   /* ranks whose part of a save is written */
+    OPENING_WISHES,    /* ranks that were asked to end and wish for a save */
+    OPENING_ERRORS,    /* ranks that met one */
+    OPENING_BATCHES,   /* ranks that hold a batch */
     OPENING_TARGETS,
     OPENING_REPLICA, /* a hash of the parameters' norm: the number of ranks times the own one, or replicas differ */
     OPENING_DIGEST,  /* four limbs of 32 bits, so that sums do not overflow */
@@ -214,16 +228,21 @@ static void put_orders(const struct ls_trainer_orders *orders, uint64_t values[O
     values[OPENING_STOP_CODE] = (uint64_t)orders->stop_code;
     values[OPENING_LEAVE] = orders->leave;
     values[OPENING_LEAVE_CODE] = (uint64_t)orders->leave_code;
+    values[OPENING_SAVE_DUE] = orders->save_due;
+    values[OPENING_COMMITTED] = (uint64_t)(orders->committed_step + 1);
 }
 
-static struct ls_trainer_orders get_orders(const uint64_t values[OPENING_COUNT]) {
+static struct ls_trainer_orders get_orders(const uint64_t values[OPENING_COUNT], uint64_t ranks) {
     return (struct ls_trainer_orders){.granted_end = (int64_t)values[OPENING_GRANTED_END],
                                       .save_id = values[OPENING_SAVE_ID],
                                       .stop_id = values[OPENING_STOP_ID],
                                       .stop_code = (int)values[OPENING_STOP_CODE],
                                       .leave = values[OPENING_LEAVE] != 0,
                                       .leave_code = (int)values[OPENING_LEAVE_CODE],
-                                      .save_wished = values[OPENING_WISHES] != 0};
+                                      .save_due = values[OPENING_SAVE_DUE] != 0,
+                                      .committed_step = (int64_t)values[OPENING_COMMITTED] - 1,
+                                      .save_wished = values[OPENING_WISHES] != 0,
+                                      .save_written = values[OPENING_WRITTEN] == ranks};
 }
 
 static void put_digest(struct ls_digest digest, uint64_t limbs[4]) {
@@ -269,6 +288,7 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
     uint64_t values[OPENING_COUNT] = {0};
     if (ls_comm_rank(trainer->comm) == 0) put_orders(orders, values);
     values[OPENING_WISHES] = orders->save_wished;
+    values[OPENING_WRITTEN] = orders->save_written;
     values[OPENING_ERRORS] = own.code != LS_OK;
     values[OPENING_REPLICA] = hash_norm(trainer->parameters);
     if (trainer->has_batch) {
@@ -289,7 +309,7 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
             "the last checkpoint.",
             (long long)trainer->steps_done, trainer->parameters, ls_comm_rank(trainer->comm));
     assert(values[OPENING_BATCHES] == (trainer->has_batch ? ranks : 0));
-    *orders = get_orders(values);
+    *orders = get_orders(values, ranks);
     trainer->targets = (int64_t)values[OPENING_TARGETS];
     trainer->digest = get_digest(&values[OPENING_DIGEST]);
     if (orders->granted_end > trainer->granted_end) trainer->granted_end = orders->granted_end;
@@ -331,14 +351,15 @@ static enum ls_code refuse_not_finite(struct ls_trainer *trainer, const struct l
 }
 
 /* Times of the rank that computed longest: the others wait for it. Memory is the largest. */
-static enum ls_code report_times(struct ls_trainer *trainer, double seconds, double exposed,
+static enum ls_code report_times(struct ls_trainer *trainer, double seconds, double exposed, double blocked,
                                  struct ls_step_report *report, struct ls_error *error) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     const struct step_times mine = {.seconds = seconds,
-                                    .compute = seconds - exposed - trainer->data_wait,
+                                    .compute = seconds - exposed - blocked - trainer->data_wait,
                                     .exposed = exposed,
                                     .data_wait = trainer->data_wait,
+                                    .blocked = blocked,
                                     .memory_peak_bytes = (uint64_t)usage.ru_maxrss * 1024};
     enum ls_code code = ls_comm_gather_bytes(trainer->comm, &mine, sizeof mine, trainer->times, error);
     if (code) return code;
@@ -347,6 +368,7 @@ static enum ls_code report_times(struct ls_trainer *trainer, double seconds, dou
         const struct step_times *times = &trainer->times[rank];
         if (times->compute + times->data_wait > slowest->compute + slowest->data_wait) slowest = times;
         if (times->seconds > report->step_seconds) report->step_seconds = times->seconds;
+        if (times->blocked > report->checkpoint_seconds) report->checkpoint_seconds = times->blocked;
         if (times->memory_peak_bytes > report->memory_peak_bytes) report->memory_peak_bytes = times->memory_peak_bytes;
     }
     report->compute_seconds = slowest->compute;
@@ -366,6 +388,7 @@ static void finish_step(struct ls_trainer *trainer, bool skipped) {
 enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *report, struct ls_error *error) {
     assert(trainer->has_batch && trainer->batch.step == trainer->steps_done + 1);
     const double begin = seconds_now(), exposed = ls_replica_exposed_seconds(trainer->replica);
+    const double blocked = ls_saver_blocked_seconds(ls_snapshot_saver(trainer->snapshot));
     const struct ls_batch *batch = &trainer->batch;
     const double learning_rate = ls_schedule_learning_rate(trainer->config, batch->step, trainer->options.total_steps);
     ls_replica_begin(trainer->replica, batch->step, trainer->targets, batch->step_sequences);
@@ -393,7 +416,8 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
     if (epoch_length > 0) report->epoch = (double)report->position / (double)epoch_length;
     finish_step(trainer, result.skipped);
     code = report_times(trainer, trainer->opening_seconds + seconds_now() - begin,
-                        trainer->opening_wait + ls_replica_exposed_seconds(trainer->replica) - exposed, report, error);
+                        trainer->opening_wait + ls_replica_exposed_seconds(trainer->replica) - exposed,
+                        ls_saver_blocked_seconds(ls_snapshot_saver(trainer->snapshot)) - blocked, report, error);
     if (code) return code;
     report->tokens_per_second =
         (double)(report->sequences * trainer->config->data.sequence_length) / report->step_seconds;

@@ -2,8 +2,8 @@
  * to all ranks in the one small collective that opens a step; then either a step runs, or an evaluation, or a save, the
  * same on every rank. Everything is allocated at creation.
  *
- *     ls_trainer_boundary -> [save: every rank writes its part] -> ls_trainer_step -> [ls_trainer_evaluate] -> boundary
- * ...
+ *     ls_trainer_boundary -> [save: every rank begins its part] -> ls_trainer_step -> [ls_trainer_evaluate] -> boundary
+ *     -> [every rank has written: ls_trainer_save_finish] -> ...
  *
  * Every function returns the same code on all ranks where it can: an error met by one rank before the collective
  * reaches all of them, with that rank's number in its text. Steps count from 1. */
@@ -40,6 +40,7 @@ struct ls_trainer_options {
     int64_t optimizer_steps;             /* updates done before */
     int64_t total_steps;                 /* of the whole run, for the learning rate */
     uint64_t end_position;               /* the last step is truncated there; UINT64_MAX: never */
+    bool bounce;                         /* for tests, see struct ls_saver_options */
 };
 
 /* Errors: LS_USAGE (shapes, fewer sequences in a full step than ranks), LS_MEMORY, LS_ERROR. Parameters are zero until
@@ -63,7 +64,10 @@ struct ls_trainer_orders {
     int stop_code;
     bool leave; /* leave at once with `leave_code` */
     int leave_code;
-    bool save_wished; /* any rank: it wishes for a save, as after a SIGTERM; on return: some rank does */
+    bool save_due;          /* an interval has passed: save */
+    int64_t committed_step; /* newest checkpoint that is committed, -1: none */
+    bool save_wished;       /* any rank: it wishes for a save, as after a SIGTERM; on return: some rank does */
+    bool save_written;      /* any rank: it has a part to finish, ls_trainer_save_is_written(); on return: all have */
 };
 
 /* Collective. On rank 0 *orders is what it wants (other ranks: only save_wished counts), on return it is that on every
@@ -74,10 +78,11 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
 /* True when the next step's batch was taken at the last boundary, on all ranks. */
 bool ls_trainer_may_step(const struct ls_trainer *trainer);
 
-/* Collective. Runs the next step; *report (attempt and checkpoint_seconds stay 0) is the same on every rank but for the
- * times, which are those of the slowest rank. Errors: LS_NONFINITE when loss or gradient are not finite; the update is
- * not applied when the gradient is not. In fp16 a gradient that is not finite only skips the update while the loss
- * scale can be lowered: the step and its samples count, the optimizer's steps do not. */
+/* Collective. Runs the next step; *report (attempt stays 0) is the same on every rank; times are those of the slowest
+ * rank, checkpoint_seconds what the rank that waited longest for its saving thread waited in the step. Errors:
+ * LS_NONFINITE when loss or gradient are not finite; the update is not applied when the gradient is not. In fp16 a
+ * gradient that is not finite only skips the update while the loss scale can be lowered: the step and its samples
+ * count, the optimizer's steps do not. */
 enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *report, struct ls_error *error);
 
 /* Collective. Loss over the validation datasets, or their first evaluation.batches global batches, in nats per target;
@@ -88,10 +93,15 @@ enum ls_code ls_trainer_evaluate(struct ls_trainer *trainer, double *loss, doubl
 /* True after a step that evaluation.every_steps asks for, or the last one. */
 bool ls_trainer_evaluation_due(const struct ls_trainer *trainer);
 
-/* Collective: every rank calls it, also when one of them cannot write. Writes this rank's files into the build folder
- * and describes them in files[LS_CHECKPOINT_RANK_FILES_MAX]. LS_CHECKPOINT. */
-enum ls_code ls_trainer_save(struct ls_trainer *trainer, const char *folder, struct ls_file_record *files,
-                             size_t *count, struct ls_error *error);
+/* Begins to write this rank's files of the steps done into the build folder, beside the next step, whose update waits
+ * where it must. Between two steps, on every rank; no save is under way. */
+void ls_trainer_save_begin(struct ls_trainer *trainer, const char *folder);
+/* True when this rank's part is written, or failed, and ls_trainer_save_finish() will not wait. */
+bool ls_trainer_save_is_written(struct ls_trainer *trainer);
+/* Collective, also when some rank cannot write. Waits until this rank's files are written, and describes them in
+ * files[LS_CHECKPOINT_RANK_FILES_MAX]; *seconds it took since the beginning. LS_CHECKPOINT. */
+enum ls_code ls_trainer_save_finish(struct ls_trainer *trainer, struct ls_file_record *files, size_t *count,
+                                    double *seconds, struct ls_error *error);
 /* Bytes that all ranks' files take together. */
 int64_t ls_trainer_save_bytes(const struct ls_trainer *trainer);
 

@@ -2,14 +2,13 @@
 #define _GNU_SOURCE
 #include "worker/worker.h"
 
-#include "common/checkpoint_folder.h"
 #include "common/corpus.h"
 #include "common/files.h"
 #include "common/log.h"
 #include "worker/advice.h"
-#include "worker/checkpoint/save.h"
 #include "worker/memory/host_memory.h"
 #include "worker/reporter.h"
+#include "worker/saving.h"
 #include "worker/session.h"
 #include "worker/trainer.h"
 
@@ -27,13 +26,6 @@
 enum { OPEN_SECONDS = 60, WAIT_SECONDS = 1, GOODBYE_SECONDS = 30 };
 
 static const double LATE_SECONDS = 0.1; /* a grant that came later than this is told */
-
-/* What a rank says of its part of a checkpoint. */
-struct part {
-    struct ls_error error; /* code LS_OK: written */
-    uint32_t count;
-    struct ls_file_record files[LS_CHECKPOINT_RANK_FILES_MAX];
-};
 
 struct ls_worker {
     struct ls_worker_options options;
@@ -53,13 +45,10 @@ struct ls_worker {
     struct ls_progress_record *record;
     struct ls_key key; /* until the reporter has it */
     struct ls_reporter *reporter;
-    struct part *parts; /* [ranks] */
-    int64_t saved_step; /* the newest step saved by this attempt, -1: none */
-    uint64_t saved_id;  /* the newest request honoured */
+    struct ls_saving *saving;
     bool wish_sent;
     int64_t late_from;                     /* rank 0: the step whose grant may be called late; 0 before the first */
     int64_t memory_planned, memory_before; /* bytes; before: of the process, when nothing of the plan was taken */
-    double checkpoint_seconds;             /* of saves since the last report */
 };
 
 static double seconds_now(void) {
@@ -82,16 +71,11 @@ static enum ls_code agree(struct ls_worker *worker, const struct ls_error *own, 
 enum ls_code ls_worker_create(const struct ls_worker_options *options, struct ls_worker **worker,
                               struct ls_error *error) {
     struct ls_worker *made = calloc(1, sizeof *made);
-    if (made) made->parts = calloc((size_t)ls_comm_size(options->comm), sizeof *made->parts);
-    if (!made || !made->parts) {
-        free(made);
-        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the worker's records");
-    }
+    if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the worker's records");
     made->options = *options;
     made->comm = options->comm;
     made->rank = ls_comm_rank(options->comm);
     made->failed_rank = -1;
-    made->saved_step = -1;
     *worker = made;
     return LS_OK;
 }
@@ -222,6 +206,24 @@ static enum ls_code join(struct ls_worker *worker, struct ls_error *error) {
     return code ? code : agree(worker, &own, error);
 }
 
+static bool coordinator_is_silent(const struct ls_worker *worker, struct ls_error *error) {
+    const double limit = (double)worker->config.fault.coordinator_timeout_seconds;
+    if (ls_session_silence(worker->session) <= limit) return false;
+    ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
+            "the coordinator at %s was not heard for %.0f s (fault.coordinator_timeout_seconds). Look at its log, then "
+            "--resume.",
+            worker->options.endpoint, limit);
+    return true;
+}
+
+/* What ends the run at once: the coordinator's word, or its silence. */
+static bool must_leave(void *context, const struct ls_session_orders *orders, struct ls_error *error) {
+    const struct ls_worker *worker = context;
+    if (!orders->ended) return coordinator_is_silent(worker, error);
+    if (orders->ended_code) ls_fail(error, orders->ended_code, LS_SCOPE_JOB, "%s", orders->ended_text);
+    return true;
+}
+
 static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
     const struct ls_welcome *welcome = &worker->welcome;
     const struct ls_trainer_options options = {.config = &worker->config,
@@ -239,6 +241,15 @@ static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
     if (code) return code;
     worker->memory_before = ls_host_memory_resident();
     code = ls_trainer_create(&options, &worker->trainer, error);
+    if (code) return code;
+    const struct ls_saving_options saving = {.config = &worker->config,
+                                             .welcome = welcome,
+                                             .comm = worker->comm,
+                                             .trainer = worker->trainer,
+                                             .session = worker->session,
+                                             .is_over = must_leave,
+                                             .context = worker};
+    code = ls_saving_create(&saving, &worker->saving, error);
     if (code) return code;
     return welcome->checkpoint[0] ? ls_trainer_load(worker->trainer, welcome->checkpoint, error)
                                   : ls_trainer_initialize(worker->trainer, error);
@@ -272,23 +283,6 @@ static enum ls_code set_up(struct ls_worker *worker, struct ls_error *error) {
 
 /* ---- rank 0 and its orders ---- */
 
-static bool coordinator_is_silent(const struct ls_worker *worker, struct ls_error *error) {
-    const double limit = (double)worker->config.fault.coordinator_timeout_seconds;
-    if (ls_session_silence(worker->session) <= limit) return false;
-    ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
-            "the coordinator at %s was not heard for %.0f s (fault.coordinator_timeout_seconds). Look at its log, then "
-            "--resume.",
-            worker->options.endpoint, limit);
-    return true;
-}
-
-/* What ends the run at once: the coordinator's word, or its silence. */
-static bool must_leave(const struct ls_worker *worker, const struct ls_session_orders *orders, struct ls_error *error) {
-    if (!orders->ended) return coordinator_is_silent(worker, error);
-    if (orders->ended_code) ls_fail(error, orders->ended_code, LS_SCOPE_JOB, "%s", orders->ended_text);
-    return true;
-}
-
 /* Rank 0: the orders of this boundary. Waits while there is nothing to run and nothing to do. `reason` says why to
  * leave. */
 static void find_orders(struct ls_worker *worker, bool finished, struct ls_trainer_orders *orders,
@@ -305,12 +299,14 @@ static void find_orders(struct ls_worker *worker, bool finished, struct ls_train
             orders->leave_code = reason->code;
             return;
         }
-        if (finished || session.grant.end_step > next || session.stop_id || session.checkpoint_id > worker->saved_id)
+        if (finished || session.grant.end_step > next || session.stop_id ||
+            ls_saving_is_asked(worker->saving, &session))
             break;
         if (orders->save_wished) break;
         if (!waits) mark(worker, LS_PHASE_WAIT_GRANT); /* once: a beat would say that it gets on */
         waits = true;
         ls_session_wait(worker->session, WAIT_SECONDS);
+        if (ls_saving_is_writing(worker->saving)) break; /* other ranks may have written meanwhile */
         if (worker->options.save_wished && atomic_load(worker->options.save_wished))
             orders->save_wished = !worker->wish_sent;
     }
@@ -319,97 +315,11 @@ static void find_orders(struct ls_worker *worker, bool finished, struct ls_train
         ls_log(LS_LOG_WARNING, "step %lld was granted late: rank 0 waited %.2f s for it", (long long)next,
                seconds_now() - begin);
     worker->late_from = next + 1;
+    ls_saving_prepare(worker->saving, &session, orders);
     orders->granted_end = session.grant.end_step;
     orders->save_id = session.checkpoint_id;
     orders->stop_id = session.stop_id;
     orders->stop_code = session.stop_code;
-}
-
-/* ---- saving ---- */
-
-/* Rank 0: announces the save and makes the folder. All ranks get its path, or rank 0's error, which is not an error of
- * this function: the coordinator is told and decides. */
-static enum ls_code begin_save(struct ls_worker *worker, bool stop, char folder[LS_CHECKPOINT_PATH_MAX],
-                               struct ls_error *refused, struct ls_error *error) {
-    const int64_t step = ls_trainer_steps_done(worker->trainer);
-    memset(refused, 0, sizeof *refused);
-    memset(folder, 0, LS_CHECKPOINT_PATH_MAX);
-    if (worker->rank == 0) {
-        ls_session_saving(worker->session, step, worker->saved_id, stop);
-        ls_checkpoint_begin(worker->welcome.run_directory, (uint64_t)step, (uint64_t)worker->welcome.attempt,
-                            ls_trainer_save_bytes(worker->trainer), folder, refused);
-    }
-    enum ls_code code = ls_comm_broadcast(worker->comm, refused, sizeof *refused, 0, error);
-    return code ? code : ls_comm_broadcast(worker->comm, folder, LS_CHECKPOINT_PATH_MAX, 0, error);
-}
-
-/* Rank 0: tells the coordinator what every rank wrote. */
-static void report_parts(struct ls_worker *worker) {
-    const int64_t step = ls_trainer_steps_done(worker->trainer);
-    for (int rank = 0; rank < ls_comm_size(worker->comm); rank++) {
-        const struct part *part = &worker->parts[rank];
-        if (part->error.code) {
-            ls_session_save_failed(worker->session, step, rank, part->error.text);
-            continue;
-        }
-        struct ls_part_file files[LS_CHECKPOINT_RANK_FILES_MAX] = {0};
-        for (uint32_t i = 0; i < part->count; i++) {
-            files[i].bytes = part->files[i].bytes;
-            snprintf(files[i].name, sizeof files[i].name, "%s", part->files[i].name);
-            snprintf(files[i].hash, sizeof files[i].hash, "%s", part->files[i].hash);
-        }
-        ls_session_part(worker->session, step, rank, ls_trainer_optimizer_steps(worker->trainer), files, part->count);
-    }
-}
-
-/* All ranks wait until the checkpoint of `step` is committed, or until rank 0 knows that it will not be. */
-static enum ls_code await_commit(struct ls_worker *worker, int64_t step, struct ls_error *error) {
-    struct ls_error reason = {.code = LS_OK};
-    if (worker->rank == 0) {
-        struct ls_session_orders orders;
-        for (;;) {
-            ls_session_orders(worker->session, &orders);
-            if (orders.committed_step >= step) break;
-            if (must_leave(worker, &orders, &reason)) {
-                if (!reason.code)
-                    ls_fail(&reason, LS_CHECKPOINT, LS_SCOPE_JOB,
-                            "the coordinator ended before the checkpoint of step %lld was committed. --resume goes on "
-                            "from the "
-                            "one before.",
-                            (long long)step);
-                break;
-            }
-            ls_session_wait(worker->session, WAIT_SECONDS);
-        }
-    }
-    enum ls_code code = ls_comm_broadcast(worker->comm, &reason, sizeof reason, 0, error);
-    if (code || !reason.code) return code;
-    worker->shared = true;
-    *error = reason;
-    return reason.code;
-}
-
-static enum ls_code save(struct ls_worker *worker, bool stop, struct ls_error *error) {
-    const double begin = seconds_now();
-    const int64_t step = ls_trainer_steps_done(worker->trainer);
-    char folder[LS_CHECKPOINT_PATH_MAX];
-    struct part mine;
-    memset(&mine, 0, sizeof mine);
-    mark(worker, LS_PHASE_CHECKPOINT);
-    enum ls_code code = begin_save(worker, stop, folder, &mine.error, error);
-    if (code) return code;
-    size_t count = 0;
-    if (!mine.error.code) ls_trainer_save(worker->trainer, folder, mine.files, &count, &mine.error);
-    mine.count = (uint32_t)count;
-    code = ls_comm_gather_bytes(worker->comm, &mine, sizeof mine, worker->parts, error);
-    if (code) return code;
-    if (worker->rank == 0) report_parts(worker);
-    code = await_commit(worker, step, error);
-    if (code) return code;
-    worker->saved_step = step;
-    worker->checkpoint_seconds += seconds_now() - begin;
-    ls_log(LS_LOG_INFO, "step %lld saved in %.2f s", (long long)step, seconds_now() - begin);
-    return LS_OK;
 }
 
 /* ---- the loop ---- */
@@ -428,20 +338,11 @@ static enum ls_code step(struct ls_worker *worker, struct ls_error *error) {
     if (code) return code;
     if (worker->rank == 0) {
         report.attempt = worker->welcome.attempt;
-        report.checkpoint_seconds = worker->checkpoint_seconds;
-        worker->checkpoint_seconds = 0;
+        report.checkpoint_seconds += ls_saving_take_seconds(worker->saving);
         ls_session_at(worker->session, report.step + 1);
         ls_session_step_done(worker->session, &report);
     }
     return ls_trainer_evaluation_due(worker->trainer) ? evaluate(worker, error) : LS_OK;
-}
-
-/* True when the state after the last step is to be saved now. */
-static bool save_is_due(const struct ls_worker *worker, const struct ls_trainer_orders *orders, bool finished) {
-    if (orders->stop_id || orders->save_id > worker->saved_id) return true;
-    const int64_t done = ls_trainer_steps_done(worker->trainer), every = worker->config.checkpoint.every_steps;
-    if (done == worker->saved_step || done == worker->welcome.start_step) return false;
-    return finished || (every > 0 && done % every == 0);
 }
 
 static enum ls_code leave(struct ls_worker *worker, const struct ls_trainer_orders *orders,
@@ -462,7 +363,10 @@ static enum ls_code loop(struct ls_worker *worker, struct ls_error *error) {
         struct ls_error reason = {.code = LS_OK};
         if (worker->options.save_wished && atomic_load(worker->options.save_wished))
             orders.save_wished = !worker->wish_sent;
-        if (worker->rank == 0) find_orders(worker, finished, &orders, &reason);
+        if (worker->rank == 0)
+            find_orders(worker, finished, &orders, &reason);
+        else
+            ls_saving_prepare(worker->saving, NULL, &orders);
         enum ls_code code = ls_trainer_boundary(worker->trainer, &orders, error);
         if (code) return code;
         if (orders.leave) return leave(worker, &orders, &reason, error);
@@ -470,11 +374,11 @@ static enum ls_code loop(struct ls_worker *worker, struct ls_error *error) {
             worker->wish_sent = true;
             if (worker->rank == 0) ls_session_request_save(worker->session);
         }
-        const bool stop = orders.stop_id != 0, due = save_is_due(worker, &orders, finished);
-        if (orders.save_id > worker->saved_id) worker->saved_id = orders.save_id;
-        if (due) code = save(worker, stop, error);
+        bool shared;
+        code = ls_saving_at_boundary(worker->saving, &orders, finished, &shared, error);
+        if (shared) worker->shared = true;
         if (code) return code;
-        if (stop) {
+        if (orders.stop_id) {
             worker->shared = true;
             return ls_fail(error, (enum ls_code)orders.stop_code, LS_SCOPE_JOB, "stopped and saved after step %lld",
                            (long long)ls_trainer_steps_done(worker->trainer));
@@ -528,6 +432,6 @@ void ls_worker_destroy(struct ls_worker *worker) {
     ls_comm_set_watch(worker->comm, NULL);
     ls_reporter_stop(worker->reporter);
     ls_progress_close(worker->progress);
-    free(worker->parts);
+    ls_saving_destroy(worker->saving);
     free(worker);
 }

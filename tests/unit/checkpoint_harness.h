@@ -105,6 +105,8 @@ static inline float *harness_values(const struct ls_model *model, int kind, int 
     return values;
 }
 
+enum { HARNESS_TENSORS_MAX = 128 };
+
 /* Saves what one rank owes into `folder` and appends its records. */
 static inline void harness_save_rank(const char *folder, const struct ls_config *config, const struct ls_model *model,
                                      int64_t rank, int64_t world_size, int64_t model_file_bytes,
@@ -120,16 +122,24 @@ static inline void harness_save_rank(const char *folder, const struct ls_config 
                                                    .replicas = 1,
                                                    .unit = 1,
                                                    .model_file_bytes = model_file_bytes};
+    int owners[HARNESS_TENSORS_MAX];
+    int64_t files;
+    expect_ok(ls_checkpoint_deal(model, world_size, model_file_bytes, owners, &files, error));
     expect_ok(ls_checkpoint_writer_create(&options, &writer, error));
     for (int b = 0; b < ls_model_block_count(model); b++) {
-        float *values[3];
+        const struct ls_block *block = ls_model_block(model, b);
         int64_t first, length;
-        for (int kind = 0; kind < 3; kind++) values[kind] = harness_values(model, kind, b);
-        ls_checkpoint_slice(ls_model_block(model, b)->count, rank, world_size, 1, 1, &first, &length);
-        const void *weights = ls_checkpoint_writer_needs_block(writer, b) ? values[0] : NULL;
-        expect_ok(ls_checkpoint_writer_put_block(writer, b, weights, values[0] + first, values[1] + first,
-                                                 values[2] + first, error));
-        for (int kind = 0; kind < 3; kind++) free(values[kind]);
+        ls_checkpoint_slice(block->count, rank, world_size, 1, 1, &first, &length);
+        for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++) {
+            float *values = harness_values(model, kind, b);
+            for (int i = block->first_tensor; kind == 0 && i < block->first_tensor + block->tensor_count; i++)
+                if (owners[i] == rank)
+                    expect_ok(ls_checkpoint_writer_put_weights(writer, values + ls_model_tensor(model, i)->offset,
+                                                               (size_t)ls_model_tensor(model, i)->count * sizeof(float),
+                                                               error));
+            expect_ok(ls_checkpoint_writer_put_state(writer, b, (enum ls_checkpoint_kind)kind, values + first, error));
+            free(values);
+        }
     }
     size_t made = 0;
     expect_ok(ls_checkpoint_writer_finish(writer, records + *count, &made, error));

@@ -227,7 +227,6 @@ static void keys_of_later_versions_are_unknown(void **state) {
     refuses_set("zero.offload=cpu", "unknown key zero.offload");
     refuses(MODEL DATA TRAIN "fsdp: {stage: 1}\n", "run.yaml:4:1: unknown key fsdp");
     refuses_set("fault.max_restarts=1", "unknown key fault.max_restarts");
-    refuses_set("checkpoint.every_seconds=2", "unknown key checkpoint.every_seconds");
     refuses_set("launcher.wrapper=[x]", "unknown key launcher.wrapper");
     refuses_set("gpu.share=true", "unknown key gpu.share");
     refuses_set("coordinator.interface=eth0", "unknown key coordinator.interface");

@@ -278,7 +278,7 @@ static void save(struct ls_session *session, const struct ls_welcome *welcome, i
         file.bytes = snprintf(content, sizeof content, "step %lld of rank %d", (long long)step, rank);
         ls_hash_bytes(content, (size_t)file.bytes, file.hash);
         assert_int_equal(ls_file_replace(full, content, (size_t)file.bytes, LS_ERROR, NULL), LS_OK);
-        ls_session_part(session, step, rank, step, &file, 1);
+        ls_session_part(session, step, rank, step, 0.5, &file, 1);
     }
     struct ls_session_orders orders;
     for (ls_session_orders(session, &orders); orders.committed_step < step && !orders.ended;

@@ -342,7 +342,7 @@ static char *story_of(const struct scene *scene) {
 static void a_run_reports_every_step_saves_when_due_and_leaves_with_0(void **unused) {
     (void)unused;
     struct scene *scene = scene_of(MODEL "train: {steps: 7, global_batch_size: 5, micro_batch_size: 2}\n"
-                                         "checkpoint: {every_steps: 3}\nevaluation: {every_steps: 4}\n",
+                                         "checkpoint: {every_steps: 3, async: false}\nevaluation: {every_steps: 4}\n",
                                    3, 7);
     play(scene);
     for (int rank = 0; rank < 3; rank++) assert_int_equal(scene->codes[rank], LS_OK);
@@ -360,6 +360,43 @@ static void a_run_reports_every_step_saves_when_due_and_leaves_with_0(void **unu
     assert_int_equal(ls_checkpoint_newest(scene->folder, &is_found, &found, NULL, NULL, NULL), LS_OK);
     assert_true(is_found);
     assert_int_equal(found.state.step, 7);
+    close_stage(scene);
+}
+
+/* Where an event stands in the story; -1: nowhere. */
+static int place_of(const struct scene *scene, enum ls_message_kind kind, int64_t step) {
+    for (int i = 0; i < scene->event_count; i++)
+        if (scene->events[i].kind == kind && scene->events[i].step == step) return i;
+    return -1;
+}
+
+static void saves_run_beside_the_steps_and_none_begins_before_the_one_before_is_committed(void **unused) {
+    (void)unused;
+    struct scene *scene = scene_of(MODEL "train: {steps: 24, global_batch_size: 5, micro_batch_size: 2}\n"
+                                         "checkpoint: {every_steps: 2, keep: 0}\nevaluation: {every_steps: 4}\n",
+                                   3, 24);
+    play(scene);
+    for (int rank = 0; rank < 3; rank++) assert_int_equal(scene->codes[rank], LS_OK);
+    int beside = 0;
+    for (int64_t step = 2; step <= 24; step += 2) {
+        const int saving = place_of(scene, LS_MESSAGE_SAVING, step), part = place_of(scene, LS_MESSAGE_PART, step);
+        assert_true(place_of(scene, LS_MESSAGE_STEP, step) < saving && saving < part);
+        if (step % 4 == 0) assert_true(place_of(scene, LS_MESSAGE_VALIDATION, step) < saving);
+        if (step == 24) continue;
+        /* SAVING comes before anything of the next step, and the parts before the next save. */
+        assert_true(saving < place_of(scene, LS_MESSAGE_STEP, step + 1));
+        assert_true(part < place_of(scene, LS_MESSAGE_SAVING, step + 2));
+        beside += place_of(scene, LS_MESSAGE_STEP, step + 1) < part;
+    }
+    /* The parts of a save are gathered at a later boundary, if a step is granted. */
+    assert_true(beside >= 8);
+    for (int64_t step = 2; step <= 24; step += 2) {
+        char path[LS_CHECKPOINT_PATH_MAX];
+        struct ls_checkpoint_found found;
+        assert_int_equal(ls_checkpoint_path(scene->folder, (uint64_t)step, path, NULL), LS_OK);
+        assert_int_equal(ls_checkpoint_open(path, &found, NULL), LS_OK);
+        assert_int_equal(found.state.step, step);
+    }
     close_stage(scene);
 }
 
@@ -472,6 +509,7 @@ static void a_configuration_that_cannot_be_run_is_told_by_every_rank(void **unus
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_run_reports_every_step_saves_when_due_and_leaves_with_0),
+        cmocka_unit_test(saves_run_beside_the_steps_and_none_begins_before_the_one_before_is_committed),
         cmocka_unit_test(a_stop_finishes_the_step_saves_and_leaves_with_its_code),
         cmocka_unit_test(an_order_to_save_is_honoured_once_and_the_run_goes_on),
         cmocka_unit_test(a_rank_that_is_asked_to_end_wishes_for_a_save_once),

@@ -30,7 +30,10 @@ struct run {
     int64_t skipped_before;    /* of the steps done before, those without an update */
     int64_t optimizer_steps;   /* updates done in the end */
     const char *load;          /* checkpoint folder, NULL: initial weights */
-    const char *save;          /* run directory: the state after the last step is committed there */
+    const char *save;          /* run directory: the state after the last step is committed there, too */
+    int64_t save_every;        /* with `save`: steps between saves on the way, beside training; 0: none */
+    bool save_waits;           /* no step runs until a save is written */
+    bool bounce;               /* see struct ls_saver_options */
     int unwritable_rank;       /* from 1: this rank finds no folder to save in; 0: none. Weights are not copied then */
     bool evaluate;             /* after the last step */
     void (*after_step)(int rank, int64_t step);
@@ -50,6 +53,7 @@ struct harness {
     struct run *run;
     struct ls_comm *comms[HARNESS_RANKS_MAX];
     char folder[LS_CHECKPOINT_PATH_MAX];
+    struct ls_trainer_state state; /* of the save under way */
     struct ls_file_record records[HARNESS_RANKS_MAX][LS_CHECKPOINT_RANK_FILES_MAX];
     size_t record_counts[HARNESS_RANKS_MAX];
     float *weights[HARNESS_RANKS_MAX];
@@ -74,34 +78,54 @@ static inline enum ls_code harness_copy_weights(struct ls_trainer *trainer, floa
     return code;
 }
 
-/* Every rank writes, rank 0 begins and commits. */
-static inline enum ls_code harness_save(struct harness *harness, int rank, struct ls_trainer *trainer,
-                                        struct ls_error *error) {
+/* Every rank begins to write the steps done; rank 0 makes the folder. */
+static inline enum ls_code harness_begin_save(struct harness *harness, int rank, struct ls_trainer *trainer,
+                                              struct ls_error *error) {
     struct run *run = harness->run;
     const uint64_t step = (uint64_t)ls_trainer_steps_done(trainer);
     enum ls_code code = LS_OK;
-    if (rank == 0)
+    if (rank == 0) {
         code = ls_checkpoint_begin(run->save, step, 1, ls_trainer_save_bytes(trainer), harness->folder, error);
+        harness->state = (struct ls_trainer_state){.step = step,
+                                                   .attempt = 1,
+                                                   .position = ls_trainer_position(trainer),
+                                                   .optimizer_steps = (uint64_t)ls_trainer_optimizer_steps(trainer),
+                                                   .world_size = (uint64_t)run->ranks,
+                                                   .ledger_chain = "00000000000000000000000000000000"};
+    }
     if (!code) code = ls_comm_barrier(harness->comms[rank], error);
     if (code) return code;
-    const char *folder = rank + 1 == run->unwritable_rank ? "/tmp/lockstep-no-such-folder" : harness->folder;
+    ls_trainer_save_begin(trainer, rank + 1 == run->unwritable_rank ? "/tmp/lockstep-no-such-folder" : harness->folder);
+    return LS_OK;
+}
+
+/* Every rank finishes its part; rank 0 commits. */
+static inline enum ls_code harness_end_save(struct harness *harness, int rank, struct ls_trainer *trainer,
+                                            struct ls_error *error) {
+    struct run *run = harness->run;
+    double seconds;
     const enum ls_code saved =
-        ls_trainer_save(trainer, folder, harness->records[rank], &harness->record_counts[rank], error);
-    code = ls_comm_barrier(harness->comms[rank], NULL);
-    if (saved || code || rank != 0 || run->unwritable_rank) return saved ? saved : code;
-    struct ls_file_record files[HARNESS_RANKS_MAX * LS_CHECKPOINT_RANK_FILES_MAX];
-    size_t count = 0;
-    for (int other = 0; other < run->ranks; other++)
-        for (size_t i = 0; i < harness->record_counts[other]; i++) files[count++] = harness->records[other][i];
-    struct ls_trainer_state state = {.step = step,
-                                     .attempt = 1,
-                                     .position = ls_trainer_position(trainer),
-                                     .optimizer_steps = (uint64_t)ls_trainer_optimizer_steps(trainer),
-                                     .world_size = (uint64_t)run->ranks,
-                                     .ledger_chain = "00000000000000000000000000000000"};
-    ls_config_digest(&run->config, state.config_digest);
-    snprintf(state.dataset_digest, sizeof state.dataset_digest, "%s", state.config_digest);
-    return ls_checkpoint_commit(run->save, step, 1, files, count, &state, NULL, error);
+        ls_trainer_save_finish(trainer, harness->records[rank], &harness->record_counts[rank], &seconds, error);
+    enum ls_code code = ls_comm_barrier(harness->comms[rank], NULL);
+    if (!saved && !code && rank == 0 && !run->unwritable_rank) {
+        struct ls_file_record files[HARNESS_RANKS_MAX * LS_CHECKPOINT_RANK_FILES_MAX];
+        size_t count = 0;
+        for (int other = 0; other < run->ranks; other++)
+            for (size_t i = 0; i < harness->record_counts[other]; i++) files[count++] = harness->records[other][i];
+        struct ls_trainer_state *state = &harness->state;
+        ls_config_digest(&run->config, state->config_digest);
+        snprintf(state->dataset_digest, sizeof state->dataset_digest, "%s", state->config_digest);
+        code = ls_checkpoint_commit(run->save, state->step, 1, files, count, state, NULL, error);
+    }
+    /* Nobody begins the next save before this one is committed. */
+    const enum ls_code met = ls_comm_barrier(harness->comms[rank], NULL);
+    return saved ? saved : code ? code : met;
+}
+
+static inline enum ls_code harness_save(struct harness *harness, int rank, struct ls_trainer *trainer,
+                                        struct ls_error *error) {
+    enum ls_code code = harness_begin_save(harness, rank, trainer, error);
+    return code ? code : harness_end_save(harness, rank, trainer, error);
 }
 
 /* Steps are granted in spans of 3, so that the ranks learn of them on the way. */
@@ -109,19 +133,33 @@ static inline enum ls_code harness_train(struct harness *harness, int rank, stru
                                          struct ls_error *error) {
     struct run *run = harness->run;
     const int64_t last = run->start_step + run->steps;
+    int64_t saved = -1;
+    bool saving = false;
     enum ls_code code = LS_OK;
     while (ls_trainer_steps_done(trainer) < last && !code) {
-        struct ls_trainer_orders orders = {0};
-        int64_t end = ls_trainer_steps_done(trainer) + 1 + 3;
+        struct ls_trainer_orders orders = {.save_written = saving && ls_trainer_save_is_written(trainer)};
+        const int64_t done = ls_trainer_steps_done(trainer);
+        int64_t end = done + 1 + 3;
         if (rank == 0) orders.granted_end = end < last + 1 ? end : last + 1;
         code = ls_trainer_boundary(trainer, &orders, error);
+        const bool due = run->save_every > 0 && done > run->start_step && done % run->save_every == 0 && done != saved;
+        if (!code && saving && (due || orders.save_written)) {
+            code = harness_end_save(harness, rank, trainer, error);
+            saving = false;
+        }
+        if (!code && due) {
+            saved = done;
+            code = harness_begin_save(harness, rank, trainer, error);
+            saving = !code && !run->save_waits;
+            if (!code && run->save_waits) code = harness_end_save(harness, rank, trainer, error);
+        }
         if (code || !ls_trainer_may_step(trainer)) continue;
         struct ls_step_report report;
         code = ls_trainer_step(trainer, &report, error);
         if (!code && run->after_step) run->after_step(rank, report.step);
         if (!code && rank == 0) run->reports[report.step - run->start_step - 1] = report;
     }
-    return code;
+    return code || !saving ? code : harness_end_save(harness, rank, trainer, error);
 }
 
 static inline enum ls_code harness_run_rank(struct harness *harness, int rank, struct ls_device *device,
@@ -135,7 +173,8 @@ static inline enum ls_code harness_run_rank(struct harness *harness, int rank, s
                                          .start_step = run->start_step,
                                          .start_position =
                                              (uint64_t)(run->start_step * run->config.train.global_batch_size),
-                                         .optimizer_steps = run->start_step - run->skipped_before};
+                                         .optimizer_steps = run->start_step - run->skipped_before,
+                                         .bounce = run->bounce};
     enum ls_code code = ls_corpus_open(config, corpus, error);
     options.corpus = *corpus;
     if (!code) code = ls_corpus_end(*corpus, config, &options.total_steps, &options.end_position, error);
@@ -145,7 +184,8 @@ static inline enum ls_code harness_run_rank(struct harness *harness, int rank, s
     run->wire_bytes[rank] = ls_comm_wire_bytes(harness->comms[rank]);
     double loss = 0, bits = 0;
     if (!code && run->evaluate) code = ls_trainer_evaluate(*trainer, &loss, &bits, error);
-    if (!code && run->save) code = harness_save(harness, rank, *trainer, error);
+    const bool save_at_end = run->save && !(run->save_every && run->unwritable_rank);
+    if (!code && save_at_end) code = harness_save(harness, rank, *trainer, error);
     int64_t count = 0;
     if (!code && !run->unwritable_rank) code = harness_copy_weights(*trainer, &harness->weights[rank], &count, error);
     if (rank == 0) {

@@ -14,8 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STATE_KINDS = 3, STATE_NAME_MAX = 128, TOKENIZER_BYTES_MAX = 256 << 20 };
-static const char *const state_kinds[STATE_KINDS] = {"master", "exp_avg", "exp_avg_sq"};
+enum { STATE_NAME_MAX = 128, TOKENIZER_BYTES_MAX = 256 << 20 };
+static const char *const state_kinds[LS_CHECKPOINT_KINDS] = {
+    [LS_CHECKPOINT_MASTER] = "master", [LS_CHECKPOINT_EXP_AVG] = "exp_avg", [LS_CHECKPOINT_EXP_AVG_SQ] = "exp_avg_sq"};
 static const int64_t model_file_bytes_standard = 64 << 20;
 
 struct ls_checkpoint_writer {
@@ -24,6 +25,7 @@ struct ls_checkpoint_writer {
     int64_t model_files;
     struct ls_part model, state; /* model.file is -1 when this rank writes no weights */
     int next_block;
+    enum ls_checkpoint_kind next_kind; /* of the state */
 };
 
 void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t replicas, int64_t unit,
@@ -39,12 +41,10 @@ void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_
 int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size) {
     /* A slice begins inside a tensor once per rank and block; every piece costs a header entry and a metadata pair. */
     int64_t pieces = ls_model_tensor_count(model) + ls_model_block_count(model) * world_size;
-    int64_t header_bytes = 512 * (STATE_KINDS + 2) * pieces + (1 << 20);
-    int64_t element_bytes = ls_dtype_bytes(ls_model_dtype(model)) + STATE_KINDS * (int64_t)sizeof(float);
+    int64_t header_bytes = 512 * (LS_CHECKPOINT_KINDS + 2) * pieces + (1 << 20);
+    int64_t element_bytes = ls_dtype_bytes(ls_model_dtype(model)) + LS_CHECKPOINT_KINDS * (int64_t)sizeof(float);
     return element_bytes * ls_model_parameter_count(model) + header_bytes;
 }
-
-/* Dealing whole tensors: the largest first, each to the file with the fewest bytes so far. */
 
 struct dealt_tensor {
     int tensor;
@@ -57,36 +57,37 @@ static int compare_sizes(const void *left, const void *right) {
     return a->tensor - b->tensor;
 }
 
-static int64_t count_model_files(const struct ls_checkpoint_writer_options *options) {
-    int64_t bytes = ls_model_parameter_count(options->model) * ls_dtype_bytes(ls_model_dtype(options->model));
-    int64_t per_file = options->model_file_bytes ? options->model_file_bytes : model_file_bytes_standard;
+static int64_t count_model_files(const struct ls_model *model, int64_t world_size, int64_t model_file_bytes) {
+    int64_t bytes = ls_model_parameter_count(model) * ls_dtype_bytes(ls_model_dtype(model));
+    int64_t per_file = model_file_bytes ? model_file_bytes : model_file_bytes_standard;
     int64_t files = bytes / per_file + (bytes % per_file != 0);
-    if (files > options->world_size) files = options->world_size;
-    if (files > ls_model_tensor_count(options->model)) files = ls_model_tensor_count(options->model);
+    if (files > world_size) files = world_size;
+    if (files > ls_model_tensor_count(model)) files = ls_model_tensor_count(model);
     return files < 1 ? 1 : files;
 }
 
-static enum ls_code deal_tensors(struct ls_checkpoint_writer *writer, struct ls_error *error) {
-    const struct ls_model *model = writer->options.model;
+enum ls_code ls_checkpoint_deal(const struct ls_model *model, int64_t world_size, int64_t model_file_bytes, int *owners,
+                                int64_t *files, struct ls_error *error) {
     int tensors = ls_model_tensor_count(model);
+    int64_t count = count_model_files(model, world_size, model_file_bytes);
     struct dealt_tensor *sorted = calloc((size_t)tensors + 1, sizeof *sorted);
-    int64_t *loads = calloc((size_t)writer->model_files, sizeof *loads);
-    writer->owners = calloc((size_t)tensors + 1, sizeof *writer->owners);
+    int64_t *loads = calloc((size_t)count, sizeof *loads);
     enum ls_code code = LS_OK;
-    if (!sorted || !loads || !writer->owners)
+    if (!sorted || !loads)
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory to deal %d tensors", tensors);
     for (int i = 0; i < tensors && !code; i++)
         sorted[i] = (struct dealt_tensor){.tensor = i, .count = ls_model_tensor(model, i)->count};
     if (!code) qsort(sorted, (size_t)tensors, sizeof *sorted, compare_sizes);
     for (int i = 0; i < tensors && !code; i++) {
         int least = 0;
-        for (int file = 1; file < writer->model_files; file++)
+        for (int file = 1; file < count; file++)
             if (loads[file] < loads[least]) least = file;
-        writer->owners[sorted[i].tensor] = least;
+        owners[sorted[i].tensor] = least;
         loads[least] += sorted[i].count;
     }
     free(sorted);
     free(loads);
+    *files = count;
     return code;
 }
 
@@ -158,8 +159,8 @@ struct state_name {
 static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct ls_error *error) {
     const struct ls_model *model = writer->options.model;
     size_t tensors = (size_t)ls_model_tensor_count(model), count = 0, pairs = 0;
-    struct ls_tensor_info *infos = calloc(STATE_KINDS * tensors + 1, sizeof *infos);
-    struct state_name *names = calloc(STATE_KINDS * tensors + 1, sizeof *names);
+    struct ls_tensor_info *infos = calloc(LS_CHECKPOINT_KINDS * tensors + 1, sizeof *infos);
+    struct state_name *names = calloc(LS_CHECKPOINT_KINDS * tensors + 1, sizeof *names);
     struct ls_safetensors_pair *metadata = calloc(tensors + 2, sizeof *metadata);
     char factor[24], good_steps[24];
     char name[LS_RECORD_NAME_MAX];
@@ -168,7 +169,7 @@ static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for a header");
     for (int b = 0; b < ls_model_block_count(model) && !code; b++) {
         const struct ls_block *block = ls_model_block(model, b);
-        for (int kind = 0; kind < STATE_KINDS; kind++)
+        for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++)
             for (int i = block->first_tensor; i < block->first_tensor + block->tensor_count; i++) {
                 const struct ls_tensor *tensor = ls_model_tensor(model, i);
                 int64_t first, elements;
@@ -202,8 +203,12 @@ enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_optio
     if (!writer) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for a writer");
     writer->options = *options;
     writer->model.file = writer->state.file = -1;
-    writer->model_files = count_model_files(options);
-    enum ls_code code = deal_tensors(writer, error);
+    writer->owners = calloc((size_t)ls_model_tensor_count(options->model) + 1, sizeof *writer->owners);
+    enum ls_code code = LS_OK;
+    if (!writer->owners) code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for a writer");
+    if (!code)
+        code = ls_checkpoint_deal(options->model, options->world_size, options->model_file_bytes, writer->owners,
+                                  &writer->model_files, error);
     if (!code) code = begin_model_part(writer, error);
     if (!code) code = begin_state_part(writer, error);
     if (code) {
@@ -214,49 +219,30 @@ enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_optio
     return LS_OK;
 }
 
-bool ls_checkpoint_writer_needs_block(const struct ls_checkpoint_writer *writer, int block) {
-    const struct ls_block *description = ls_model_block(writer->options.model, block);
-    for (int i = 0; i < description->tensor_count; i++)
-        if (writer->owners[description->first_tensor + i] == writer->options.rank) return true;
-    return false;
-}
-
-/* Each source points to the first element of the rank's slice of the block. */
-static enum ls_code put_state(struct ls_checkpoint_writer *writer, const struct ls_block *block,
-                              const float *const sources[STATE_KINDS], struct ls_error *error) {
+enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer, int block,
+                                            enum ls_checkpoint_kind kind, const float *values, struct ls_error *error) {
     const struct ls_checkpoint_writer_options *options = &writer->options;
+    const struct ls_block *description = ls_model_block(options->model, block);
     int64_t begin, length;
-    ls_checkpoint_slice(block->count, options->rank, options->world_size, options->replicas, options->unit, &begin,
-                        &length);
+    assert(block == writer->next_block && kind == writer->next_kind);
+    writer->next_kind = (kind + 1) % LS_CHECKPOINT_KINDS;
+    writer->next_block += writer->next_kind == 0;
+    ls_checkpoint_slice(description->count, options->rank, options->world_size, options->replicas, options->unit,
+                        &begin, &length);
     enum ls_code code = LS_OK;
-    for (int kind = 0; kind < STATE_KINDS; kind++)
-        for (int i = 0; i < block->tensor_count && !code; i++) {
-            const struct ls_tensor *tensor = ls_model_tensor(options->model, block->first_tensor + i);
-            int64_t first, count;
-            if (!meet(writer, tensor, &first, &count)) continue;
-            const float *values = sources[kind] + (tensor->offset + first - begin);
-            code = ls_part_write(&writer->state, values, (size_t)count * sizeof *values, error);
-        }
+    for (int i = 0; i < description->tensor_count && !code; i++) {
+        const struct ls_tensor *tensor = ls_model_tensor(options->model, description->first_tensor + i);
+        int64_t first, count;
+        if (!meet(writer, tensor, &first, &count)) continue;
+        code = ls_part_write(&writer->state, values + (tensor->offset + first - begin), (size_t)count * sizeof *values,
+                             error);
+    }
     return code;
 }
 
-enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer, int block, const void *weights,
-                                            const float *master, const float *m, const float *v,
-                                            struct ls_error *error) {
-    const struct ls_model *model = writer->options.model;
-    const struct ls_block *description = ls_model_block(model, block);
-    const int64_t element = ls_dtype_bytes(ls_model_dtype(model));
-    enum ls_code code = LS_OK;
-    assert(block == writer->next_block);
-    writer->next_block++;
-    for (int i = 0; i < description->tensor_count && !code; i++) {
-        const struct ls_tensor *tensor = ls_model_tensor(model, description->first_tensor + i);
-        if (writer->owners[description->first_tensor + i] == writer->options.rank)
-            code = ls_part_write(&writer->model, (const char *)weights + tensor->offset * element,
-                                 (size_t)(tensor->count * element), error);
-    }
-    const float *const sources[STATE_KINDS] = {master, m, v};
-    return code ? code : put_state(writer, description, sources, error);
+enum ls_code ls_checkpoint_writer_put_weights(struct ls_checkpoint_writer *writer, const void *bytes, size_t count,
+                                              struct ls_error *error) {
+    return ls_part_write(&writer->model, bytes, count, error);
 }
 
 /* Small files, whole. */

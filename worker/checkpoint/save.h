@@ -1,4 +1,4 @@
-/* Saving: one rank's files of a checkpoint, streamed block by block from host memory.
+/* Saving: one rank's files of a checkpoint, streamed from host memory.
  *
  *     model.safetensors                        all weights, or, for a model that several ranks write,
  *     model-00001-of-00004.safetensors ...     whole tensors, dealt to the first ranks by size, and
@@ -26,6 +26,9 @@ enum { LS_CHECKPOINT_RANK_FILES_MAX = 6 };
 
 struct ls_checkpoint_writer;
 
+/* What a state file holds of every parameter. */
+enum ls_checkpoint_kind { LS_CHECKPOINT_MASTER, LS_CHECKPOINT_EXP_AVG, LS_CHECKPOINT_EXP_AVG_SQ, LS_CHECKPOINT_KINDS };
+
 /* What it points to must outlive the writer. */
 struct ls_checkpoint_writer_options {
     const char *folder; /* the build folder, with its state/ (checkpoint_folder.h) */
@@ -46,6 +49,12 @@ struct ls_checkpoint_writer_options {
 void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_t replicas, int64_t unit,
                          int64_t *first, int64_t *length);
 
+/* Deals the model's tensors to ranks, whole, the largest first, each to the file with the fewest bytes so far:
+ * owners[tensor count] becomes the rank that writes each, *files the number of model files. `model_file_bytes` as in
+ * the options. LS_MEMORY. */
+enum ls_code ls_checkpoint_deal(const struct ls_model *model, int64_t world_size, int64_t model_file_bytes, int *owners,
+                                int64_t *files, struct ls_error *error);
+
 /* Bytes that all ranks' files take together, headers estimated from above: for ls_checkpoint_begin(). */
 int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);
 
@@ -53,17 +62,17 @@ int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);
 enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_options *options,
                                          struct ls_checkpoint_writer **writer, struct ls_error *error);
 
-/* True when ls_checkpoint_writer_put_block() reads the block's weights. */
-bool ls_checkpoint_writer_needs_block(const struct ls_checkpoint_writer *writer, int block);
+/* Master weights and moments of `block`: `values` points to the first element of the rank's slice. Blocks come in
+ * order, for each all kinds in order, each once. Host memory, free after the call. */
+enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer, int block,
+                                            enum ls_checkpoint_kind kind, const float *values, struct ls_error *error);
 
-/* Writes what this rank owes of `block`; blocks come in order, each once. `weights` is the whole block in the model's
- * type, read only if ls_checkpoint_writer_needs_block(); master, m and v point to the first element of the rank's
- * slice. All is host memory and may be reused after the call. */
-enum ls_code ls_checkpoint_writer_put_block(struct ls_checkpoint_writer *writer, int block, const void *weights,
-                                            const float *master, const float *m, const float *v,
-                                            struct ls_error *error);
+/* The next `count` bytes of the tensors that ls_checkpoint_deal() gave to this rank, in the order of the model, in the
+ * model's type; beside the state, in any order with it. Host memory, free after the call. */
+enum ls_code ls_checkpoint_writer_put_weights(struct ls_checkpoint_writer *writer, const void *bytes, size_t count,
+                                              struct ls_error *error);
 
-/* After the last block: fsyncs the files and fills files[LS_CHECKPOINT_RANK_FILES_MAX]. */
+/* After all state and weights: fsyncs the files and fills files[LS_CHECKPOINT_RANK_FILES_MAX]. */
 enum ls_code ls_checkpoint_writer_finish(struct ls_checkpoint_writer *writer, struct ls_file_record *files,
                                          size_t *count, struct ls_error *error);
 /* Closes the files; what was written of an unfinished checkpoint stays in the build folder, which is never committed.

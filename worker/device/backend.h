@@ -9,6 +9,7 @@ enum ls_copy_kind { LS_COPY_TO_DEVICE, LS_COPY_TO_HOST, LS_COPY_WITHIN_DEVICE };
 
 /* Each member has the contract of the function of device.h whose name it bears. */
 struct ls_backend {
+    bool host_reads;
     void (*device_destroy)(struct ls_device *device);
     void *(*allocate)(struct ls_device *device, size_t bytes);
     void (*free)(struct ls_device *device, void *memory);

@@ -182,6 +182,10 @@ const char *ls_device_numerics_id(const struct ls_device *device) {
     return device->numerics_id;
 }
 
+bool ls_device_host_reads(const struct ls_device *device) {
+    return device->backend->host_reads;
+}
+
 void *ls_device_allocate(struct ls_device *device, size_t bytes) {
     return device->backend->allocate(device, bytes);
 }

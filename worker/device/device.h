@@ -66,6 +66,9 @@ enum ls_code ls_device_adopt(struct ls_device *device, const void *choices, int6
  */
 const char *ls_device_numerics_id(const struct ls_device *device);
 
+/* True where the host may read device memory in place while nothing on a stream writes it. */
+bool ls_device_host_reads(const struct ls_device *device);
+
 /* Device memory, 64-byte aligned at least, zeroed. For the arena: never called after the first step. NULL when there is
  * none. */
 void *ls_device_allocate(struct ls_device *device, size_t bytes);

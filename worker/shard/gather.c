@@ -40,9 +40,17 @@ static const void *acquire_whole(struct ls_shard *shard, int index) {
     return block->parameters;
 }
 
+/* The reader's turn. */
+static void pass(struct ls_shard *shard, int block, const void *parameters) {
+    if (!shard->reading || !shard->blocks[block].passing_by) return;
+    shard->blocks[block].passing_by = false;
+    shard->reader.passed(shard->reader.context, block, parameters);
+}
+
 const void *ls_shard_acquire(struct ls_shard *shard, int block) {
     const void *parameters =
         shard->cut.parameters_sliced ? acquire_gathered(shard, block) : acquire_whole(shard, block);
+    pass(shard, block, parameters);
     if (shard->check == block) {
         shard->check = -1;
         ls_fill_zero(shard->compute, &shard->scalars->parameters, sizeof shard->scalars->parameters);
@@ -64,4 +72,22 @@ void ls_shard_release(struct ls_shard *shard, int block) {
 
 void ls_shard_prefetch(struct ls_shard *shard, int block) {
     if (shard->cut.parameters_sliced && block >= 0) place_of(shard, block);
+}
+
+void ls_shard_read(struct ls_shard *shard, const struct ls_shard_reader *reader) {
+    shard->reader = *reader;
+    shard->reading = true;
+    for (int i = 0; i < shard->block_count; i++) {
+        struct shard_block *block = &shard->blocks[i];
+        block->passing_by = true;
+        if (!shard->cut.parameters_sliced && !block->gathering) pass(shard, i, block->parameters);
+    }
+}
+
+void ls_shard_pass_all(struct ls_shard *shard) {
+    for (int block = 0; block < shard->block_count && shard->reading; block++) {
+        if (!shard->blocks[block].passing_by) continue;
+        ls_shard_acquire(shard, block);
+        ls_shard_release(shard, block);
+    }
 }

@@ -120,6 +120,25 @@ struct ls_shard_slice {
 };
 struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int block);
 
+/* Somebody who reads what an update left while training goes on: it runs beside the next forward and backward, and no
+ * copy of the state is made. Both functions are called by the thread that trains and put on the compute stream what the
+ * reader needs there. */
+struct ls_shard_reader {
+    void *context;
+    /* Once for every block, in the order of first use: behind this point of the compute stream the block's whole
+     * parameters, in the model's type, are what the update left. At stage 3 until what comes after this call on that
+     * stream, where they pass through; else until the block's next update. */
+    void (*passed)(void *context, int block, const void *parameters);
+    /* Before the block's next update: makes the compute stream wait until nothing of the block is read any more, in
+     * ls_shard_slice() or in the parameters. */
+    void (*release)(void *context, int block);
+};
+/* Calls the reader from here to the end of the next update; copied. The compute stream is idle, no reader is at work.
+ * Blocks whose parameters are whole already pass at once. */
+void ls_shard_read(struct ls_shard *shard, const struct ls_shard_reader *reader);
+/* Lets the blocks pass that have not yet, for a reader that cannot wait for the next step. Collective at stage 3. */
+void ls_shard_pass_all(struct ls_shard *shard);
+
 /* This rank's memory for the block, for filling: elements [first, first + count) of the parameters, in the model's
  * type, and [state_first, state_first + state_count) of master parameters, m and v, padding left out. In fp32 master
  * lies over parameters. `m` has room for `scratch_count` fp32 elements on their way to parameters of another type,

@@ -68,6 +68,7 @@ struct shard_block {
     int passing_slot;
     bool accumulated;          /* the slice holds gradients of an earlier micro-batch of the step */
     bool gathering;            /* parameters are under way, the compute stream has not waited yet */
+    bool passing_by;           /* the reader has not had its parameters */
     float *nodes;              /* [tree_buffers, padded]: values of the tree's stack, but maybe the top */
     const void **sent;         /* [tree_buffers + 1]: where the values of the stack are at the end of a step */
     struct ls_tree tree;       /* fixed: sums of this rank's slots */
@@ -141,6 +142,8 @@ struct ls_shard {
     struct ls_gather_pool pool;
     struct gather_slot gathered[POOL_SLOTS];
     int check; /* block whose parameters' norm is due when they are acquired; -1: none */
+    struct ls_shard_reader reader;
+    bool reading;
     int block_count;
     struct shard_block blocks[];
 };

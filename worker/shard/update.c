@@ -1,6 +1,8 @@
 /* The optimizer's step on what this rank updates, and the start of the gathers that spread it. */
 #include "worker/shard/state.h"
 
+#include <assert.h>
+
 float *ls_shard_own_gradients(const struct ls_shard *shard, const struct shard_block *block) {
     return shard->cut.gradients_sliced ? block->gradients : block->gradients + block->own_first;
 }
@@ -79,6 +81,8 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_sca
           .loss_scale = loss_scale);
     for (int i = 0; i < shard->block_count; i++) {
         struct shard_block *block = &shard->blocks[i];
+        assert(!shard->reading || !block->passing_by);
+        if (shard->reading) shard->reader.release(shard->reader.context, i);
         update_block(shard, block);
         if (shard->cut.parameters_sliced)
             renew_pool(shard, i);
@@ -87,6 +91,7 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_sca
         if (!shard->cut.gradients_sliced)
             ls_fill_zero(shard->compute, block->gradients, (size_t)(block->padded * shard->cut.gradient_bytes));
     }
+    shard->reading = false;
     shard->check = (int)(step % shard->block_count);
     if (!shard->cut.state_sliced) ls_shard_acquire(shard, shard->check);
 }

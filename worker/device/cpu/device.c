@@ -110,6 +110,7 @@ static int64_t free_bytes(const struct ls_device *device) {
 }
 
 static const struct ls_backend backend = {
+    .host_reads = true,
     .device_destroy = destroy,
     .allocate = allocate,
     .free = release,

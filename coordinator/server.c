@@ -325,6 +325,7 @@ static void stop(struct ls_server *server) {
     ls_watcher_destroy(server->watcher);
     if (server->wake >= 0) close(server->wake);
     free(server->parts.files);
+    ls_connections_release(&server->connections);
     free(server->ranks);
     free(server->buffer);
 }
@@ -365,7 +366,6 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
     server->channel = channel;
     server->signals = signals;
     server->wake = -1;
-    server->next_name = 1;
     server->loss = server->tokens_per_second = NAN;
     enum ls_code code = start(server, reason);
     bool served = code == LS_OK;

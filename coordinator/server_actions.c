@@ -96,8 +96,9 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
 /* ---- the end ---- */
 
 static void tell_everybody(struct ls_server *server, struct ls_message *message) {
-    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++)
-        if (server->connections[i].name) server_send(server, server->connections[i].name, message);
+    int32_t slot = 0;
+    for (struct ls_peer *peer; (peer = ls_connections_next(&server->connections, &slot));)
+        server_send(server, peer->name, message);
 }
 
 static void kill_attempt(struct ls_server *server) {
@@ -149,9 +150,9 @@ static void send_committed(struct ls_server *server, const struct ls_core_action
         server_send(server, action->connection, &message);
         return;
     }
-    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++)
-        if (ls_core_is_joined(server->run->machine, server->connections[i].name))
-            server_send(server, server->connections[i].name, &message);
+    int32_t slot = 0;
+    for (struct ls_peer *peer; (peer = ls_connections_next(&server->connections, &slot));)
+        if (ls_core_is_joined(server->run->machine, peer->name)) server_send(server, peer->name, &message);
 }
 
 /* Folders are counted, so it does not matter which of them the core named. */

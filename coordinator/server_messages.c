@@ -26,52 +26,31 @@ void server_complain(struct server_count *count, const char *what, const char *d
 
 /* ---- connections ---- */
 
-static struct server_connection *find(struct ls_server *server, ls_connection name) {
-    for (int i = 0; name && i < SERVER_CONNECTIONS_MAX; i++)
-        if (server->connections[i].name == name) return &server->connections[i];
-    return NULL;
-}
-
-static void forget(struct ls_server *server, struct server_connection *connection) {
-    struct ls_core_event event = {.kind = LS_EVENT_CONNECTION_LOST, .connection = connection->name};
-    connection->name = 0;
+static void forget(struct ls_server *server, struct ls_peer *peer) {
+    struct ls_core_event event = {.kind = LS_EVENT_CONNECTION_LOST, .connection = peer->name};
+    ls_connections_forget(&server->connections, peer);
     server_handle(server, &event);
 }
 
 void server_drop_silent(struct ls_server *server) {
-    int64_t now = server_now_ms();
-    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++) {
-        struct server_connection *connection = &server->connections[i];
-        if (connection->name && now - connection->heard_ms > SERVER_SILENCE_MS) forget(server, connection);
-    }
+    const int64_t now = server_now_ms();
+    int32_t slot = 0;
+    for (struct ls_peer *peer; (peer = ls_connections_next(&server->connections, &slot));)
+        if (now - peer->heard_ms > SERVER_SILENCE_MS) forget(server, peer);
 }
 
-/* The connection of a route, made when it is new; NULL when there is no room. */
-static struct server_connection *meet(struct ls_server *server, const void *route, size_t size, enum server_role role) {
-    struct server_connection *free_slot = NULL;
-    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++) {
-        struct server_connection *connection = &server->connections[i];
-        if (!connection->name) {
-            if (!free_slot) free_slot = connection;
-        } else if (connection->route_size == size && memcmp(connection->route, route, size) == 0) {
-            connection->heard_ms = server_now_ms();
-            return connection;
-        }
-    }
-    if (!free_slot || size > sizeof free_slot->route) {
+/* The peer of a route, made when it is new; NULL when there is no room. */
+static struct ls_peer *meet(struct ls_server *server, const void *route, size_t size, enum ls_connection_role role) {
+    struct ls_peer *peer = ls_connections_meet(&server->connections, route, size, role);
+    if (peer)
+        peer->heard_ms = server_now_ms();
+    else
         server_complain(&server->crowded, "a connection was turned away", "too many are open");
-        return NULL;
-    }
-    free_slot->name = server->next_name++;
-    memcpy(free_slot->route, route, size);
-    free_slot->route_size = size;
-    free_slot->role = role;
-    free_slot->heard_ms = server_now_ms();
-    return free_slot;
+    return peer;
 }
 
 void server_send(struct ls_server *server, ls_connection name, struct ls_message *message) {
-    struct server_connection *connection = find(server, name);
+    const struct ls_peer *connection = ls_connections_find(&server->connections, name);
     struct ls_error error;
     size_t count;
     if (!connection) return;
@@ -282,14 +261,13 @@ static void on_operator(struct ls_server *server, ls_connection name, const stru
 
 /* ---- receiving ---- */
 
-static bool is_allowed(enum server_role role, enum ls_message_kind kind) {
+static bool is_allowed(enum ls_connection_role role, enum ls_message_kind kind) {
     if (kind == LS_MESSAGE_PULSE) return true;
-    if (role == SERVER_OPERATOR) return kind == LS_MESSAGE_REQUEST;
+    if (role == LS_CONNECTION_OPERATOR) return kind == LS_MESSAGE_REQUEST;
     return kind <= LS_MESSAGE_GOODBYE;
 }
 
-static void on_message(struct ls_server *server, struct server_connection *connection,
-                       const struct ls_message *message) {
+static void on_message(struct ls_server *server, struct ls_peer *connection, const struct ls_message *message) {
     ls_connection name = connection->name;
     char text[LS_WIRE_TEXT_BYTES];
     if (message->protocol != LS_PROTOCOL) {
@@ -298,13 +276,13 @@ static void on_message(struct ls_server *server, struct server_connection *conne
         answer(server, name, LS_MESSAGE_REFUSED, LS_USAGE, text);
     } else if (!is_allowed(connection->role, message->kind)) {
         snprintf(text, sizeof text, "%s key may not send '%s'. Use the %s key of the run.",
-                 connection->role == SERVER_WORKER ? "a worker" : "an operator", ls_message_name(message->kind),
-                 connection->role == SERVER_WORKER ? "operator" : "worker");
+                 connection->role == LS_CONNECTION_WORKER ? "a worker" : "an operator", ls_message_name(message->kind),
+                 connection->role == LS_CONNECTION_WORKER ? "operator" : "worker");
         server_complain(&server->forbidden, "a message was not allowed", text);
         answer(server, name, LS_MESSAGE_REFUSED, LS_USAGE, text);
     } else if (message->kind == LS_MESSAGE_GOODBYE) {
         forget(server, connection);
-    } else if (connection->role == SERVER_OPERATOR) {
+    } else if (connection->role == LS_CONNECTION_OPERATOR) {
         on_operator(server, name, message);
     } else {
         server->current = message;
@@ -314,11 +292,11 @@ static void on_message(struct ls_server *server, struct server_connection *conne
 }
 
 /* A worker or an operator, by what the key check wrote on the connection; false when it wrote nothing. */
-static bool read_role(zmq_msg_t *frame, enum server_role *role) {
+static bool read_role(zmq_msg_t *frame, enum ls_connection_role *role) {
     const char *user = zmq_msg_gets(frame, "User-Id");
     if (!user) return false;
-    *role = strcmp(user, "operator") == 0 ? SERVER_OPERATOR : SERVER_WORKER;
-    return *role == SERVER_OPERATOR || strcmp(user, "worker") == 0;
+    *role = strcmp(user, "operator") == 0 ? LS_CONNECTION_OPERATOR : LS_CONNECTION_WORKER;
+    return *role == LS_CONNECTION_OPERATOR || strcmp(user, "worker") == 0;
 }
 
 /* Takes one message of any number of frames: route and body. False when there is none. */
@@ -334,10 +312,10 @@ static bool receive_one(struct ls_server *server) {
         more = zmq_msg_more(frame);
         if (count < 3) count++;
     }
-    enum server_role role;
+    enum ls_connection_role role;
     struct ls_message message;
     struct ls_error error;
-    struct server_connection *connection = NULL;
+    struct ls_peer *connection = NULL;
     if (count > 0 && count != 2) {
         server_complain(&server->undecodable, "a message was dropped", "it has not the frames of one");
     } else if (count == 2 && !read_role(&frames[1], &role)) {

@@ -6,6 +6,7 @@
 #include "common/wire.h"
 #include "coordinator/channel.h"
 #include "coordinator/committer.h"
+#include "coordinator/connections.h"
 #include "coordinator/console.h"
 #include "coordinator/run_setup.h"
 #include "coordinator/server.h"
@@ -16,21 +17,8 @@
 #include <sys/types.h>
 
 enum {
-    SERVER_CONNECTIONS_MAX = 256,
     SERVER_SILENCE_MS = 15000, /* a connection not heard for so long is lost; pulses come every second */
     SERVER_FILES_MAX = 65536   /* of one checkpoint */
-};
-
-/* What a peer may do. */
-enum server_role { SERVER_WORKER, SERVER_OPERATOR };
-
-/* A peer, by the name that ROUTER gave its connection. */
-struct server_connection {
-    ls_connection name; /* 0: free slot */
-    uint8_t route[64];
-    size_t route_size;
-    enum server_role role;
-    int64_t heard_ms;
 };
 
 /* Complaints of one kind: counted, and told once a minute. */
@@ -62,8 +50,7 @@ struct ls_server {
     char endpoint[128];
     uint8_t *buffer; /* of an outgoing message */
     struct ls_core_rank *ranks;
-    struct server_connection connections[SERVER_CONNECTIONS_MAX];
-    ls_connection next_name;
+    struct ls_connections connections;
     struct server_parts parts;
     uint64_t journaled;
     bool journal_failed;

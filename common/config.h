@@ -13,7 +13,7 @@ enum ls_model_type { LS_GPT2, LS_LLAMA, LS_QWEN2, LS_QWEN3, LS_MODEL_TYPES };
 const char *ls_model_type_name(enum ls_model_type type);
 enum ls_schedule_type { LS_COSINE, LS_LINEAR, LS_CONSTANT, LS_WSD };
 enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_NONE };
-enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU };
+enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU, LS_DEVICE_CUDA };
 enum ls_precision { LS_PRECISION_FP32, LS_PRECISION_BF16, LS_PRECISION_FP16 };
 enum ls_reduction { LS_REDUCTION_FAST, LS_REDUCTION_FIXED };
 enum ls_optimizer_type { LS_ADAMW };
@@ -122,6 +122,10 @@ struct ls_config {
         int arguments_count;
     } launcher;
     enum ls_device_choice device;
+    struct {
+        bool share; /* ranks may be on one GPU, for tests */
+        bool tf32;  /* products of fp32 */
+    } gpu;
 };
 
 /* Reads `path`, applies `settings` ("key=value", value in YAML; later ones win), checks every value and the rules

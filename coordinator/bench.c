@@ -5,6 +5,7 @@
 #include "common/config.h"
 #include "common/corpus.h"
 #include "common/files.h"
+#include "worker/gpus.h"
 #include "worker/memory/cost.h"
 #include "worker/model/model.h"
 #include "worker/plan.h"
@@ -251,7 +252,7 @@ static enum ls_code predict_row(const struct bench *bench, const struct ls_scali
                                 struct ls_error *error) {
     const double link = bench->options->link_bytes_per_second;
     const int64_t per_node = row->ranks_per_node > 0 ? row->ranks_per_node : row->ranks;
-    enum ls_code code = ls_plan_make(config, row->ranks, plan, error);
+    enum ls_code code = ls_plan_make(config, row->ranks, ls_gpus_expected(config), plan, error);
     if (code != LS_OK) return code;
     return ls_cost_machine_measure((int)config->launcher.threads_per_rank, per_node,
                                    link > 0 ? link : LS_COST_NODE_LINK_STANDARD,

@@ -135,7 +135,7 @@ static enum ls_code make_report(const struct request *request, const struct ls_c
                                 struct ls_error *error) {
     const int64_t ranks = request->ranks ? request->ranks : config->launcher.ranks ? config->launcher.ranks : 1;
     struct ls_cost_machine machine;
-    enum ls_code code = ls_plan_make(config, ranks, plan, error);
+    enum ls_code code = ls_plan_make(config, ranks, request->gpu != NULL, plan, error);
     if (!code) code = find_machine(request, config, ranks, &machine, error);
     if (code) return code;
     struct ls_plan_report report = {.config = config, .plan = plan, .machine = &machine};

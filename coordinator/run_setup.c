@@ -7,6 +7,7 @@
 #include "common/files.h"
 #include "common/log.h"
 #include "worker/advice.h"
+#include "worker/gpus.h"
 #include "worker/model/model.h"
 
 #include <arpa/inet.h>
@@ -88,7 +89,9 @@ static enum ls_code check_space(const struct ls_run *run, struct ls_error *error
 /* Only memory.limit: what the hosts of the workers have is known to them. */
 static enum ls_code check_memory(const struct ls_config *config, int64_t ranks, struct ls_error *error) {
     if (config->memory.limit == 0) return LS_OK;
-    return ls_advice_check(config, ranks, ranks, (int)config->launcher.threads_per_rank, NULL, error);
+    const struct ls_advice_gpu gpu = {.name = "", .bytes = 0};
+    return ls_advice_check(config, ranks, ranks, (int)config->launcher.threads_per_rank,
+                           ls_gpus_expected(config) ? &gpu : NULL, NULL, error);
 }
 
 /* ---- where the attempt starts ---- */

@@ -105,7 +105,7 @@ struct trial {
 /* True if the trial fits; it is described then. */
 static bool evaluate(const struct trial *trial, struct ls_advice *advice) {
     struct ls_plan plan = {0};
-    bool fits = ls_plan_make(&trial->config, trial->ranks, &plan, NULL) == LS_OK &&
+    bool fits = ls_plan_make(&trial->config, trial->ranks, trial->machine->gpu, &plan, NULL) == LS_OK &&
                 ls_plan_bytes(&plan, trial->machine->gpu) <= trial->limit;
     if (fits) {
         *advice = (struct ls_advice){.ranks = trial->ranks, .bytes = ls_plan_bytes(&plan, trial->machine->gpu)};
@@ -215,27 +215,42 @@ enum ls_code ls_advice_refuse(const struct ls_config *config, const struct ls_pl
                    "memory: each of %lld ranks needs %.1f MiB, and %s %.1f MiB (planned, in MiB: %s). %s",
                    (long long)plan->ranks, (double)ls_plan_bytes(plan, machine->gpu) / 1048576,
                    config->memory.limit == limit ? "memory.limit allows"
-                   : machine->gpu                ? "the GPU has"
+                   : machine->gpu                ? "the GPU has for it"
                                                  : "its part of the host's memory is",
                    (double)limit / 1048576, table, advice);
 }
 
-enum ls_code ls_advice_check(const struct ls_config *config, int64_t ranks, int64_t ranks_per_node, int threads,
-                             int64_t *bytes, struct ls_error *error) {
-    struct ls_plan plan;
-    const int64_t limit = config->memory.limit ? config->memory.limit : ls_host_memory_bytes() / ranks_per_node;
-    enum ls_code code = ls_plan_make(config, ranks, &plan, error);
-    if (!code && limit > 0 && ls_plan_bytes(&plan, false) > limit) {
-        struct ls_cost_machine machine;
-        code = ls_cost_machine_measure(threads, ranks_per_node, LS_COST_NODE_LINK_STANDARD,
+/* The machine by which changes are compared. A GPU that the table does not know is taken for its first one: what counts
+ * are the proportions of times. */
+static enum ls_code find_machine(const struct ls_config *config, int64_t ranks_per_node, int threads,
+                                 const struct ls_advice_gpu *gpu, struct ls_cost_machine *machine,
+                                 struct ls_error *error) {
+    if (!gpu)
+        return ls_cost_machine_measure(threads, ranks_per_node, LS_COST_NODE_LINK_STANDARD,
                                        config->train.micro_batch_size * config->data.sequence_length,
-                                       config->model.hidden_size, ls_model_dtype_of(config), &machine, error);
+                                       config->model.hidden_size, ls_model_dtype_of(config), machine, error);
+    const struct ls_gpu *row = ls_gpu_of_driver(gpu->name);
+    *machine = ls_cost_machine_of_gpu(row ? row : ls_gpu_at(0), config->precision != LS_PRECISION_FP32, ranks_per_node,
+                                      LS_COST_NODE_LINK_STANDARD);
+    return LS_OK;
+}
+
+enum ls_code ls_advice_check(const struct ls_config *config, int64_t ranks, int64_t ranks_per_node, int threads,
+                             const struct ls_advice_gpu *gpu, int64_t *bytes, struct ls_error *error) {
+    struct ls_plan plan;
+    const int64_t limit = config->memory.limit ? config->memory.limit
+                          : gpu                ? gpu->bytes
+                                               : ls_host_memory_bytes() / ranks_per_node;
+    enum ls_code code = ls_plan_make(config, ranks, gpu != NULL, &plan, error);
+    if (!code && limit > 0 && ls_plan_bytes(&plan, gpu != NULL) > limit) {
+        struct ls_cost_machine machine;
+        code = find_machine(config, ranks_per_node, threads, gpu, &machine, error);
         if (!code) {
             const struct ls_cost cost = ls_cost_predict(&machine, ranks, &plan.work);
             code = ls_advice_refuse(config, &plan, &cost, &machine, limit, error);
         }
     }
-    if (bytes) *bytes = ls_plan_bytes(&plan, false);
+    if (bytes) *bytes = ls_plan_bytes(&plan, gpu != NULL);
     ls_plan_release(&plan);
     return code;
 }

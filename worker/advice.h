@@ -24,11 +24,17 @@ struct ls_advice {
 int ls_advice_find(const struct ls_config *config, int64_t ranks, const struct ls_cost_machine *machine, int64_t limit,
                    struct ls_advice options[LS_ADVICE_MAX]);
 
+/* A GPU for a rank. */
+struct ls_advice_gpu {
+    const char *name; /* as its driver says it */
+    int64_t bytes;    /* that a rank may have of its memory; 0: only memory.limit counts */
+};
+
 /* LS_OK if a rank's bytes are at most memory.limit (0: those of the machine, where they are known), else LS_MEMORY with
- * a table and the cheapest change. `threads` of a rank on the CPUs of this host, 0: its part of the cores. *bytes: what
- * a rank needs; may be NULL. */
+ * a table and the cheapest change. With `gpu` NULL, `threads` of a rank on the CPUs of this host, 0: its part of the
+ * cores. *bytes: what a rank needs; may be NULL. */
 enum ls_code ls_advice_check(const struct ls_config *config, int64_t ranks, int64_t ranks_per_node, int threads,
-                             int64_t *bytes, struct ls_error *error);
+                             const struct ls_advice_gpu *gpu, int64_t *bytes, struct ls_error *error);
 
 /* The same for a plan that was made. `cost` is its own. */
 enum ls_code ls_advice_refuse(const struct ls_config *config, const struct ls_plan *plan, const struct ls_cost *cost,

@@ -154,6 +154,13 @@ static _Noreturn void fail(int rank, bool shared, const struct ls_error *error) 
     _exit(error->code);
 }
 
+/* From a watchdog's thread, when the training thread hangs in what cannot be aborted. */
+static void leave(const struct ls_error *error) {
+    int rank = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    fail(rank, rank != 0, error);
+}
+
 /* Creates communicator and worker; everything after MPI_Init until the run begins. */
 static enum ls_code create_worker(const struct arguments *arguments, const struct ls_placement *placement,
                                   struct ls_progress *progress, char key_text[LS_KEY_TEXT_MAX], struct ls_comm **comm,
@@ -185,6 +192,7 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
                                                      .logs = true,
                                                      .reports = true,
                                                      .progress = progress,
+                                                     .leave = leave,
                                                      .save_wished = &save_wished};
     return ls_worker_create(&worker_options, worker, error);
 }

@@ -1,6 +1,7 @@
 /* Counts bytes, operations and traffic. */
 #include "worker/plan.h"
 
+#include "worker/comm/nccl.h"
 #include "worker/data/prefetch.h"
 #include "worker/model/model.h"
 #include "worker/replica_plan.h"
@@ -20,19 +21,29 @@ static int64_t divide_up(int64_t a, int64_t b) {
     return a / b + (a % b != 0);
 }
 
-static enum ls_code plan_arena(const struct ls_config *config, const struct ls_model *model, struct ls_plan *plan,
-                               struct ls_activations *activations, struct ls_error *error) {
+/* Sums of gradients in bf16 between ranks are made in memory of their own on GPUs. */
+static int64_t comm_bytes(const struct ls_config *config, int64_t ranks) {
+    return ranks > 1 && config->zero.gradient_dtype == LS_GRADIENT_BF16 ? LS_NCCL_WORKSPACE_BYTES : 0;
+}
+
+static enum ls_code plan_arena(const struct ls_config *config, const struct ls_model *model, bool gpu,
+                               struct ls_plan *plan, struct ls_activations *activations, struct ls_error *error) {
     struct ls_arena_plan *arena = calloc(1, sizeof *arena);
     struct ls_device *device = NULL;
     struct ls_replica_layout layout = {0};
     if (!arena) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "plan: no memory for the list of buffers. Free some.");
-    enum ls_code code = ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, error);
+    enum ls_code code = gpu ? ls_device_create_planned_cuda(&device, error)
+                            : ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, error);
     if (!code) code = ls_replica_plan(config, model, device, plan->ranks, arena, &layout, error);
     if (!code) {
         *activations = layout.activations;
         plan->arena_bytes = arena->bytes;
         for (int category = 0; category < LS_MEMORY_CATEGORIES; category++)
             plan->category_bytes[category] = arena->category_bytes[category];
+    }
+    if (!code && gpu) {
+        plan->arena_bytes += comm_bytes(config, plan->ranks);
+        plan->category_bytes[LS_MEMORY_WORKSPACE] += comm_bytes(config, plan->ranks);
     }
     if (device) ls_device_destroy(device);
     free(arena);
@@ -164,7 +175,8 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
     return LS_OK;
 }
 
-enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, struct ls_plan *plan, struct ls_error *error) {
+enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, bool gpu, struct ls_plan *plan,
+                          struct ls_error *error) {
     struct ls_model *model;
     struct ls_activations activations;
     enum ls_code code = ls_config_check_ranks(config, ranks, error);
@@ -174,7 +186,7 @@ enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, struct 
     *plan = (struct ls_plan){.ranks = ranks, .parameters = ls_model_parameter_count(model)};
     plan->sequences = divide_up(config->train.global_batch_size, ranks);
     plan->micro_batches = ls_config_micro_batches(config, config->train.global_batch_size, ranks);
-    code = plan_arena(config, model, plan, &activations, error);
+    code = plan_arena(config, model, gpu, plan, &activations, error);
     if (!code) code = plan_work(config, model, &activations, plan, error);
     if (!code) plan_host(config, model, plan);
     ls_model_destroy(model);

@@ -32,7 +32,8 @@ struct ls_plan {
 };
 
 /* `config` has its vocab_size set. The caller releases what was made. Errors: LS_USAGE (shapes, ranks), LS_MEMORY. */
-enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, struct ls_plan *plan, struct ls_error *error);
+enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, bool gpu, struct ls_plan *plan,
+                          struct ls_error *error);
 void ls_plan_release(struct ls_plan *plan);
 
 /* Bytes that count against memory.limit and the device's memory: on CPUs, where both are one, arena and host. */

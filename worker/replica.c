@@ -204,6 +204,52 @@ static struct ls_block_pass pass_of(struct ls_replica *replica, int64_t sequence
     };
 }
 
+/* A layer and the head of the largest micro-batch, forward and backward. Parameters and their gradients lie at the
+ * arena's beginning: what counts is where they are to one another. */
+static void rehearse(struct ls_replica *replica) {
+    const int64_t sequences = replica->config->train.micro_batch_size;
+    void *parameters = ls_arena_buffer(replica->arena, 0);
+    struct ls_block_pass pass = pass_of(replica, sequences, 1);
+    pass.parameters = parameters;
+    pass.gradients = parameters;
+    pass.stream_gradient = replica->stream_gradient;
+    ls_block_forward(replica->model, 1, &pass);
+    ls_block_backward(replica->model, 1, &pass);
+    pass = pass_of(replica, sequences, ls_model_block_count(replica->model) - 1);
+    pass.parameters = pass.tied_parameters = parameters;
+    pass.gradients = pass.tied_gradients = parameters;
+    pass.stream_gradient = replica->stream_gradient;
+    ls_head_loss(replica->model, &pass);
+}
+
+/* Rank 0's choice for all. */
+static enum ls_code share_choices(struct ls_replica *replica, struct ls_error *error) {
+    struct ls_comm *comm = replica->comms.world;
+    struct ls_error own = {.code = LS_OK};
+    void *choices = NULL;
+    int64_t bytes = 0;
+    int failed_rank;
+    if (ls_comm_rank(comm) == 0) ls_device_choose(replica->device, &choices, &bytes, &own);
+    enum ls_code code = ls_comm_broadcast(comm, &bytes, sizeof bytes, 0, error);
+    if (!code && ls_comm_rank(comm) != 0 && bytes > 0 && !(choices = malloc((size_t)bytes)))
+        ls_fail(&own, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for %lld bytes of choices", (long long)bytes);
+    if (!code) code = ls_comm_agree(comm, &own, &failed_rank, error);
+    if (!code && bytes > 0) code = ls_comm_broadcast(comm, choices, bytes, 0, error);
+    if (!code) ls_device_adopt(replica->device, choices, bytes, &own);
+    free(choices);
+    return code ? code : ls_comm_agree(comm, &own, &failed_rank, error);
+}
+
+enum ls_code ls_replica_tune(struct ls_replica *replica, struct ls_error *error) {
+    if (replica->fixed || ls_device_info(replica->device)->kind == LS_DEVICE_KIND_CPU) return LS_OK;
+    ls_device_rehearse(replica->device, true);
+    rehearse(replica);
+    ls_device_rehearse(replica->device, false);
+    enum ls_code code = share_choices(replica, error);
+    if (!code) code = ls_arena_clear(replica->arena, replica->stream, error);
+    return code ? code : ls_model_fill_tables(replica->model, replica->stream, replica->tables, error);
+}
+
 static void copy_batch(struct ls_replica *replica, const struct ls_micro_batch *batch) {
     assert(batch->sequences <= replica->config->train.micro_batch_size);
     if (batch->sequences > 0) {

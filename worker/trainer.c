@@ -139,6 +139,10 @@ void ls_trainer_destroy(struct ls_trainer *trainer) {
     free(trainer);
 }
 
+enum ls_code ls_trainer_tune(struct ls_trainer *trainer, struct ls_error *error) {
+    return ls_replica_tune(trainer->replica, error);
+}
+
 enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error) {
     const char *folder = trainer->config->model.init_from;
     if (folder[0]) return ls_snapshot_read_weights(trainer->snapshot, folder, error);

@@ -50,6 +50,9 @@ enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct 
 /* Takes NULL. */
 void ls_trainer_destroy(struct ls_trainer *trainer);
 
+/* Collective, before ls_trainer_initialize() or ls_trainer_load(): see ls_replica_tune(). */
+enum ls_code ls_trainer_tune(struct ls_trainer *trainer, struct ls_error *error);
+
 /* Parameters from the folder model.init_from (LS_CHECKPOINT), else from train.seed; the same at any number of ranks. */
 enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error);
 /* Parameters and optimizer state from a checkpoint folder, written at any number of ranks and ZeRO stage. Not

@@ -6,6 +6,8 @@
 #include "common/files.h"
 #include "common/log.h"
 #include "worker/advice.h"
+#include "worker/comm/nccl.h"
+#include "worker/gpus.h"
 #include "worker/memory/host_memory.h"
 #include "worker/reporter.h"
 #include "worker/saving.h"
@@ -29,8 +31,9 @@ static const double LATE_SECONDS = 0.1; /* a grant that came later than this is 
 
 struct ls_worker {
     struct ls_worker_options options;
-    struct ls_comm *comm;
+    struct ls_comm *comm, *team; /* team: the trainer's, over NCCL where ranks are on GPUs, else the same */
     int rank, failed_rank;
+    int sharers; /* ranks on this rank's GPU; 0: CPUs */
     bool shared; /* the error is every rank's */
     bool log_is_open;
     bool failed;                /* nothing is left to be said to the coordinator */
@@ -177,7 +180,13 @@ static enum ls_code prepare(struct ls_worker *worker, const char *yaml, struct l
     if (!code) code = ls_corpus_resolve_vocab(worker->corpus, &worker->config, error);
     if (code) return code;
     ls_config_digest(&worker->config, worker->config_digest);
-    return ls_device_create_cpu(threads_of(worker), LS_STREAMS_EAGER, &worker->device, error);
+    return ls_gpus_open(&worker->config, worker->comm, threads_of(worker), &worker->device, error);
+}
+
+static enum ls_code check_gpus(struct ls_worker *worker, struct ls_error *error) {
+    enum ls_code code = ls_gpus_check(&worker->config, worker->comm, worker->device, &worker->sharers, error);
+    if (code == LS_USAGE) worker->shared = true;
+    return code;
 }
 
 static void describe_rank(const struct ls_worker *worker, struct ls_rank_info *info) {
@@ -224,23 +233,45 @@ static bool must_leave(void *context, const struct ls_session_orders *orders, st
     return true;
 }
 
-static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
+/* What the rank may take of its device, checked against the plan. */
+static enum ls_code check_memory(struct ls_worker *worker, struct ls_error *error) {
+    const struct ls_device_info *info = ls_device_info(worker->device);
+    const struct ls_advice_gpu gpu = {.name = info->name,
+                                      .bytes = worker->sharers > 0
+                                                   ? (info->memory_bytes - info->overhead_bytes) / worker->sharers
+                                                   : 0};
+    return ls_advice_check(&worker->config, ls_comm_size(worker->comm), ls_comm_local_size(worker->comm),
+                           (int)worker->config.launcher.threads_per_rank,
+                           info->kind == LS_DEVICE_KIND_CUDA ? &gpu : NULL, &worker->memory_planned, error);
+}
+
+/* The collectives on streams: NCCL's between GPUs. */
+static enum ls_code connect(struct ls_worker *worker, struct ls_error *error) {
+    worker->team = worker->comm;
+    if (ls_device_info(worker->device)->kind != LS_DEVICE_KIND_CUDA || ls_comm_size(worker->comm) == 1) return LS_OK;
+    const struct ls_comm_nccl_options options = {
+        .host = worker->comm,
+        .device = worker->device,
+        .workspace_bytes = worker->config.zero.gradient_dtype == LS_GRADIENT_BF16 ? LS_NCCL_WORKSPACE_BYTES : 0,
+        .timeout_seconds = (double)worker->config.fault.stall_timeout_seconds,
+        .leave = worker->options.leave};
+    return ls_comm_create_nccl(&options, &worker->team, error);
+}
+
+static enum ls_code create_trainer(struct ls_worker *worker, struct ls_error *error) {
     const struct ls_welcome *welcome = &worker->welcome;
     const struct ls_trainer_options options = {.config = &worker->config,
                                                .corpus = worker->corpus,
                                                .device = worker->device,
-                                               .comm = worker->comm,
+                                               .comm = worker->team,
                                                .progress = worker->record,
                                                .start_step = welcome->start_step,
                                                .start_position = welcome->start_position,
                                                .optimizer_steps = welcome->optimizer_steps,
                                                .total_steps = welcome->total_steps,
                                                .end_position = welcome->end_position};
-    enum ls_code code = ls_advice_check(&worker->config, ls_comm_size(worker->comm), ls_comm_local_size(worker->comm),
-                                        (int)worker->config.launcher.threads_per_rank, &worker->memory_planned, error);
-    if (code) return code;
     worker->memory_before = ls_host_memory_resident();
-    code = ls_trainer_create(&options, &worker->trainer, error);
+    enum ls_code code = ls_trainer_create(&options, &worker->trainer, error);
     if (code) return code;
     const struct ls_saving_options saving = {.config = &worker->config,
                                              .welcome = welcome,
@@ -249,10 +280,29 @@ static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
                                              .session = worker->session,
                                              .is_over = must_leave,
                                              .context = worker};
-    code = ls_saving_create(&saving, &worker->saving, error);
-    if (code) return code;
-    return welcome->checkpoint[0] ? ls_trainer_load(worker->trainer, welcome->checkpoint, error)
-                                  : ls_trainer_initialize(worker->trainer, error);
+    return ls_saving_create(&saving, &worker->saving, error);
+}
+
+static enum ls_code fill(struct ls_worker *worker, struct ls_error *error) {
+    const char *checkpoint = worker->welcome.checkpoint;
+    return checkpoint[0] ? ls_trainer_load(worker->trainer, checkpoint, error)
+                         : ls_trainer_initialize(worker->trainer, error);
+}
+
+/* What may fail on one rank alone; then all leave. */
+static enum ls_code alone(struct ls_worker *worker, enum ls_code (*action)(struct ls_worker *, struct ls_error *),
+                          struct ls_error *error) {
+    struct ls_error own = {.code = LS_OK};
+    action(worker, &own);
+    return agree(worker, &own, error);
+}
+
+static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
+    enum ls_code code = alone(worker, check_memory, error);
+    if (!code) code = connect(worker, error);
+    if (!code) code = alone(worker, create_trainer, error);
+    if (!code) code = ls_trainer_tune(worker->trainer, error);
+    return code ? code : alone(worker, fill, error);
 }
 
 static enum ls_code set_up(struct ls_worker *worker, struct ls_error *error) {
@@ -268,11 +318,11 @@ static enum ls_code set_up(struct ls_worker *worker, struct ls_error *error) {
         code = agree(worker, &own, error);
     }
     free(yaml);
+    if (!code) code = check_gpus(worker, error);
     if (!code) code = join(worker, error);
     if (code) return code;
     mark(worker, LS_PHASE_LOAD);
-    load(worker, &own);
-    code = agree(worker, &own, error);
+    code = load(worker, error);
     if (code) return code;
     ls_log(LS_LOG_INFO, "rank %d of %d, process %d, attempt %lld: %s, from step %lld%s%s", worker->rank,
            ls_comm_size(worker->comm), (int)getpid(), (long long)worker->welcome.attempt,
@@ -428,6 +478,7 @@ void ls_worker_destroy(struct ls_worker *worker) {
     if (worker->session) ls_session_close(worker->session, worker->failed ? 0 : GOODBYE_SECONDS);
     ls_trainer_destroy(worker->trainer);
     ls_corpus_close(worker->corpus);
+    if (worker->team != worker->comm) ls_comm_destroy(worker->team);
     if (worker->device) ls_device_destroy(worker->device);
     ls_comm_set_watch(worker->comm, NULL);
     ls_reporter_stop(worker->reporter);

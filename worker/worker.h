@@ -20,6 +20,9 @@ struct ls_worker_options {
     bool logs;                      /* this process is this rank: its log goes to RUN/logs/rank-N.log */
     bool reports;                   /* this process reports where its node's ranks are, when it is its turn */
     struct ls_progress *progress;   /* of this node, NULL: opened once run and attempt are known */
+    /* Ends the process when the training thread is stuck in a lost collective on a GPU: called by another thread, must
+     * not return. */
+    void (*leave)(const struct ls_error *error);
     const atomic_bool *save_wished; /* set by a signal handler: ask for a save; NULL: never */
 };
 

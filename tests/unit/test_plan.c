@@ -68,7 +68,7 @@ static int64_t larger(int64_t a, int64_t b) {
 static struct ls_plan plan_of(const struct ls_config *config, int64_t ranks) {
     struct ls_plan plan;
     struct ls_error error = {0};
-    if (ls_plan_make(config, ranks, &plan, &error)) fail_msg("%s", error.text);
+    if (ls_plan_make(config, ranks, false, &plan, &error)) fail_msg("%s", error.text);
     return plan;
 }
 
@@ -536,17 +536,17 @@ static void a_run_beyond_its_limit_is_refused_with_advice(void **unused) {
     struct ls_config config = config_of(&gpt2, "");
     struct ls_error error;
     int64_t bytes = 0;
-    assert_int_equal(ls_advice_check(&config, 2, 2, 1, &bytes, &error), LS_OK);
+    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, &bytes, &error), LS_OK);
     config.memory.limit = bytes;
-    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, &error), LS_OK);
+    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, NULL, &error), LS_OK);
     config.memory.limit = bytes - 1;
-    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, &error), LS_MEMORY);
+    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, NULL, &error), LS_MEMORY);
     assert_non_null(strstr(error.text, "memory.limit allows"));
     assert_non_null(strstr(error.text, "The cheapest change that fits: -"));
     config.memory.limit = 1;
-    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, &error), LS_MEMORY);
+    assert_int_equal(ls_advice_check(&config, 2, 2, 1, NULL, NULL, &error), LS_MEMORY);
     assert_non_null(strstr(error.text, "use a smaller model"));
-    assert_int_equal(ls_advice_check(&config, 25, 25, 1, NULL, &error), LS_USAGE); /* more ranks than sequences */
+    assert_int_equal(ls_advice_check(&config, 25, 25, 1, NULL, NULL, &error), LS_USAGE); /* more ranks than sequences */
 }
 
 int main(void) {

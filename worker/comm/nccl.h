@@ -23,6 +23,9 @@ struct ls_comm_nccl_options {
     void (*leave)(const struct ls_error *error);
 };
 
+/* What the worker gives as workspace where it is needed. */
+enum { LS_NCCL_WORKSPACE_BYTES = 32 << 20 };
+
 enum { LS_NCCL_GRACE_SECONDS = 4, LS_NCCL_INIT_SECONDS = 300 };
 
 /* Collective. LS_ERROR when NCCL is missing or too old, with path and version; LS_COMMUNICATION when the ranks do not

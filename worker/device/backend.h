@@ -51,6 +51,9 @@ struct ls_event {
     struct ls_device *device;
 };
 
+/* The workspace of a CUDA device's operations, by their arguments alone. */
+size_t ls_cuda_planned_workspace(const struct ls_device *device, enum ls_op op, const void *arguments);
+
 /* Asserts what every kind of device may rely on: shapes not negative, pointers given where the shape needs them. */
 void ls_op_check(enum ls_op op, const void *arguments, size_t bytes);
 /* The type that an operation was asked for; LS_ERROR, naming the operation, when there is none of that number. */

@@ -34,6 +34,10 @@ enum ls_code ls_device_count_cuda(int *count, struct ls_error *error);
  * those of ls_device_count_cuda(); LS_ERROR: the library for products cannot be opened, the GPU does not answer. */
 enum ls_code ls_device_create_cuda(int index, bool tf32, struct ls_device **device, struct ls_error *error);
 
+/* A device that computes nothing and knows what the operations of a CUDA device need: for plans on hosts without one.
+ * Takes no memory and no streams. LS_MEMORY. */
+enum ls_code ls_device_create_planned_cuda(struct ls_device **device, struct ls_error *error);
+
 /* What a device is. */
 enum ls_device_kind { LS_DEVICE_KIND_CPU, LS_DEVICE_KIND_CUDA };
 struct ls_device_info {

@@ -49,17 +49,31 @@ int ls_arena_reserve(struct ls_arena_plan *plan, enum ls_memory_category categor
     return plan->count++;
 }
 
-static enum ls_code refuse(const struct ls_arena_plan *plan, struct ls_error *error) {
-    char table[512];
+/* What holds a GPU's memory, in MiB; "" for CPUs. */
+static void describe_gpu(const struct ls_device *device, char *text, size_t size) {
+    const struct ls_device_info *info = ls_device_info(device);
+    const int64_t available = ls_device_free_bytes(device), held = info->memory_bytes - available;
+    text[0] = '\0';
+    if (info->kind != LS_DEVICE_KIND_CUDA) return;
+    snprintf(text, size,
+             " %s has %.1f MiB: %.1f were held when this rank had made its context and opened its libraries, %.1f "
+             "have been taken since, %.1f are free.",
+             info->name, (double)info->memory_bytes / 1048576.0, (double)info->overhead_bytes / 1048576.0,
+             (double)(held - info->overhead_bytes) / 1048576.0, (double)available / 1048576.0);
+}
+
+static enum ls_code refuse(const struct ls_device *device, const struct ls_arena_plan *plan, struct ls_error *error) {
+    char table[384], gpu[288];
+    describe_gpu(device, gpu, sizeof gpu);
     size_t length = 0;
     for (int category = 0; category < LS_MEMORY_CATEGORIES; category++)
         length += (size_t)snprintf(table + length, sizeof table - length, "%s%s %.1f MiB", category ? ", " : "",
                                    ls_memory_category_name((enum ls_memory_category)category),
                                    (double)plan->category_bytes[category] / 1048576.0);
     return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
-                   "memory: this rank needs %.1f MiB and the device does not have them (%s). Lower "
-                   "train.micro_batch_size or run on more memory.",
-                   (double)plan->bytes / 1048576.0, table);
+                   "memory: this rank needs %.1f MiB and the device does not have them (%s).%s Lower "
+                   "train.micro_batch_size, end other programs on the device, or run on more memory.",
+                   (double)plan->bytes / 1048576.0, table, gpu);
 }
 
 /* Where the buffers go; returns the bytes of the whole. */
@@ -104,13 +118,13 @@ static enum ls_code set_guards(struct ls_arena *arena, struct ls_error *error) {
 enum ls_code ls_arena_create(struct ls_device *device, const struct ls_arena_plan *plan, struct ls_arena **arena,
                              struct ls_error *error) {
     struct ls_arena *made = calloc(1, sizeof *made + (size_t)plan->count * sizeof made->extents[0]);
-    if (!made) return refuse(plan, error);
+    if (!made) return refuse(device, plan, error);
     made->device = device;
     made->count = plan->count;
     const int64_t bytes = place(made, plan);
     /* Device memory is aligned to 64 bytes at least, which is what kernels ask for; offsets keep that. */
     made->memory = ls_device_allocate(device, bytes > 0 ? (size_t)bytes : 1);
-    enum ls_code code = made->memory ? LS_OK : refuse(plan, error);
+    enum ls_code code = made->memory ? LS_OK : refuse(device, plan, error);
     if (!code && plan->guarded) code = set_guards(made, error);
     if (code) {
         ls_arena_destroy(made);
@@ -118,6 +132,16 @@ enum ls_code ls_arena_create(struct ls_device *device, const struct ls_arena_pla
     }
     *arena = made;
     return LS_OK;
+}
+
+enum ls_code ls_arena_clear(struct ls_arena *arena, struct ls_stream *stream, struct ls_error *error) {
+    for (int i = 0; i < arena->count; i++)
+        ls_fill_zero(stream, arena->memory + arena->extents[i].offset,
+                     (size_t)(arena->extents[i].end - arena->extents[i].offset));
+    enum ls_code code = ls_stream_synchronize(stream, error);
+    if (code || !arena->seen) return code;
+    memset(arena->seen, PATTERN, (size_t)arena->count * (GUARD_BYTES + LS_ARENA_ALIGNMENT));
+    return copy_guards(arena, true, error);
 }
 
 void ls_arena_destroy(struct ls_arena *arena) {

@@ -47,10 +47,13 @@ struct ls_arena_plan {
 int ls_arena_reserve(struct ls_arena_plan *plan, enum ls_memory_category category, int64_t bytes);
 
 struct ls_arena;
-/* Allocates what the plan says from the device; LS_MEMORY with the table of categories when it is not to be had. */
+/* Allocates what the plan says from the device; LS_MEMORY with the table of categories, and of what holds the memory of
+ * a GPU, when it is not to be had. */
 enum ls_code ls_arena_create(struct ls_device *device, const struct ls_arena_plan *plan, struct ls_arena **arena,
                              struct ls_error *error);
 void ls_arena_destroy(struct ls_arena *arena);
+/* Zeroes every buffer; the streams that use the arena are idle. */
+enum ls_code ls_arena_clear(struct ls_arena *arena, struct ls_stream *stream, struct ls_error *error);
 void *ls_arena_buffer(struct ls_arena *arena, int buffer);
 /* Looks whether anything was written behind a buffer's end; the streams that use the arena are idle. LS_ERROR, naming
  * the buffer. LS_OK without guards. */

@@ -12,10 +12,13 @@ struct ls_gpu {
     int64_t memory_bytes;
     double memory_bytes_per_second;
     double link_bytes_per_second; /* to the other GPUs of the node, one direction: NVLink, or PCIe without it */
+    const char *driver_name;      /* what the driver calls it */
 };
 
 /* The GPU of that name, letters in either case; NULL: unknown. */
 const struct ls_gpu *ls_gpu_find(const char *name);
+/* The GPU that a driver calls so; NULL: unknown. */
+const struct ls_gpu *ls_gpu_of_driver(const char *name);
 /* Row `index` of the table; NULL behind the last. */
 const struct ls_gpu *ls_gpu_at(int index);
 

@@ -135,11 +135,6 @@ static enum ls_code adopt(struct ls_device *device, const void *choices, int64_t
     return ls_cuda_gemm_adopt(cuda_device(device)->gemm, choices, bytes, error);
 }
 
-static size_t workspace(const struct ls_device *device, enum ls_op op, const void *arguments) {
-    (void)device;
-    return op == LS_OP_attention_backward ? ls_cuda_attention_backward_workspace(arguments) : 0;
-}
-
 static const struct ls_backend backend = {
     .device_destroy = destroy,
     .allocate = allocate,
@@ -165,7 +160,7 @@ static const struct ls_backend backend = {
     .rehearse = rehearse,
     .choose = choose,
     .adopt = adopt,
-    .workspace = workspace,
+    .workspace = ls_cuda_planned_workspace,
 };
 
 static int major_of(int version) {

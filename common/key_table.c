@@ -36,10 +36,8 @@ static const struct ls_choice LAUNCHERS[] = {
     {"none", LS_LAUNCH_NONE, NULL},
     {"srun", 0, "this version starts workers by mpirun only. Use mpirun, or none and srun by hand."},
     {0}};
-static const struct ls_choice DEVICES[] = {{"auto", LS_DEVICE_AUTO, NULL},
-                                           {"cpu", LS_DEVICE_CPU, NULL},
-                                           {"cuda", LS_DEVICE_CUDA, NULL},
-                                           {0}};
+static const struct ls_choice DEVICES[] = {
+    {"auto", LS_DEVICE_AUTO, NULL}, {"cpu", LS_DEVICE_CPU, NULL}, {"cuda", LS_DEVICE_CUDA, NULL}, {0}};
 static const struct ls_choice DTYPES[] = {{"uint16", 0, NULL}, {0}};
 static const struct ls_choice DOCUMENT_ENDS[] = {{"start", false, NULL}, {"end", true, NULL}, {0}};
 
@@ -243,8 +241,8 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"launcher.arguments", LS_KEY_TEXTS, COUNTED(launcher.arguments), .standard = "[]",
      .meaning = "further arguments of the launcher", .elsewhere = "args mpirun_arguments"},
 
-    {"device", CHOICE(DEVICES), FIELD(device), .standard = "auto", .meaning = "where to compute; auto: GPUs where there are some, else CPUs",
-     .elsewhere = "accelerator"},
+    {"device", CHOICE(DEVICES), FIELD(device), .standard = "auto",
+     .meaning = "where to compute; auto: GPUs where there are some, else CPUs", .elsewhere = "accelerator"},
     {"gpu.share", LS_KEY_BOOLEAN, FIELD(gpu.share), .standard = "false",
      .meaning = "ranks may be on one GPU: slow, for tests"},
     {"gpu.tf32", LS_KEY_BOOLEAN, FIELD(gpu.tf32), .standard = "false",

@@ -23,11 +23,12 @@ enum ls_code ls_gpus_pick(int visible, int local_rank, int local_size, bool shar
         return LS_OK;
     }
     if (visible != local_size)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_NODE,
-                       "device: %d ranks run on this node and each sees %d GPUs. Start one rank for each GPU (-n, "
-                       "--ntasks-per-node), show as many GPUs as there are ranks (CUDA_VISIBLE_DEVICES), or, for tests, "
-                       "let ranks share GPUs (gpu.share: true).",
-                       local_size, visible);
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_NODE,
+            "device: %d ranks run on this node and each sees %d GPUs. Start one rank for each GPU (-n, "
+            "--ntasks-per-node), show as many GPUs as there are ranks (CUDA_VISIBLE_DEVICES), or, for tests, "
+            "let ranks share GPUs (gpu.share: true).",
+            local_size, visible);
     *gpu = local_rank;
     return LS_OK;
 }
@@ -43,8 +44,7 @@ enum ls_code ls_gpus_open(const struct ls_config *config, const struct ls_comm *
     struct ls_error reason;
     int visible = 0, gpu = 0;
     if (config->device == LS_DEVICE_CPU) return ls_device_create_cpu(threads, LS_STREAMS_EAGER, device, error);
-    if (config->gpu.share)
-        ls_nccl_share_gpu(ls_comm_rank(comm), ls_comm_local_size(comm) == ls_comm_size(comm));
+    if (config->gpu.share) ls_nccl_share_gpu(ls_comm_rank(comm), ls_comm_local_size(comm) == ls_comm_size(comm));
     enum ls_code code = ls_device_count_cuda(&visible, &reason);
     if (code && config->device == LS_DEVICE_CUDA) {
         *error = reason;

@@ -21,8 +21,8 @@ bool ls_gpus_expected(const struct ls_config *config);
 enum ls_code ls_gpus_open(const struct ls_config *config, const struct ls_comm *comm, int threads,
                           struct ls_device **device, struct ls_error *error);
 
-/* Collective. Refuses two ranks on one GPU unless gpu.share says so, and GPUs beside CPUs: LS_USAGE on all ranks, naming
- * both ranks. *sharers: ranks on this rank's GPU, itself included; 0 on CPUs. */
+/* Collective. Refuses two ranks on one GPU unless gpu.share says so, and GPUs beside CPUs: LS_USAGE on all ranks,
+ * naming both ranks. *sharers: ranks on this rank's GPU, itself included; 0 on CPUs. */
 enum ls_code ls_gpus_check(const struct ls_config *config, struct ls_comm *comm, const struct ls_device *device,
                            int *sharers, struct ls_error *error);
 

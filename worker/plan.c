@@ -32,8 +32,8 @@ static enum ls_code plan_arena(const struct ls_config *config, const struct ls_m
     struct ls_device *device = NULL;
     struct ls_replica_layout layout = {0};
     if (!arena) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "plan: no memory for the list of buffers. Free some.");
-    enum ls_code code = gpu ? ls_device_create_planned_cuda(&device, error)
-                            : ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, error);
+    enum ls_code code =
+        gpu ? ls_device_create_planned_cuda(&device, error) : ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, error);
     if (!code) code = ls_replica_plan(config, model, device, plan->ranks, arena, &layout, error);
     if (!code) {
         *activations = layout.activations;

@@ -236,10 +236,9 @@ static bool must_leave(void *context, const struct ls_session_orders *orders, st
 /* What the rank may take of its device, checked against the plan. */
 static enum ls_code check_memory(struct ls_worker *worker, struct ls_error *error) {
     const struct ls_device_info *info = ls_device_info(worker->device);
-    const struct ls_advice_gpu gpu = {.name = info->name,
-                                      .bytes = worker->sharers > 0
-                                                   ? (info->memory_bytes - info->overhead_bytes) / worker->sharers
-                                                   : 0};
+    const struct ls_advice_gpu gpu = {
+        .name = info->name,
+        .bytes = worker->sharers > 0 ? (info->memory_bytes - info->overhead_bytes) / worker->sharers : 0};
     return ls_advice_check(&worker->config, ls_comm_size(worker->comm), ls_comm_local_size(worker->comm),
                            (int)worker->config.launcher.threads_per_rank,
                            info->kind == LS_DEVICE_KIND_CUDA ? &gpu : NULL, &worker->memory_planned, error);

@@ -135,7 +135,8 @@ static void every_key_is_read_into_its_field(void **state) {
             "fault: {coordinator_timeout_seconds: 11, start_timeout_seconds: 12}\n"
             "coordinator: {bind: '::1', port: 65535}\n"
             "launcher: {type: mpirun, ranks: 3, threads_per_rank: 2, arguments: [--mca, 'a b', \"\\u00e9\"]}\n"
-            "device: cpu\n",
+            "device: cuda\n"
+            "gpu: {share: true, tf32: true}\n",
             NULL);
     assert_string_equal(config.name, "full-1.x");
     assert_int_equal(config.model.model_type, LS_LLAMA);
@@ -199,7 +200,9 @@ static void every_key_is_read_into_its_field(void **state) {
     assert_int_equal(config.launcher.arguments_count, 3);
     assert_string_equal(config.launcher.arguments[1], "a b");
     assert_string_equal(config.launcher.arguments[2], "é");
-    assert_int_equal(config.device, LS_DEVICE_CPU);
+    assert_int_equal(config.device, LS_DEVICE_CUDA);
+    assert_true(config.gpu.share);
+    assert_true(config.gpu.tf32);
 }
 
 static void unknown_keys_are_refused_with_the_nearest_name(void **state) {
@@ -228,10 +231,9 @@ static void keys_of_later_versions_are_unknown(void **state) {
     refuses(MODEL DATA TRAIN "fsdp: {stage: 1}\n", "run.yaml:4:1: unknown key fsdp");
     refuses_set("fault.max_restarts=1", "unknown key fault.max_restarts");
     refuses_set("launcher.wrapper=[x]", "unknown key launcher.wrapper");
-    refuses_set("gpu.share=true", "unknown key gpu.share");
     refuses_set("coordinator.interface=eth0", "unknown key coordinator.interface");
     refuses_set("precision=fp8", "--set precision:1:1: precision: found fp8", "fp32, bf16, fp16");
-    refuses_set("device=cuda", "this build has no CUDA");
+    refuses_set("gpu.graphs=true", "unknown key gpu.graphs");
     refuses_set("launcher.type=srun", "mpirun only");
 }
 

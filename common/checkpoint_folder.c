@@ -66,13 +66,15 @@ static bool is_committed(const char *name, uint64_t *step) {
     return parse_name(name, step, &rest) && *rest == 0;
 }
 
-static bool is_superseded(const char *name, uint64_t *step, uint64_t *attempt) {
-    static const char mark[] = ".superseded-a";
+/* A step's name with a mark and a number behind it. */
+static bool is_marked(const char *name, const char *mark, uint64_t *step, uint64_t *attempt) {
     const char *rest;
-    if (!parse_name(name, step, &rest) || strncmp(rest, mark, sizeof mark - 1) != 0) return false;
-    rest += sizeof mark - 1;
+    if (!parse_name(name, step, &rest) || strncmp(rest, mark, strlen(mark)) != 0) return false;
+    rest += strlen(mark);
     return take_number(&rest, attempt) && *rest == 0;
 }
+
+static const char superseded_mark[] = ".superseded-a", rejected_mark[] = ".rejected-a";
 
 /* A build folder ".step-00000200.a2", or a folder half removed, which counts as of attempt 0. */
 static bool is_unfinished(const char *name, uint64_t *step, uint64_t *attempt) {
@@ -374,7 +376,7 @@ struct folder_entry {
     char name[LS_CHECKPOINT_NAME_MAX];
     uint64_t step;
     uint64_t attempt;
-    enum { FOLDER_COMMITTED, FOLDER_SUPERSEDED, FOLDER_UNFINISHED } kind;
+    enum { FOLDER_COMMITTED, FOLDER_SUPERSEDED, FOLDER_REJECTED, FOLDER_UNFINISHED } kind;
 };
 
 /* By step, newest first; a step's committed folder before those it superseded, of these the latest first. */
@@ -391,8 +393,10 @@ static bool classify(const char *name, struct folder_entry *entry) {
     strcpy(entry->name, name);
     if (is_committed(name, &entry->step))
         entry->kind = FOLDER_COMMITTED;
-    else if (is_superseded(name, &entry->step, &entry->attempt))
+    else if (is_marked(name, superseded_mark, &entry->step, &entry->attempt))
         entry->kind = FOLDER_SUPERSEDED;
+    else if (is_marked(name, rejected_mark, &entry->step, &entry->attempt))
+        entry->kind = FOLDER_REJECTED;
     else if (is_unfinished(name, &entry->step, &entry->attempt))
         entry->kind = FOLDER_UNFINISHED;
     else
@@ -540,6 +544,48 @@ enum ls_code ls_checkpoint_recover(const char *run_dir, uint64_t attempt, struct
     return code;
 }
 
+/* Renames a folder of the open folder `checkpoints`; a rejected one of that name makes room. */
+static enum ls_code reject(int checkpoints, const char *name, uint64_t step, uint64_t attempt, struct ls_error *error) {
+    char rejected[LS_CHECKPOINT_NAME_MAX];
+    snprintf(rejected, sizeof rejected, "step-%0*" PRIu64 "%s%" PRIu64, NAME_DIGITS, step, rejected_mark, attempt);
+    enum ls_code code = LS_OK;
+    if (!faccessat(checkpoints, rejected, F_OK, AT_SYMLINK_NOFOLLOW))
+        code = remove_checkpoint(checkpoints, rejected, error);
+    if (!code && renameat(checkpoints, name, checkpoints, rejected)) code = fail_errno(error, "put aside", name);
+    if (!code && fsync(checkpoints)) code = fail_errno(error, "fsync", "the checkpoints folder");
+    return code;
+}
+
+enum ls_code ls_checkpoint_reject(const char *run_dir, const char *name, uint64_t attempt, struct ls_error *error) {
+    char folder[LS_CHECKPOINT_PATH_MAX];
+    uint64_t step;
+    if (!is_committed(name, &step))
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "checkpoint: '%.100s' is not the name of one", name);
+    enum ls_code code = checkpoints_path(run_dir, folder, error);
+    if (code) return code;
+    int checkpoints = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (checkpoints < 0) return fail_errno(error, "open", folder);
+    code = reject(checkpoints, name, step, attempt, error);
+    close(checkpoints);
+    return code;
+}
+
+enum ls_code ls_checkpoint_reject_from(const char *run_dir, uint64_t step, uint64_t attempt, struct ls_error *error) {
+    struct folder_entry *entries;
+    size_t count;
+    int checkpoints;
+    enum ls_code code = open_folders(run_dir, &checkpoints, &entries, &count, error);
+    for (size_t i = 0; i < count && !code; i++) {
+        /* A superseded one would be put back in place of what is rejected. */
+        bool usable = entries[i].kind == FOLDER_COMMITTED || entries[i].kind == FOLDER_SUPERSEDED;
+        if (usable && entries[i].step >= step)
+            code = reject(checkpoints, entries[i].name, entries[i].step, attempt, error);
+    }
+    if (checkpoints >= 0) close(checkpoints);
+    free(entries);
+    return code;
+}
+
 enum ls_code ls_checkpoint_prune(const char *run_dir, uint64_t step, int keep, struct ls_error *error) {
     struct folder_entry *entries;
     size_t count;
@@ -548,7 +594,8 @@ enum ls_code ls_checkpoint_prune(const char *run_dir, uint64_t step, int keep, s
     for (size_t i = 0; i < count && !code; i++) {
         bool below = entries[i].kind == FOLDER_COMMITTED && entries[i].step <= step && kept++ >= keep;
         bool replaced = entries[i].kind == FOLDER_SUPERSEDED && has_committed(entries, count, entries[i].step);
-        if (below || replaced) code = remove_checkpoint(checkpoints, entries[i].name, error);
+        bool rejected = entries[i].kind == FOLDER_REJECTED && entries[i].step <= step;
+        if (below || replaced || rejected) code = remove_checkpoint(checkpoints, entries[i].name, error);
     }
     if (checkpoints >= 0) close(checkpoints);
     free(entries);

@@ -64,6 +64,12 @@ typedef void ls_checkpoint_damaged(void *context, const char *name, const char *
 enum ls_code ls_checkpoint_newest(const char *run_dir, bool *found, struct ls_checkpoint_found *checkpoint,
                                   ls_checkpoint_damaged *damaged, void *context, struct ls_error *error);
 
+/* Renames the folder `name` of RUN/checkpoints, as ls_checkpoint_newest() tells it, to that of a rejected one: it is
+ * no checkpoint any more, and stays until ls_checkpoint_prune() of a later step. */
+enum ls_code ls_checkpoint_reject(const char *run_dir, const char *name, uint64_t attempt, struct ls_error *error);
+/* Rejects every checkpoint of `step` and those above it. */
+enum ls_code ls_checkpoint_reject_from(const char *run_dir, uint64_t step, uint64_t attempt, struct ls_error *error);
+
 /* The steps that have a committed folder, damaged ones too, ascending. *steps is malloc'ed; the caller frees. */
 enum ls_code ls_checkpoint_list(const char *run_dir, uint64_t **steps, size_t *count, struct ls_error *error);
 
@@ -75,7 +81,8 @@ enum ls_code ls_checkpoint_open(const char *path, struct ls_checkpoint_found *ch
 enum ls_code ls_checkpoint_recover(const char *run_dir, uint64_t attempt, struct ls_error *error);
 
 /* After `step` was committed: keeps it and the `keep` - 1 newest below it (keep >= 1), removes those further below and
- * every superseded folder whose step is committed. Folders above `step` are neither counted nor removed. */
+ * every superseded folder whose step is committed, and the rejected ones up to `step`. Folders above `step` are neither
+ * counted nor removed. */
 enum ls_code ls_checkpoint_prune(const char *run_dir, uint64_t step, int keep, struct ls_error *error);
 
 /* Makes RUN/final link to the checkpoint of `step`, replacing an earlier link. */

@@ -110,6 +110,7 @@ struct ls_config {
         int64_t coordinator_timeout_seconds;
         int64_t start_timeout_seconds; /* how long the coordinator waits for every rank to join */
         int64_t stall_timeout_seconds; /* 0: auto */
+        int64_t max_restarts;          /* in a row, without progress */
     } fault;
     struct {
         char bind[64]; /* "auto" or a numeric address */

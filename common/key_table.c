@@ -225,6 +225,11 @@ static const struct ls_key CONFIG_KEYS[] = {
                 "20 times a step's median time, at least 10, and start_timeout_seconds before the first step",
      .elsewhere = "train_timeout_seconds stall_timeout watchdog_timeout timeout"},
 
+    {"fault.max_restarts", INTEGER(0, 1000000), FIELD(fault.max_restarts), .standard = "3",
+     .meaning = "restarts from the newest checkpoint after a loss or a stall, counted since the last new checkpoint; "
+                "used up, the run ends with the code of the last cause",
+     .elsewhere = "max_retries retries torchrun.max_restarts"},
+
     {"coordinator.bind", TEXT(64), FIELD(coordinator.bind), .standard = "auto",
      .meaning = "address to listen on: auto (loopback if all ranks are here) or a numeric address",
      .elsewhere = "address host master_addr"},

@@ -58,6 +58,9 @@
     X(journaled_step)                                                                                                  \
     X(committed_step)                                                                                                  \
     X(saving_step)                                                                                                     \
+    X(attempt)                                                                                                         \
+    X(restarts)                                                                                                        \
+    X(max_restarts)                                                                                                    \
     X(position) X(loss) X(tokens_per_second) X(eta_seconds) X(handshakes_failed) X(messages_dropped) X(pid)
 #define STATUS_STRINGS(X) X(name) X(phase) X(host)
 

@@ -96,6 +96,7 @@ struct ls_wire_status {
     uint64_t position;
     double loss, tokens_per_second, eta_seconds; /* NAN: not known yet */
     uint64_t handshakes_failed, messages_dropped;
+    int64_t attempt, restarts, max_restarts; /* restarts: since the last new checkpoint */
     int64_t pid;
     char host[64];
 };

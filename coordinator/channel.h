@@ -21,7 +21,8 @@ enum ls_channel_kind {
     /* from the supervisor */
     LS_CHANNEL_SIGNAL,
     LS_CHANNEL_LAUNCHER_STARTED, /* the launcher of `attempt` runs as process `pid`, leader of its session */
-    LS_CHANNEL_LAUNCHER_EXITED   /* the launcher of `attempt` ended with `status`, no process of its session is left */
+    LS_CHANNEL_LAUNCHER_EXITED,  /* it ended with `status` */
+    LS_CHANNEL_GONE              /* nothing of `attempt` is left on this host: no process, no shared memory */
 };
 
 /* Plain data; what a kind does not use is zero. */
@@ -32,11 +33,13 @@ struct ls_channel_message {
         int64_t attempt, ranks, port;
         char key_text[LS_KEY_TEXT_MAX]; /* of the workers */
     } ready;
-    int64_t attempt, ranks;        /* LAUNCH; KILL, LAUNCHER_STARTED, LAUNCHER_EXITED: attempt */
+    int64_t attempt;               /* LAUNCH, KILL, LAUNCHER_STARTED, LAUNCHER_EXITED, GONE */
+    int64_t ranks;                 /* LAUNCH */
+    char excluded[1024];           /* LAUNCH: hosts to be left out, with commas between them */
     int32_t code;                  /* END */
     char text[LS_WIRE_TEXT_BYTES]; /* END */
     enum ls_core_signal signal;    /* SIGNAL */
-    int32_t pid, status;           /* LAUNCHER_STARTED; LAUNCHER_EXITED: exit status, or 128 + signal */
+    int32_t pid, status;           /* LAUNCHER_STARTED; LAUNCHER_EXITED: exit status, or minus the signal */
 };
 
 /* Sends; false when the other side is gone. Waits for room if the other side is slow. */

@@ -79,6 +79,8 @@ static void print_live(const struct ls_wire_status *status) {
     char left[32];
     ls_console_format_duration(status->eta_seconds, left);
     printf("run         %s, %s\n", status->name, status->phase);
+    printf("attempt     %lld, restart %lld of %lld since the last new checkpoint\n", (long long)status->attempt,
+           (long long)status->restarts, (long long)status->max_restarts);
     printf("step        %lld of %lld, %lld granted, %lld in the journal\n", (long long)status->step,
            (long long)status->total_steps, (long long)status->granted_step, (long long)status->journaled_step);
     printf("sequences   %llu\n", (unsigned long long)status->position);

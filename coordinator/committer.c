@@ -25,6 +25,9 @@ struct ls_committer {
     int prune_keep;
     struct ls_commit_job job;
     struct ls_commit_result result;
+    bool prepare, has_start;
+    struct ls_run_start_wish wish;
+    struct ls_prepare_result start;
 };
 
 static enum ls_code commit(const struct ls_committer *committer, const struct ls_commit_job *job,
@@ -54,12 +57,44 @@ static void prune(struct ls_committer *committer) {
     pthread_mutex_lock(&committer->mutex);
 }
 
+static void wake(const struct ls_committer *committer) {
+    uint64_t one = 1;
+    (void)!write(committer->wake, &one, sizeof one); /* full: the server will wake up anyway */
+}
+
+/* With the mutex, which is given up meanwhile. A wish that comes in between is looked for next. */
+static void prepare(struct ls_committer *committer) {
+    struct ls_run_start_wish wish = committer->wish;
+    struct ls_prepare_result *result = calloc(1, sizeof *result);
+    committer->prepare = false;
+    pthread_mutex_unlock(&committer->mutex);
+    if (result && ls_run_directory_is_ours(&committer->run, committer->generation))
+        ls_run_find_start(&wish, &result->start, &result->error);
+    else if (result)
+        ls_fail(&result->error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                "another coordinator has taken over the run %s; this one must end", committer->run.path);
+    pthread_mutex_lock(&committer->mutex);
+    if (!result) {
+        ls_fail(&committer->start.error, LS_MEMORY, LS_SCOPE_JOB, "no memory to look for checkpoints");
+    } else {
+        committer->start = *result;
+        committer->start.start.attempt.attempt = wish.attempt;
+    }
+    committer->has_start = true;
+    free(result);
+    wake(committer);
+}
+
 static void *committer_thread(void *argument) {
     struct ls_committer *committer = argument;
     pthread_mutex_lock(&committer->mutex);
     for (;;) {
-        while (!committer->busy && !committer->prune_step && !committer->stopping)
+        while (!committer->busy && !committer->prune_step && !committer->prepare && !committer->stopping)
             pthread_cond_wait(&committer->changed, &committer->mutex);
+        if (!committer->busy && committer->prepare && !committer->stopping) {
+            prepare(committer);
+            continue;
+        }
         if (!committer->busy && committer->prune_step) {
             prune(committer);
             continue;
@@ -76,8 +111,7 @@ static void *committer_thread(void *argument) {
         committer->result = (struct ls_commit_result){
             .step = (int64_t)job.state.step, .attempt = (int64_t)job.state.attempt, .done = done};
         if (!done) snprintf(committer->result.text, sizeof committer->result.text, "%s", error.text);
-        uint64_t one = 1;
-        if (write(committer->wake, &one, sizeof one) < 0 && errno != EAGAIN) break;
+        wake(committer);
     }
     pthread_mutex_unlock(&committer->mutex);
     return NULL;
@@ -112,6 +146,30 @@ bool ls_committer_begin(struct ls_committer *committer, const struct ls_commit_j
     }
     pthread_mutex_unlock(&committer->mutex);
     return free_now;
+}
+
+void ls_committer_prepare(struct ls_committer *committer, const struct ls_run_start_wish *wish) {
+    pthread_mutex_lock(&committer->mutex);
+    committer->wish = *wish;
+    committer->prepare = true;
+    pthread_cond_broadcast(&committer->changed);
+    pthread_mutex_unlock(&committer->mutex);
+}
+
+bool ls_committer_take_start(struct ls_committer *committer, struct ls_prepare_result *result) {
+    pthread_mutex_lock(&committer->mutex);
+    bool taken = committer->has_start;
+    if (taken) *result = committer->start;
+    committer->has_start = false;
+    pthread_mutex_unlock(&committer->mutex);
+    return taken;
+}
+
+bool ls_committer_is_busy(struct ls_committer *committer) {
+    pthread_mutex_lock(&committer->mutex);
+    bool busy = committer->busy || committer->has_result;
+    pthread_mutex_unlock(&committer->mutex);
+    return busy;
 }
 
 void ls_committer_prune(struct ls_committer *committer, int64_t step, int keep) {

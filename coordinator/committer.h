@@ -1,5 +1,5 @@
-/* The committer: turns the parts of a save into a committed checkpoint, on a thread of its own because hashing lists,
- * renames and fsyncs take their time. One save at a time. */
+/* The committer: turns the parts of a save into a committed checkpoint, and finds the one that an attempt can start
+ * from, on a thread of its own because hashing, renames and fsyncs take their time. One thing at a time. */
 #ifndef LS_COORDINATOR_COMMITTER_H
 #define LS_COORDINATOR_COMMITTER_H
 
@@ -7,6 +7,7 @@
 #include "common/trainer_state.h"
 #include "common/wire.h"
 #include "coordinator/run_directory.h"
+#include "coordinator/run_start.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,6 +29,12 @@ struct ls_commit_result {
     char text[LS_WIRE_TEXT_BYTES]; /* when not done */
 };
 
+/* A start that was looked for (ls_run_find_start). */
+struct ls_prepare_result {
+    struct ls_run_start start; /* attempt.attempt: the one it is for */
+    struct ls_error error;     /* code LS_OK: found */
+};
+
 /* `run` and `generation` fence: nothing is committed once a newer coordinator has taken over. `wake` is an eventfd
  * written to when a result is there. */
 enum ls_code ls_committer_start(const struct ls_run_directory *run, uint32_t generation, int wake,
@@ -36,6 +43,12 @@ enum ls_code ls_committer_start(const struct ls_run_directory *run, uint32_t gen
 bool ls_committer_begin(struct ls_committer *committer, const struct ls_commit_job *job);
 /* Takes a result; false when there is none. */
 bool ls_committer_take(struct ls_committer *committer, struct ls_commit_result *result);
+/* Looks for the start of an attempt, after what is being committed. The wish's texts must outlive the search. */
+void ls_committer_prepare(struct ls_committer *committer, const struct ls_run_start_wish *wish);
+/* Takes its result; false when there is none. */
+bool ls_committer_take_start(struct ls_committer *committer, struct ls_prepare_result *result);
+/* True while a commit runs, or its result has not been taken. */
+bool ls_committer_is_busy(struct ls_committer *committer);
 /* Removes, after what is being committed, the checkpoints below the `keep` newest ones up to the committed `step`
  * (ls_checkpoint_prune); a failure is logged. */
 void ls_committer_prune(struct ls_committer *committer, int64_t step, int keep);

@@ -270,7 +270,7 @@ struct ls_core_event {
             int32_t rank;      /* whose copy differs; -1: it cannot be told */
         } replica_differs;
         struct {
-            int status; /* exit status, or 128 + signal */
+            int status; /* exit status, or minus the signal that killed it: then it is the cause */
         } launcher_exited;
         struct {
             int64_t step, position; /* of the newest good checkpoint; 0: none */

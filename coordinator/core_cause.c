@@ -227,6 +227,12 @@ void core_on_replica_differs(struct ls_core *core, const struct ls_core_event *e
 void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     core->launcher_exited = true;
     if (!core->cause && core_end_if_saved(core, out)) return;
+    if (event->launcher_exited.status < 0) {
+        core_fail(core, CAUSE_EXACT, LS_COMMUNICATION, -1, out,
+                  "communication: the launcher of the workers was killed by signal %d at step %lld of %lld.",
+                  -event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step);
+        return;
+    }
     core_fail(core, CAUSE_LAUNCHER, LS_COMMUNICATION, -1, out,
               "communication: the launcher ended with status %d at step %lld of %lld, no rank said why. "
               "Look at the launcher's output and at logs/rank-*.log.",

@@ -138,7 +138,9 @@ static uint64_t finish_batch(struct ls_journal *journal, uint64_t from, uint64_t
         struct ls_journal_entry *entry = &journal->queue[i % QUEUE_MAX];
         if (!entry->note) before = entry->record.sequence;
         free(entry->note);
+        free(entry->attempt);
         entry->note = NULL;
+        entry->attempt = NULL;
     }
     return before;
 }
@@ -355,12 +357,11 @@ static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
     return false;
 }
 
-enum ls_code ls_journal_read_records(struct ls_journal *journal, int64_t attempt, ls_journal_take *take, void *context,
-                                     struct ls_error *error) {
+/* Hands in the records that a query finds for `attempt`, its one parameter. */
+static enum ls_code read_records(struct ls_journal *journal, const char *query, int64_t attempt, ls_journal_take *take,
+                                 void *context, struct ls_error *error) {
     sqlite3_stmt *statement;
-    if (sqlite3_prepare_v2(journal->database, "SELECT " RECORD_COLUMNS " FROM records WHERE attempt=? ORDER BY id", -1,
-                           &statement, NULL) != SQLITE_OK)
-        return failed(journal, error);
+    if (sqlite3_prepare_v2(journal->database, query, -1, &statement, NULL) != SQLITE_OK) return failed(journal, error);
     sqlite3_bind_int64(statement, 1, attempt);
     enum ls_code code = LS_OK;
     int row = SQLITE_DONE;
@@ -370,6 +371,20 @@ enum ls_code ls_journal_read_records(struct ls_journal *journal, int64_t attempt
     if (code == LS_OK && row != SQLITE_DONE) code = failed(journal, error);
     sqlite3_finalize(statement);
     return code;
+}
+
+enum ls_code ls_journal_read_records(struct ls_journal *journal, int64_t attempt, ls_journal_take *take, void *context,
+                                     struct ls_error *error) {
+    return read_records(journal, "SELECT " RECORD_COLUMNS " FROM records WHERE attempt=? ORDER BY id", attempt, take,
+                        context, error);
+}
+
+enum ls_code ls_journal_read_history(struct ls_journal *journal, int64_t attempt, ls_journal_take *take, void *context,
+                                     struct ls_error *error) {
+    return read_records(journal,
+                        "SELECT " RECORD_COLUMNS " FROM records WHERE attempt=?1 OR (attempt<?1 AND kind NOT IN"
+                        " ('step', 'validation')) ORDER BY id",
+                        attempt, take, context, error);
 }
 
 bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind kind, struct ls_core_record *record) {
@@ -490,7 +505,8 @@ static enum ls_code write_batch(struct ls_journal *journal, uint64_t from, uint6
     enum ls_code code = execute(journal, "BEGIN", error);
     for (uint64_t i = from; code == LS_OK && i < to; i++) {
         const struct ls_journal_entry *entry = &journal->queue[i % QUEUE_MAX];
-        if (!entry->note && !insert_entry(journal, entry)) code = failed(journal, error);
+        if (entry->attempt) code = ls_journal_begin_attempt(journal, entry->attempt, error);
+        if (code == LS_OK && !entry->note && !insert_entry(journal, entry)) code = failed(journal, error);
     }
     sqlite3_reset(journal->insert);
     for (uint64_t i = from; code == LS_OK && i < to; i++)
@@ -558,6 +574,7 @@ void ls_journal_append(struct ls_journal *journal, const struct ls_journal_entry
         pthread_cond_broadcast(&journal->changed);
     } else {
         free(entry->note);
+        free(entry->attempt);
     }
     pthread_mutex_unlock(&journal->mutex);
 }

@@ -37,10 +37,11 @@ struct ls_journal_note {
 
 /* A record with what the step line and metrics.jsonl say beside it. */
 struct ls_journal_entry {
-    struct ls_core_record record; /* with a note only attempt and generation */
-    struct ls_journal_note *note; /* NULL for a record; the journal's */
-    struct ls_step_report report; /* STEP */
-    double loss, bits_per_byte;   /* VALIDATION */
+    struct ls_core_record record;       /* with a note only attempt and generation */
+    struct ls_journal_note *note;       /* NULL for a record; the journal's */
+    struct ls_journal_attempt *attempt; /* ATTEMPT: what the new attempt begins with (malloc'ed), the journal's */
+    struct ls_step_report report;       /* STEP */
+    double loss, bits_per_byte;         /* VALIDATION */
 };
 
 /* Opens (makes) the journal. LS_CHECKPOINT: cannot be opened, is of another format, or another process has it. */
@@ -75,6 +76,10 @@ enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t att
 typedef enum ls_code ls_journal_take(void *context, const struct ls_core_record *record, struct ls_error *error);
 enum ls_code ls_journal_read_records(struct ls_journal *journal, int64_t attempt, ls_journal_take *take, void *context,
                                      struct ls_error *error);
+/* The same for what a coordinator that starts again has to know: all records of `attempt`, and of those before it
+ * whatever is neither STEP nor VALIDATION. */
+enum ls_code ls_journal_read_history(struct ls_journal *journal, int64_t attempt, ls_journal_take *take, void *context,
+                                     struct ls_error *error);
 /* The newest record of `kind` of any attempt; false when there is none. */
 bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind kind, struct ls_core_record *record);
 
@@ -87,7 +92,8 @@ typedef void ls_journal_observer(void *context, const struct ls_journal_entry *e
 /* Starts the thread. `wake` is an eventfd written to whenever ls_journal_durable() has news. */
 enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, int wake, ls_journal_observer *observe,
                               void *context, struct ls_error *error);
-/* Queues an entry (copied). Waits only when 4096 entries wait for the disk. */
+/* Queues an entry (copied). Waits only when 4096 entries wait for the disk. An ATTEMPT record and the row of its
+ * attempt become durable together. */
 void ls_journal_append(struct ls_journal *journal, const struct ls_journal_entry *entry);
 /* Queues a note: it comes to the observer in its place among the entries, and is not kept in the journal. `fields` is
  * the text of a JSON object, copied. Without memory it is left out. */

@@ -186,6 +186,12 @@ static void write_event(struct ls_metrics *metrics, const struct ls_core_record 
     write_line(metrics, line);
 }
 
+void ls_run_facts_begin_attempt(struct ls_run_facts *facts, const struct ls_core_record *record) {
+    facts->attempt = record->attempt;
+    facts->ranks = record->attempt_begun.world_size;
+    facts->start_step = record->attempt_begun.start_step;
+}
+
 void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
     if (entry->note)
         write_note(metrics, entry);
@@ -195,6 +201,8 @@ void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry 
         write_validation(metrics, entry);
     else
         write_event(metrics, &entry->record);
+    if (!entry->note && entry->record.kind == LS_RECORD_ATTEMPT)
+        ls_run_facts_begin_attempt(&metrics->facts, &entry->record);
 }
 
 /* ---- the summary ---- */

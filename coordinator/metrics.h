@@ -13,8 +13,11 @@
 struct ls_run_facts {
     char name[LS_CONFIG_NAME_SIZE], path[1000], host[64];
     char config_digest[33];
-    int64_t attempt, ranks, zero_stage, start_step, total_steps, sequence_length;
+    int64_t attempt, ranks, zero_stage, start_step, total_steps, sequence_length, max_restarts;
 };
+
+/* What an ATTEMPT record changes of them. */
+void ls_run_facts_begin_attempt(struct ls_run_facts *facts, const struct ls_core_record *record);
 
 /* What the steps seen so far add up to; what it takes from steps leaves the first five of the attempt out. */
 struct ls_metrics_summary {

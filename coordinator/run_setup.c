@@ -5,7 +5,6 @@
 #include "common/checkpoint_folder.h"
 #include "common/corpus.h"
 #include "common/files.h"
-#include "common/log.h"
 #include "worker/advice.h"
 #include "worker/gpus.h"
 #include "worker/model/model.h"
@@ -25,6 +24,9 @@ enum {
     SPAN_STEPS =
         256, /* granted ahead: the next span comes half of it before the end, 0.1 s with steps of a millisecond */
     CAUSE_GRACE_MS = 1000,
+    BACKOFF_MS = 1000, /* before the second restart without progress; then twice as long each time */
+    BACKOFF_MAX_MS = 60000,
+    CLEAR_TIMEOUT_MS = 30000, /* for killed workers to be gone */
     /* Weights, master weights and two moments, in fp32. */
     CHECKPOINT_BYTES_PER_PARAMETER = 16
 };
@@ -141,47 +143,32 @@ static enum ls_code list_checkpoints(struct ls_run *run, bool restarted, struct 
     return LS_OK;
 }
 
-static enum ls_code check_lineage(struct ls_run *run, const struct ls_trainer_state *state, struct ls_error *error) {
-    if (strcmp(state->config_digest, run->core.config_digest) != 0)
-        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
-                       "the newest checkpoint, step %lld, was made with another configuration (digest %s, this one has "
-                       "%s). Start anew "
-                       "with --run-dir DIR.",
-                       (long long)state->step, state->config_digest, run->core.config_digest);
-    if (strcmp(state->dataset_digest, run->core.dataset_digest) != 0)
-        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
-                       "the datasets have changed since step %lld was saved (digest %s, now %s). Put them back, or "
-                       "start anew with "
-                       "--run-dir DIR.",
-                       (long long)state->step, state->dataset_digest, run->core.dataset_digest);
+/* What the newest attempt was told not to start again from; INT64_MAX: nothing. */
+static enum ls_code note_below_step(void *below_step, const struct ls_core_record *record, struct ls_error *error) {
+    (void)error;
+    if (record->kind == LS_RECORD_FAULT && record->end.below_step) *(int64_t *)below_step = record->end.below_step;
     return LS_OK;
 }
 
 /* A new attempt, from the newest good checkpoint or from step 0. */
 static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
     struct ls_journal_attempt before;
+    struct ls_run_start_wish wish = {.run_dir = run->directory.path,
+                                     .below_step = INT64_MAX,
+                                     .config_digest = run->core.config_digest,
+                                     .dataset_digest = run->core.dataset_digest};
     enum ls_code code = ls_journal_last_attempt(run->journal, &before, error);
+    if (code == LS_OK)
+        code = ls_journal_read_records(run->journal, before.attempt, note_below_step, &wish.below_step, error);
+    wish.attempt = before.attempt + 1;
+    if (code == LS_OK) code = ls_run_find_start(&wish, &run->start, error);
     if (code != LS_OK) return code;
-    run->attempt = (struct ls_journal_attempt){.attempt = before.attempt + 1, .world_size = run->ranks};
-    code = ls_checkpoint_recover(run->directory.path, (uint64_t)run->attempt.attempt, error);
-    if (code != LS_OK) return code;
-    struct ls_checkpoint_found *found = calloc(1, sizeof *found);
-    if (!found) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to look for checkpoints");
-    bool any = false;
-    code = ls_checkpoint_newest(run->directory.path, &any, found, NULL, NULL, error);
-    if (code == LS_OK && any) code = check_lineage(run, &found->state, error);
-    if (code == LS_OK && any) {
-        run->attempt.start_step = (int64_t)found->state.step;
-        run->attempt.start_position = (int64_t)found->state.position;
-        run->attempt.optimizer_steps = (int64_t)found->state.optimizer_steps;
-        run->attempt.tokens = (int64_t)found->state.tokens;
-        ls_digest_parse(found->state.ledger_chain, &run->attempt.start_chain);
-        snprintf(run->attempt.checkpoint, sizeof run->attempt.checkpoint, "%s", found->path);
-        snprintf(run->attempt.parent_manifest, sizeof run->attempt.parent_manifest, "%s", found->manifest_hash);
-        run->complete = run->attempt.start_step >= run->total_steps;
-    }
-    free(found);
-    if (code == LS_OK && !run->complete) code = ls_journal_write_meta(run->journal, "datasets", run->datasets, error);
+    run->attempt = run->start.attempt;
+    run->attempt.attempt = wish.attempt;
+    run->attempt.world_size = run->ranks;
+    run->complete = run->end_position == UINT64_MAX ? run->attempt.start_step >= run->total_steps
+                                                    : (uint64_t)run->attempt.start_position >= run->end_position;
+    if (!run->complete) code = ls_journal_write_meta(run->journal, "datasets", run->datasets, error);
     if (code == LS_OK && !run->complete) code = ls_journal_begin_attempt(run->journal, &run->attempt, error);
     return code;
 }
@@ -211,7 +198,8 @@ static enum ls_code restore(void *core, const struct ls_core_record *record, str
 static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     struct ls_core_options *core = &run->core;
     const struct ls_config *config = run->config;
-    core->world_size = (int32_t)run->ranks;
+    core->world_size = (int32_t)run->attempt.world_size;
+    core->ranks_wanted = (int32_t)run->ranks;
     core->attempt = (uint32_t)run->attempt.attempt;
     core->start_step = run->attempt.start_step;
     core->start_position = run->attempt.start_position;
@@ -231,10 +219,14 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
     core->rejoin_timeout_ms = config->fault.coordinator_timeout_seconds * 1000;
     core->cause_grace_ms = CAUSE_GRACE_MS;
     core->checkpoints_keep = (int32_t)config->checkpoint.keep;
+    core->max_restarts = (int32_t)config->fault.max_restarts;
+    core->backoff_ms = BACKOFF_MS;
+    core->backoff_max_ms = BACKOFF_MAX_MS;
+    core->clear_timeout_ms = CLEAR_TIMEOUT_MS;
     enum ls_code code = list_checkpoints(run, options->restarted, error);
     if (code == LS_OK) code = ls_core_create(core, &run->machine, error);
-    if (code == LS_OK && options->restarted)
-        code = ls_journal_read_records(run->journal, run->attempt.attempt, restore, run->machine, error);
+    if (code == LS_OK) code = ls_journal_read_history(run->journal, run->attempt.attempt, restore, run->machine, error);
+    run->ranks = run->attempt.world_size;
     return code;
 }
 
@@ -263,10 +255,11 @@ static void state_facts(struct ls_run *run) {
     gethostname(facts->host, sizeof facts->host - 1);
     memcpy(facts->config_digest, run->core.config_digest, sizeof facts->config_digest);
     facts->attempt = run->attempt.attempt;
-    facts->ranks = run->ranks;
+    facts->ranks = run->attempt.world_size;
     facts->start_step = run->attempt.start_step;
     facts->total_steps = run->total_steps;
     facts->zero_stage = run->config->zero.stage;
+    facts->max_restarts = run->config->fault.max_restarts;
     facts->sequence_length = run->config->data.sequence_length;
 }
 

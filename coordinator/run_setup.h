@@ -10,6 +10,7 @@
 #include "coordinator/journal.h"
 #include "coordinator/metrics.h"
 #include "coordinator/run_directory.h"
+#include "coordinator/run_start.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -36,10 +37,12 @@ struct ls_run {
     struct ls_run_directory directory;
     struct ls_keys keys;
     struct ls_journal *journal;
-    struct ls_journal_attempt attempt;
-    struct ls_core_options core;
+    struct ls_run_start start;         /* as it was found; empty when `restarted` */
+    struct ls_journal_attempt attempt; /* whose workers are served */
+    struct ls_core_options core;       /* as they were when the core was made */
     struct ls_core *machine;
-    int64_t ranks, total_steps, port;
+    int64_t ranks; /* of the attempt */
+    int64_t total_steps, port;
     uint64_t end_position; /* UINT64_MAX: none */
     uint64_t epoch_length; /* 0: not defined */
     struct ls_run_facts facts;

@@ -61,6 +61,7 @@ static void read_threads(struct ls_server *server) {
         server_handle(server, &event);
     }
     struct ls_commit_result result;
+    server_take_start(server);
     if (ls_committer_take(server->committer, &result)) {
         struct ls_core_event event = {.kind = result.done ? LS_EVENT_COMMIT_DONE : LS_EVENT_COMMIT_FAILED,
                                       .attempt = (uint32_t)result.attempt};
@@ -83,6 +84,7 @@ static void read_channel(struct ls_server *server) {
             ls_log(LS_LOG_WARNING, "coordinator: the supervisor is gone; saving and ending");
             close(server->channel);
             server->channel = -1;
+            server_tell(server, "supervisor_lost", "the supervisor is gone; saving and ending");
             on_signal(server, LS_SIGNAL_REQUEUE);
             return;
         }
@@ -91,8 +93,10 @@ static void read_channel(struct ls_server *server) {
         if (message.kind == LS_CHANNEL_LAUNCHER_EXITED) {
             struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message.attempt};
             event.launcher_exited.status = message.status;
+            server_note_loss(server, 0);
             server_handle(server, &event);
         }
+        if (message.kind == LS_CHANNEL_GONE && message.attempt == server->clearing) server->processes_gone = true;
     }
 }
 
@@ -127,7 +131,8 @@ static void read_monitor(struct ls_server *server) {
 static void watch(struct ls_server *server) {
     struct ls_watcher_loss loss;
     while (!server->ended && ls_watcher_poll(server->watcher, &loss)) {
-        struct ls_core_event event = {.attempt = server->run->core.attempt};
+        struct ls_core_event event = {.attempt = server_attempt(server)};
+        server_note_loss(server, loss.silent_seconds);
         if (loss.by_itself) {
             event.kind = LS_EVENT_FAULT;
             event.fault.rank = (int32_t)loss.rank;
@@ -164,10 +169,11 @@ static void watch_progress(struct ls_server *server) {
         snprintf(text, sizeof text, "stall: rank %d on %s, step %lld: ", verdict.rank, host[0] ? host : "unknown host",
                  (long long)status.step + 1);
     snprintf(text + strlen(text), sizeof text - strlen(text), "%s", verdict.text);
-    struct ls_core_event event = {.kind = LS_EVENT_STALLED, .attempt = server->run->core.attempt};
+    struct ls_core_event event = {.kind = LS_EVENT_STALLED, .attempt = server_attempt(server)};
     event.stalled.rank = of_one ? verdict.rank : -1;
     event.stalled.host = host;
     event.stalled.text = text;
+    server_note_loss(server, verdict.seconds);
     server_handle(server, &event);
 }
 
@@ -204,6 +210,7 @@ static void serve(struct ls_server *server) {
             read_channel(server);
         else if (server->signals >= 0)
             read_signals(server);
+        if (!server->ended) server_check_cleared(server);
         int64_t now = server_now_ms();
         if (server->ended || now - watched_ms < WATCH_MS) continue;
         watched_ms = now;
@@ -266,8 +273,11 @@ static void observe(void *context, const struct ls_journal_entry *entry) {
     ls_console_show(server->console, entry);
 }
 
-static enum ls_code start_stall_watch(struct ls_server *server, struct ls_error *error) {
+enum ls_code server_start_watching(struct ls_server *server, struct ls_error *error) {
     const struct ls_run *run = server->run;
+    enum ls_code code =
+        ls_watcher_create(run->directory.path, run->directory.run_id, run->attempt.attempt, &server->watcher, error);
+    if (code != LS_OK) return code;
     struct ls_stall_options options = {.attempt = run->attempt.attempt,
                                        .ranks = run->ranks,
                                        .timeout = (double)run->config->fault.stall_timeout_seconds,
@@ -290,10 +300,7 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
         return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the coordinator");
     enum ls_code code = ls_metrics_open(&run->facts, &server->metrics, error);
     if (code == LS_OK) code = ls_console_open(&run->facts, &server->console, error);
-    if (code == LS_OK)
-        code = ls_watcher_create(run->directory.path, run->directory.run_id, run->attempt.attempt, &server->watcher,
-                                 error);
-    if (code == LS_OK) code = start_stall_watch(server, error);
+    if (code == LS_OK) code = server_start_watching(server, error);
     if (code == LS_OK) code = ls_zap_start(server->context, &run->keys, &server->zap, error);
     if (code == LS_OK) code = bind_router(server, error);
     /* Where this process is the coordinator's alone, strangers' connections cannot take the descriptors that
@@ -353,10 +360,16 @@ static void announce(struct ls_server *server) {
     ls_key_format(&run->keys.worker, message.ready.key_text);
     ls_channel_send(server->channel, &message);
     explicit_bzero(&message, sizeof message);
-    if (run->config->launcher.type == LS_LAUNCH_NONE) return;
-    struct ls_channel_message launch = {
-        .kind = LS_CHANNEL_LAUNCH, .attempt = run->attempt.attempt, .ranks = run->ranks};
-    ls_channel_send(server->channel, &launch);
+}
+
+/* What happened before this coordinator began. */
+static void tell_beginning(struct ls_server *server) {
+    struct ls_core_status status;
+    ls_core_read_status(server->run->machine, &status);
+    server_tell_damaged(server, &server->run->start);
+    if (server->run->core.restarted)
+        server_tell(server, "coordinator_restarted", "a new coordinator took over at step %lld of attempt %u (%u)",
+                    (long long)status.step, status.attempt, status.generation);
 }
 
 enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct ls_error *reason) {
@@ -371,6 +384,7 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
     bool served = code == LS_OK;
     if (served) {
         announce(server);
+        tell_beginning(server);
         serve(server);
         code = ls_fail(reason, server->end_code, LS_SCOPE_JOB, "%s", server->end_text);
     }

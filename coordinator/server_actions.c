@@ -3,7 +3,6 @@
 #include "coordinator/server_state.h"
 
 #include "common/log.h"
-#include "coordinator/launcher.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +18,12 @@ static void journal(struct ls_server *server, const struct ls_core_record *recor
         const struct ls_message *message = record->payload;
         entry.loss = message->validation.loss;
         entry.bits_per_byte = message->validation.bits_per_byte;
+    } else if (record->kind == LS_RECORD_ATTEMPT && (entry.attempt = malloc(sizeof *entry.attempt))) {
+        *entry.attempt = *(const struct ls_journal_attempt *)record->payload;
+        entry.attempt->attempt = record->attempt;
+        entry.attempt->world_size = record->attempt_begun.world_size;
+    } else if (record->kind == LS_RECORD_JOINED) {
+        server_note_joined(server);
     }
     entry.record.payload = NULL; /* it lives only as long as the message */
     ls_journal_append(server->run->journal, &entry);
@@ -60,7 +65,7 @@ static void keep_part(struct ls_server *server, int64_t step) {
 }
 
 static void commit_failed(struct ls_server *server, int64_t step, const char *text) {
-    struct ls_core_event event = {.kind = LS_EVENT_COMMIT_FAILED, .attempt = server->run->core.attempt};
+    struct ls_core_event event = {.kind = LS_EVENT_COMMIT_FAILED, .attempt = server_attempt(server)};
     event.commit.step = step;
     event.commit.text = text;
     server_handle(server, &event);
@@ -76,7 +81,8 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     state->position = (uint64_t)action->commit.position;
     state->epoch = run->epoch_length ? state->position / run->epoch_length : 0;
     state->optimizer_steps = (uint64_t)parts->optimizer_steps;
-    state->tokens = state->position * (uint64_t)run->config->data.sequence_length;
+    const int64_t passed_over = ls_quarantine_within(ls_core_quarantine(run->machine), 0, action->commit.position);
+    state->tokens = (state->position - (uint64_t)passed_over) * (uint64_t)run->config->data.sequence_length;
     state->world_size = (uint64_t)run->ranks;
     state->data_seed = run->config->data.seed;
     state->train_seed = run->config->train.seed;
@@ -84,7 +90,9 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     memcpy(state->parent_manifest, run->attempt.parent_manifest, sizeof state->parent_manifest);
     memcpy(state->config_digest, run->core.config_digest, sizeof state->config_digest);
     memcpy(state->dataset_digest, run->core.dataset_digest, sizeof state->dataset_digest);
-    job.final = action->commit.step == run->total_steps;
+    struct ls_core_status status;
+    ls_core_read_status(run->machine, &status);
+    job.final = action->commit.step == status.end_step;
     if (parts->step != action->commit.step)
         commit_failed(server, action->commit.step, "its parts are not known here");
     else if (!ls_committer_begin(server->committer, &job))
@@ -101,15 +109,6 @@ static void tell_everybody(struct ls_server *server, struct ls_message *message)
         server_send(server, peer->name, message);
 }
 
-static void kill_attempt(struct ls_server *server) {
-    if (server->channel >= 0) {
-        struct ls_channel_message kill = {.kind = LS_CHANNEL_KILL, .attempt = server->run->attempt.attempt};
-        ls_channel_send(server->channel, &kill);
-    } else if (server->launcher > 0) {
-        ls_launch_end_session(server->launcher, 0);
-    }
-}
-
 static void end(struct ls_server *server, const struct ls_core_action *action) {
     server->ended = true;
     server->end_code = action->message.code;
@@ -121,7 +120,7 @@ static void end(struct ls_server *server, const struct ls_core_action *action) {
     /* Workers that have not joined do not hear it. */
     struct ls_core_status status;
     ls_core_read_status(server->run->machine, &status);
-    if (status.ranks_joined < status.world_size) kill_attempt(server);
+    if (status.ranks_joined < status.world_size) server_kill_at_end(server);
 }
 
 /* ---- all of them ---- */
@@ -197,9 +196,9 @@ static void perform(struct ls_server *server, const struct ls_core_action *actio
     case LS_ACTION_KEEP_PART: keep_part(server, action->part.step); break;
     case LS_ACTION_COMMIT: commit(server, action); break;
     case LS_ACTION_PRUNE: prune(server); break;
-    case LS_ACTION_KILL: kill_attempt(server); break;
-    case LS_ACTION_LAUNCH: /* the supervisor starts the one attempt of this run by itself */
-    case LS_ACTION_PREPARE: /* max_restarts is 0: there is no other attempt */ break;
+    case LS_ACTION_LAUNCH: server_launch(server, action); break;
+    case LS_ACTION_KILL: server_kill(server, action->attempt); break;
+    case LS_ACTION_PREPARE: server_prepare(server, action); break;
     case LS_ACTION_END: end(server, action); break;
     case LS_ACTION_KINDS: break;
     }

@@ -54,7 +54,7 @@ void server_send(struct ls_server *server, ls_connection name, struct ls_message
     struct ls_error error;
     size_t count;
     if (!connection) return;
-    message->attempt = server->run->core.attempt;
+    message->attempt = server_attempt(server);
     message->generation = server->run->core.generation;
     if (ls_wire_encode(message, server->buffer, LS_WIRE_BYTES_MAX, &count, &error) != LS_OK) {
         ls_log(LS_LOG_ERROR, "%s", error.text);
@@ -89,6 +89,16 @@ static void on_open(struct ls_server *server, ls_connection name, const struct l
         answer(server, name, LS_MESSAGE_REFUSED, LS_USAGE, text);
         return;
     }
+    struct ls_core_status core;
+    ls_core_read_status(run->machine, &core);
+    if (message->attempt && message->attempt != core.attempt) {
+        snprintf(text, sizeof text, "this worker was started for attempt %u, the run is at attempt %u. It must end.",
+                 message->attempt, core.attempt);
+        answer(server, name, LS_MESSAGE_REFUSED, LS_COMMUNICATION, text);
+        return;
+    }
+    /* Between two attempts there is nothing to join yet; the worker asks again. */
+    if (core.attempt != server_attempt(server) || server->clearing) return;
     struct ls_message setup = {.kind = LS_MESSAGE_SETUP};
     struct ls_welcome *shape = &setup.setup.shape;
     shape->attempt = run->attempt.attempt;
@@ -98,8 +108,6 @@ static void on_open(struct ls_server *server, ls_connection name, const struct l
     shape->total_steps = run->total_steps;
     shape->end_position = run->end_position;
     shape->optimizer_steps = run->attempt.optimizer_steps;
-    struct ls_core_status core;
-    ls_core_read_status(run->machine, &core);
     shape->end_step = core.end_step;
     shape->quarantine = *ls_core_quarantine(run->machine);
     snprintf(shape->run_directory, sizeof shape->run_directory, "%s", run->directory.path);
@@ -165,6 +173,7 @@ static void on_step(struct ls_server *server, struct ls_core_event *event, const
     server->step_seconds =
         server->step_seconds > 0 ? 0.9 * server->step_seconds + 0.1 * report->step_seconds : report->step_seconds;
     server_handle(server, event);
+    server_note_step(server, report);
 }
 
 static void on_worker(struct ls_server *server, ls_connection name, const struct ls_message *message) {
@@ -174,7 +183,7 @@ static void on_worker(struct ls_server *server, ls_connection name, const struct
     case LS_MESSAGE_HELLO: on_hello(server, &event, message); return;
     case LS_MESSAGE_STEP: on_step(server, &event, message); return;
     case LS_MESSAGE_REPORT:
-        if (message->attempt == server->run->core.attempt) ls_stall_report(server->stall, &message->report);
+        if (message->attempt == server_attempt(server)) ls_stall_report(server->stall, &message->report);
         return;
     case LS_MESSAGE_VALIDATION:
         event.kind = LS_EVENT_VALIDATION;
@@ -237,6 +246,9 @@ static void send_status(struct ls_server *server, ls_connection name) {
     status->committed_step = core.committed_step;
     status->saving_step = core.saving_step;
     status->position = (uint64_t)core.position;
+    status->attempt = core.attempt;
+    status->restarts = core.restarts;
+    status->max_restarts = run->config->fault.max_restarts;
     status->loss = server->loss;
     status->tokens_per_second = server->tokens_per_second;
     status->eta_seconds = server->step_seconds > 0 ? server->step_seconds * (double)(core.end_step - core.step) : NAN;

@@ -1,5 +1,5 @@
 /* What the server's files share: server.c (the loop), server_messages.c (what connections say), server_actions.c (what
- * the core wants). */
+ * the core wants), server_recovery.c (between two attempts). */
 #ifndef LS_COORDINATOR_SERVER_STATE_H
 #define LS_COORDINATOR_SERVER_STATE_H
 
@@ -35,6 +35,12 @@ struct server_parts {
     int64_t optimizer_steps;
 };
 
+/* When the steps of a recovery were taken, by server_now_ms(); 0: not yet. */
+struct server_recovery {
+    int64_t lost_ms; /* the rank gave its last sign of life */
+    int64_t killed_ms, cleared_ms, prepared_ms, launched_ms, joined_ms;
+};
+
 struct ls_server {
     struct ls_run *run;
     int channel, signals;
@@ -54,6 +60,11 @@ struct ls_server {
     struct server_parts parts;
     uint64_t journaled;
     bool journal_failed;
+    uint32_t clearing;              /* the attempt that is being ended; 0: none */
+    bool processes_gone;            /* of it */
+    uint32_t preparing;             /* the attempt after which a start is looked for */
+    struct ls_journal_attempt next; /* what was found */
+    struct server_recovery recovery;
     /* For `status`. */
     double loss, tokens_per_second, step_seconds;
     struct server_count handshakes, undecodable, forbidden, crowded;
@@ -65,6 +76,12 @@ struct ls_server {
 };
 
 int64_t server_now_ms(void);
+/* The attempt whose workers are served. */
+static inline uint32_t server_attempt(const struct ls_server *server) {
+    return (uint32_t)server->run->attempt.attempt;
+}
+/* Makes the watches over the ranks of the attempt. */
+enum ls_code server_start_watching(struct ls_server *server, struct ls_error *error);
 /* Hands an event to the core and does what it answers. */
 void server_handle(struct ls_server *server, const struct ls_core_event *event);
 
@@ -84,5 +101,29 @@ void server_complain(struct server_count *count, const char *what, const char *d
 /* Does what the core wants, in its order. A STEP record carries its struct ls_step_report, a VALIDATION record its
  * message. */
 void server_perform(struct ls_server *server, const struct ls_core_actions *actions);
+
+/* server_recovery.c */
+
+/* Tells an event that is no record: a line of metrics.jsonl and of the console. */
+void server_tell(struct ls_server *server, const char *event, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* Ends what is left of the attempt; CLEARED follows from server_check_cleared(). */
+void server_kill(struct ls_server *server, uint32_t attempt);
+/* The same when the run is over, and nothing is waited for. */
+void server_kill_at_end(struct ls_server *server);
+/* Says CLEARED once the processes are gone and no commit is under way. */
+void server_check_cleared(struct ls_server *server);
+/* Looks for where the attempt after action->attempt can start; PREPARED follows from server_take_start(). */
+void server_prepare(struct ls_server *server, const struct ls_core_action *action);
+void server_take_start(struct ls_server *server);
+/* Tells of the damaged checkpoints that were passed over. */
+void server_tell_damaged(struct ls_server *server, const struct ls_run_start *start);
+/* Starts the workers of action->attempt, which is served from now on. */
+void server_launch(struct ls_server *server, const struct ls_core_action *action);
+/* Times of a recovery: a rank was lost and had been silent for so long; every rank has joined; a step was reported,
+ * which tells of the recovery if it is the first one after it. */
+void server_note_loss(struct ls_server *server, double silent_seconds);
+void server_note_joined(struct ls_server *server);
+void server_note_step(struct ls_server *server, const struct ls_step_report *report);
 
 #endif

@@ -39,7 +39,7 @@ enum {
 struct attempt {
     int64_t number, ranks; /* 0: none was started */
     pid_t launcher;        /* 0: none */
-    int status;            /* once exited: exit status, or 128 + signal */
+    int status;            /* once exited: exit status, or minus the signal */
     bool exited, gone;     /* the launcher ended; and nothing of its session is left */
     int64_t exited_ms;
     int64_t kill_ms; /* when SIGTERM was sent, 0: not */
@@ -130,6 +130,11 @@ static enum ls_code start_coordinator(struct supervisor *supervisor, struct ls_e
     return LS_OK;
 }
 
+static void tell_gone(struct supervisor *supervisor, int64_t attempt) {
+    struct ls_channel_message message = {.kind = LS_CHANNEL_GONE, .attempt = attempt};
+    if (supervisor->channel >= 0) ls_channel_send(supervisor->channel, &message);
+}
+
 /* Tells how the newest attempt stands. */
 static void tell_attempt(struct supervisor *supervisor) {
     const struct attempt *attempt = &supervisor->attempt;
@@ -137,10 +142,11 @@ static void tell_attempt(struct supervisor *supervisor) {
     if (supervisor->channel < 0 || !attempt->launcher) return;
     message.kind = LS_CHANNEL_LAUNCHER_STARTED;
     ls_channel_send(supervisor->channel, &message);
-    if (!attempt->gone) return;
+    if (!attempt->exited) return;
     message.kind = LS_CHANNEL_LAUNCHER_EXITED;
     message.status = attempt->status;
     ls_channel_send(supervisor->channel, &message);
+    if (attempt->gone) tell_gone(supervisor, attempt->number);
 }
 
 static void tell_signal(struct supervisor *supervisor, enum ls_core_signal signal_kind) {
@@ -216,7 +222,8 @@ static void go_on_killing(struct supervisor *supervisor) {
     bool waited = now_ms() - attempt->exited_ms > GONE_MS;
     if (ls_launch_signal_session(attempt->launcher, SIGKILL) > 0 && !waited) return;
     attempt->gone = true;
-    tell_attempt(supervisor);
+    remove_leftovers(supervisor, attempt->number + 1);
+    tell_gone(supervisor, attempt->number);
 }
 
 /* Starts the attempt that the coordinator wants, once nothing of the one before is left. */
@@ -274,6 +281,15 @@ static void on_launch(struct supervisor *supervisor, const struct ls_channel_mes
     }
 }
 
+/* An attempt that is not this one's was never started by this supervisor, or is gone. */
+static void on_kill(struct supervisor *supervisor, int64_t attempt) {
+    if (supervisor->wanted_attempt == attempt) supervisor->wanted_attempt = 0;
+    if (supervisor->attempt.number != attempt || supervisor->attempt.gone || !supervisor->attempt.launcher)
+        tell_gone(supervisor, attempt);
+    else
+        kill_now(supervisor);
+}
+
 static void read_channel(struct supervisor *supervisor) {
     struct ls_channel_message message;
     int got;
@@ -286,7 +302,7 @@ static void read_channel(struct supervisor *supervisor) {
         } else if (message.kind == LS_CHANNEL_LAUNCH) {
             on_launch(supervisor, &message);
         } else if (message.kind == LS_CHANNEL_KILL) {
-            if (message.attempt == supervisor->attempt.number) kill_now(supervisor);
+            on_kill(supervisor, message.attempt);
         } else if (message.kind == LS_CHANNEL_END) {
             end(supervisor, (enum ls_code)message.code, message.text);
         }
@@ -329,7 +345,8 @@ static void reap(struct supervisor *supervisor) {
         } else if (child == supervisor->attempt.launcher) {
             supervisor->attempt.exited = true;
             supervisor->attempt.exited_ms = now_ms();
-            supervisor->attempt.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+            supervisor->attempt.status = WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+            tell_attempt(supervisor);
         }
     }
 }

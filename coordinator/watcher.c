@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { RANKS_MAX = 4096, TAIL_BYTES = 8192 };
@@ -73,6 +74,14 @@ static bool read_last_words(const struct ls_watcher *watcher, int64_t rank, char
     return found;
 }
 
+static double seconds_since(const struct ls_progress_record *record) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    uint64_t changed = atomic_load_explicit(&record->changed_ns, memory_order_relaxed);
+    double seconds = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec - 1e-9 * (double)changed;
+    return seconds > 0 && seconds < 1e6 ? seconds : 0; /* the field comes from outside */
+}
+
 static void describe_loss(const struct ls_watcher *watcher, const struct ls_progress_record *record, int local_rank,
                           struct ls_watcher_loss *loss) {
     uint64_t phase = atomic_load_explicit(&record->phase, memory_order_relaxed);
@@ -81,7 +90,8 @@ static void describe_loss(const struct ls_watcher *watcher, const struct ls_prog
     const char *phase_name = ls_phase_name(phase < LS_PHASE_COUNT ? (enum ls_phase)phase : LS_PHASE_ABSENT);
     *loss = (struct ls_watcher_loss){.rank = rank_of(record, local_rank),
                                      .step = (int64_t)atomic_load_explicit(&record->step, memory_order_relaxed),
-                                     .by_itself = phase == LS_PHASE_EXIT};
+                                     .by_itself = phase == LS_PHASE_EXIT,
+                                     .silent_seconds = seconds_since(record)};
     if (!loss->by_itself) {
         snprintf(loss->text, sizeof loss->text, "pid %llu was killed or crashed, phase %s", pid, phase_name);
         return;

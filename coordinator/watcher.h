@@ -16,7 +16,8 @@ struct ls_watcher_loss {
     int64_t rank, step;
     bool by_itself; /* it ended on purpose with `code`; else it was killed or crashed */
     enum ls_code code;
-    char text[400]; /* "pid 123 is gone in phase forward", or its last words from the log */
+    double silent_seconds; /* since its last sign of life */
+    char text[400];        /* "pid 123 is gone in phase forward", or its last words from the log */
 };
 
 enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t attempt, struct ls_watcher **watcher,

@@ -118,8 +118,8 @@ expect 0 "ranks +2 of 2" "status shows a running job" lockstep status live
 expect 0 "^saved: step [0-9]+" "checkpoint saves now" lockstep checkpoint live
 check "what checkpoint saved is there" bash -c 'ls live/checkpoints | grep -q ^step-'
 expect 4 "is in use" "a second coordinator finds the lock taken" lockstep run "$config" --run-dir live --resume
-kill -USR2 $supervisor
 before=$(ls live/checkpoints | wc -l)
+kill -USR2 $supervisor
 while [ "$(ls live/checkpoints | grep -c '^step-')" -le "$before" ] && kill -0 $supervisor 2>/dev/null; do sleep 0.05; done
 check "SIGUSR2 saves and the run goes on" kill -0 $supervisor
 port=$(sed -n 's/^endpoint .*://p' live/lock)
@@ -153,7 +153,7 @@ ends 130 "exit 130 .*at once" "a second SIGINT ends at once" live
 
 # ---- deaths ----
 
-begin lost -n 3
+begin lost -n 3 --set fault.max_restarts=0
 workers=$(worker_pids lost)
 victim=$(tail -n 1 <<<"$workers")
 progress=$(grep -o '/dev/shm/lockstep-[^ ]*' "/proc/$victim/maps" | head -n 1)
@@ -174,6 +174,17 @@ ends 0 "" "a run whose coordinator was killed twice ends well" shaken
 check "it was told and started again" grep -q "the coordinator was killed by signal 9; starting it again" shaken.err
 check "with the same samples in every step" bash -c "[ '$(digests steady | md5sum)' = '$(digests shaken | md5sum)' ]"
 check "and the same chain" cmp <(sed -n '/ledger_chain/p' steady/final/trainer.json) <(sed -n '/ledger_chain/p' shaken/final/trainer.json)
+
+begin mended -n 2 --set train.steps=900 --set checkpoint.every_steps=100
+kill -9 "$(worker_pids mended | tail -n 1)"
+while [ "$(grep -c '"event":"recovered"' mended/metrics.jsonl)" -lt 1 ] && kill -0 $supervisor 2>/dev/null; do sleep 0.05; done
+expect 0 "^attempt +2, restart [01] of 3" "status tells attempt and restarts" lockstep status mended
+ends 0 "" "a killed rank is mended by a restart" mended
+check "the console tells the cause, the restart and how long it took" \
+    bash -c 'grep -q "rank 1 on .* was lost" mended.out && grep -qE "^attempt 2: resuming at step [0-9]+ of 900 on 2 ranks; lost [0-9]+ steps?; restart 1 of 3" mended.out &&
+        grep -qE "^attempt 2 goes on: step [0-9]+ done .* after the loss" mended.out'
+check "every step is there in the end, and its samples are the ledger's" \
+    bash -c "[ '$(digests mended | wc -l)' = 900 ] && lockstep verify mended --deep"
 
 begin orphan -n 2
 kill -9 $supervisor

@@ -91,6 +91,7 @@ static void defaults_are_those_of_the_design_page(void **state) {
     assert_int_equal(config.checkpoint.every_steps, 0);
     assert_int_equal(config.fault.coordinator_timeout_seconds, 120);
     assert_int_equal(config.fault.start_timeout_seconds, 300);
+    assert_int_equal(config.fault.max_restarts, 3);
     assert_string_equal(config.coordinator.bind, "auto");
     assert_int_equal(config.coordinator.port, 0);
     assert_int_equal(config.launcher.type, LS_LAUNCH_AUTO);
@@ -132,7 +133,7 @@ static void every_key_is_read_into_its_field(void **state) {
             "lr_schedule: {type: wsd, warmup_steps: 7, min_lr_ratio: 1, decay_ratio: 0.5}\n"
             "zero: {stage: 1, replicas: 3, accumulate: sharded, gradient_dtype: bf16}\n"
             "evaluation: {every_steps: 2, batches: 4}\ncheckpoint: {every_steps: 3}\n"
-            "fault: {coordinator_timeout_seconds: 11, start_timeout_seconds: 12}\n"
+            "fault: {max_restarts: 13, coordinator_timeout_seconds: 11, start_timeout_seconds: 12}\n"
             "coordinator: {bind: '::1', port: 65535}\n"
             "launcher: {type: mpirun, ranks: 3, threads_per_rank: 2, arguments: [--mca, 'a b', \"\\u00e9\"]}\n"
             "device: cuda\n"
@@ -192,6 +193,7 @@ static void every_key_is_read_into_its_field(void **state) {
     assert_int_equal(config.checkpoint.every_steps, 3);
     assert_int_equal(config.fault.coordinator_timeout_seconds, 11);
     assert_int_equal(config.fault.start_timeout_seconds, 12);
+    assert_int_equal(config.fault.max_restarts, 13);
     assert_string_equal(config.coordinator.bind, "::1");
     assert_int_equal(config.coordinator.port, 65535);
     assert_int_equal(config.launcher.type, LS_LAUNCH_MPIRUN);
@@ -229,7 +231,6 @@ static void keys_of_later_versions_are_unknown(void **state) {
     (void)state;
     refuses_set("zero.offload=cpu", "unknown key zero.offload");
     refuses(MODEL DATA TRAIN "fsdp: {stage: 1}\n", "run.yaml:4:1: unknown key fsdp");
-    refuses_set("fault.max_restarts=1", "unknown key fault.max_restarts");
     refuses_set("launcher.wrapper=[x]", "unknown key launcher.wrapper");
     refuses_set("coordinator.interface=eth0", "unknown key coordinator.interface");
     refuses_set("precision=fp8", "--set precision:1:1: precision: found fp8", "fp32, bf16, fp16");

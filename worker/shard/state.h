@@ -134,8 +134,8 @@ struct ls_shard {
     double *norms;                /* device, squared norms of each slice's gradients */
     struct update_inputs *inputs; /* host, for asynchronous copies */
     struct ls_event *value_complete, *value_reduced, *norm_complete, *norm_gathered, *updated;
-    struct ls_event *awaited;          /* the last one the compute stream waited for */
-    void *wire;                        /* device, a block's gradients in the wire's type; NULL where that is fp32 */
+    struct ls_event *awaited; /* the last one the compute stream waited for */
+    void *wire;               /* device, a block's gradients in the wire's type; NULL where that is fp32 */
     struct passing_slot passing[POOL_SLOTS];
     int next_passing; /* of the two, which is older */
     struct fixed_reduction fixed;

@@ -1,0 +1,69 @@
+/* Looking for the checkpoint to start from. */
+#include "coordinator/run_start.h"
+
+#include "common/checkpoint_folder.h"
+#include "common/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct search {
+    const struct ls_run_start_wish *wish;
+    struct ls_run_start *start;
+};
+
+static void pass_over(void *context, const char *name, const char *text) {
+    const struct search *search = context;
+    struct ls_run_start *start = search->start;
+    struct ls_error error;
+    ls_log(LS_LOG_WARNING, "checkpoint %s is damaged and passed over: %s", name, text);
+    if (start->damaged_count < LS_RUN_DAMAGED_MAX)
+        snprintf(start->damaged[start->damaged_count++], sizeof start->damaged[0],
+                 "checkpoint %s is damaged and passed over: %s", name, text);
+    if (ls_checkpoint_reject(search->wish->run_dir, name, (uint64_t)search->wish->attempt, &error) != LS_OK)
+        ls_log(LS_LOG_WARNING, "%s", error.text);
+}
+
+static enum ls_code check_lineage(const struct ls_run_start_wish *wish, const struct ls_trainer_state *state,
+                                  struct ls_error *error) {
+    if (strcmp(state->config_digest, wish->config_digest) != 0)
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                       "the newest checkpoint, step %lld, was made with another configuration (digest %s, this one has "
+                       "%s). Start anew with --run-dir DIR.",
+                       (long long)state->step, state->config_digest, wish->config_digest);
+    if (strcmp(state->dataset_digest, wish->dataset_digest) != 0)
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                       "the datasets have changed since step %lld was saved (digest %s, now %s). Put them back, or "
+                       "start anew with --run-dir DIR.",
+                       (long long)state->step, state->dataset_digest, wish->dataset_digest);
+    return LS_OK;
+}
+
+static void take(const struct ls_checkpoint_found *found, struct ls_journal_attempt *attempt) {
+    attempt->start_step = (int64_t)found->state.step;
+    attempt->start_position = (int64_t)found->state.position;
+    attempt->optimizer_steps = (int64_t)found->state.optimizer_steps;
+    attempt->tokens = (int64_t)found->state.tokens;
+    ls_digest_parse(found->state.ledger_chain, &attempt->start_chain);
+    snprintf(attempt->checkpoint, sizeof attempt->checkpoint, "%s", found->path);
+    snprintf(attempt->parent_manifest, sizeof attempt->parent_manifest, "%s", found->manifest_hash);
+}
+
+enum ls_code ls_run_find_start(const struct ls_run_start_wish *wish, struct ls_run_start *start,
+                               struct ls_error *error) {
+    struct search search = {wish, start};
+    struct ls_checkpoint_found *found = calloc(1, sizeof *found);
+    memset(start, 0, sizeof *start);
+    if (!found) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to look for checkpoints");
+    bool any = false;
+    enum ls_code code = LS_OK;
+    if (wish->below_step < INT64_MAX)
+        code = ls_checkpoint_reject_from(wish->run_dir, (uint64_t)wish->below_step, (uint64_t)wish->attempt, error);
+    if (code == LS_OK) code = ls_checkpoint_recover(wish->run_dir, (uint64_t)wish->attempt, error);
+    if (code == LS_OK) code = ls_checkpoint_newest(wish->run_dir, &any, found, pass_over, &search, error);
+    if (code == LS_OK && any) code = check_lineage(wish, &found->state, error);
+    if (code == LS_OK && any) take(found, &start->attempt);
+    free(found);
+    return code;
+}

@@ -1,0 +1,33 @@
+/* Where an attempt starts: the newest good checkpoint of a run, or step 0. */
+#ifndef LS_COORDINATOR_RUN_START_H
+#define LS_COORDINATOR_RUN_START_H
+
+#include "common/status.h"
+#include "coordinator/journal.h"
+
+#include <stdint.h>
+
+enum { LS_RUN_DAMAGED_MAX = 8 };
+
+/* What is looked for. */
+struct ls_run_start_wish {
+    const char *run_dir;
+    int64_t attempt;    /* that will start */
+    int64_t below_step; /* checkpoints of this step and later ones are not to be used */
+    const char *config_digest, *dataset_digest;
+};
+
+/* What was found; what the attempt's number and world size are is the caller's. */
+struct ls_run_start {
+    struct ls_journal_attempt attempt;
+    int damaged_count;                     /* checkpoints that were passed over */
+    char damaged[LS_RUN_DAMAGED_MAX][400]; /* the first of them: name, and what is wrong */
+};
+
+/* Tidies RUN/checkpoints (ls_checkpoint_recover), rejects the checkpoints from below_step on, and takes the newest good
+ * one; damaged ones above it are rejected and logged. Reads every byte of what it accepts. Done again it finds the
+ * same. LS_CHECKPOINT; LS_CHECKPOINT or LS_DATA when the checkpoint is of another configuration or other datasets. */
+enum ls_code ls_run_find_start(const struct ls_run_start_wish *wish, struct ls_run_start *start,
+                               struct ls_error *error);
+
+#endif

@@ -39,10 +39,9 @@ static void tell_workers_to_leave(struct ls_server *server) {
     snprintf(message.answer.text, sizeof message.answer.text,
              "attempt %u of the run is over. Start the workers again: the next attempt waits for them.",
              server_attempt(server));
-    for (int i = 0; i < SERVER_CONNECTIONS_MAX; i++) {
-        const struct server_connection *connection = &server->connections[i];
-        if (connection->name && connection->role == SERVER_WORKER) server_send(server, connection->name, &message);
-    }
+    int32_t slot = 0;
+    for (struct ls_peer *peer; (peer = ls_connections_next(&server->connections, &slot));)
+        if (peer->role == LS_CONNECTION_WORKER) server_send(server, peer->name, &message);
 }
 
 /* Ends the processes of the attempt; returns true when they are gone. */

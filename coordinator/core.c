@@ -216,7 +216,7 @@ static void restore_attempt(struct ls_core *core, const struct ls_core_record *r
 }
 
 enum ls_code ls_core_restore(struct ls_core *core, const struct ls_core_record *record, struct ls_error *error) {
-    assert(!core->begun && core->sequence == 0);
+    assert(!core->restored);
     bool own = record->attempt == core->options.attempt;
     if (record->attempt > core->options.attempt) return LS_OK;
     if (record->kind == LS_RECORD_QUARANTINE && (core->options.restarted || !own))
@@ -306,16 +306,21 @@ const char *core_host(const struct ls_core *core, int32_t rank) {
 
 /* ---- dispatch ---- */
 
+/* Before the first event: everything that was to be restored has been. */
+static void end_restoring(struct ls_core *core) {
+    core->restored = true;
+    if (core->options.restarted && core->restored_attempt != core->options.attempt) forget_invocation(core);
+    core_note_progress(core);
+}
+
 /* The first TICK: what the journal left to be done, or the workers of the attempt. */
 static void begin_generation(struct ls_core *core, struct ls_core_actions *out) {
     core->begun = true;
-    if (core->options.restarted && core->restored_attempt != core->options.attempt) forget_invocation(core);
-    core_note_progress(core);
     if (core->restored_fault && core->restored_restart)
         core_begin_recovery(core, out);
     else if (core->restored_fault)
         core_end_for_cause(core, "", out);
-    else if (!core->assembled && !core->launched)
+    else if (!core->assembled && !core->cause)
         core_launch(core, out);
 }
 
@@ -325,6 +330,8 @@ static void on_tick(struct ls_core *core, const struct ls_core_event *event, str
     if (!core->begun && !core->ended) begin_generation(core, out);
     core_check_cause(core, out);
     core_check_missing(core, out);
+    /* Waits are counted from here: what happened since the TICK before may just have begun. */
+    if (core->recovery_since_ms < 0) core->recovery_since_ms = core->now_ms;
     core_go_on_recovering(core, out);
 }
 
@@ -379,6 +386,7 @@ void ls_core_handle(struct ls_core *core, const struct ls_core_event *event, str
     out->count = 0;
     assert(event->kind < LS_EVENT_KINDS);
     if (core->ended) return;
+    if (!core->restored) end_restoring(core);
     /* Everything that speaks of an attempt says which; one that is over is not heard. */
     bool of_attempt =
         speaks_of_attempt(event->kind) && event->attempt != core->options.attempt && !LS_MUTATED(OLD_ATTEMPT_ACCEPTED);

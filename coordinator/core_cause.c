@@ -93,6 +93,7 @@ static void conclude(struct ls_core *core, struct ls_core_actions *out) {
 
 void core_check_cause(struct ls_core *core, struct ls_core_actions *out) {
     if (core->ended || core->cause == CAUSE_NONE || core->recovery) return;
+    if (core->restored_fault && !core->begun) return; /* begin_generation() sees to it */
     if (core->cause_since_ms < 0) core->cause_since_ms = core->now_ms;
     bool explained = core->cause == CAUSE_EXACT || (core->launcher_exited && core->cause >= CAUSE_RANK_LOST);
     bool waited = core->cause_since_ms >= 0 && core->now_ms - core->cause_since_ms >= core->options.cause_grace_ms;

@@ -127,7 +127,7 @@ void core_on_prepared(struct ls_core *core, const struct ls_core_event *event, s
     core->restarts_all++;
     core->launched = false;
     core->recovery = RECOVERY_BACKOFF;
-    core->recovery_since_ms = core->now_ms;
+    core->recovery_since_ms = -1;
     struct ls_core_record *record = core_journal(core, out, LS_RECORD_ATTEMPT);
     record->payload = event->payload;
     record->attempt_begun.world_size = world_size;
@@ -175,7 +175,6 @@ void core_launch(struct ls_core *core, struct ls_core_actions *out) {
 
 void core_go_on_recovering(struct ls_core *core, struct ls_core_actions *out) {
     if (core->ended || !core->recovery) return;
-    if (core->recovery_since_ms < 0) core->recovery_since_ms = core->now_ms;
     int64_t waited_ms = core->recovery_since_ms < 0 ? 0 : core->now_ms - core->recovery_since_ms;
     switch (core->recovery) {
     case RECOVERY_NONE: break;

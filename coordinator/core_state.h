@@ -103,6 +103,7 @@ struct ls_core {
     bool prepare_asked;                    /* and not answered */
     struct ls_quarantine_range bad;        /* what attempts after the present one pass over too; 0, 0: nothing */
     int32_t skips;                         /* skipped steps in a row */
+    bool restored;                         /* the first event has come */
     bool begun;                            /* the first TICK has come */
     uint32_t restored_attempt;             /* of the last record restored, 0: none */
     bool restored_fault, restored_restart; /* the attempt is over: its end is still to be seen to */

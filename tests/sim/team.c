@@ -1,21 +1,54 @@
 /* The workers of an attempt, as the protocol in coordinator/core.h wants them. */
 
+static void rank_faults(struct world *w, int rank, enum ls_code code, const char *text);
+static void kill_rank(struct world *w, int rank);
+
 enum { REJOIN_MS = 1000, STEP_MS_MAX = 300, COORDINATOR_TIMEOUT_MS = 20000, LINK_IMPOSTOR = 200, LINK_OPERATOR = 201 };
+
+/* The position behind the first `count` sequences of a step that starts at `position`. */
+static int64_t team_position(const struct team *team, int64_t position, int64_t count) {
+    return ls_quarantine_behind(&team->quarantine, position, count);
+}
+
+static int64_t team_sequences(const struct team *team, int64_t step) {
+    int64_t from = team->position[step - 1], to = team->position[step];
+    return to - from - ls_quarantine_within(&team->quarantine, from, to);
+}
+
+/* Takes the sequences of `step` into the weights. */
+static void train(struct world *w, int64_t step) {
+    struct team *team = &w->team;
+    team->digest[step] = (struct ls_digest){0, 0};
+    for (int64_t i = 0; i < team_sequences(team, step); i++) {
+        int64_t sequence = ls_quarantine_at(&team->quarantine, team->position[step - 1], i);
+        if (has(&team->used, sequence)) violate(w, "sequence %lld is trained on twice", (long long)sequence);
+        put(w, &team->used, sequence);
+        team->digest[step] = ls_digest_add(team->digest[step], digest_of(sequence));
+    }
+}
+
+/* True if a sequence of `step` makes the loss something that is no number. */
+static bool is_spoilt(const struct world *w, int64_t step) {
+    const struct team *team = &w->team;
+    for (int64_t i = 0; i < team_sequences(team, step); i++)
+        if (has(&w->poison, ls_quarantine_at(&team->quarantine, team->position[step - 1], i))) return true;
+    return false;
+}
 
 static struct ls_core_step executed_step(struct world *w, int64_t step) {
     struct team *team = &w->team;
-    int64_t sequences = team->position[step] - team->position[step - 1];
+    int64_t sequences = team_sequences(team, step);
     return (struct ls_core_step){.step = step,
                                  .end_position = team->position[step],
                                  .sequences = sequences,
                                  .targets = sequences * 7,
                                  .loss_sum = (double)sequences * 3.5,
-                                 .digest = truth_of(team->position[step - 1], sequences)};
+                                 .skipped = team->skipped[step],
+                                 .digest = team->digest[step]};
 }
 
 static struct item report(struct world *w, enum ls_core_event_kind kind) {
-    return (struct item){
-        .message = MESSAGE_EVENT, .variant = -1, .event = {.kind = kind, .attempt = w->options.attempt}};
+    return (struct item){.message = MESSAGE_EVENT, .variant = -1, .event = {.kind = kind, .attempt = w->team.attempt}};
 }
 
 static void send_hello(struct world *w, int index) {
@@ -23,8 +56,9 @@ static void send_hello(struct world *w, int index) {
     struct link *link = &team->link[index];
     if (!team->running) return;
     struct item item = report(w, LS_EVENT_HELLO);
-    item.event.hello.attempt = team->launched ? w->options.attempt : 0;
-    if (team->started) item.event.hello.attempt = w->options.attempt;
+    item.event.hello.attempt = team->nameless && !team->started ? 0 : team->attempt;
+    item.event.hello.ranks_count = link->count;
+    item.rank = link->first;
     item.event.hello.started = team->started;
     item.event.hello.steps_done = team->started ? team->done : 0;
     item.event.hello.granted_step = team->started ? team->granted : 0;
@@ -81,6 +115,7 @@ static bool is_last(const struct team *team) {
 static void begin_save(struct world *w, int64_t step) {
     struct team *team = &w->team;
     team->saved_step = step;
+    team->saved[step] = team->used;
     team->save_open = true;
     for (int rank = 0; rank < team->ranks; rank++) {
         team->part_written[rank] = false;
@@ -126,7 +161,13 @@ static void step_ends(struct world *w) {
     struct team *team = &w->team;
     if (!team->running || team->stuck) return;
     team->stepping = false;
-    team->done++;
+    team->skipped[team->done + 1] = is_spoilt(w, team->done + 1);
+    if (team->skipped[team->done + 1] && w->options.nonfinite != LS_NONFINITE_SKIP) {
+        rank_faults(w, (int)below(w, team->ranks), LS_NONFINITE, "the loss is not finite");
+        kill_rank(w, 0);
+        return;
+    }
+    train(w, ++team->done);
     team->waiting_since_ms = w->now_ms;
     send_step(w, team->done);
     if (is_validated(team, team->done)) send_validation(w, team->done);
@@ -149,18 +190,31 @@ static void part_ends(struct world *w, int link, int rank) {
         return;
     }
     team->part_written[rank] = true;
-    w->part_on_disk[team->saved_step][rank] = true;
+    if (team->attempt == w->begun.attempt) w->part_on_disk[team->saved_step][rank] = true;
     send_part(w, link, rank);
 }
 
 /* ---- what the coordinator says ---- */
+
+/* Reads the checkpoint that the attempt starts from. */
+static void load_checkpoint(struct world *w) {
+    struct team *team = &w->team;
+    const struct folder *folder = NULL;
+    for (int i = 0; i < w->folders_count; i++)
+        if (w->folders[i].step == team->start_step) folder = &w->folders[i];
+    if (folder) team->used = folder->used;
+    if (!folder || !folder->unloadable) return;
+    int rank = (int)below(w, team->ranks);
+    rank_faults(w, rank, LS_CHECKPOINT, "state/rank-00000.safetensors is torn");
+    kill_rank(w, rank);
+}
 
 static void take_grant(struct world *w, const struct ls_core_action *action) {
     struct team *team = &w->team;
     int64_t from = action->grant.from_step, to = action->grant.to_step;
     if (from > team->granted) return; /* one got lost before it: the next HELLO brings both */
     for (int64_t step = from; step <= to; step++) {
-        int64_t position = action->grant.from_position + (step - from) * team->batch;
+        int64_t position = team_position(team, action->grant.from_position, (step - from) * team->batch);
         if (step == to) position = action->grant.to_position;
         if (team->position[step] >= 0 && team->position[step] != position)
             violate(w, "step %lld is granted with two meanings", (long long)step);
@@ -200,6 +254,8 @@ static void take_welcome(struct world *w, int index, const struct ls_core_action
             team->evaluation_every = action->welcome.evaluation_every;
             team->acked = team->start_step;
             team->acked_validation = -1;
+            team->attempt = action->attempt;
+            load_checkpoint(w);
         }
         if (action->welcome.acked_step > team->acked) team->acked = action->welcome.acked_step;
         if (action->welcome.acked_validation > team->acked_validation)
@@ -216,6 +272,7 @@ static void leave(struct world *w, int status) {
     if (!team->launched) return;
     w->launcher_gone = true;
     w->launcher_status = status;
+    if (w->supervisor_dead) return;
     struct item item = report(w, LS_EVENT_LAUNCHER_EXITED);
     item.kind = ITEM_LOCAL;
     item.time_ms = w->now_ms + between(w, 1, 50);
@@ -286,10 +343,17 @@ static void connect_link(struct world *w, int index, bool noticed) {
     if (noticed) send_hello(w, index);
 }
 
-static void start_team(struct world *w) {
+static void start_team(struct world *w, uint32_t attempt, int ranks) {
     struct team *team = &w->team;
-    int ranks = w->options.world_size ? w->options.world_size : (int)between(w, 1, RANKS_MAX);
-    *team = (struct team){.running = true, .ranks = ranks, .launched = w->options.launched};
+    if (!ranks) ranks = (int)between(w, 1, RANKS_MAX);
+    memset(team, 0, sizeof *team);
+    team->attempt = attempt;
+    team->running = true;
+    team->ranks = ranks;
+    team->quarantine = w->handed;
+    team->launched = w->options.launched;
+    team->nameless = !team->launched && chance(w, 50);
+    trace(w, "%d workers of attempt %u start", ranks, attempt);
     int per_link = chance(w, 40) ? ranks : (int)between(w, 1, 2);
     for (int first = 0; first < ranks; first += per_link) {
         struct link *link = &team->link[team->links++];
@@ -298,11 +362,20 @@ static void start_team(struct world *w) {
     }
     team->asynchronous = chance(w, 40);
     team->impatient = chance(w, 30);
-    for (int rank = 0; rank < ranks; rank++) team->wrong[rank] = -1;
+    w->launcher_gone = false;
+    bool host_missing = false;
+    for (int rank = 0; rank < ranks; rank++) {
+        team->wrong[rank] = -1;
+        team->host[rank] = w->placement[rank];
+        team->absent[rank] = w->host_dead[team->host[rank]];
+        host_missing |= team->absent[rank];
+    }
     for (int step = 0; step <= STEPS_MAX; step++) team->position[step] = -1;
     for (int i = 0; i < team->links; i++) {
         push_plain(w, ITEM_CONNECT, between(w, 1, 2000), i, 0);
         push_plain(w, ITEM_BEAT, between(w, 2001, 3000), i, 0);
     }
+    /* The launcher does not reach a host that is dead. */
+    if (host_missing) push_plain(w, ITEM_DEATH, between(w, 500, 2500), 0, 0);
     team->last_heard_ms = w->now_ms;
 }

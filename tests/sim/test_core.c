@@ -39,7 +39,12 @@ static int print_transitions(const struct coverage *counted) {
                   {LS_PHASE_WAITING, LS_PHASE_FAILING},  {LS_PHASE_WAITING, LS_PHASE_ENDED},
                   {LS_PHASE_RUNNING, LS_PHASE_STOPPING}, {LS_PHASE_RUNNING, LS_PHASE_FAILING},
                   {LS_PHASE_RUNNING, LS_PHASE_ENDED},    {LS_PHASE_STOPPING, LS_PHASE_FAILING},
-                  {LS_PHASE_STOPPING, LS_PHASE_ENDED},   {LS_PHASE_FAILING, LS_PHASE_ENDED}};
+                  {LS_PHASE_STOPPING, LS_PHASE_ENDED},   {LS_PHASE_FAILING, LS_PHASE_ENDED},
+                  {LS_PHASE_WAITING, LS_PHASE_CLEARING}, {LS_PHASE_RUNNING, LS_PHASE_CLEARING},
+                  {LS_PHASE_FAILING, LS_PHASE_CLEARING}, {LS_PHASE_CLEARING, LS_PHASE_PREPARING},
+                  {LS_PHASE_CLEARING, LS_PHASE_ENDED},   {LS_PHASE_PREPARING, LS_PHASE_BACKOFF},
+                  {LS_PHASE_PREPARING, LS_PHASE_ENDED},  {LS_PHASE_BACKOFF, LS_PHASE_WAITING},
+                  {LS_PHASE_BACKOFF, LS_PHASE_ENDED}};
     int zeros = 0;
     printf("transitions:");
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
@@ -53,7 +58,7 @@ static int print_transitions(const struct coverage *counted) {
 }
 
 static int print_exits(const struct coverage *counted) {
-    static const int needed[] = {0, 1, 2, 3, 4, 5, 6, 7, 75, 130};
+    static const int needed[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 75, 130};
     int zeros = 0;
     printf("ends:");
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
@@ -71,6 +76,43 @@ static int print_others(const struct coverage *counted) {
                                counted->restarts,    counted->restores,   counted->resumes};
     int zeros = 0;
     printf("messages and restarts:");
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        printf("%s %s %llu", i ? "," : "", names[i], (unsigned long long)counts[i]);
+        zeros += counts[i] == 0;
+    }
+    printf("\n");
+    return zeros;
+}
+
+static int print_attempts(const struct coverage *counted) {
+    static const char *const names[] = {"restarted",
+                                        "on fewer ranks",
+                                        "on more ranks",
+                                        "hosts left out",
+                                        "hosts forgiven",
+                                        "from the checkpoint before",
+                                        "from step 0 again",
+                                        "restarts used up",
+                                        "backed off",
+                                        "sequences passed over",
+                                        "coordinator crashed while clearing",
+                                        "while preparing",
+                                        "while backing off"};
+    const uint64_t counts[] = {counted->attempts,
+                               counted->fewer_ranks,
+                               counted->more_ranks,
+                               counted->hosts_left_out,
+                               counted->hosts_forgiven,
+                               counted->from_the_one_before,
+                               counted->from_nothing,
+                               counted->restarts_used_up,
+                               counted->backed_off,
+                               counted->passed_over,
+                               counted->crashes[LS_PHASE_CLEARING],
+                               counted->crashes[LS_PHASE_PREPARING],
+                               counted->crashes[LS_PHASE_BACKOFF]};
+    int zeros = 0;
+    printf("attempts:");
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
         printf("%s %s %llu", i ? "," : "", names[i], (unsigned long long)counts[i]);
         zeros += counts[i] == 0;
@@ -156,6 +198,15 @@ static void any_event(struct world *w, struct ls_core_event *event, struct ls_co
         event->commit.step = odd_number(w);
         event->commit.text = "";
         break;
+    case LS_EVENT_PREPARED:
+        event->prepared.slots = event->prepared.slots_all = (int32_t)between(w, -1, 3);
+        event->attempt = chance(w, 50);
+        break;
+    case LS_EVENT_PREPARE_FAILED:
+        event->prepare_failed.code = LS_CHECKPOINT;
+        event->prepare_failed.text = "";
+        event->attempt = chance(w, 5);
+        break;
     case LS_EVENT_JOURNAL_FAILED: event->kind = LS_EVENT_TICK; break;
     case LS_EVENT_REQUEST: event->request = chance(w, 90) ? LS_REQUEST_CHECKPOINT : LS_REQUEST_STOP; break;
     case LS_EVENT_SIGNAL: event->signal = chance(w, 97) ? LS_SIGNAL_SAVE : LS_SIGNAL_STOP; break;
@@ -177,7 +228,16 @@ static bool chaos(uint64_t seed, uint64_t *events) {
                                       .checkpoints_keep = 1,
                                       .start_timeout_ms = 50000,
                                       .rejoin_timeout_ms = 50000,
-                                      .cause_grace_ms = 50000};
+                                      .cause_grace_ms = 50000,
+                                      .max_restarts = (int32_t)(seed % 3),
+                                      .host_losses_max = 1,
+                                      .min_ranks = 1,
+                                      .nonfinite = LS_NONFINITE_ROLLBACK,
+                                      .mismatch = LS_MISMATCH_ROLLBACK,
+                                      .skips_max = 5,
+                                      .backoff_ms = 20,
+                                      .backoff_max_ms = 40,
+                                      .clear_timeout_ms = 3000};
     struct ls_core *core;
     struct ls_error error;
     if (ls_core_create(&options, &core, &error)) return false;
@@ -191,6 +251,10 @@ static bool chaos(uint64_t seed, uint64_t *events) {
         if (event.kind == LS_EVENT_JOURNALED) event.journaled.sequence = sequence;
         if (event.kind == LS_EVENT_COMMIT_DONE && chance(&w, 80)) event.commit.step = commit;
         if (event.kind == LS_EVENT_TICK) event.tick.now_ms = now_ms += 10;
+        /* Later attempts are spoken of as often as the first. */
+        struct ls_core_status now;
+        ls_core_read_status(core, &now);
+        if (event.attempt == 1) event.attempt = now.attempt;
         ls_core_handle(core, &event, &actions);
         for (int k = 0; k < actions.count; k++) {
             held &= !ended;
@@ -234,6 +298,7 @@ static void every_event_action_fault_transition_and_exit_code_is_met(void **stat
     zeros += print_transitions(&coverage);
     zeros += print_exits(&coverage);
     zeros += print_others(&coverage);
+    zeros += print_attempts(&coverage);
     if (seeds < 1000) {
         printf("skip - counts of %llu seeds say little\n", (unsigned long long)seeds);
         return;

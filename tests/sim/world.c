@@ -34,7 +34,7 @@ static void violate(struct world *w, const char *format, ...) __attribute__((for
 static void violate(struct world *w, const char *format, ...) {
     int length =
         snprintf(w->violation, sizeof w->violation, "seed %llu, attempt %u, %lld ms: ", (unsigned long long)w->seed,
-                 w->options.attempt, (long long)w->now_ms);
+                 w->begun.attempt, (long long)w->now_ms);
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(w->violation + length, sizeof w->violation - (size_t)length, format, arguments);
@@ -84,7 +84,7 @@ static void push(struct world *w, const struct item *item) {
     int slot = free_slots[w->items_count];
     pool[slot] = *item;
     if (!pool[slot].order) pool[slot].order = ++w->items_order;
-    pool[slot].attempt = w->options.attempt;
+    if (!pool[slot].attempt) pool[slot].attempt = w->team.attempt;
     int i = w->items_count++;
     heap[i].time_ms = item->time_ms;
     heap[i].order = pool[slot].order;
@@ -162,7 +162,11 @@ static void send_to_team(struct world *w, ls_connection connection, const struct
 /* ---- coordinator process ---- */
 
 static void handle(struct world *w, struct ls_core_event *event, int variant);
+static void disturb_recovery(struct world *w, enum ls_core_phase phase);
 #include "tests/sim/oracle.c"
+#include "tests/sim/oracle_recovery.c"
+
+#include "tests/sim/oracle_judge.c"
 
 static void start_fsync(struct world *w) {
     if (w->fsyncing || !w->pending_count) return;
@@ -191,7 +195,74 @@ static void add_folder(struct world *w, int64_t step, int64_t position, struct l
         memmove(w->folders, w->folders + 1, (CHECKPOINTS_MAX - 1) * sizeof *w->folders);
         w->folders_count--;
     }
-    w->folders[w->folders_count++] = (struct folder){.step = step, .position = position, .chain = chain};
+    w->folders[w->folders_count++] = (struct folder){.step = step,
+                                                     .position = position,
+                                                     .chain = chain,
+                                                     .used = w->team.saved[step],
+                                                     .suspect = w->bad_above >= 0 && step > w->bad_above};
+    if (step <= w->best_step) return;
+    w->best_step = step;
+    w->progress = true;
+}
+
+/* What PREPARE asks for: later ones are set aside, damaged ones too. */
+static void set_folders_aside(struct world *w, int64_t below_step) {
+    while (w->folders_count &&
+           (w->folders[w->folders_count - 1].step >= below_step || w->folders[w->folders_count - 1].damaged))
+        w->folders_count--;
+}
+
+/* ---- the supervisor: starts and ends workers ---- */
+
+/* On which hosts the ranks of the next team are: those that are not left out first. */
+static void place_ranks(struct world *w) {
+    bool excluded[HOSTS_MAX] = {false};
+    const char *name;
+    for (int i = 0; w->options.launched && (name = ls_core_excluded(w->core, i)); i++)
+        excluded[atoi(name + strlen("host-"))] = true;
+    int rank = 0;
+    for (int round = 0; rank < RANKS_MAX; round++)
+        for (int host = 0; host < w->hosts; host++)
+            for (int slot = 0; slot < HOST_SLOTS && rank < RANKS_MAX; slot++)
+                if (!excluded[host] || round) w->placement[rank++] = host;
+}
+
+static void launch(struct world *w, const struct ls_core_action *action) {
+    if (action->attempt <= w->launched_attempt || w->supervisor_dead) return;
+    w->launched_attempt = action->attempt;
+    place_ranks(w);
+    w->handed = *ls_core_quarantine(w->core);
+    struct item item = {.kind = ITEM_WORKERS, .attempt = action->attempt, .ranks = action->launch.world_size};
+    item.time_ms = w->now_ms + (w->options.launched ? between(w, 1, 50) : between(w, 1, 20000));
+    if (!w->options.launched && !w->quiet && chance(w, 15))
+        w->coverage->faults[FAULT_NOBODY_STARTS_WORKERS]++;
+    else
+        push(w, &item);
+}
+
+static void kill_team(struct world *w, const struct ls_core_action *action) {
+    /* Without a launcher of ours workers are only told that it is over, if they hear it. */
+    bool reached = w->options.launched || !w->team.started || chance(w, 80);
+    if (w->kill_fails && w->options.launched) {
+        w->coverage->faults[FAULT_KILL_FAILS]++;
+        return;
+    }
+    if (reached) push_plain(w, ITEM_DEATH, between(w, 1, 100), 0, 0);
+    struct item item = {.kind = ITEM_CLEARED,
+                        .time_ms = w->now_ms + between(w, 1, 200),
+                        .attempt = action->attempt,
+                        .generation = w->options.generation};
+    push(w, &item);
+}
+
+static void prepare(struct world *w, const struct ls_core_action *action) {
+    struct item item = {.kind = ITEM_PREPARED,
+                        .time_ms = w->now_ms + between(w, 1, 60),
+                        .attempt = action->attempt,
+                        .generation = w->options.generation};
+    set_folders_aside(w, action->prepare.below_step);
+    for (int host = 0; host < w->hosts; host++) w->host_dead[host] &= !chance(w, 60);
+    push(w, &item);
 }
 
 static void lose_coordinator(struct world *w) {
@@ -206,6 +277,11 @@ static void crash_coordinator(struct world *w, int64_t away_ms) {
     make_durable(w, (int)below(w, w->pending_count + 1));
     w->pending_count = 0;
     lose_coordinator(w);
+    if (w->supervisor_dead) { /* nobody starts it again */
+        w->over = true;
+        w->exit_code = -1;
+        return;
+    }
     w->restart_ms = w->now_ms + away_ms;
     push_plain(w, ITEM_START, away_ms, 0, 0);
 }
@@ -228,9 +304,10 @@ static void perform(struct world *w, const struct ls_core_action *action) {
     case LS_ACTION_ORDER:
     case LS_ACTION_ACK: send_to_team(w, action->connection, action); break;
     case LS_ACTION_REPLY:
-    case LS_ACTION_LAUNCH:
-    case LS_ACTION_PREPARE:
     case LS_ACTION_KEEP_PART: break;
+    case LS_ACTION_LAUNCH: launch(w, action); break;
+    case LS_ACTION_PREPARE: prepare(w, action); break;
+    case LS_ACTION_KILL: kill_team(w, action); break;
     case LS_ACTION_JOURNAL:
         if (w->pending_count == RECORDS_MAX) violate(w, "too many records wait for the disk");
         w->pending[w->pending_count++] = action->record;
@@ -258,7 +335,6 @@ static void perform(struct world *w, const struct ls_core_action *action) {
                 break;
             }
         break;
-    case LS_ACTION_KILL: push_plain(w, ITEM_DEATH, between(w, 1, 100), 0, 0); break;
     case LS_ACTION_END:
         if (w->crash_before_end) {
             w->crash_before_end = false;
@@ -295,6 +371,11 @@ static void trace_action(struct world *w, const struct ls_core_action *action) {
     case LS_ACTION_ORDER:
         trace(w, "    -> order %llx%s", (unsigned long long)action->order.id, action->order.stop ? " stop" : "");
         break;
+    case LS_ACTION_PREPARE: trace(w, "    -> prepare below %lld", (long long)action->prepare.below_step); break;
+    case LS_ACTION_LAUNCH:
+        trace(w, "    -> launch attempt %u at step %lld, %d ranks", action->attempt,
+              (long long)action->launch.start_step, action->launch.world_size);
+        break;
     default:
         trace(w, "    -> %s %llx %lld", ls_core_action_name(action->kind), (unsigned long long)action->connection,
               (long long)action->ack.step);
@@ -314,6 +395,7 @@ static void handle(struct world *w, struct ls_core_event *event, int variant) {
     oracle_hears(w, event, &before);
     ls_core_handle(w->core, event, &w->actions);
     ls_core_read_status(w->core, &after);
+    w->phase = after.phase;
     w->coverage->transitions[before.phase][after.phase]++;
     for (int i = 0; i < w->actions.count; i++) trace_action(w, &w->actions.list[i]);
     oracle_judges(w, event, variant, &before, &after);
@@ -322,24 +404,64 @@ static void handle(struct world *w, struct ls_core_event *event, int variant) {
     actions = (struct ls_core_actions){.count = w->actions.count};
     memcpy(actions.list, w->actions.list, (size_t)w->actions.count * sizeof *actions.list);
     for (int i = 0; i < actions.count && w->core; i++) perform(w, &actions.list[i]);
+    if (after.phase != before.phase && w->core && !w->over) disturb_recovery(w, after.phase);
+}
+
+/* Which attempt the journal says it is. */
+static void find_attempt(struct world *w) {
+    w->begun = w->first_begun;
+    for (int i = 0; i < w->durable_count; i++) {
+        const struct ls_core_record *record = &w->durable[i];
+        if (record->kind == LS_RECORD_ATTEMPT && record->attempt > w->begun.attempt)
+            w->begun = (struct begun){.attempt = record->attempt,
+                                      .world_size = record->attempt_begun.world_size,
+                                      .step = record->attempt_begun.start_step,
+                                      .position = record->attempt_begun.start_position,
+                                      .chain = record->attempt_begun.start_chain};
+    }
+    if (w->progress_attempt > w->begun.attempt) { /* its beginning got lost */
+        w->progress |= w->progress_before;
+        w->progress_attempt = w->begun.attempt;
+    }
+}
+
+/* Steps and validations of attempts that are over may be left out. */
+static void shorten_journal(struct world *w) {
+    int kept = 0;
+    for (int i = 0; i < w->durable_count; i++) {
+        const struct ls_core_record *record = &w->durable[i];
+        bool of_steps = record->kind == LS_RECORD_STEP || record->kind == LS_RECORD_VALIDATION;
+        if (!of_steps || record->attempt >= w->begun.attempt) w->durable[kept++] = *record;
+    }
+    w->durable_count = kept;
+    w->view.attempt = 0;
 }
 
 static void start_coordinator(struct world *w, bool restarted) {
     struct ls_core_options *options = &w->options;
+    find_attempt(w);
     options->generation++;
     options->restarted = restarted;
+    options->attempt = w->begun.attempt;
+    options->world_size = w->begun.world_size;
+    options->ranks_wanted = w->ranks_wanted;
+    options->start_step = w->begun.step;
+    options->start_position = w->begun.position;
+    options->start_chain = w->begun.chain;
     options->checkpoints_count = 0;
     for (int i = 0; i < w->folders_count; i++) options->checkpoints[options->checkpoints_count++] = w->folders[i].step;
     struct ls_error error;
     if (ls_core_create(options, &w->core, &error)) violate(w, "the core is not created: %s", error.text);
     trace(w, "coordinator starts: generation %u, attempt %u at step %lld, world %d", options->generation,
-          options->attempt, (long long)options->start_step, w->team.ranks);
-    for (int i = 0; restarted && i < w->durable_count; i++) {
-        w->coverage->restores++;
+          options->attempt, (long long)options->start_step, options->world_size);
+    if (w->durable_count > RECORDS_MAX / 2 || chance(w, 30)) shorten_journal(w);
+    for (int i = 0; i < w->durable_count; i++) {
+        w->coverage->restores += restarted;
         if (ls_core_restore(w->core, &w->durable[i], &error)) violate(w, "the journal is not restored: %s", error.text);
     }
     w->coverage->restarts += restarted;
-    oracle_starts(w);
+    w->phase = LS_PHASE_WAITING;
+    oracle_starts(w, restarted);
     push_plain(w, ITEM_TICK, 0, 0, 0);
 }
 
@@ -347,9 +469,9 @@ static void start_coordinator(struct world *w, bool restarted) {
 
 /* ---- how workers introduce themselves ---- */
 
-static struct ls_core_rank rank_described(const struct world *w, int rank) {
-    struct ls_core_rank described = {.rank = rank, .pid = 1000 * (int64_t)w->options.attempt + rank};
-    snprintf(described.host, sizeof described.host, "host-%d", rank / 2);
+static struct ls_core_rank rank_described(const struct world *w, uint32_t attempt, int rank) {
+    struct ls_core_rank described = {.rank = rank, .pid = 1000 * (int64_t)attempt + rank};
+    name_host(described.host, w->team.host[rank]);
     snprintf(described.config_digest, sizeof described.config_digest, "%s", w->options.config_digest);
     snprintf(described.dataset_digest, sizeof described.dataset_digest, "%s", w->options.dataset_digest);
     snprintf(described.numerics, sizeof described.numerics, "cpu");
@@ -357,7 +479,6 @@ static struct ls_core_rank rank_described(const struct world *w, int rank) {
 }
 
 static void describe_process(const struct world *w, struct ls_core_hello *hello) {
-    hello->attempt = w->options.attempt;
     hello->protocol = w->options.protocol;
     snprintf(hello->version, sizeof hello->version, "%s", w->options.version);
     hello->world_size = w->team.ranks;
@@ -367,23 +488,21 @@ static void describe_process(const struct world *w, struct ls_core_hello *hello)
  * it. */
 static int introduce(struct world *w, const struct item *item, struct ls_core_hello *hello,
                      struct ls_core_rank *ranks) {
-    uint32_t attempt = hello->attempt;
-    int wrong = item->variant;
+    int wrong = item->variant, count = hello->ranks_count;
     describe_process(w, hello);
-    hello->attempt = attempt;
     hello->ranks = ranks;
     hello->ranks_count = 0;
     if (item->variant >= 0) {
-        ranks[hello->ranks_count++] = rank_described(w, item->rank);
+        ranks[hello->ranks_count++] = rank_described(w, item->attempt, item->rank);
         ranks[0].pid++;
         return wrong;
     }
-    const struct link *link = &w->team.link[item->link];
-    for (int rank = link->first; rank < link->first + link->count; rank++) {
-        if (w->team.absent[rank]) continue;
+    for (int rank = item->rank; rank < item->rank + count; rank++) {
+        bool present = item->attempt == w->team.attempt;
+        if (present && w->team.absent[rank]) continue;
         struct ls_core_rank *described = &ranks[hello->ranks_count++];
-        *described = rank_described(w, rank);
-        if (w->team.wrong[rank] < 0) continue;
+        *described = rank_described(w, item->attempt, rank);
+        if (!present || w->team.wrong[rank] < 0) continue;
         if (wrong < 0) wrong = w->team.wrong[rank];
         if (w->team.wrong[rank] == FAULT_WRONG_VERSION) snprintf(hello->version, sizeof hello->version, "0.0.9");
         if (w->team.wrong[rank] == FAULT_WRONG_DATASET) described->dataset_digest[0] ^= 1;
@@ -405,8 +524,10 @@ static void arrives_at_core(struct world *w, struct item *item) {
         push(w, item);
         return;
     }
-    if (item->generation != w->options.generation && !w->team.running) return; /* it died with its sender */
-    ls_connection now = w->team.link[item->link].connection;
+    bool of_old_team = item->attempt != w->team.attempt;
+    /* It died with its sender. */
+    if (item->generation != w->options.generation && (!w->team.running || of_old_team)) return;
+    ls_connection now = of_old_team ? item->event.connection : w->team.link[item->link].connection;
     if (item->generation != w->options.generation) item->event.connection = now;
     if (item->message == MESSAGE_BEAT) {
         if (!ls_core_is_joined(w->core, now)) send_to_team(w, now, &(struct ls_core_action){.kind = LS_ACTION_REJOIN});
@@ -438,15 +559,27 @@ static void happens_here(struct world *w, struct item *item) {
 
 /* The watcher looks at the processes of the ranks that have joined. */
 static void watch(struct world *w) {
-    for (int rank = 0; rank < w->team.ranks && w->core; rank++) {
+    for (int rank = 0; rank < w->team.ranks && w->core && w->team.attempt == w->begun.attempt; rank++) {
         bool gone = !w->team.running || w->team.dead[rank];
-        if (!gone || !w->seen.joined[rank] || w->seen.told_lost[rank]) continue;
-        w->seen.told_lost[rank] = true;
+        if (!gone || !w->att.joined[rank] || w->att.told_lost[rank]) continue;
+        w->att.told_lost[rank] = true;
         struct item item = report(w, LS_EVENT_RANK_LOST);
         item.event.rank_lost.rank = rank;
         item.event.rank_lost.how = "its process is gone";
         handle(w, &item.event, -1);
     }
+}
+
+/* The verdict on a rank that does not move, told until somebody acts on it. */
+static void watch_stall(struct world *w) {
+    if (!w->core || !w->team.running || !w->team.stalled || w->team.attempt != w->begun.attempt) return;
+    if (w->att.told_stalled) return;
+    w->att.told_stalled = true;
+    struct item item = report(w, LS_EVENT_STALLED);
+    item.event.stalled.rank = w->team.stalled - 1;
+    item.event.stalled.host = "";
+    item.event.stalled.text = "stall: a rank is stopped in phase backward";
+    handle(w, &item.event, -1);
 }
 
 static void fsync_ends(struct world *w, const struct item *item) {
@@ -486,16 +619,60 @@ static void commit_ends(struct world *w, const struct item *item) {
 static void commit_is_told(struct world *w, const struct item *item) {
     w->committing = false;
     struct item told = report(w, item->rank ? LS_EVENT_COMMIT_FAILED : LS_EVENT_COMMIT_DONE);
+    told.event.attempt = w->begun.attempt;
     told.event.commit.step = item->commit.step;
     told.event.commit.text = "No space left on device";
     handle(w, &told.event, -1);
+}
+
+static void cleared(struct world *w, struct item *item) {
+    if (w->options.launched && w->team.running && w->team.attempt <= item->attempt) {
+        item->time_ms = w->now_ms + 20;
+        push(w, item);
+        return;
+    }
+    struct ls_core_event event = {.kind = LS_EVENT_CLEARED, .attempt = item->attempt};
+    handle(w, &event, -1);
+}
+
+static void prepared(struct world *w, const struct item *item) {
+    static const int further = 7;
+    struct ls_core_event event = {.kind = LS_EVENT_PREPARED, .attempt = item->attempt, .payload = &further};
+    if (w->prepare_fails) {
+        w->prepare_fails = false;
+        w->coverage->faults[FAULT_PREPARE_FAILS]++;
+        event.kind = LS_EVENT_PREPARE_FAILED;
+        event.prepare_failed.code = LS_CHECKPOINT;
+        event.prepare_failed.text = "checkpoints/ cannot be read";
+        handle(w, &event, -1);
+        return;
+    }
+    const struct folder *start = w->folders_count ? &w->folders[w->folders_count - 1] : &(struct folder){.step = 0};
+    int excluded = 0;
+    while (ls_core_excluded(w->core, excluded)) excluded++;
+    event.prepared.step = start->step;
+    event.prepared.position = start->position;
+    event.prepared.chain = start->chain;
+    event.prepared.slots = w->options.launched ? HOST_SLOTS * (w->hosts - excluded) : -1;
+    event.prepared.slots_all = w->options.launched ? HOST_SLOTS * w->hosts : -1;
+    handle(w, &event, -1);
+}
+
+/* Whoever starts workers by hand waits until the ones before have left. */
+static void workers_start(struct world *w, struct item *item) {
+    if (w->team.running) {
+        item->time_ms = w->now_ms + 500;
+        push(w, item);
+        return;
+    }
+    if (item->attempt == w->begun.attempt) start_team(w, item->attempt, item->ranks);
 }
 
 static void coordinator_returns(struct world *w) {
     start_coordinator(w, true);
     for (int i = 0; i < w->team.links; i++)
         if (w->team.link[i].connection) connect_link(w, i, chance(w, 50));
-    if (!w->launcher_gone) return;
+    if (!w->launcher_gone || w->supervisor_dead) return;
     struct item item = report(w, LS_EVENT_LAUNCHER_EXITED);
     item.event.launcher_exited.status = w->launcher_status;
     local_event(w, item, between(w, 1, 50));
@@ -503,6 +680,8 @@ static void coordinator_returns(struct world *w) {
 
 static void happen(struct world *w, struct item *item) {
     bool of_generation = item->generation == w->options.generation && w->core;
+    bool of_team = item->kind >= ITEM_CONNECT && item->kind <= ITEM_DEATH;
+    if (of_team && item->attempt != w->team.attempt) return;
     switch (item->kind) {
     case ITEM_TO_CORE: arrives_at_core(w, item); break;
     case ITEM_TO_TEAM: team_hears(w, item->link, &item->action); break;
@@ -511,6 +690,7 @@ static void happen(struct world *w, struct item *item) {
         if (!of_generation) break;
         push_plain(w, ITEM_TICK, 250, 0, 0);
         if (chance(w, 60)) watch(w);
+        if (chance(w, 30)) watch_stall(w);
         if (!w->core) break;
         handle(w, &(struct ls_core_event){.kind = LS_EVENT_TICK, .tick = {.now_ms = w->now_ms}}, -1);
         break;
@@ -529,21 +709,33 @@ static void happen(struct world *w, struct item *item) {
     case ITEM_STEP_ENDS: step_ends(w); break;
     case ITEM_PART_ENDS: part_ends(w, item->link, item->rank); break;
     case ITEM_DEATH: leave(w, 137); break;
-    case ITEM_LEAVE: leave(w, LS_COMMUNICATION); break;
+    case ITEM_CLEARED:
+        if (of_generation) cleared(w, item);
+        break;
+    case ITEM_PREPARED:
+        if (of_generation) prepared(w, item);
+        break;
+    case ITEM_WORKERS: workers_start(w, item); break;
     case ITEM_FAULT:
         if (!w->over) inject(w, (enum fault_kind)item->rank);
         break;
     }
 }
 
-/* ---- a run: attempts until it is complete ---- */
+/* ---- a run: invocations until it is complete ---- */
 
 static void plan_run(struct world *w) {
     w->batch = between(w, 1, 9);
     w->steps = chance(w, 50) ? between(w, 1, 40) : 0;
     w->end_position = w->steps ? w->steps * w->batch : between(w, 0, 40 * w->batch);
     w->end_step = (w->end_position + w->batch - 1) / w->batch;
-    oracle_knows_run(w);
+    w->hosts = (int)between(w, 1, HOSTS_MAX);
+    for (int i = 0; w->end_position && i < 3 && chance(w, 25); i++) {
+        int64_t first = below(w, w->end_position);
+        for (int64_t k = first; k < first + (chance(w, 30) ? 4 * w->batch : 1) && k < w->end_position; k++)
+            put(w, &w->poison, k);
+        w->coverage->faults[FAULT_SAMPLE_SPOILS_LOSS]++;
+    }
     struct ls_core_options *options = &w->options;
     options->global_batch = w->batch;
     options->steps = w->steps;
@@ -559,49 +751,83 @@ static void plan_run(struct world *w) {
     options->start_timeout_ms = 60000;
     options->rejoin_timeout_ms = 30000;
     options->cause_grace_ms = 1000;
+    options->nonfinite = (enum ls_core_nonfinite)below(w, 3);
+    options->mismatch = (enum ls_core_mismatch)below(w, 2);
+    options->skips_max = options->nonfinite == LS_NONFINITE_SKIP && chance(w, 80) ? 3 : 0;
+    options->host_losses_max = (int32_t)below(w, 4);
+    options->backoff_ms = 500;
+    options->backoff_max_ms = 1800;
+    options->clear_timeout_ms = 10000;
 }
 
-static void plan_attempt(struct world *w, int attempt) {
+/* What is wrong with the world is mended from here on. */
+static void mend(struct world *w) {
+    memset(&w->poison, 0, sizeof w->poison);
+    memset(w->host_dead, 0, sizeof w->host_dead);
+    for (int i = 0; i < w->folders_count; i++) w->folders[i].unloadable = false;
+}
+
+/* `--resume`: from the newest good checkpoint, but for those that the last FAULT gave up. */
+static void find_start(struct world *w) {
+    int64_t below_step = INT64_MAX;
+    for (int i = 0; i < w->durable_count; i++)
+        if (w->durable[i].kind == LS_RECORD_FAULT)
+            below_step = w->durable[i].attempt == w->begun.attempt && w->durable[i].end.below_step
+                             ? w->durable[i].end.below_step
+                             : INT64_MAX;
+    set_folders_aside(w, below_step);
+    const struct folder *start = w->folders_count ? &w->folders[w->folders_count - 1] : &(struct folder){.step = 0};
+    w->first_begun = (struct begun){
+        .attempt = w->begun.attempt + 1, .step = start->step, .position = start->position, .chain = start->chain};
+}
+
+static void plan_invocation(struct world *w, int invocation) {
     struct ls_core_options *options = &w->options;
-    w->quiet = attempt > ATTEMPTS_WITH_FAULTS;
+    w->quiet = invocation > INVOCATIONS_WITH_FAULTS;
+    if (w->quiet) mend(w);
     if (!w->quiet && w->folders_count && chance(w, 10)) {
-        w->folders_count--;
+        w->folders[w->folders_count - 1].damaged = true;
         w->coverage->faults[FAULT_CHECKPOINT_DAMAGED]++;
     }
-    options->attempt = (uint32_t)attempt;
+    find_attempt(w);
+    find_start(w);
     options->launched = chance(w, 75);
-    int32_t world_size = (int32_t)between(w, 1, RANKS_MAX);
-    if (attempt > 1) w->coverage->faults[FAULT_OTHER_WORLD_SIZE] += world_size != options->world_size;
-    options->world_size = !options->launched && chance(w, 30) ? 0 : world_size;
+    int32_t most = w->hosts * HOST_SLOTS < RANKS_MAX ? w->hosts * HOST_SLOTS : RANKS_MAX;
+    int32_t world_size = (int32_t)between(w, 1, most);
+    if (invocation > 1) w->coverage->faults[FAULT_OTHER_WORLD_SIZE] += world_size != w->first_begun.world_size;
+    if (!options->launched && chance(w, 30)) world_size = 0;
+    w->first_begun.world_size = w->ranks_wanted = world_size;
+    w->begun = w->first_begun;
+    w->first_attempt = w->begun.attempt;
+    w->best_step = w->begun.step;
+    w->progress = w->progress_before = false;
+    w->progress_attempt = w->first_attempt;
+    options->max_restarts = chance(w, 20) ? 0 : (int32_t)between(w, 1, 4);
+    options->min_ranks = world_size && chance(w, 60) ? (int32_t)between(w, 1, world_size) : 0;
     options->span_steps = between(w, 1, 8);
     options->window_steps = chance(w, 50) ? between(w, 4, 12) : 0;
     if (!options->window_steps) options->window_steps = LS_CORE_WINDOW_STEPS - 1;
-    const struct folder *start = w->folders_count ? &w->folders[w->folders_count - 1] : &(struct folder){.step = 0};
-    options->start_step = start->step;
-    options->start_position = start->position;
-    options->start_chain = start->chain;
     w->over = false;
     w->fsyncing = w->committing = w->fsync_fails = w->commit_fails = w->crash_before_end = w->launcher_gone = false;
+    w->supervisor_dead = w->kill_fails = w->prepare_fails = false;
     w->slow_fsyncs = w->slow_commits = w->late_parts = w->save_fails = 0;
+    w->bad_above = -1;
     w->pending_count = 0;
-    if (w->durable_count > RECORDS_MAX / 2)
-        w->durable_count = 0; /* or the records of old attempts stay, to be passed over */
-    memset(w->part_on_disk, 0, sizeof w->part_on_disk);
-    memset(w->attempt_joined, 0, sizeof w->attempt_joined);
+    w->launched_attempt = 0;
+    w->team = (struct team){.running = false};
     clear_items(w);
 }
 
-static void run_attempt(struct world *w, int attempt) {
-    plan_attempt(w, attempt);
-    start_team(w);
+static void run_invocation(struct world *w, int invocation) {
+    plan_invocation(w, invocation);
     start_coordinator(w, false);
     if (!w->quiet) plan_faults(w);
-    int64_t limit_ms = w->now_ms + ATTEMPT_LIMIT_MS;
+    w->limit_ms = w->now_ms + ATTEMPT_LIMIT_MS;
     while (!w->over) {
         if (!w->items_count) violate(w, "nothing will ever happen again");
         struct item item = pop(w);
         w->now_ms = item.time_ms;
-        if (w->now_ms > limit_ms) violate(w, "the attempt hangs");
+        if (w->now_ms > w->limit_ms) violate(w, "the attempt hangs");
         happen(w, &item);
     }
     lose_coordinator(w);
@@ -623,11 +849,11 @@ bool world_run(uint64_t seed, bool trace_it, struct coverage *coverage, char vio
         return false;
     }
     plan_run(w);
-    for (int attempt = 1; attempt <= ATTEMPTS_MAX; attempt++) {
-        run_attempt(w, attempt);
-        if (attempt > 1) coverage->resumes++;
+    for (int invocation = 1; invocation <= INVOCATIONS_MAX; invocation++) {
+        run_invocation(w, invocation);
+        if (invocation > 1) coverage->resumes++;
         if (w->exit_code == LS_OK) return true;
         if (w->quiet) violate(w, "ended with %d though nothing was wrong", w->exit_code);
     }
-    violate(w, "not complete after %d attempts", ATTEMPTS_MAX);
+    violate(w, "not complete after %d invocations", INVOCATIONS_MAX);
 }

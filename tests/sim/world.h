@@ -1,5 +1,5 @@
-/* A whole virtual world around the coordinator's core: disks that forget, links that lose, workers that die, users who
- * stop.
+/* A whole virtual world around the coordinator's core: disks that forget, links that lose, workers and hosts that die,
+ * samples that spoil the loss, users who stop.
  *
  *   team (ranks, links) --- messages with delay and loss ---> coordinator (core, journal, commits) ---> disk
  *
@@ -19,13 +19,16 @@
 
 enum {
     RANKS_MAX = 6,
+    HOSTS_MAX = 4,
+    HOST_SLOTS = 2,
     STEPS_MAX = 64,
-    RECORDS_MAX = 512,
+    SEQUENCES_MAX = 1024,
+    RECORDS_MAX = 4096,
     EVENTS_MAX = 8192,
     CHECKPOINTS_MAX = 64,
-    ATTEMPTS_MAX = 12,        /* the run must be complete by then */
-    ATTEMPTS_WITH_FAULTS = 5, /* from then on nothing is broken any more */
-    ATTEMPT_LIMIT_MS = 900000 /* an attempt that has not ended by then hangs */
+    INVOCATIONS_MAX = 12,        /* the run must be complete by then */
+    INVOCATIONS_WITH_FAULTS = 5, /* from then on nothing is broken any more */
+    ATTEMPT_LIMIT_MS = 900000    /* an attempt that has not ended by then hangs */
 };
 
 #define FAULT_KINDS(X)                                                                                                 \
@@ -63,7 +66,18 @@ enum {
     X(OPERATOR_SAVES)                                                                                                  \
     X(OPERATORS_FLOOD)                                                                                                 \
     X(CHECKPOINT_DAMAGED)                                                                                              \
-    X(OTHER_WORLD_SIZE)
+    X(CHECKPOINT_ROTS)                                                                                                 \
+    X(CHECKPOINT_DOES_NOT_LOAD)                                                                                        \
+    X(OTHER_WORLD_SIZE)                                                                                                \
+    X(HOST_DIES)                                                                                                       \
+    X(HOST_FLAPS)                                                                                                      \
+    X(STALL)                                                                                                           \
+    X(SAMPLE_SPOILS_LOSS)                                                                                              \
+    X(REPLICA_DIFFERS)                                                                                                 \
+    X(SUPERVISOR_DIES)                                                                                                 \
+    X(KILL_FAILS)                                                                                                      \
+    X(PREPARE_FAILS)                                                                                                   \
+    X(NOBODY_STARTS_WORKERS)
 #define FAULT_ENUM(name) FAULT_##name,
 enum fault_kind { FAULT_KINDS(FAULT_ENUM) FAULT_COUNT };
 
@@ -73,10 +87,30 @@ struct coverage {
     uint64_t transitions[LS_PHASE_ENDED + 1][LS_PHASE_ENDED + 1];
     uint64_t exits[256];
     uint64_t old_attempt, duplicates, unplaced, refused, restarts, restores, resumes;
+    /* Of attempts: how they began and what came in between. */
+    uint64_t attempts, fewer_ranks, more_ranks, hosts_left_out, hosts_forgiven, from_the_one_before, from_nothing;
+    uint64_t passed_over, restarts_used_up, backed_off, crashes[LS_PHASE_ENDED + 1], ends[LS_PHASE_ENDED + 1];
+};
+
+/* Sequences, a bit each. */
+struct sequences {
+    uint64_t word[SEQUENCES_MAX / 64];
 };
 
 /* A checkpoint on disk. */
 struct folder {
+    int64_t step, position;
+    struct ls_digest chain;
+    struct sequences used; /* what its weights were trained on */
+    bool damaged;          /* its hashes tell */
+    bool unloadable;       /* only those who load it notice */
+    bool suspect;          /* saved when replicas differed */
+};
+
+/* An attempt as the journal has it. */
+struct begun {
+    uint32_t attempt;
+    int32_t world_size;
     int64_t step, position;
     struct ls_digest chain;
 };
@@ -95,7 +129,9 @@ enum item_kind {
     ITEM_STEP_ENDS,
     ITEM_PART_ENDS,
     ITEM_DEATH, /* what is left of the team dies */
-    ITEM_LEAVE, /* the team gives up waiting for a coordinator */
+    ITEM_CLEARED,
+    ITEM_PREPARED,
+    ITEM_WORKERS, /* somebody starts workers */
     ITEM_FAULT
 };
 
@@ -122,6 +158,7 @@ struct item {
             struct ls_digest chain;
         } commit;
         uint64_t sequence;
+        int32_t ranks; /* WORKERS; 0: any */
     };
 };
 
@@ -137,11 +174,14 @@ struct link {
 
 /* The workers of an attempt. They move together, as collectives make them. */
 struct team {
+    uint32_t attempt;
     bool running; /* false: nothing of it is left */
     bool stuck;   /* a rank is dead, the others wait in a collective */
     bool launched;
     int ranks, links;
     bool dead[RANKS_MAX], absent[RANKS_MAX];
+    int host[RANKS_MAX];
+    bool nameless;        /* started by hand, wants to be told which attempt it is */
     int wrong[RANKS_MAX]; /* enum fault_kind of a rank that will be refused, or -1 */
     struct link link[RANKS_MAX];
     bool started;      /* rank 0 has been welcomed */
@@ -150,6 +190,12 @@ struct team {
     int64_t start_step, end_step, end_position, batch, checkpoint_every, evaluation_every;
     int64_t done, granted, acked, acked_validation;
     int64_t position[STEPS_MAX + 1]; /* [s]: behind step s, as granted; -1: not granted */
+    struct ls_quarantine quarantine;
+    struct sequences used; /* what its weights were trained on */
+    struct sequences saved[STEPS_MAX + 1];
+    struct ls_digest digest[STEPS_MAX + 1]; /* of the steps it did */
+    bool skipped[STEPS_MAX + 1];
+    int stalled; /* 1 + the rank that is stopped; 0: none */
     uint64_t order_seen, order_honoured;
     bool stop_seen, stopped;
     bool stepping;
@@ -161,15 +207,19 @@ struct team {
     int64_t last_heard_ms;
 };
 
-/* What the durable part of the journal says about the attempt. */
+/* What the durable part of the journal says about the attempt, and about the invocation. */
 struct journal_view {
-    uint32_t attempt;
+    uint32_t attempt, invocation;
     int count; /* records looked at */
-    int64_t step, validation;
-    enum ls_code stop, fault;
+    int64_t step, validation, skips;
+    bool fault; /* the attempt is over */
+    struct ls_core_record fault_record;
+    bool quarantined; /* its bad sequences */
+    bool joined;
+    /* of the invocation */
+    enum ls_code stop;
     uint32_t stop_generation;
     uint64_t stop_sequence;
-    bool joined;
 };
 
 /* The coordinator's process and the disk under it. */
@@ -187,13 +237,31 @@ struct world {
 
     /* the run */
     int64_t steps, end_position, end_step, batch;
-    int64_t truth_position[STEPS_MAX + 1];
-    struct ls_digest truth_digest[STEPS_MAX + 1], truth_chain[STEPS_MAX + 1];
+    struct sequences poison; /* spoil the loss of the step that trains on them */
     struct ls_core_options options;
     struct team team;
     ls_connection connections;
-    bool over; /* the attempt */
+    bool over; /* the invocation */
     int exit_code;
+    int hosts; /* of the cluster */
+    bool host_dead[HOSTS_MAX];
+    uint32_t first_attempt;    /* of the invocation */
+    uint32_t launched_attempt; /* the newest that the supervisor has launched */
+    int32_t ranks_wanted;
+    bool supervisor_dead, kill_fails, prepare_fails;
+    struct ls_quarantine handed; /* to the next team */
+    int placement[RANKS_MAX];    /* the host of each rank of the next team */
+    int64_t bad_above;           /* checkpoints of later steps hold replicas that differ; -1: none */
+    int64_t limit_ms;
+    enum ls_core_phase phase; /* of the core */
+
+    /* the truth of the present attempt: [s] of step s, from its start on */
+    struct begun begun, first_begun;
+    uint32_t truth_attempt;    /* whose truth it is */
+    uint32_t progress_attempt; /* whose beginning cleared `progress` */
+    int64_t truth_position[STEPS_MAX + 1], truth_end;
+    struct ls_digest truth_digest[STEPS_MAX + 1], truth_chain[STEPS_MAX + 1];
+    struct sequences quarantined;
 
     /* disk */
     struct folder folders[CHECKPOINTS_MAX];
@@ -202,6 +270,9 @@ struct world {
     int durable_count, pending_count;
     struct journal_view view;
     bool part_on_disk[STEPS_MAX + 1][RANKS_MAX]; /* of this attempt */
+    int64_t best_step;                           /* the highest one ever committed in this invocation */
+    bool progress;                               /* a commit above all before it since the last ATTEMPT */
+    bool progress_before;                        /* and before that, in case it gets lost */
 
     /* coordinator */
     struct ls_core *core; /* NULL: down */
@@ -215,22 +286,43 @@ struct world {
 
     /* oracle: what this generation was told and has said */
     struct {
-        int64_t granted;
-        ls_connection voice;
-        bool joined[RANKS_MAX], told_lost[RANKS_MAX], assembled, stopped;
-        bool stop_ordered; /* on this voice connection */
-        bool kept[RANKS_MAX];
-        int64_t kept_step;
         uint64_t journaled;
-        bool ended, now_signalled;
+        bool ended, now_signalled, ticked, journal_failed;
         int stop_signals;
-        int exact_code; /* of the first exact cause, 0: none */
-        int lost_rank;  /* of the first rank lost, -1: none */
-        bool excuse;    /* something happened that may end an attempt with 6 */
         enum ls_code stop_code;
+        bool ever_joined, ever_assembled; /* in this invocation, as far as this generation or the journal knows */
         uint64_t counters[4];
         ls_connection stop_request;
     } seen;
+    /* ... of the present attempt */
+    struct {
+        int64_t granted;
+        ls_connection voice;
+        bool joined[RANKS_MAX], told_lost[RANKS_MAX], told_stalled, assembled, stopped;
+        bool stop_ordered; /* on this voice connection */
+        bool kept[RANKS_MAX];
+        int64_t kept_step;
+        int64_t skips; /* steps in a row that made no update */
+        /* causes */
+        int exact_code; /* of the first exact one, 0: none */
+        bool exact_mendable;
+        int64_t exact_below; /* checkpoints below this step mend it; 0: any */
+        int lost_rank;       /* the first rank lost, -1: none */
+        int lost_host;       /* the first node lost, -1: none */
+        bool excuse;         /* something happened that may end an attempt with 6 */
+        bool complaint, launcher_exited;
+        /* recovery */
+        bool faulted, restart; /* FAULT is asked for or restored, and says that another attempt follows */
+        struct ls_core_record fault;
+        uint64_t fault_sequence; /* of the last record that tells of it, 0: restored */
+        bool quarantined;
+        bool kill_asked, cleared, prepare_asked, prepared, prepare_failed, launched;
+        struct begun next; /* as PREPARED told it */
+        int32_t slots, slots_all;
+        int64_t begun_ms; /* ATTEMPT was asked for; -1: not in this generation */
+        uint64_t begun_sequence;
+        int32_t restarts;
+    } att;
     bool attempt_joined[RANKS_MAX]; /* in any generation of the attempt */
 };
 

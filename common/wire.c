@@ -69,9 +69,9 @@
 
 const char *ls_message_name(enum ls_message_kind kind) {
     static const char *const names[LS_MESSAGE_KINDS] = {
-        "open",         "hello",  "step",    "validation", "saving", "part",    "save_failed", "fault",
-        "save_request", "report", "goodbye", "pulse",      "setup",  "welcome", "refused",     "rejoin",
-        "grant",        "order",  "ack",     "committed",  "ended",  "request", "reply",       "status"};
+        "open",   "hello",  "step",      "validation", "saving",  "part",    "save_failed", "fault",  "save_request",
+        "report", "bundle", "goodbye",   "pulse",      "setup",   "welcome", "refused",     "rejoin", "grant",
+        "order",  "ack",    "committed", "ended",      "request", "reply",   "status"};
     return kind < LS_MESSAGE_KINDS ? names[kind] : "unknown";
 }
 
@@ -89,6 +89,7 @@ union bodies {
     Ls__Fault fault;
     Ls__SaveRequest save_request;
     Ls__Report report;
+    Ls__Bundle bundle;
     Ls__Goodbye goodbye;
     Ls__Pulse pulse;
     Ls__Setup setup;
@@ -206,6 +207,19 @@ static void *fill_report(Ls__Report *target, const struct ls_message *message) {
     return list;
 }
 
+/* Points `target` at the pieces; the list is malloc'ed and returned. */
+static void *fill_bundle(Ls__Bundle *target, const struct ls_message *message) {
+    const size_t count = (size_t)message->bundle.reports_count;
+    ProtobufCBinaryData *list = malloc((count + 1) * sizeof *list);
+    if (!list) return NULL;
+    for (size_t i = 0; i < count; i++)
+        list[i] = (ProtobufCBinaryData){.len = message->bundle.reports[i].count,
+                                        .data = (uint8_t *)(uintptr_t)message->bundle.reports[i].bytes};
+    target->n_reports = count;
+    target->reports = list;
+    return list;
+}
+
 /* Starts the body `name` of the envelope and points `target` at it. */
 #define BODY(TYPE, name, CASE)                                                                                         \
     Ls__##TYPE *target = &bodies->name;                                                                                \
@@ -292,6 +306,12 @@ static void *fill_body(Ls__Envelope *envelope, union bodies *bodies, const struc
         if (!list) envelope->body_case = LS__ENVELOPE__BODY__NOT_SET;
         return list;
     }
+    case LS_MESSAGE_BUNDLE: {
+        BODY(Bundle, bundle, BUNDLE)
+        void *list = fill_bundle(target, message);
+        if (!list) envelope->body_case = LS__ENVELOPE__BODY__NOT_SET;
+        return list;
+    }
     case LS_MESSAGE_GOODBYE: EMPTY(Goodbye, goodbye, GOODBYE)
     case LS_MESSAGE_PULSE: EMPTY(Pulse, pulse, PULSE)
     case LS_MESSAGE_SETUP: {
@@ -338,7 +358,9 @@ enum ls_code ls_wire_encode(const struct ls_message *message, void *buffer, size
         (message->kind == LS_MESSAGE_PART &&
          (message->part.files_count < 0 || message->part.files_count > LS_WIRE_FILES_MAX)) ||
         (message->kind == LS_MESSAGE_REPORT &&
-         (message->report.ranks_count < 0 || message->report.ranks_count > LS_WIRE_REPORT_RANKS_MAX)))
+         (message->report.ranks_count < 0 || message->report.ranks_count > LS_WIRE_REPORT_RANKS_MAX)) ||
+        (message->kind == LS_MESSAGE_BUNDLE &&
+         (message->bundle.reports_count < 0 || message->bundle.reports_count > LS_WIRE_BUNDLE_MAX)))
         return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "wire: a %s message with more entries than the wire allows",
                        name);
     Ls__Envelope envelope = LS__ENVELOPE__INIT;
@@ -563,6 +585,27 @@ static void read_report(struct check *check, struct ls_message *message, const L
     }
 }
 
+/* The list and, behind it, what it points to, in one piece of memory. */
+static void read_bundle(struct check *check, struct ls_message *message, const Ls__Bundle *source) {
+    size_t bytes = 0;
+    message->bundle.reports = NULL;
+    message->bundle.reports_count = 0;
+    if (source->n_reports > LS_WIRE_BUNDLE_MAX) return complain(check, "reports", "has too many entries");
+    for (size_t i = 0; i < source->n_reports; i++) bytes += source->reports[i].len;
+    struct ls_wire_piece *pieces = malloc((source->n_reports + 1) * sizeof *pieces + bytes);
+    if (!pieces) return complain(check, "reports", "needs more memory than there is");
+    uint8_t *at = (uint8_t *)(pieces + source->n_reports);
+    for (size_t i = 0; i < source->n_reports; i++) {
+        const size_t count = source->reports[i].len;
+        if (count) memcpy(at, source->reports[i].data, count);
+        pieces[i] = (struct ls_wire_piece){at, count};
+        at += count;
+    }
+    message->storage = pieces;
+    message->bundle.reports = pieces;
+    message->bundle.reports_count = (int64_t)source->n_reports;
+}
+
 static void read_step(struct check *check, struct ls_message *message, const Ls__Step *source) {
     struct ls_step_report *target = &message->step;
     STEP_FIELDS(COPY)
@@ -651,6 +694,7 @@ static void read_body(struct check *check, struct ls_message *message, const Ls_
         take_string(check, "text", message->fault.text, sizeof message->fault.text, envelope->fault->text);
         break;
     case LS_MESSAGE_REPORT: read_report(check, message, envelope->report); break;
+    case LS_MESSAGE_BUNDLE: read_bundle(check, message, envelope->bundle); break;
     case LS_MESSAGE_SETUP: read_setup(check, message, envelope->setup); break;
     case LS_MESSAGE_WELCOME: READ_PLAIN(welcome, WELCOME_FIELDS) break;
     case LS_MESSAGE_REFUSED: read_answer(check, message, envelope->refused->code, envelope->refused->text); break;
@@ -682,14 +726,15 @@ static void read_body(struct check *check, struct ls_message *message, const Ls_
 
 static enum ls_message_kind kind_of(const Ls__Envelope *envelope) {
     static const Ls__Envelope__BodyCase cases[LS_MESSAGE_KINDS] = {
-        LS__ENVELOPE__BODY_OPEN,        LS__ENVELOPE__BODY_HELLO,     LS__ENVELOPE__BODY_STEP,
-        LS__ENVELOPE__BODY_VALIDATION,  LS__ENVELOPE__BODY_SAVING,    LS__ENVELOPE__BODY_PART,
-        LS__ENVELOPE__BODY_SAVE_FAILED, LS__ENVELOPE__BODY_FAULT,     LS__ENVELOPE__BODY_SAVE_REQUEST,
-        LS__ENVELOPE__BODY_REPORT,      LS__ENVELOPE__BODY_GOODBYE,   LS__ENVELOPE__BODY_PULSE,
-        LS__ENVELOPE__BODY_SETUP,       LS__ENVELOPE__BODY_WELCOME,   LS__ENVELOPE__BODY_REFUSED,
-        LS__ENVELOPE__BODY_REJOIN,      LS__ENVELOPE__BODY_GRANT,     LS__ENVELOPE__BODY_ORDER,
-        LS__ENVELOPE__BODY_ACK,         LS__ENVELOPE__BODY_COMMITTED, LS__ENVELOPE__BODY_ENDED,
-        LS__ENVELOPE__BODY_REQUEST,     LS__ENVELOPE__BODY_REPLY,     LS__ENVELOPE__BODY_STATUS};
+        LS__ENVELOPE__BODY_OPEN,        LS__ENVELOPE__BODY_HELLO,   LS__ENVELOPE__BODY_STEP,
+        LS__ENVELOPE__BODY_VALIDATION,  LS__ENVELOPE__BODY_SAVING,  LS__ENVELOPE__BODY_PART,
+        LS__ENVELOPE__BODY_SAVE_FAILED, LS__ENVELOPE__BODY_FAULT,   LS__ENVELOPE__BODY_SAVE_REQUEST,
+        LS__ENVELOPE__BODY_REPORT,      LS__ENVELOPE__BODY_BUNDLE,  LS__ENVELOPE__BODY_GOODBYE,
+        LS__ENVELOPE__BODY_PULSE,       LS__ENVELOPE__BODY_SETUP,   LS__ENVELOPE__BODY_WELCOME,
+        LS__ENVELOPE__BODY_REFUSED,     LS__ENVELOPE__BODY_REJOIN,  LS__ENVELOPE__BODY_GRANT,
+        LS__ENVELOPE__BODY_ORDER,       LS__ENVELOPE__BODY_ACK,     LS__ENVELOPE__BODY_COMMITTED,
+        LS__ENVELOPE__BODY_ENDED,       LS__ENVELOPE__BODY_REQUEST, LS__ENVELOPE__BODY_REPLY,
+        LS__ENVELOPE__BODY_STATUS};
     for (int kind = 0; kind < LS_MESSAGE_KINDS; kind++)
         if (cases[kind] == envelope->body_case) return (enum ls_message_kind)kind;
     return LS_MESSAGE_KINDS;

@@ -21,6 +21,7 @@ enum {
     LS_WIRE_RANKS_MAX = 4096,         /* in a HELLO */
     LS_WIRE_FILES_MAX = 256,          /* in a PART */
     LS_WIRE_REPORT_RANKS_MAX = 64,    /* in a REPORT; a node with more sends several */
+    LS_WIRE_BUNDLE_MAX = 16384,       /* reports in a BUNDLE */
     LS_WIRE_YAML_BYTES_MAX = 1 << 18, /* a configuration */
     LS_WIRE_TEXT_BYTES = 512,         /* a text for a person, with its NUL */
     LS_WIRE_VERSION_BYTES = 32
@@ -85,6 +86,12 @@ struct ls_node_report {
     int64_t ranks_count;
 };
 
+/* An encoded message inside another one. */
+struct ls_wire_piece {
+    const void *bytes;
+    size_t count;
+};
+
 /* What an operator's command asks for. */
 enum ls_wire_request { LS_WIRE_STATUS = 1, LS_WIRE_STOP, LS_WIRE_CHECKPOINT };
 
@@ -112,6 +119,7 @@ enum ls_message_kind {
     LS_MESSAGE_FAULT,
     LS_MESSAGE_SAVE_REQUEST,
     LS_MESSAGE_REPORT,
+    LS_MESSAGE_BUNDLE,
     LS_MESSAGE_GOODBYE,
     LS_MESSAGE_PULSE,
     LS_MESSAGE_SETUP,
@@ -174,6 +182,10 @@ struct ls_message {
         } fault;
         struct ls_node_report report;
         struct {
+            const struct ls_wire_piece *reports; /* encoded REPORTs, not looked into */
+            int64_t reports_count;
+        } bundle;
+        struct {
             struct ls_welcome shape;
             char *yaml;
         } setup;
@@ -209,7 +221,8 @@ struct ls_message {
 const char *ls_message_name(enum ls_message_kind kind);
 
 /* Encodes into buffer[capacity]; *count becomes the bytes used. Texts that are too long are cut. LS_ERROR when the
- * message exceeds LS_WIRE_BYTES_MAX, `capacity` or a limit; allocates only for HELLO, PART and REPORT. */
+ * message exceeds LS_WIRE_BYTES_MAX, `capacity` or a limit; allocates only for HELLO, PART, REPORT and
+ * BUNDLE. */
 enum ls_code ls_wire_encode(const struct ls_message *message, void *buffer, size_t capacity, size_t *count,
                             struct ls_error *error);
 

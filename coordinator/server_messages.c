@@ -176,6 +176,33 @@ static void on_step(struct ls_server *server, struct ls_core_event *event, const
     server_note_step(server, report);
 }
 
+static void on_report(struct ls_server *server, const struct ls_message *message) {
+    if (message->attempt == server_attempt(server)) ls_stall_report(server->stall, &message->report);
+}
+
+/* Reports that nodes have handed on; what is no report is passed over. */
+static void on_bundle(struct ls_server *server, const struct ls_message *message) {
+    for (int64_t i = 0; i < message->bundle.reports_count; i++) {
+        const struct ls_wire_piece *piece = &message->bundle.reports[i];
+        struct ls_message report;
+        struct ls_error error;
+        if (ls_wire_decode(piece->bytes, piece->count, &report, &error) != LS_OK) {
+            server_complain(&server->undecodable, "a report was dropped", error.text);
+            continue;
+        }
+        if (report.kind == LS_MESSAGE_REPORT && report.protocol == LS_PROTOCOL) on_report(server, &report);
+        ls_message_release(&report);
+    }
+}
+
+/* Every report is answered, so that a node knows whether its attempt goes on. */
+static void answer_report(struct ls_server *server, ls_connection name, uint32_t attempt) {
+    if (attempt == server_attempt(server) && !server->clearing)
+        send_plain(server, name, LS_MESSAGE_PULSE);
+    else
+        answer(server, name, LS_MESSAGE_ENDED, LS_COMMUNICATION, "this attempt is over");
+}
+
 static void on_worker(struct ls_server *server, ls_connection name, const struct ls_message *message) {
     struct ls_core_event event = {.connection = name, .attempt = message->attempt};
     switch (message->kind) {
@@ -183,7 +210,12 @@ static void on_worker(struct ls_server *server, ls_connection name, const struct
     case LS_MESSAGE_HELLO: on_hello(server, &event, message); return;
     case LS_MESSAGE_STEP: on_step(server, &event, message); return;
     case LS_MESSAGE_REPORT:
-        if (message->attempt == server_attempt(server)) ls_stall_report(server->stall, &message->report);
+        on_report(server, message);
+        answer_report(server, name, message->attempt);
+        return;
+    case LS_MESSAGE_BUNDLE:
+        on_bundle(server, message);
+        answer_report(server, name, message->attempt);
         return;
     case LS_MESSAGE_VALIDATION:
         event.kind = LS_EVENT_VALIDATION;

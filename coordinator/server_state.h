@@ -6,13 +6,13 @@
 #include "common/wire.h"
 #include "coordinator/channel.h"
 #include "coordinator/committer.h"
-#include "coordinator/connections.h"
+#include "common/connections.h"
 #include "coordinator/console.h"
 #include "coordinator/run_setup.h"
 #include "coordinator/server.h"
 #include "coordinator/stall.h"
 #include "coordinator/watcher.h"
-#include "coordinator/zap.h"
+#include "common/zap.h"
 
 #include <sys/types.h>
 

@@ -1,7 +1,7 @@
 /* The table of connections against a plain list. */
 #include "tests/unit/support.h"
 
-#include "coordinator/connections.h"
+#include "common/connections.h"
 
 enum { ROUTES = 5000 };
 
@@ -14,7 +14,7 @@ static size_t route_of(int i, uint8_t route[8]) {
 static void a_route_has_one_name_until_it_is_forgotten_and_none_comes_twice(void **state) {
     (void)state;
     struct ls_connections connections = {0};
-    ls_connection names[ROUTES] = {0}, newest = 0;
+    uint64_t names[ROUTES] = {0}, newest = 0;
     int there = 0;
     for (int turn = 0; turn < 60000; turn++) {
         const int i = (int)random_below(ROUTES);

@@ -361,12 +361,35 @@ static void test_a_message_larger_than_its_buffer_is_an_error(void **state) {
     assert_int_equal(ls_wire_encode(&message, small, sizeof small, &count, &error), LS_ERROR);
 }
 
+static void test_a_bundle_keeps_its_reports_byte_for_byte(void **state) {
+    (void)state;
+    static uint8_t buffer[LS_WIRE_BYTES_MAX];
+    const struct ls_wire_piece pieces[] = {{"ab\0c", 4}, {"", 0}, {"\xff", 1}};
+    struct ls_message message = {.kind = LS_MESSAGE_BUNDLE, .attempt = 3}, decoded;
+    struct ls_error error;
+    size_t count;
+    message.bundle.reports = pieces;
+    message.bundle.reports_count = 3;
+    assert_int_equal(ls_wire_encode(&message, buffer, sizeof buffer, &count, &error), LS_OK);
+    assert_int_equal(ls_wire_decode(buffer, count, &decoded, &error), LS_OK);
+    assert_int_equal(decoded.kind, LS_MESSAGE_BUNDLE);
+    assert_int_equal(decoded.bundle.reports_count, 3);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(decoded.bundle.reports[i].count, pieces[i].count);
+        assert_memory_equal(decoded.bundle.reports[i].bytes, pieces[i].bytes, pieces[i].count);
+    }
+    ls_message_release(&decoded);
+    message.bundle.reports_count = LS_WIRE_BUNDLE_MAX + 1;
+    assert_int_equal(ls_wire_encode(&message, buffer, sizeof buffer, &count, &error), LS_ERROR);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_step_keeps_every_field),
         cmocka_unit_test(test_ranks_share_what_they_have_in_common),
         cmocka_unit_test(test_a_part_keeps_its_files),
         cmocka_unit_test(test_a_report_keeps_where_its_ranks_are),
+        cmocka_unit_test(test_a_bundle_keeps_its_reports_byte_for_byte),
         cmocka_unit_test(test_hostile_file_names_are_refused),
         cmocka_unit_test(test_a_setup_carries_yaml_with_line_ends),
         cmocka_unit_test(test_ranges_that_cannot_be_are_refused),

@@ -1,5 +1,5 @@
 /* The ZAP handler. */
-#include "coordinator/zap.h"
+#include "common/zap.h"
 
 #include <errno.h>
 #include <pthread.h>

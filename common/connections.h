@@ -1,9 +1,7 @@
 /* The coordinator's connections: by the name the core knows them by, and by the route that ZeroMQ's ROUTER gave them.
  * As many as there are nodes may come; each takes 128 bytes. */
-#ifndef LS_COORDINATOR_CONNECTIONS_H
-#define LS_COORDINATOR_CONNECTIONS_H
-
-#include "coordinator/core.h"
+#ifndef LS_COMMON_CONNECTIONS_H
+#define LS_COMMON_CONNECTIONS_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -14,7 +12,7 @@ enum { LS_CONNECTIONS_MAX = 1 << 16, LS_ROUTE_BYTES_MAX = 64 };
 enum ls_connection_role { LS_CONNECTION_WORKER, LS_CONNECTION_OPERATOR };
 
 struct ls_peer {
-    ls_connection name; /* 0: a free slot */
+    uint64_t name; /* 0: a free slot */
     uint8_t route[LS_ROUTE_BYTES_MAX];
     size_t route_size;
     enum ls_connection_role role;
@@ -37,7 +35,7 @@ void ls_connections_release(struct ls_connections *connections);
 struct ls_peer *ls_connections_meet(struct ls_connections *connections, const void *route, size_t size,
                                     enum ls_connection_role role);
 /* NULL for a name that is not there, or 0. */
-struct ls_peer *ls_connections_find(const struct ls_connections *connections, ls_connection name);
+struct ls_peer *ls_connections_find(const struct ls_connections *connections, uint64_t name);
 void ls_connections_forget(struct ls_connections *connections, struct ls_peer *peer);
 /* The first peer from *slot on, for which *slot is set behind it; NULL when there is none. Start with 0. */
 struct ls_peer *ls_connections_next(const struct ls_connections *connections, int32_t *slot);

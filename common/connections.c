@@ -1,5 +1,5 @@
 /* A table of slots, with buckets by the hash of the route. A name is the number of names given before and the slot. */
-#include "coordinator/connections.h"
+#include "common/connections.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -66,7 +66,7 @@ struct ls_peer *ls_connections_meet(struct ls_connections *connections, const vo
     return peer;
 }
 
-struct ls_peer *ls_connections_find(const struct ls_connections *connections, ls_connection name) {
+struct ls_peer *ls_connections_find(const struct ls_connections *connections, uint64_t name) {
     const uint64_t slot = name & ((1u << SLOT_BITS) - 1);
     if (!name || slot >= (uint64_t)connections->capacity || connections->peers[slot].name != name) return NULL;
     return &connections->peers[slot];

@@ -1,15 +1,16 @@
-/* The door of the coordinator: answers libzmq's question whether a CURVE key may connect (ZAP, RFC 27), on a thread of
- * its own. The allow-list is the run's worker key and operator key; everything else is refused, also what is malformed.
+/* The door of a server (the coordinator, or a node that relays): answers libzmq's question whether a CURVE key may
+ * connect (ZAP, RFC 27), on a thread of its own. The allow-list is the run's worker key and operator key; everything
+ * else is refused, also what is malformed.
  */
-#ifndef LS_COORDINATOR_ZAP_H
-#define LS_COORDINATOR_ZAP_H
+#ifndef LS_COMMON_ZAP_H
+#define LS_COMMON_ZAP_H
 
 #include "common/keys.h"
 #include "common/status.h"
 
 struct ls_zap;
 
-/* The ZAP domain of the coordinator's sockets. */
+/* The ZAP domain of guarded sockets. */
 #define LS_ZAP_DOMAIN "lockstep"
 
 /* Starts answering in the ZeroMQ context `context`; to be called before a socket of it is bound. Messages of accepted

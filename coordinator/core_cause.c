@@ -95,7 +95,7 @@ void core_check_cause(struct ls_core *core, struct ls_core_actions *out) {
     if (core->ended || core->cause == CAUSE_NONE || core->recovery) return;
     if (core->restored_fault && !core->begun) return; /* begin_generation() sees to it */
     if (core->cause_since_ms < 0) core->cause_since_ms = core->now_ms;
-    bool explained = core->cause == CAUSE_EXACT || (core->launcher_exited && core->cause >= CAUSE_RANK_LOST);
+    bool explained = core->cause >= CAUSE_LAUNCHER_KILLED || (core->launcher_exited && core->cause >= CAUSE_RANK_LOST);
     bool waited = core->cause_since_ms >= 0 && core->now_ms - core->cause_since_ms >= core->options.cause_grace_ms;
     if ((!explained && !waited) || (LS_MUTATED(LOSS_IGNORED) && core->cause == CAUSE_RANK_LOST)) return;
     /* A checkpoint that needs nobody any more is not thrown away. */
@@ -229,7 +229,7 @@ void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *e
     core->launcher_exited = true;
     if (!core->cause && core_end_if_saved(core, out)) return;
     if (event->launcher_exited.status < 0) {
-        core_fail(core, CAUSE_EXACT, LS_COMMUNICATION, -1, out,
+        core_fail(core, CAUSE_LAUNCHER_KILLED, LS_COMMUNICATION, -1, out,
                   "communication: the launcher of the workers was killed by signal %d at step %lld of %lld.",
                   -event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step);
         return;

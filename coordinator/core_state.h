@@ -56,11 +56,12 @@ struct core_request {
 /* How well an event explains the end of an attempt; the first event of the highest rank is told to the user. */
 enum core_cause {
     CAUSE_NONE,
-    CAUSE_LAUNCHER,      /* the launcher is gone, nobody knows why */
-    CAUSE_COMMUNICATION, /* a rank says that a peer is gone: a consequence */
-    CAUSE_RANK_LOST,     /* a process is gone: often the origin */
-    CAUSE_NODE_LOST,     /* and all others of its host too */
-    CAUSE_EXACT          /* a rank said what is wrong with it, or the core knows: nothing better can come */
+    CAUSE_LAUNCHER,        /* the launcher is gone, nobody knows why */
+    CAUSE_COMMUNICATION,   /* a rank says that a peer is gone: a consequence */
+    CAUSE_RANK_LOST,       /* a process is gone: often the origin */
+    CAUSE_NODE_LOST,       /* and all others of its host too */
+    CAUSE_LAUNCHER_KILLED, /* and its ranks died of it */
+    CAUSE_EXACT            /* a rank said what is wrong with it, or the core knows: nothing better can come */
 };
 
 /* Who or what is to blame for the end of an attempt. */

@@ -350,7 +350,7 @@ static void inject(struct world *w, enum fault_kind kind) {
     case FAULT_STEP_NOT_GRANTED:
         if (alive) disobey(w);
         break;
-    case FAULT_LAUNCHER_DIES: leave(w, 1); break;
+    case FAULT_LAUNCHER_DIES: leave(w, chance(w, 50) ? 1 : -9); break;
     case FAULT_SIGNAL_SAVE: signal_core(w, LS_SIGNAL_SAVE, 0); break;
     case FAULT_SIGNAL_REQUEUE: signal_core(w, LS_SIGNAL_REQUEUE, 0); break;
     case FAULT_SIGNAL_STOP: signal_core(w, LS_SIGNAL_STOP, 0); break;

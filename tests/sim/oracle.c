@@ -261,7 +261,9 @@ static void oracle_hears(struct world *w, const struct ls_core_event *event, con
                         w->options.mismatch == LS_MISMATCH_ROLLBACK ? event->replica_differs.good_step + 1 : 0);
         break;
     case LS_EVENT_LAUNCHER_EXITED:
-        if (current) w->att.excuse = w->att.launcher_exited = true;
+        if (!current) break;
+        w->att.excuse = w->att.launcher_exited = true;
+        w->att.launcher_killed |= event->launcher_exited.status < 0;
         break;
     case LS_EVENT_CLEARED:
         if (event->attempt == w->begun.attempt && w->att.kill_asked) w->att.cleared = true;

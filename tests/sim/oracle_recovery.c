@@ -5,7 +5,7 @@
 /* True if the core has to see that doing the same again may help. */
 static bool may_be_mended(const struct world *w) {
     if (w->att.exact_code) return w->att.exact_mendable;
-    if (w->att.lost_rank >= 0 || w->att.lost_host >= 0 || w->att.complaint) return true;
+    if (w->att.launcher_killed || w->att.lost_rank >= 0 || w->att.lost_host >= 0 || w->att.complaint) return true;
     if (w->att.launcher_exited) return w->seen.ever_joined;
     return w->seen.ever_assembled && (w->att.assembled || w->options.launched);
 }
@@ -21,6 +21,11 @@ static void judge_loss(struct world *w, const struct ls_core_record *record) {
     bool healthy = w->team.running && !w->team.stuck && w->team.attempt == w->begun.attempt;
     for (int rank = 0; rank < w->team.ranks; rank++) healthy &= !w->team.absent[rank] && w->team.wrong[rank] < 0;
     if (healthy && !w->att.excuse) violate(w, "over with 6, nothing is lost: %s", text);
+    if (w->att.launcher_killed) {
+        if (!strstr(text, "the launcher of the workers was killed by signal 9"))
+            violate(w, "the launcher was killed, and it is told: %s", text);
+        return;
+    }
     if (w->att.lost_host >= 0) {
         char name[16];
         name_host(name, w->att.lost_host);

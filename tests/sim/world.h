@@ -310,7 +310,7 @@ struct world {
         int lost_rank;       /* the first rank lost, -1: none */
         int lost_host;       /* the first node lost, -1: none */
         bool excuse;         /* something happened that may end an attempt with 6 */
-        bool complaint, launcher_exited;
+        bool complaint, launcher_exited, launcher_killed;
         /* recovery */
         bool faulted, restart; /* FAULT is asked for or restored, and says that another attempt follows */
         struct ls_core_record fault;

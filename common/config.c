@@ -115,6 +115,8 @@ static enum ls_code set_choice(const struct ls_key *key, const char *name, const
 
 static enum ls_code set_text(const struct ls_key *key, const char *name, const struct ls_yaml_node *value, void *field,
                              struct ls_error *error) {
+    const bool none = key->otherwise && value->kind == LS_YAML_SCALAR && strcmp(value->text, key->otherwise) == 0;
+    if (none) return LS_OK; /* the field is empty */
     if (value->kind != LS_YAML_SCALAR || !value->text[0] || strlen(value->text) >= key->size)
         return refuse_value(key, name, value, error);
     memcpy(field, value->text, strlen(value->text) + 1);
@@ -122,17 +124,14 @@ static enum ls_code set_text(const struct ls_key *key, const char *name, const s
 }
 
 static enum ls_code set_texts(const struct ls_key *key, const char *name, const struct ls_yaml_node *value,
-                              struct ls_config *config, struct ls_error *error) {
+                              char (*texts)[LS_CONFIG_TEXT_SIZE], int *count, struct ls_error *error) {
     if (value->kind != LS_YAML_LIST) return refuse_value(key, name, value, error);
     for (const struct ls_yaml_node *item = value->first; item; item = item->next) {
-        if (config->launcher.arguments_count == LS_CONFIG_ARGUMENTS_MAX) return refuse_value(key, name, value, error);
-        char *text = config->launcher.arguments[config->launcher.arguments_count];
+        if (*count == LS_CONFIG_TEXTS_MAX) return refuse_value(key, name, value, error);
         char item_name[FULL_NAME_MAX];
-        snprintf(item_name, sizeof item_name, "%s[%d]", name, config->launcher.arguments_count++);
-        const struct ls_key entry = {.type = LS_KEY_TEXT,
-                                     .size = sizeof config->launcher.arguments[0],
-                                     .meaning = "an argument of the launcher"};
-        enum ls_code code = set_text(&entry, item_name, item, text, error);
+        snprintf(item_name, sizeof item_name, "%s[%d]", name, *count);
+        const struct ls_key entry = {.type = LS_KEY_TEXT, .size = LS_CONFIG_TEXT_SIZE, .meaning = key->meaning};
+        enum ls_code code = set_text(&entry, item_name, item, texts[(*count)++], error);
         if (code != LS_OK) return code;
     }
     return LS_OK;
@@ -165,7 +164,7 @@ static enum ls_code set_value(const struct ls_key *key, const char *name, const 
         *(bool *)field = is_word(value, "true");
         return LS_OK;
     case LS_KEY_TEXT: return set_text(key, name, value, field, error);
-    case LS_KEY_TEXTS: return set_texts(key, name, value, base, error);
+    case LS_KEY_TEXTS: return set_texts(key, name, value, field, (int *)((char *)base + key->count_offset), error);
     case LS_KEY_SOURCES: return set_sources(key, name, value, field, (int *)((char *)base + key->count_offset), error);
     case LS_KEY_CHOICE: break;
     }

@@ -12,7 +12,7 @@ enum ls_model_type { LS_GPT2, LS_LLAMA, LS_QWEN2, LS_QWEN3, LS_MODEL_TYPES };
 /* "gpt2", "llama", "qwen2", "qwen3": as Hugging Face calls them. Static storage. */
 const char *ls_model_type_name(enum ls_model_type type);
 enum ls_schedule_type { LS_COSINE, LS_LINEAR, LS_CONSTANT, LS_WSD };
-enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_NONE };
+enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_SRUN, LS_LAUNCH_NONE };
 enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU, LS_DEVICE_CUDA };
 enum ls_precision { LS_PRECISION_FP32, LS_PRECISION_BF16, LS_PRECISION_FP16 };
 enum ls_reduction { LS_REDUCTION_FAST, LS_REDUCTION_FIXED };
@@ -25,7 +25,9 @@ enum ls_gradient_dtype { LS_GRADIENT_FP32, LS_GRADIENT_BF16 };
 /* A name of 64 bytes and its NUL. */
 enum { LS_CONFIG_NAME_SIZE = 65 };
 
-enum { LS_CONFIG_SOURCES_MAX = 64, LS_CONFIG_PATH_MAX = 1024, LS_CONFIG_ARGUMENTS_MAX = 64 };
+enum { LS_CONFIG_SOURCES_MAX = 64, LS_CONFIG_PATH_MAX = 1024 };
+/* Entries of a list of texts, and the bytes of one with its NUL. */
+enum { LS_CONFIG_TEXTS_MAX = 64, LS_CONFIG_TEXT_SIZE = 256 };
 
 /* One dataset of a mixture. */
 struct ls_config_source {
@@ -101,26 +103,31 @@ struct ls_config {
         int64_t batches;     /* global batches of an evaluation; 0: the whole split */
     } evaluation;
     struct {
-        int64_t every_steps;   /* 0: only after the last step */
-        int64_t every_seconds; /* 0: never */
-        int64_t keep;          /* newest ones; 0: all */
-        bool async;            /* written beside training */
+        int64_t every_steps;        /* 0: only after the last step */
+        int64_t every_seconds;      /* 0: never */
+        int64_t keep;               /* newest ones; 0: all */
+        int64_t before_end_seconds; /* of the Slurm job; 0: auto */
+        bool async;                 /* written beside training */
     } checkpoint;
     struct {
         int64_t coordinator_timeout_seconds;
         int64_t start_timeout_seconds; /* how long the coordinator waits for every rank to join */
         int64_t stall_timeout_seconds; /* 0: auto */
         int64_t max_restarts;          /* in a row, without progress */
+        int64_t connect_timeout_seconds; /* how long a host tries the coordinator's addresses at first */
     } fault;
     struct {
-        char bind[64]; /* "auto" or a numeric address */
+        char bind[64];      /* "auto" or a numeric address */
+        char interface[16]; /* network interface to listen on, "": any */
         int64_t port;  /* 0: any free one */
     } coordinator;
     struct {
         enum ls_launcher_type type;
-        int64_t ranks, threads_per_rank; /* 0: auto */
-        char arguments[LS_CONFIG_ARGUMENTS_MAX][256];
-        int arguments_count;
+        int64_t ranks, ranks_per_node, threads_per_rank;            /* 0: auto */
+        char arguments[LS_CONFIG_TEXTS_MAX][LS_CONFIG_TEXT_SIZE];   /* of mpirun or srun */
+        char wrapper[LS_CONFIG_TEXTS_MAX][LS_CONFIG_TEXT_SIZE];     /* before the worker's command */
+        char environment[LS_CONFIG_TEXTS_MAX][LS_CONFIG_TEXT_SIZE]; /* NAME or NAME=value, for all ranks */
+        int arguments_count, wrapper_count, environment_count;
     } launcher;
     enum ls_device_choice device;
     struct {

@@ -186,6 +186,10 @@ static enum ls_code check_address(const struct ls_config_given *given, const str
                                   struct ls_error *error) {
     unsigned char address[sizeof(struct in6_addr)];
     const char *bind = config->coordinator.bind;
+    if (strcmp(bind, "auto") != 0 && config->coordinator.interface[0])
+        return ls_config_refuse(given, "coordinator.interface", error,
+                                "found %s beside coordinator.bind %s. Keep one of the two.",
+                                config->coordinator.interface, bind);
     if (!strcmp(bind, "auto") || inet_pton(AF_INET, bind, address) == 1 || inet_pton(AF_INET6, bind, address) == 1)
         return LS_OK;
     return ls_config_refuse(
@@ -193,6 +197,21 @@ static enum ls_code check_address(const struct ls_config_given *given, const str
         "found '%s', allowed: auto or a numeric address such as 127.0.0.1 or 0.0.0.0. Host names are not "
         "taken, since they may mean several addresses.",
         bind);
+}
+
+/* NAME or NAME=value, NAME as a shell takes it. */
+static enum ls_code check_environment(const struct ls_config_given *given, const struct ls_config *config,
+                                      struct ls_error *error) {
+    for (int i = 0; i < config->launcher.environment_count; i++) {
+        const char *text = config->launcher.environment[i];
+        size_t length = strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_");
+        if (length > 0 && !isdigit((unsigned char)text[0]) && (!text[length] || text[length] == '=')) continue;
+        return ls_config_refuse(given, "launcher.environment", error,
+                                "entry %d is '%.60s', allowed: NAME or NAME=value, NAME of letters, digits and '_'. "
+                                "Correct it.",
+                                i, text);
+    }
+    return LS_OK;
 }
 
 static enum ls_code make_path_absolute(const struct ls_config_given *given, const char *key, const char *what,
@@ -233,6 +252,7 @@ enum ls_code ls_config_resolve(const struct ls_config_given *given, struct ls_co
     if (code == LS_OK) code = check_training(given, config, error);
     if (code == LS_OK) code = check_zero(given, config, error);
     if (code == LS_OK) code = check_address(given, config, error);
+    if (code == LS_OK) code = check_environment(given, config, error);
     if (code == LS_OK)
         code = make_path_absolute(given, "model.init_from", "the folder", config->model.init_from, error);
     if (code == LS_OK) code = make_absolute(given, "data.train", config->data.train, config->data.train_count, error);

@@ -106,12 +106,12 @@ static bool write_sources(FILE *out, const struct ls_config_source *sources, int
     return fine;
 }
 
-static bool write_texts(FILE *out, const struct ls_config *config) {
+static bool write_texts(FILE *out, const char (*texts)[LS_CONFIG_TEXT_SIZE], int count) {
     bool fine = true;
     fputs(" [", out);
-    for (int i = 0; i < config->launcher.arguments_count; i++) {
+    for (int i = 0; i < count; i++) {
         fputs(i ? ", " : "", out);
-        fine = write_text(out, config->launcher.arguments[i]) && fine;
+        fine = write_text(out, texts[i]) && fine;
     }
     fputc(']', out);
     return fine;
@@ -149,7 +149,7 @@ static bool write_value(FILE *out, const struct ls_key *key, const struct ls_con
                 choice_word(key->choices, key->size == sizeof(bool) ? *(const bool *)field : *(const int *)field));
         return true;
     case LS_KEY_TEXT: fputc(' ', out); return *(const char *)field ? write_text(out, field) : fputs("null", out) >= 0;
-    case LS_KEY_TEXTS: return write_texts(out, config);
+    case LS_KEY_TEXTS: return write_texts(out, field, *(const int *)((const char *)config + key->count_offset));
     case LS_KEY_SOURCES:
         return write_sources(out, field, *(const int *)((const char *)config + key->count_offset), identity);
     }

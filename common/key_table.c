@@ -33,8 +33,8 @@ static const struct ls_choice CHECKPOINTING[] = {{"none", LS_CHECKPOINTING_NONE,
 static const struct ls_choice LAUNCHERS[] = {
     {"auto", LS_LAUNCH_AUTO, NULL},
     {"mpirun", LS_LAUNCH_MPIRUN, NULL},
+    {"srun", LS_LAUNCH_SRUN, NULL},
     {"none", LS_LAUNCH_NONE, NULL},
-    {"srun", 0, "this version starts workers by mpirun only. Use mpirun, or none and srun by hand."},
     {0}};
 static const struct ls_choice DEVICES[] = {
     {"auto", LS_DEVICE_AUTO, NULL}, {"cpu", LS_DEVICE_CPU, NULL}, {"cuda", LS_DEVICE_CUDA, NULL}, {0}};
@@ -213,6 +213,10 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"checkpoint.keep", INTEGER(0, 63), FIELD(checkpoint.keep), .standard = "2",
      .meaning = "newest checkpoints that are kept, older ones are removed; 0: all",
      .elsewhere = "save_total_limit keep_last_n max_keep"},
+    {"checkpoint.before_end_seconds", INTEGER(1, 86400), FIELD(checkpoint.before_end_seconds), .otherwise = "auto",
+     .standard = "auto",
+     .meaning = "in a Slurm job: how long before its time is up the run is saved and ends with 75; auto: a tenth of the "
+                "job's time, from 20 s to 300 s"},
 
     {"fault.coordinator_timeout_seconds", INTEGER(1, 604800), FIELD(fault.coordinator_timeout_seconds),
      .standard = "120", .meaning = "how long workers go on looking for a lost coordinator"},
@@ -224,6 +228,9 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "how long a step may stand still before the rank that holds it up is named and the attempt ends; auto: "
                 "20 times a step's median time, at least 10, and start_timeout_seconds before the first step",
      .elsewhere = "train_timeout_seconds stall_timeout watchdog_timeout timeout"},
+    {"fault.connect_timeout_seconds", INTEGER(1, 3600), FIELD(fault.connect_timeout_seconds), .standard = "30",
+     .meaning = "how long every host tries the coordinator's addresses before it is named as one that cannot reach it",
+     .elsewhere = "rdzv_timeout connection_timeout"},
 
     {"fault.max_restarts", INTEGER(0, 1000000), FIELD(fault.max_restarts), .standard = "3",
      .meaning = "restarts from the newest checkpoint after a loss or a stall, counted since the last new checkpoint; "
@@ -231,20 +238,34 @@ static const struct ls_key CONFIG_KEYS[] = {
      .elsewhere = "max_retries retries torchrun.max_restarts"},
 
     {"coordinator.bind", TEXT(64), FIELD(coordinator.bind), .standard = "auto",
-     .meaning = "address to listen on: auto (loopback if all ranks are here) or a numeric address",
+     .meaning = "address to listen on: auto (loopback if all ranks are here, else every address of this host, the one "
+                "towards the other hosts first) or a numeric address",
      .elsewhere = "address host master_addr"},
+    {"coordinator.interface", TEXT(16), FIELD(coordinator.interface), .otherwise = "", .derived = "none",
+     .meaning = "network interface whose addresses are listened on, with bind: auto; none: all but loopback",
+     .elsewhere = "ifname nic NCCL_SOCKET_IFNAME"},
     {"coordinator.port", INTEGER(0, 65535), FIELD(coordinator.port), .standard = "0",
      .meaning = "TCP port to listen on; 0: any free one", .elsewhere = "master_port"},
 
     {"launcher.type", CHOICE(LAUNCHERS), FIELD(launcher.type), .standard = "auto",
-     .meaning = "what starts the workers; none: somebody else does"},
+     .meaning = "what starts the workers; auto: mpirun, in a Slurm allocation what works there of srun and mpirun; "
+                "none: somebody else does"},
     {"launcher.ranks", INTEGER(1, 1 << 20), FIELD(launcher.ranks), .otherwise = "auto", .standard = "auto",
-     .meaning = "workers to start; auto: see -n", .elsewhere = "world_size num_workers nproc nproc_per_node"},
+     .meaning = "workers to start; auto: Slurm's tasks, else the slots of the hostfile, else 1",
+     .elsewhere = "world_size num_workers nproc"},
+    {"launcher.ranks_per_node", INTEGER(1, 4096), FIELD(launcher.ranks_per_node), .otherwise = "auto",
+     .standard = "auto", .meaning = "largest number of workers on one host; auto: Slurm's or the hostfile's",
+     .elsewhere = "nproc_per_node ntasks_per_node gpus_per_node tasks_per_node"},
     {"launcher.threads_per_rank", INTEGER(1, 4096), FIELD(launcher.threads_per_rank), .otherwise = "auto",
      .standard = "auto", .meaning = "threads of a worker on CPUs; auto: its part of the cores",
      .elsewhere = "omp_num_threads num_threads threads"},
     {"launcher.arguments", LS_KEY_TEXTS, COUNTED(launcher.arguments), .standard = "[]",
-     .meaning = "further arguments of the launcher", .elsewhere = "args mpirun_arguments"},
+     .meaning = "further arguments of mpirun or srun", .elsewhere = "args mpirun_arguments"},
+    {"launcher.wrapper", LS_KEY_TEXTS, COUNTED(launcher.wrapper), .standard = "[]",
+     .meaning = "words before the worker's command on every host: a container's, a profiler's",
+     .elsewhere = "prefix container launcher_prefix"},
+    {"launcher.environment", LS_KEY_TEXTS, COUNTED(launcher.environment), .standard = "[]",
+     .meaning = "environment variables for all ranks: NAME as it is here, or NAME=value", .elsewhere = "env export"},
 
     {"device", CHOICE(DEVICES), FIELD(device), .standard = "auto",
      .meaning = "where to compute; auto: GPUs where there are some, else CPUs", .elsewhere = "accelerator"},
@@ -406,7 +427,7 @@ void ls_key_describe(const struct ls_key *key, char *text, size_t size) {
         break;
     case LS_KEY_BOOLEAN: snprintf(text, size, "true or false"); break;
     case LS_KEY_TEXT: snprintf(text, size, "a text of 1 to %zu bytes", key->size - 1); break;
-    case LS_KEY_TEXTS: snprintf(text, size, "a list of at most %d texts", LS_CONFIG_ARGUMENTS_MAX); break;
+    case LS_KEY_TEXTS: snprintf(text, size, "a list of at most %d texts", LS_CONFIG_TEXTS_MAX); break;
     case LS_KEY_SOURCES: snprintf(text, size, "a list of at most %d maps {path: ...}", LS_CONFIG_SOURCES_MAX); break;
     case LS_KEY_CHOICE: break;
     }

@@ -13,7 +13,7 @@ enum ls_key_type {
     LS_KEY_BOOLEAN, /* bool */
     LS_KEY_CHOICE,  /* an enum, by its word */
     LS_KEY_TEXT,    /* char[size] */
-    LS_KEY_TEXTS,   /* launcher.arguments: a list of texts */
+    LS_KEY_TEXTS,   /* char[LS_CONFIG_TEXTS_MAX][LS_CONFIG_TEXT_SIZE] and, at count_offset, int: a list of texts */
     LS_KEY_SOURCES  /* struct ls_config_source[LS_CONFIG_SOURCES_MAX] and, at count_offset, int: a list of maps */
 };
 
@@ -39,7 +39,8 @@ struct ls_key {
     double lower, upper; /* of numbers and pairs */
     bool below_upper;    /* upper itself is not allowed */
     const struct ls_choice *choices; /* ends with a NULL word */
-    const char *otherwise;           /* the word for 0, "auto" or "null", of an integer that need not be given */
+    const char *otherwise;           /* the word for 0, "auto" or "null", of an integer that need not be given; for "" of
+                                        a text: "" */
     const char *standard;  /* the default, as YAML; NULL: required, or it follows from other keys (`derived`) */
     const char *derived;   /* in words, where the default follows from other keys */
     bool identity;         /* part of the run's identity: changes what is trained */

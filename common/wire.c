@@ -41,7 +41,7 @@
     X(collective_done) X(host_collective) X(host_collective_done) X(phase) X(exit_code) X(gpu) X(age_ns)
 #define SETUP_FIELDS(X)                                                                                                \
     X(world_size) X(start_step) X(start_position) X(total_steps) X(end_position) X(optimizer_steps) X(end_step)
-#define SETUP_STRINGS(X)    X(run_directory) X(run_id) X(checkpoint)
+#define SETUP_STRINGS(X)    X(run_directory) X(run_id) X(checkpoint) X(token)
 #define WELCOME_FIELDS(X)   X(acknowledged_step) X(acknowledged_validation)
 #define ANSWER_FIELDS(X)    X(code)
 #define GRANT_FIELDS(X)     X(from_step) X(to_step) X(from_position) X(to_position)

@@ -8,6 +8,7 @@
 #include "common/process.h"
 #include "common/progress.h"
 #include "common/quarantine.h"
+#include "common/run_token.h"
 #include "common/status.h"
 
 #include <stdbool.h>
@@ -42,6 +43,7 @@ struct ls_welcome {
     char run_directory[1024];
     char run_id[17];
     char checkpoint[1024]; /* folder to load, "" for none */
+    char token[LS_RUN_TOKEN_SIZE]; /* what RUN/token holds, "": nothing to compare */
     int64_t start_step;    /* steps done so far */
     uint64_t start_position;
     int64_t total_steps;   /* as planned: the last step's number */

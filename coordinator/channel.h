@@ -6,6 +6,7 @@
 #include "common/keys.h"
 #include "common/wire.h"
 #include "coordinator/core.h"
+#include "coordinator/network.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -29,7 +30,7 @@ enum ls_channel_kind {
 struct ls_channel_message {
     enum ls_channel_kind kind;
     struct {
-        char run_dir[1000], run_id[17], endpoint[128];
+        char run_dir[1000], run_id[17], endpoints[LS_ENDPOINTS_SIZE]; /* as ls_network_endpoints() writes them */
         int64_t attempt, ranks, port;
         char key_text[LS_KEY_TEXT_MAX]; /* of the workers */
     } ready;

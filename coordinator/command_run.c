@@ -7,10 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPTION_RUN_DIR = 256, OPTION_SET, OPTION_RESUME, SETTINGS_MAX = 256 };
+enum { OPTION_RUN_DIR = 256, OPTION_HOSTFILE, OPTION_SET, OPTION_RESUME, SETTINGS_MAX = 256 };
 
 static const struct argp_option options_table[] = {
-    {"ranks", 'n', "RANKS", 0, "Number of workers; else launcher.ranks, else 1", 0},
+    {"ranks", 'n', "RANKS", 0, "Number of workers; else launcher.ranks, Slurm's tasks, the hostfile's slots, 1", 0},
+    {"hostfile", OPTION_HOSTFILE, "FILE", 0, "Hosts to run on, a line each: HOST slots=N", 0},
     {"run-dir", OPTION_RUN_DIR, "DIR", 0, "The run directory; else runs/NAME", 0},
     {"set", OPTION_SET, "KEY=VALUE", 0, "Set one key; the value is YAML. May be given again, later ones win", 0},
     {"resume", OPTION_RESUME, NULL, 0, "Go on from the newest good checkpoint, or start when there is none", 0},
@@ -27,6 +28,7 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
     switch (key) {
     case 'n': options->ranks = ls_command_number(state, "-n", argument, 1, LS_CORE_RANKS_MAX); return 0;
     case OPTION_RUN_DIR: options->run_dir = argument; return 0;
+    case OPTION_HOSTFILE: options->hostfile = argument; return 0;
     case OPTION_RESUME: options->resume = true; return 0;
     case OPTION_SET:
         if (options->settings_count == SETTINGS_MAX)
@@ -57,7 +59,7 @@ static int command(int argc, char **argv, const char *doc,
 }
 
 int ls_command_run(int argc, char **argv) {
-    return command(argc, argv, "Trains: coordinator and workers on this host, supervised.", ls_supervisor_run);
+    return command(argc, argv, "Trains: coordinator and workers, supervised; here, on the hosts of a hostfile, or on those of a Slurm job.", ls_supervisor_run);
 }
 
 int ls_command_coordinator(int argc, char **argv) {

@@ -1,4 +1,4 @@
-/* mpirun: its command line, its start, and the end of its session. */
+/* mpirun and srun: their command lines, their start, and the end of their session. */
 #define _GNU_SOURCE
 #include "coordinator/launcher.h"
 
@@ -50,44 +50,180 @@ static bool variable(struct ls_launch *launch, const char *format, ...) {
     return text != NULL;
 }
 
-enum ls_code ls_launch_plan(const struct ls_launch_options *options, struct ls_launch *launch, struct ls_error *error) {
-    memset(launch, 0, offsetof(struct ls_launch, text));
-    launch->text_used = 0;
-    int64_t threads = options->threads_per_rank;
-    if (threads <= 0) threads = options->cores / options->ranks;
-    if (threads < 1) threads = 1;
-    bool crowded = options->ranks > options->cores;
-    bool fits =
-        argument(launch, "mpirun") && argument(launch, "-n") && argument(launch, "%lld", (long long)options->ranks);
+/* What a command line is made of; false once it has become too long. */
+struct making {
+    const struct ls_launch_options *options;
+    const struct ls_hosts *hosts;
+    const int64_t *counts; /* ranks of each host, [hosts->count] */
+    int64_t threads;       /* of a rank, 0: each finds its share of its host */
+    bool bound, crowded;
+    struct ls_launch *launch;
+};
+
+static bool add_texts(struct ls_launch *launch, const char (*texts)[LS_CONFIG_TEXT_SIZE], int count) {
+    bool fits = true;
+    for (int i = 0; fits && i < count; i++) fits = argument(launch, "%s", texts[i]);
+    return fits;
+}
+
+static bool add_option(struct ls_launch *launch, const char *option, const char *value) {
+    return argument(launch, "%s", option) && argument(launch, "%s", value);
+}
+
+/* The hosts with a rank: "a:2,b:1" with counts, else "a,b". */
+static bool add_hosts(const struct making *making, const char *before, bool with_counts) {
+    struct ls_launch *launch = making->launch;
+    char *list = NULL;
+    size_t size;
+    FILE *out = open_memstream(&list, &size);
+    if (!out) return false;
+    for (int i = 0, used = 0; i < making->hosts->count; i++) {
+        if (making->counts[i] == 0) continue;
+        fprintf(out, "%s%s", used++ ? "," : "", making->hosts->list[i].name);
+        if (with_counts) fprintf(out, ":%lld", (long long)making->counts[i]);
+    }
+    bool fits = fclose(out) == 0 && argument(launch, "%s%s", before, list);
+    free(list);
+    return fits;
+}
+
+/* Names whose values mpirun has to carry to other hosts. */
+static bool export_variables(const struct making *making) {
+    struct ls_launch *launch = making->launch;
+    bool fits = true;
+    for (int i = 0; fits && i < launch->environment_count; i++) {
+        if (strncmp(launch->environment[i], "OMPI_", 5) == 0) continue; /* mpirun's own: it does */
+        fits = argument(launch, "-x") &&
+               argument(launch, "%.*s", (int)strcspn(launch->environment[i], "="), launch->environment[i]);
+    }
+    for (char *const *entry = making->options->inherited; fits && entry && *entry; entry++) {
+        const int length = (int)strcspn(*entry, "=");
+        bool set = strncmp(*entry, "NCCL_", 5) != 0 && strncmp(*entry, "LOCKSTEP_", 9) != 0;
+        for (int i = 0; !set && i < launch->environment_count; i++)
+            set = strncmp(launch->environment[i], *entry, (size_t)length + 1) == 0;
+        if (!set) fits = argument(launch, "-x") && argument(launch, "%.*s", length, *entry);
+    }
+    return fits;
+}
+
+static bool make_mpirun(const struct making *making) {
+    const struct ls_launch_options *options = making->options;
+    struct ls_launch *launch = making->launch;
+    const bool several = making->hosts->count > 0;
+    bool fits = argument(launch, "mpirun") && argument(launch, "-n") &&
+                argument(launch, "%lld", (long long)options->ranks);
+    if (several) fits = fits && argument(launch, "-host") && add_hosts(making, "", true);
+    if (several && making->bound)
+        fits = fits && argument(launch, "--map-by") && argument(launch, "slot:PE=%lld", (long long)making->threads);
+    else if (several)
+        fits = fits && add_option(launch, "--map-by", "slot");
     /* Open MPI binds each rank to one core by default, which its threads would then share. */
-    fits = fits && argument(launch, "--bind-to") && argument(launch, "none");
-    if (crowded)
-        fits = fits && argument(launch, "--oversubscribe") && argument(launch, "--mca") &&
-               argument(launch, "mpi_yield_when_idle") && argument(launch, "1");
-    if (!options->transport_is_chosen)
-        fits = fits && argument(launch, "--mca") && argument(launch, "pml") && argument(launch, "ob1") &&
-               argument(launch, "--mca") && argument(launch, "btl") && argument(launch, "self,vader,tcp");
-    for (int i = 0; fits && i < options->config->launcher.arguments_count; i++)
-        fits = argument(launch, "%s", options->config->launcher.arguments[i]);
-    fits = fits && argument(launch, "%s", options->worker);
+    fits = fits && add_option(launch, "--bind-to", making->bound ? "core" : "none");
+    if (making->crowded)
+        fits = fits && argument(launch, "--oversubscribe") && add_option(launch, "--mca", "mpi_yield_when_idle") &&
+               argument(launch, "1");
+    /* On one host shared memory is best, and looking for fast networks takes a second. */
+    if (!options->allocation->elsewhere && !options->transport_is_chosen)
+        fits = fits && add_option(launch, "--mca", "pml") && argument(launch, "ob1") &&
+               add_option(launch, "--mca", "btl") && argument(launch, "self,vader,tcp");
+    if (options->allocation->elsewhere) fits = fits && export_variables(making);
+    for (int i = 0; fits && i < options->config->launcher.environment_count; i++)
+        fits = add_option(launch, "-x", options->config->launcher.environment[i]);
+    return fits;
+}
+
+static int64_t largest_count(const struct making *making) {
+    int64_t largest = 0;
+    for (int i = 0; i < making->hosts->count; i++)
+        if (making->counts[i] > largest) largest = making->counts[i];
+    return largest;
+}
+
+static bool make_srun(const struct making *making) {
+    struct ls_launch *launch = making->launch;
+    int used = 0;
+    for (int i = 0; i < making->hosts->count; i++) used += making->counts[i] > 0;
+    bool fits = argument(launch, "srun") && argument(launch, "--mpi=pmix") && argument(launch, "--nodes=%d", used) &&
+                argument(launch, "--ntasks=%lld", (long long)making->options->ranks) &&
+                argument(launch, "--ntasks-per-node=%lld", (long long)largest_count(making)) &&
+                add_hosts(making, "--nodelist=", false) && argument(launch, "--distribution=block");
+    /* srun does not take the job's --cpus-per-task over. */
+    if (making->threads) fits = fits && argument(launch, "--cpus-per-task=%lld", (long long)making->threads);
+    /* Standard input, where the key is, goes to rank 0 alone; a step shares what the batch script holds. */
+    return fits && argument(launch, "--cpu-bind=%s", making->bound ? "cores" : "none") &&
+           argument(launch, "--input=0") && argument(launch, "--kill-on-bad-exit=1") && argument(launch, "--overlap") &&
+           argument(launch, "--export=ALL");
+}
+
+/* What the workers find in their environment. */
+static bool set_variables(const struct making *making) {
+    const struct ls_launch_options *options = making->options;
+    struct ls_launch *launch = making->launch;
+    bool fits = true;
     if (options->root)
-        fits = fits && variable(launch, "OMPI_ALLOW_RUN_AS_ROOT=1") &&
-               variable(launch, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1");
-    fits = fits && variable(launch, "OMP_NUM_THREADS=%lld", (long long)threads) &&
-           variable(launch, "OPENBLAS_NUM_THREADS=%lld", (long long)threads) &&
-           variable(launch, "OMP_WAIT_POLICY=passive") &&
-           variable(launch, "LOCKSTEP_COORDINATOR=%s", options->endpoint) && variable(launch, "LOCKSTEP_KEY_FILE=-") &&
-           variable(launch, "LOCKSTEP_RUN_ID=%s", options->run_id) &&
-           variable(launch, "LOCKSTEP_ATTEMPT=%lld", (long long)options->attempt);
+        fits = variable(launch, "OMPI_ALLOW_RUN_AS_ROOT=1") && variable(launch, "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1");
+    if (making->threads)
+        fits = fits && variable(launch, "OMP_NUM_THREADS=%lld", (long long)making->threads) &&
+               variable(launch, "OPENBLAS_NUM_THREADS=%lld", (long long)making->threads);
+    fits = fits && variable(launch, "OMP_WAIT_POLICY=passive");
+    if (options->endpoints)
+        fits = fits && variable(launch, "LOCKSTEP_COORDINATOR=%s", options->endpoints) &&
+               variable(launch, "LOCKSTEP_KEY_FILE=-") && variable(launch, "LOCKSTEP_RUN_ID=%s", options->run_id) &&
+               variable(launch, "LOCKSTEP_ATTEMPT=%lld", (long long)options->attempt) &&
+               variable(launch, "LOCKSTEP_CONNECT_SECONDS=%lld",
+                        (long long)options->config->fault.connect_timeout_seconds);
     if (options->memory)
         fits = fits && variable(launch, "OMPI_MCA_orte_tmpdir_base=%s", options->memory) &&
                variable(launch, "OMPI_MCA_btl_vader_backing_directory=%s", options->memory);
-    if (!fits)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "the launcher's command line is longer than %d bytes or %d arguments. Shorten "
-                       "launcher.arguments.",
-                       LS_LAUNCH_TEXT_MAX, LS_LAUNCH_ARGUMENTS_MAX);
-    return LS_OK;
+    /* srun exports the whole environment, so NAME is there already. */
+    for (int i = 0; fits && options->type == LS_LAUNCH_SRUN && i < options->config->launcher.environment_count; i++)
+        if (strchr(options->config->launcher.environment[i], '='))
+            fits = variable(launch, "%s", options->config->launcher.environment[i]);
+    return fits;
+}
+
+/* Threads and binding; what is known of other hosts is that they are like this one. */
+static void place(struct making *making) {
+    const struct ls_launch_options *options = making->options;
+    const struct ls_allocation *allocation = options->allocation;
+    const bool several = making->hosts->count > 0;
+    const int64_t here = several ? largest_count(making) : options->ranks;
+    making->threads = allocation->threads;
+    if (making->threads == 0 && !allocation->elsewhere) {
+        making->threads = options->cores / here;
+        if (making->threads < 1) making->threads = 1;
+    }
+    making->crowded = here > options->cores;
+    making->bound = several && allocation->threads > 0 && here * allocation->threads <= options->cores;
+}
+
+enum ls_code ls_launch_plan(const struct ls_launch_options *options, struct ls_launch *launch, struct ls_error *error) {
+    memset(launch, 0, offsetof(struct ls_launch, text));
+    launch->text_used = 0;
+    const struct ls_allocation *allocation = options->allocation;
+    int64_t *counts = calloc((size_t)allocation->hosts.count + 1, sizeof *counts);
+    if (!counts) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for %d hosts", allocation->hosts.count);
+    struct making making = {.options = options, .hosts = &allocation->hosts, .counts = counts, .launch = launch};
+    enum ls_code code = LS_OK;
+    if (allocation->hosts.count > 0)
+        code = ls_hosts_deal(&allocation->hosts, options->ranks, allocation->ranks_per_node, options->excluded,
+                             options->excluded_count, counts, error);
+    if (code == LS_OK) {
+        place(&making);
+        bool fits = set_variables(&making) &&
+                    (options->type == LS_LAUNCH_SRUN ? make_srun(&making) : make_mpirun(&making)) &&
+                    add_texts(launch, options->config->launcher.arguments, options->config->launcher.arguments_count) &&
+                    add_texts(launch, options->config->launcher.wrapper, options->config->launcher.wrapper_count) &&
+                    argument(launch, "%s", options->worker);
+        if (options->worker_argument) fits = fits && argument(launch, "%s", options->worker_argument);
+        if (!fits)
+            code = ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                           "the launcher's command line is longer than %d bytes or %d arguments. Shorten "
+                           "launcher.arguments, .wrapper and .environment.",
+                           LS_LAUNCH_TEXT_MAX, LS_LAUNCH_ARGUMENTS_MAX);
+    }
+    free(counts);
+    return code;
 }
 
 static size_t print_word(char *text, size_t size, const char *word) {
@@ -133,16 +269,21 @@ enum ls_code ls_launch_find_worker(char *path, size_t size, struct ls_error *err
                    self);
 }
 
-enum ls_code ls_launch_find_mpirun(struct ls_error *error) {
+bool ls_launch_has_program(const char *program) {
     const char *search = getenv("PATH");
     char path[PATH_MAX];
     while (search && *search) {
         size_t length = strcspn(search, ":");
-        if (snprintf(path, sizeof path, "%.*s/mpirun", (int)length, search) < (int)sizeof path &&
+        if (snprintf(path, sizeof path, "%.*s/%s", (int)length, search, program) < (int)sizeof path &&
             access(path, X_OK) == 0)
-            return LS_OK;
+            return true;
         search += length + (search[length] == ':');
     }
+    return false;
+}
+
+enum ls_code ls_launch_find_mpirun(struct ls_error *error) {
+    if (ls_launch_has_program("mpirun")) return LS_OK;
     return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
                    "there is no mpirun in PATH, which starts the workers. Install Open MPI (Debian: apt-get install "
                    "openmpi-bin) or set PATH.");
@@ -235,9 +376,31 @@ static bool wait_for_end(pid_t leader, double seconds) {
     }
 }
 
+/* The name of the program that the process runs. */
+static bool runs_program(pid_t pid, const char *program) {
+    char path[64], name[32] = "";
+    snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return false;
+    ssize_t count = read(file, name, sizeof name - 1);
+    close(file);
+    name[count > 0 ? count : 0] = 0;
+    name[strcspn(name, "\n")] = 0;
+    return strcmp(name, program) == 0;
+}
+
+void ls_launch_ask_end(pid_t leader) {
+    const bool srun = runs_program(leader, "srun");
+    kill(leader, srun ? SIGINT : SIGTERM);
+    if (!srun) return;
+    /* Two signals at once would be one; within a second they mean: end the step. */
+    nanosleep(&(struct timespec){0, 50000000}, NULL);
+    kill(leader, SIGINT);
+}
+
 void ls_launch_end_session(pid_t leader, double seconds) {
     if (wait_for_end(leader, seconds)) return;
-    kill(leader, SIGTERM);
+    ls_launch_ask_end(leader);
     if (wait_for_end(leader, 1)) return;
     ls_launch_signal_session(leader, SIGKILL);
     wait_for_end(leader, 1);

@@ -28,6 +28,8 @@ struct ls_metrics {
     double step_seconds, exposed_seconds;
     uint64_t memory_peak_bytes;
     double last_loss, validation_loss, bits_per_byte;
+    json_t *hosts; /* names, sorted; NULL: no rank has joined */
+    int64_t ranks_per_node;
 };
 
 static double seconds_of(clockid_t clock) {
@@ -46,7 +48,7 @@ enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/metrics.jsonl", facts->path);
     metrics->facts = *facts;
-    metrics->started = seconds_of(CLOCK_MONOTONIC);
+    metrics->started = facts->started_seconds > 0 ? facts->started_seconds : seconds_of(CLOCK_MONOTONIC);
     metrics->last_step = facts->start_step;
     metrics->last_loss = metrics->validation_loss = metrics->bits_per_byte = NAN;
     metrics->file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -62,8 +64,31 @@ enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics
 void ls_metrics_close(struct ls_metrics *metrics) {
     if (!metrics) return;
     if (metrics->file >= 0) close(metrics->file);
+    json_decref(metrics->hosts);
     free(metrics->rates);
     free(metrics);
+}
+
+static int compare_texts(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+void ls_metrics_place(struct ls_metrics *metrics, const char *const *hosts, int64_t count) {
+    const char **sorted = malloc((size_t)count * sizeof *sorted + 1);
+    if (!sorted) return; /* the summary keeps what it had */
+    memcpy(sorted, hosts, (size_t)count * sizeof *sorted);
+    qsort(sorted, (size_t)count, sizeof *sorted, compare_texts);
+    json_decref(metrics->hosts);
+    metrics->hosts = json_array();
+    metrics->ranks_per_node = 0;
+    for (int64_t i = 0, first = 0; i < count; i++) {
+        if (i == 0 || strcmp(sorted[i], sorted[first]) != 0) {
+            json_array_append_new(metrics->hosts, json_string(sorted[i]));
+            first = i;
+        }
+        if (i - first + 1 > metrics->ranks_per_node) metrics->ranks_per_node = i - first + 1;
+    }
+    free(sorted);
 }
 
 /* A JSON number, or null when there is none. */
@@ -249,9 +274,9 @@ void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code) {
     json_object_set_new(line, "kind", json_string("summary"));
     json_object_set_new(line, "version", json_string(LS_VERSION));
     json_object_set_new(line, "config_digest", json_string(metrics->facts.config_digest));
-    json_object_set_new(line, "hosts", json_pack("[s]", metrics->facts.host));
+    json_object_set_new(line, "hosts", metrics->hosts ? json_incref(metrics->hosts) : json_array());
     json_object_set_new(line, "ranks", json_integer(metrics->facts.ranks));
-    json_object_set_new(line, "ranks_per_node", json_integer(metrics->facts.ranks));
+    json_object_set_new(line, "ranks_per_node", json_integer(metrics->ranks_per_node));
     json_object_set_new(line, "zero_stage", json_integer(metrics->facts.zero_stage));
     json_object_set_new(line, "steps_measured", json_integer(summary.steps_measured));
     json_object_set_new(line, "tokens_per_second", rate);

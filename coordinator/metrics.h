@@ -12,6 +12,7 @@
 /* What the lines about a run need to know of it. */
 struct ls_run_facts {
     char name[LS_CONFIG_NAME_SIZE], path[1000], host[64];
+    double started_seconds; /* CLOCK_MONOTONIC at which the command began; 0: now */
     char config_digest[33];
     int64_t attempt, ranks, zero_stage, start_step, total_steps, sequence_length, max_restarts;
 };
@@ -35,6 +36,9 @@ struct ls_metrics;
 
 /* Opens RUN/metrics.jsonl for appending. LS_CHECKPOINT. */
 enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics **metrics, struct ls_error *error);
+/* Where the ranks of the newest attempt are: hosts[count], one for each rank. Called before the journal's thread ends, by
+ * one thread. */
+void ls_metrics_place(struct ls_metrics *metrics, const char *const *hosts, int64_t count);
 /* Writes the line of a journal entry. Called on the journal's thread. */
 void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry *entry);
 /* What came of it; after the journal's thread has ended, or on it. */

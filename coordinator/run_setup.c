@@ -9,7 +9,6 @@
 #include "worker/gpus.h"
 #include "worker/model/model.h"
 
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
@@ -17,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 enum {
@@ -30,39 +28,6 @@ enum {
     /* Weights, master weights and two moments, in fp32. */
     CHECKPOINT_BYTES_PER_PARAMETER = 16
 };
-
-/* ---- the address ---- */
-
-static const char *bind_host(const struct ls_config *config) {
-    return strcmp(config->coordinator.bind, "auto") == 0 ? "127.0.0.1" : config->coordinator.bind;
-}
-
-void ls_run_bind_address(const struct ls_config *config, char address[80]) {
-    const char *host = bind_host(config);
-    snprintf(address, 80, strchr(host, ':') ? "[%s]" : "%s", host);
-}
-
-enum ls_code ls_run_check_port(const struct ls_config *config, struct ls_error *error) {
-    if (config->coordinator.port == 0) return LS_OK;
-    struct sockaddr_in six_or_four = {.sin_family = AF_INET, .sin_port = htons((uint16_t)config->coordinator.port)};
-    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)config->coordinator.port)};
-    bool is_six = inet_pton(AF_INET6, bind_host(config), &six.sin6_addr) == 1;
-    if (!is_six && inet_pton(AF_INET, bind_host(config), &six_or_four.sin_addr) != 1)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "coordinator.bind: '%s' is no numeric address. Give one of this host's.", bind_host(config));
-    int one = 1, probe = socket(is_six ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (probe < 0) return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot make a socket: %s", strerror(errno));
-    setsockopt(probe, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    int failed = is_six ? bind(probe, (struct sockaddr *)&six, sizeof six)
-                        : bind(probe, (struct sockaddr *)&six_or_four, sizeof six_or_four);
-    failed = failed || listen(probe, 1);
-    int cause = errno;
-    close(probe);
-    if (!failed) return LS_OK;
-    return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                   "port %lld of %s cannot be used: %s. Set coordinator.port to a free one, or to 0 for any.",
-                   (long long)config->coordinator.port, bind_host(config), strerror(cause));
-}
 
 /* ---- data and shape ---- */
 
@@ -89,10 +54,16 @@ static enum ls_code check_space(const struct ls_run *run, struct ls_error *error
 }
 
 /* Only memory.limit: what the hosts of the workers have is known to them. */
-static enum ls_code check_memory(const struct ls_config *config, int64_t ranks, struct ls_error *error) {
+static enum ls_code check_memory(const struct ls_config *config, int64_t ranks, const struct ls_allocation *allocation,
+                                 struct ls_error *error) {
+    int64_t local = 0;
+    for (int i = 0; i < allocation->hosts.count; i++)
+        if (allocation->hosts.list[i].slots > local) local = allocation->hosts.list[i].slots;
+    if (local == 0 || local > ranks) local = ranks;
+    if (allocation->ranks_per_node && local > allocation->ranks_per_node) local = allocation->ranks_per_node;
     if (config->memory.limit == 0) return LS_OK;
     const struct ls_advice_gpu gpu = {.name = "", .bytes = 0};
-    return ls_advice_check(config, ranks, ranks, (int)config->launcher.threads_per_rank,
+    return ls_advice_check(config, ranks, local, (int)config->launcher.threads_per_rank,
                            ls_gpus_expected(config) ? &gpu : NULL, NULL, error);
 }
 
@@ -232,6 +203,10 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
 
 /* ---- all together ---- */
 
+static const struct ls_allocation *allocation_of(const struct ls_run *run, const struct ls_run_options *options) {
+    return options->allocation ? options->allocation : &run->own_allocation;
+}
+
 static enum ls_code load_config(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     run->config = calloc(1, sizeof *run->config);
     if (!run->config) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the configuration");
@@ -239,20 +214,28 @@ static enum ls_code load_config(struct ls_run *run, const struct ls_run_options 
         ls_config_load(options->config_path, options->settings, options->settings_count, run->config, error);
     if (code != LS_OK) return code;
     run->port = options->port ? options->port : run->config->coordinator.port;
-    run->ranks = options->ranks ? options->ranks : run->config->launcher.ranks ? run->config->launcher.ranks : 1;
+    const struct ls_allocation *allocation = run->allocation = allocation_of(run, options);
+    if (!options->allocation)
+        code = ls_allocation_find(run->config, options->ranks, options->hostfile, getenv, &run->own_allocation, error);
+    if (code != LS_OK) return code;
+    run->ranks = options->ranks ? options->ranks : allocation->ranks;
     code = ls_config_check_ranks(run->config, run->ranks, error);
+    if (code == LS_OK)
+        code = ls_network_choose(run->config, ls_allocation_elsewhere(allocation), &run->listen, error);
     if (code == LS_OK && run->ranks > LS_CORE_RANKS_MAX)
         code = ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "%lld ranks are more than the %d that one coordinator serves",
                        (long long)run->ranks, LS_CORE_RANKS_MAX);
-    if (code == LS_OK && !options->restarted) code = ls_run_check_port(run->config, error);
+    if (code == LS_OK && !options->restarted && run->port)
+        code = ls_network_check_port(&run->listen, run->port, error);
     return code;
 }
 
-static void state_facts(struct ls_run *run) {
+static void state_facts(struct ls_run *run, const struct ls_run_options *options) {
     struct ls_run_facts *facts = &run->facts;
     snprintf(facts->name, sizeof facts->name, "%s", run->config->name);
     snprintf(facts->path, sizeof facts->path, "%s", run->directory.path);
     gethostname(facts->host, sizeof facts->host - 1);
+    facts->started_seconds = options->started_seconds;
     memcpy(facts->config_digest, run->core.config_digest, sizeof facts->config_digest);
     facts->attempt = run->attempt.attempt;
     facts->ranks = run->attempt.world_size;
@@ -273,8 +256,19 @@ static enum ls_code open_run(struct ls_run *run, const struct ls_run_options *op
     snprintf(path, sizeof path, "%s/journal.db", run->directory.path);
     if (code == LS_OK) code = ls_journal_open(path, &run->journal, error);
     if (code == LS_OK) code = begin(run, options, error);
+    if (code == LS_OK && !run->complete)
+        code = ls_run_token_make(run->directory.path, options->restarted, run->token, error);
     if (code == LS_OK && !run->complete) code = make_core(run, options, error);
     return code;
+}
+
+/* The tasks of a Slurm array are runs of their own. */
+static void name_run(const struct ls_run *run, const struct ls_run_options *options, char *name, size_t size) {
+    const int64_t task = allocation_of(run, options)->slurm.array_task;
+    if (allocation_of(run, options)->slurm.job && task >= 0)
+        snprintf(name, size, "%s-%lld", run->config->name, (long long)task);
+    else
+        snprintf(name, size, "%s", run->config->name);
 }
 
 enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run *run, struct ls_error *error) {
@@ -282,17 +276,18 @@ enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run 
     run->directory.lock = -1;
     enum ls_code code = load_config(run, options, error);
     if (code == LS_OK) code = open_data(run, error);
-    if (code == LS_OK && !options->restarted) code = check_memory(run->config, run->ranks, error);
+    if (code == LS_OK && !options->restarted) code = check_memory(run->config, run->ranks, allocation_of(run, options), error);
     if (code == LS_OK) code = ls_config_write(run->config, &run->yaml, error);
     if (code != LS_OK) return code;
     if (strlen(run->yaml) > LS_WIRE_YAML_BYTES_MAX)
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "the configuration is longer than %d bytes",
                        LS_WIRE_YAML_BYTES_MAX);
     ls_config_digest(run->config, run->core.config_digest);
-    code = ls_run_directory_make(options->run_dir, run->config->name, options->resume || options->restarted,
-                                 &run->directory, error);
+    char name[LS_CONFIG_NAME_SIZE + 32];
+    name_run(run, options, name, sizeof name);
+    code = ls_run_directory_make(options->run_dir, name, options->resume || options->restarted, &run->directory, error);
     if (code == LS_OK) code = open_run(run, options, error);
-    if (code == LS_OK) state_facts(run);
+    if (code == LS_OK) state_facts(run, options);
     return code;
 }
 
@@ -300,6 +295,7 @@ void ls_run_release(struct ls_run *run) {
     ls_core_destroy(run->machine);
     ls_journal_close(run->journal);
     ls_run_directory_unlock(&run->directory);
+    ls_allocation_release(&run->own_allocation);
     explicit_bzero(&run->keys, sizeof run->keys);
     free(run->yaml);
     free(run->datasets);

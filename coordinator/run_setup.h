@@ -6,9 +6,11 @@
 #include "common/config.h"
 #include "common/keys.h"
 #include "common/status.h"
+#include "coordinator/allocation.h"
 #include "coordinator/core.h"
 #include "coordinator/journal.h"
 #include "coordinator/metrics.h"
+#include "coordinator/network.h"
 #include "coordinator/run_directory.h"
 #include "coordinator/run_start.h"
 
@@ -20,10 +22,13 @@ struct ls_run_options {
     const char *config_path;
     const char *const *settings; /* --set, settings_count of them */
     int settings_count;
-    int64_t ranks;       /* -n, 0: launcher.ranks */
+    int64_t ranks;       /* -n, 0: see ls_allocation_find() */
+    const char *hostfile; /* --hostfile, may be NULL */
     const char *run_dir; /* --run-dir, NULL: runs/NAME */
     bool resume;
     bool launched; /* by a supervisor that starts the workers */
+    const struct ls_allocation *allocation; /* what the supervisor found; NULL: still to be found */
+    double started_seconds;                 /* CLOCK_MONOTONIC at which the command began; 0: now */
     /* A coordinator that takes over from one that died: config_path is RUN/config.yaml, run_dir is RUN, the attempt
      * goes on. */
     bool restarted;
@@ -41,7 +46,11 @@ struct ls_run {
     struct ls_journal_attempt attempt; /* whose workers are served */
     struct ls_core_options core;       /* as they were when the core was made */
     struct ls_core *machine;
-    int64_t ranks; /* of the attempt */
+    const struct ls_allocation *allocation;
+    struct ls_allocation own_allocation; /* where the options had none */
+    struct ls_listen listen;
+    char token[LS_RUN_TOKEN_SIZE]; /* in the run directory */
+    int64_t ranks;                 /* of the attempt */
     int64_t total_steps, port;
     uint64_t end_position; /* UINT64_MAX: none */
     uint64_t epoch_length; /* 0: not defined */
@@ -52,10 +61,5 @@ struct ls_run {
 /* Resolves and checks. On LS_OK the run's lock is held, unless `complete`. The caller releases in either case. */
 enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run *run, struct ls_error *error);
 void ls_run_release(struct ls_run *run);
-
-/* The port is free on the configured address, or 0. LS_USAGE. */
-enum ls_code ls_run_check_port(const struct ls_config *config, struct ls_error *error);
-/* "127.0.0.1" or "[::1]": where to bind, as an endpoint writes it. */
-void ls_run_bind_address(const struct ls_config *config, char address[80]);
 
 #endif

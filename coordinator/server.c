@@ -71,6 +71,26 @@ static void read_threads(struct ls_server *server) {
     }
 }
 
+static void tell_fault(struct ls_server *server, const struct ls_watcher_loss *loss) {
+    struct ls_core_event event = {.kind = LS_EVENT_FAULT, .attempt = server_attempt(server)};
+    event.fault.rank = (int32_t)loss->rank;
+    event.fault.step = loss->step;
+    event.fault.code = loss->code;
+    event.fault.text = loss->text;
+    server_handle(server, &event);
+}
+
+/* What a rank said on its standard error comes first: it may have reached nobody else. */
+static void on_launcher_exited(struct ls_server *server, const struct ls_channel_message *message) {
+    struct ls_watcher_loss loss;
+    if (message->status && ls_watcher_read_launcher(server->watcher, &loss)) tell_fault(server, &loss);
+    if (server->ended) return;
+    struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message->attempt};
+    event.launcher_exited.status = message->status;
+    server_note_loss(server, 0);
+    server_handle(server, &event);
+}
+
 static void on_signal(struct ls_server *server, enum ls_core_signal signal_kind) {
     struct ls_core_event event = {.kind = LS_EVENT_SIGNAL, .signal = signal_kind};
     server_handle(server, &event);
@@ -90,12 +110,7 @@ static void read_channel(struct ls_server *server) {
         }
         if (message.kind == LS_CHANNEL_SIGNAL) on_signal(server, message.signal);
         if (message.kind == LS_CHANNEL_LAUNCHER_STARTED) server->launcher = message.pid;
-        if (message.kind == LS_CHANNEL_LAUNCHER_EXITED) {
-            struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message.attempt};
-            event.launcher_exited.status = message.status;
-            server_note_loss(server, 0);
-            server_handle(server, &event);
-        }
+        if (message.kind == LS_CHANNEL_LAUNCHER_EXITED) on_launcher_exited(server, &message);
         if (message.kind == LS_CHANNEL_GONE && message.attempt == server->clearing) server->processes_gone = true;
     }
 }
@@ -131,19 +146,14 @@ static void read_monitor(struct ls_server *server) {
 static void watch(struct ls_server *server) {
     struct ls_watcher_loss loss;
     while (!server->ended && ls_watcher_poll(server->watcher, &loss)) {
-        struct ls_core_event event = {.attempt = server_attempt(server)};
         server_note_loss(server, loss.silent_seconds);
         if (loss.by_itself) {
-            event.kind = LS_EVENT_FAULT;
-            event.fault.rank = (int32_t)loss.rank;
-            event.fault.step = loss.step;
-            event.fault.code = loss.code;
-            event.fault.text = loss.text;
-        } else {
-            event.kind = LS_EVENT_RANK_LOST;
-            event.rank_lost.rank = (int32_t)loss.rank;
-            event.rank_lost.how = loss.text;
+            tell_fault(server, &loss);
+            continue;
         }
+        struct ls_core_event event = {.kind = LS_EVENT_RANK_LOST, .attempt = server_attempt(server)};
+        event.rank_lost.rank = (int32_t)loss.rank;
+        event.rank_lost.how = loss.text;
         server_handle(server, &event);
     }
 }
@@ -227,9 +237,27 @@ static void set_int(void *socket, int option, int value) {
     zmq_setsockopt(socket, option, &value, sizeof value);
 }
 
+/* Binds every address, all to one port: the wanted one, or what the first one got. */
+static enum ls_code listen_at(struct ls_server *server, struct ls_error *error) {
+    struct ls_run *run = server->run;
+    char endpoint[128];
+    for (int i = 0; i < run->listen.listen_count; i++) {
+        ls_network_endpoint(run->listen.listen[i], run->port, endpoint);
+        if (zmq_bind(server->router, endpoint))
+            return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                           "the coordinator cannot listen at %s: %s. Set coordinator.bind and coordinator.port.",
+                           endpoint, zmq_strerror(errno));
+        size_t size = sizeof endpoint;
+        zmq_getsockopt(server->router, ZMQ_LAST_ENDPOINT, endpoint, &size);
+        run->port = strtol(strrchr(endpoint, ':') + 1, NULL, 10);
+    }
+    ls_network_endpoints(&run->listen, run->port, server->endpoints);
+    snprintf(endpoint, sizeof endpoint, "%.*s", (int)strcspn(server->endpoints, ","), server->endpoints);
+    return ls_run_directory_sign(&run->directory, run->core.generation, endpoint, error);
+}
+
 static enum ls_code bind_router(struct ls_server *server, struct ls_error *error) {
     struct ls_run *run = server->run;
-    char address[80];
     server->router = zmq_socket(server->context, ZMQ_ROUTER);
     if (!server->router)
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot make a ZeroMQ socket: %s", zmq_strerror(errno));
@@ -238,8 +266,9 @@ static enum ls_code bind_router(struct ls_server *server, struct ls_error *error
     int64_t largest = LS_WIRE_BYTES_MAX;
     zmq_setsockopt(server->router, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
     set_int(server->router, ZMQ_LINGER, 2000);
-    ls_run_bind_address(run->config, address);
-    set_int(server->router, ZMQ_IPV6, address[0] == '[');
+    bool six = false;
+    for (int i = 0; i < run->listen.listen_count; i++) six = six || strchr(run->listen.listen[i], ':') != NULL;
+    set_int(server->router, ZMQ_IPV6, six);
     set_int(server->router, ZMQ_ROUTER_MANDATORY, 1);
     set_int(server->router, ZMQ_ROUTER_HANDOVER, 1);
     set_int(server->router, ZMQ_HANDSHAKE_IVL, 5000);
@@ -252,18 +281,7 @@ static enum ls_code bind_router(struct ls_server *server, struct ls_error *error
     server->monitor = zmq_socket(server->context, ZMQ_PAIR);
     if (!server->monitor || zmq_connect(server->monitor, "inproc://server-monitor"))
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot watch the socket: %s", zmq_strerror(errno));
-    if (run->port)
-        snprintf(server->endpoint, sizeof server->endpoint, "tcp://%s:%lld", address, (long long)run->port);
-    else
-        snprintf(server->endpoint, sizeof server->endpoint, "tcp://%s:*", address);
-    if (zmq_bind(server->router, server->endpoint))
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "the coordinator cannot listen at %s: %s. Set coordinator.bind and coordinator.port.",
-                       server->endpoint, zmq_strerror(errno));
-    size_t size = sizeof server->endpoint;
-    zmq_getsockopt(server->router, ZMQ_LAST_ENDPOINT, server->endpoint, &size);
-    run->port = strtol(strrchr(server->endpoint, ':') + 1, NULL, 10);
-    return ls_run_directory_sign(&run->directory, run->core.generation, server->endpoint, error);
+    return listen_at(server, error);
 }
 
 /* Every journal entry goes to metrics.jsonl and to the console too. */
@@ -345,15 +363,15 @@ static void announce(struct ls_server *server) {
                          (long long)run->ranks, run->ranks == 1 ? "" : "s", (long long)run->attempt.start_step,
                          (long long)run->attempt.attempt, run->directory.path);
     if (server->channel < 0) {
-        ls_console_print(server->console, "listening at %s; join with", server->endpoint);
+        ls_console_print(server->console, "listening at %s; join with", server->endpoints);
         ls_console_print(server->console, "mpirun -n %lld lockstep-worker --coordinator %s --key %s/keys/worker.key",
-                         (long long)run->ranks, server->endpoint, run->directory.path);
+                         (long long)run->ranks, server->endpoints, run->directory.path);
         return;
     }
     struct ls_channel_message message = {.kind = LS_CHANNEL_READY};
     snprintf(message.ready.run_dir, sizeof message.ready.run_dir, "%s", run->directory.path);
     snprintf(message.ready.run_id, sizeof message.ready.run_id, "%s", run->directory.run_id);
-    snprintf(message.ready.endpoint, sizeof message.ready.endpoint, "%s", server->endpoint);
+    memcpy(message.ready.endpoints, server->endpoints, sizeof message.ready.endpoints);
     message.ready.attempt = run->attempt.attempt;
     message.ready.ranks = run->ranks;
     message.ready.port = run->port;

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -113,6 +114,7 @@ static void on_open(struct ls_server *server, ls_connection name, const struct l
     snprintf(shape->run_directory, sizeof shape->run_directory, "%s", run->directory.path);
     snprintf(shape->run_id, sizeof shape->run_id, "%s", run->directory.run_id);
     snprintf(shape->checkpoint, sizeof shape->checkpoint, "%s", run->attempt.checkpoint);
+    memcpy(shape->token, run->token, sizeof shape->token);
     setup.setup.yaml = run->yaml;
     server_send(server, name, &setup);
 }
@@ -127,6 +129,14 @@ static void shorten_numerics(char target[LS_CORE_ID_BYTES], const char *id) {
                  (unsigned long long)XXH3_64bits(id, length));
 }
 
+/* For the summary: which hosts the ranks are on. */
+static void place_ranks(struct ls_server *server, const struct ls_message *message) {
+    const char **hosts = malloc((size_t)message->hello.ranks_count * sizeof *hosts + 1);
+    for (int64_t i = 0; hosts && i < message->hello.ranks_count; i++) hosts[i] = message->hello.ranks[i].host;
+    if (hosts) ls_metrics_place(server->metrics, hosts, message->hello.ranks_count);
+    free(hosts);
+}
+
 static void on_hello(struct ls_server *server, struct ls_core_event *event, const struct ls_message *message) {
     for (int64_t i = 0; i < message->hello.ranks_count; i++) {
         const struct ls_rank_info *from = &message->hello.ranks[i];
@@ -139,6 +149,7 @@ static void on_hello(struct ls_server *server, struct ls_core_event *event, cons
         shorten_numerics(rank->numerics, from->numerics_id);
         ls_stall_name_rank(server->stall, from->rank, from->host, from->pid);
     }
+    if (message->hello.ranks_count == message->hello.world_size) place_ranks(server, message);
     event->kind = LS_EVENT_HELLO;
     event->hello = (struct ls_core_hello){
         .attempt = message->attempt,

@@ -92,6 +92,18 @@ void server_tell_damaged(struct ls_server *server, const struct ls_run_start *st
     for (int i = 0; i < start->damaged_count; i++) server_tell(server, "checkpoint_damaged", "%s", start->damaged[i]);
 }
 
+/* Ranks that the hosts have room for, without those left out and with them; -1 where there is this host alone. */
+static void count_slots(const struct ls_server *server, int32_t *slots, int32_t *slots_all) {
+    const struct ls_allocation *allocation = server->run->allocation;
+    const char *excluded[LS_CORE_HOSTS_MAX];
+    int count = 0;
+    *slots = *slots_all = -1;
+    if (!allocation || allocation->hosts.count == 0) return;
+    while (count < LS_CORE_HOSTS_MAX && (excluded[count] = ls_core_excluded(server->run->machine, count))) count++;
+    *slots = (int32_t)ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, excluded, count);
+    *slots_all = (int32_t)ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, NULL, 0);
+}
+
 void server_take_start(struct ls_server *server) {
     struct ls_prepare_result *result = calloc(1, sizeof *result);
     if (!result || !ls_committer_take_start(server->committer, result)) {
@@ -105,7 +117,7 @@ void server_take_start(struct ls_server *server) {
     event.prepared.step = server->next.start_step;
     event.prepared.position = server->next.start_position;
     event.prepared.chain = server->next.start_chain;
-    event.prepared.slots = event.prepared.slots_all = -1;
+    count_slots(server, &event.prepared.slots, &event.prepared.slots_all);
     if (result->error.code) {
         event = (struct ls_core_event){.kind = LS_EVENT_PREPARE_FAILED, .attempt = server->preparing};
         event.prepare_failed.code = result->error.code;
@@ -154,7 +166,7 @@ void server_launch(struct ls_server *server, const struct ls_core_action *action
         server_tell(server, "waiting",
                     "attempt %lld waits for its workers; join with mpirun -n %lld lockstep-worker --coordinator %s "
                     "--key %s/keys/worker.key",
-                    (long long)run->attempt.attempt, (long long)run->ranks, server->endpoint, run->directory.path);
+                    (long long)run->attempt.attempt, (long long)run->ranks, server->endpoints, run->directory.path);
     }
 }
 

@@ -53,7 +53,7 @@ struct ls_server {
     struct ls_stall *stall;
     struct ls_metrics *metrics;
     struct ls_console *console;
-    char endpoint[128];
+    char endpoints[LS_ENDPOINTS_SIZE]; /* that are offered */
     uint8_t *buffer; /* of an outgoing message */
     struct ls_core_rank *ranks;
     struct ls_connections connections;

@@ -49,12 +49,16 @@ struct attempt {
 struct supervisor {
     struct ls_run_options options; /* of the next coordinator */
     struct ls_config *config;
+    struct ls_allocation allocation;
+    enum ls_launcher_type launcher_type; /* mpirun, srun or none */
+    bool save_wished_in_time;            /* told that the Slurm job's time is up */
     char worker[PATH_MAX], config_path[PATH_MAX];
     int signals;
     int channel;       /* -1: no coordinator */
     pid_t coordinator; /* 0: none */
     struct attempt attempt;
     int64_t wanted_attempt, wanted_ranks; /* to be started once the one before is gone; 0: none */
+    char excluded[1024];                  /* hosts that it leaves out, with commas between them */
     int restarts;
     int64_t born_ms;                 /* of the coordinator */
     struct ls_channel_message ready; /* the last READY; attempt 0: none yet */
@@ -159,19 +163,35 @@ static void tell_signal(struct supervisor *supervisor, enum ls_core_signal signa
 
 /* ---- the workers' processes ---- */
 
+/* Splits "a,b" in place; returns how many names there are. */
+static int split_names(char *text, const char **names, int most) {
+    int count = 0;
+    for (char *rest, *name = strtok_r(text, ",", &rest); name && count < most; name = strtok_r(NULL, ",", &rest))
+        names[count++] = name;
+    return count;
+}
+
 static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_error *error) {
     const struct ls_config *config = supervisor->config;
     const struct ls_channel_message *ready = &supervisor->ready;
     struct attempt *attempt = &supervisor->attempt;
+    char excluded[sizeof supervisor->excluded];
+    const char *names[LS_CORE_HOSTS_MAX];
+    memcpy(excluded, supervisor->excluded, sizeof excluded);
+    const int excluded_count = split_names(excluded, names, LS_CORE_HOSTS_MAX);
     struct ls_launch_options options = {
+        .excluded = names,
+        .excluded_count = excluded_count,
+        .type = supervisor->launcher_type,
+        .allocation = &supervisor->allocation,
         .ranks = attempt->ranks,
-        .threads_per_rank = config->launcher.threads_per_rank,
         .cores = ls_launch_cores(),
         .root = geteuid() == 0,
         .transport_is_chosen = getenv("OMPI_MCA_btl") || getenv("OMPI_MCA_pml"),
         .config = config,
         .worker = supervisor->worker,
-        .endpoint = ready->ready.endpoint,
+        .inherited = environ,
+        .endpoints = ready->ready.endpoints,
         .run_id = ready->ready.run_id,
         .attempt = attempt->number,
     };
@@ -203,13 +223,18 @@ static void begin_kill(struct supervisor *supervisor) {
     struct attempt *attempt = &supervisor->attempt;
     if (!attempt->launcher || attempt->exited || attempt->kill_ms) return;
     attempt->kill_ms = now_ms();
-    kill(attempt->launcher, SIGTERM);
+    ls_launch_ask_end(attempt->launcher);
 }
 
-/* The same at once: a broken attempt has nothing left to say, and the next one waits. */
+/* The same at once: a broken attempt has nothing left to say, and the next one waits. The daemons that mpirun started on
+ * other hosts end their ranks when it is gone; srun has to be asked, and is given time to pass that on. */
 static void kill_now(struct supervisor *supervisor) {
     struct attempt *attempt = &supervisor->attempt;
     if (!attempt->launcher || attempt->gone) return;
+    if (supervisor->launcher_type == LS_LAUNCH_SRUN && !attempt->exited) {
+        begin_kill(supervisor);
+        if (now_ms() - attempt->kill_ms < KILL_MS) return;
+    }
     attempt->killed = true;
     ls_launch_signal_session(attempt->launcher, SIGKILL);
 }
@@ -261,9 +286,9 @@ static void on_ready(struct supervisor *supervisor, const struct ls_channel_mess
     supervisor->options.ranks = message->ready.ranks;
     supervisor->options.port = message->ready.port;
     supervisor->options.restarted = true;
-    if (supervisor->config->launcher.type == LS_LAUNCH_NONE && first) {
+    if (supervisor->launcher_type == LS_LAUNCH_NONE && first) {
         printf("join with\nmpirun -n %lld lockstep-worker --coordinator %s --key %s/keys/worker.key\n",
-               (long long)message->ready.ranks, message->ready.endpoint, message->ready.run_dir);
+               (long long)message->ready.ranks, message->ready.endpoints, message->ready.run_dir);
         fflush(stdout);
     }
     tell_attempt(supervisor);
@@ -276,6 +301,7 @@ static void on_launch(struct supervisor *supervisor, const struct ls_channel_mes
     if (message->attempt > supervisor->attempt.number) {
         supervisor->wanted_attempt = message->attempt;
         supervisor->wanted_ranks = message->ranks;
+        memcpy(supervisor->excluded, message->excluded, sizeof supervisor->excluded);
     } else if (message->attempt == supervisor->attempt.number) {
         tell_attempt(supervisor);
     }
@@ -369,6 +395,18 @@ static void read_signals(struct supervisor *supervisor) {
     }
 }
 
+/* A Slurm job knows when it ends: saves in time, whether a signal comes or not. */
+static void watch_job_time(struct supervisor *supervisor) {
+    if (supervisor->save_wished_in_time || supervisor->ended) return;
+    const double left = ls_slurm_seconds_to_save(
+        &supervisor->allocation.slurm, supervisor->config->checkpoint.before_end_seconds, (double)time(NULL));
+    if (left > 0) return;
+    supervisor->save_wished_in_time = true;
+    ls_log(LS_LOG_INFO, "the time of Slurm job %lld is nearly up: saving, to be requeued",
+           (long long)supervisor->allocation.slurm.job);
+    tell_signal(supervisor, LS_SIGNAL_REQUEUE);
+}
+
 /* ---- the loop and the end ---- */
 
 static void turn(struct supervisor *supervisor, int timeout_ms) {
@@ -379,6 +417,7 @@ static void turn(struct supervisor *supervisor, int timeout_ms) {
     reap(supervisor);
     go_on_killing(supervisor);
     start_wanted(supervisor);
+    watch_job_time(supervisor);
 }
 
 static void end_coordinator(struct supervisor *supervisor) {
@@ -405,6 +444,12 @@ static void end_workers(struct supervisor *supervisor) {
     if (attempt->number) remove_leftovers(supervisor, attempt->number + 1);
 }
 
+/* Outside Slurm it is mpirun. */
+static enum ls_code choose_launcher(struct supervisor *supervisor, struct ls_error *error) {
+    if (supervisor->launcher_type == LS_LAUNCH_AUTO) supervisor->launcher_type = LS_LAUNCH_MPIRUN;
+    return supervisor->launcher_type == LS_LAUNCH_MPIRUN ? ls_launch_find_mpirun(error) : LS_OK;
+}
+
 static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_options *options,
                             struct ls_error *error) {
     supervisor->options = *options;
@@ -414,9 +459,15 @@ static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_o
     if (!supervisor->config) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the configuration");
     enum ls_code code =
         ls_config_load(options->config_path, options->settings, options->settings_count, supervisor->config, error);
-    if (code == LS_OK && supervisor->config->launcher.type != LS_LAUNCH_NONE) {
+    if (code == LS_OK)
+        code = ls_allocation_find(supervisor->config, options->ranks, options->hostfile, getenv,
+                                  &supervisor->allocation, error);
+    supervisor->options.allocation = &supervisor->allocation;
+    supervisor->options.started_seconds = (double)now_ms() * 1e-3;
+    supervisor->launcher_type = supervisor->config->launcher.type;
+    if (code == LS_OK && supervisor->launcher_type != LS_LAUNCH_NONE) {
         code = ls_launch_find_worker(supervisor->worker, sizeof supervisor->worker, error);
-        if (code == LS_OK) code = ls_launch_find_mpirun(error);
+        if (code == LS_OK) code = choose_launcher(supervisor, error);
     } else if (code == LS_OK) {
         supervisor->options.launched = false;
     }
@@ -449,6 +500,7 @@ enum ls_code ls_supervisor_run(const struct ls_run_options *options, struct ls_e
     }
     if (supervisor->signals >= 0) close(supervisor->signals);
     free(supervisor->config);
+    ls_allocation_release(&supervisor->allocation);
     explicit_bzero(&supervisor->ready, sizeof supervisor->ready);
     free(supervisor);
     return code;

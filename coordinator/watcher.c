@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -19,6 +20,7 @@ enum { RANKS_MAX = 4096, TAIL_BYTES = 8192 };
 struct ls_watcher {
     char run_dir[1000], run_id[17];
     int64_t attempt;
+    off_t launcher_log; /* bytes that were there before */
     struct ls_progress *progress; /* NULL: not there yet */
     bool told[RANKS_MAX];
     bool left[RANKS_MAX]; /* gone by itself when last looked at */
@@ -31,6 +33,10 @@ enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t 
     snprintf(watcher->run_dir, sizeof watcher->run_dir, "%s", run_dir);
     snprintf(watcher->run_id, sizeof watcher->run_id, "%s", run_id);
     watcher->attempt = attempt;
+    struct stat status;
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/logs/launcher.log", run_dir);
+    watcher->launcher_log = stat(path, &status) == 0 ? status.st_size : 0;
     *result = watcher;
     return LS_OK;
 }
@@ -51,17 +57,45 @@ static int64_t rank_of(const struct ls_progress_record *record, int local_rank) 
     return rank < RANKS_MAX ? (int64_t)rank : local_rank;
 }
 
+/* The end of a file behind its first `skipped` bytes, at most TAIL_BYTES of it; false when there is nothing. */
+static bool read_tail(const char *path, off_t skipped, char tail[TAIL_BYTES + 1]) {
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return false;
+    off_t end = lseek(file, 0, SEEK_END), from = end - skipped > TAIL_BYTES ? end - TAIL_BYTES : skipped;
+    bool read = end > from && ls_pread_all(file, tail, (size_t)(end - from), from) == 0;
+    close(file);
+    tail[read ? end - from : 0] = 0;
+    return read;
+}
+
+bool ls_watcher_read_launcher(const struct ls_watcher *watcher, struct ls_watcher_loss *loss) {
+    static const char prefix[] = "lockstep: ", last[] = "lockstep: exit ";
+    char path[PATH_MAX], tail[TAIL_BYTES + 1];
+    const char *full = NULL; /* the whole text stands in the line before the one with the code, if it is longer */
+    bool found = false;
+    snprintf(path, sizeof path, "%s/logs/launcher.log", watcher->run_dir);
+    if (!read_tail(path, watcher->launcher_log, tail)) return false;
+    for (char *line = tail, *next; line; line = next) {
+        next = strchr(line, '\n');
+        if (next) *next++ = 0;
+        const char *reason = strstr(line, "): ");
+        if (strncmp(line, last, sizeof last - 1) != 0 || !reason) {
+            full = strncmp(line, prefix, sizeof prefix - 1) == 0 ? line + sizeof prefix - 1 : NULL;
+            continue;
+        }
+        *loss = (struct ls_watcher_loss){.by_itself = true};
+        loss->code = (enum ls_code)strtol(line + sizeof last - 1, NULL, 10);
+        snprintf(loss->text, sizeof loss->text, "%s", full ? full : reason + strlen("): "));
+        found = loss->code != LS_OK;
+    }
+    return found;
+}
+
 /* The last line of the rank's log that tells an error, without its time; false when there is none. */
 static bool read_last_words(const struct ls_watcher *watcher, int64_t rank, char *text, size_t size) {
     char path[PATH_MAX], tail[TAIL_BYTES + 1];
     snprintf(path, sizeof path, "%s/logs/rank-%05lld.log", watcher->run_dir, (long long)rank);
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) return false;
-    off_t end = lseek(file, 0, SEEK_END), from = end > TAIL_BYTES ? end - TAIL_BYTES : 0;
-    bool read = end > 0 && ls_pread_all(file, tail, (size_t)(end - from), from) == 0;
-    close(file);
-    if (!read) return false;
-    tail[end - from] = 0;
+    if (!read_tail(path, 0, tail)) return false;
     bool found = false;
     for (char *line = tail, *next; line; line = next) {
         next = strchr(line, '\n');

@@ -50,7 +50,8 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
 }
 
 static const struct argp_option options[] = {
-    {"coordinator", 'c', "tcp://HOST:PORT", 0, "The coordinator (LOCKSTEP_COORDINATOR)", 0},
+    {"coordinator", 'c', "tcp://HOST:PORT[,...]", 0,
+     "The coordinator; its addresses are tried in turn (LOCKSTEP_COORDINATOR)", 0},
     {"key", 'k', "FILE", 0,
      "The run's worker key, RUN/keys/worker.key (LOCKSTEP_KEY_FILE). Only rank 0 reads it; without one, or with '-', "
      "it "
@@ -184,7 +185,8 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
         code = own.code;
     }
     if (code) return code;
-    const struct ls_worker_options worker_options = {.endpoint = arguments->coordinator,
+    const char *patience = getenv("LOCKSTEP_CONNECT_SECONDS");
+    const struct ls_worker_options worker_options = {.endpoints = arguments->coordinator,
                                                      .key_path = from_input ? NULL : arguments->key,
                                                      .key_text = from_input ? key_text : NULL,
                                                      .attempt = own_attempt(),
@@ -193,6 +195,7 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
                                                      .reports = true,
                                                      .progress = progress,
                                                      .leave = leave,
+                                                     .connect_seconds = patience ? strtod(patience, NULL) : 0,
                                                      .save_wished = &save_wished};
     return ls_worker_create(&worker_options, worker, error);
 }

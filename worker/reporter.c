@@ -4,6 +4,7 @@
 
 #include "common/log.h"
 #include "common/wire.h"
+#include "worker/link.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -16,7 +17,8 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { TURN_MILLISECONDS = 1000, MESSAGE_BYTES = 512 << 10 };
+/* Old reports are worth nothing: a few wait for the connection. */
+enum { TURN_MILLISECONDS = 1000, MESSAGE_BYTES = 512 << 10, BACKLOG = 4 };
 /* A reporter that has not turned for so long has stopped; ranks that have not moved for so long are told in full. */
 static const uint64_t STOPPED_NS = 3000000000u, QUIET_NS = 1500000000u;
 
@@ -29,7 +31,8 @@ struct ls_reporter {
     pthread_cond_t changed;
     bool closing; /* under the mutex */
     /* The thread's, from its first report on. */
-    void *context, *socket;
+    struct ls_link *link;
+    void *socket; /* the link's */
     uint8_t *buffer;              /* [MESSAGE_BYTES] */
     struct ls_rank_report *ranks; /* [LS_WIRE_REPORT_RANKS_MAX] */
 };
@@ -52,39 +55,32 @@ bool ls_reporter_is_due(struct ls_progress *progress, int local_rank, uint64_t n
 /* ---- the connection ---- */
 
 static void disconnect(struct ls_reporter *reporter) {
-    if (reporter->socket) zmq_close(reporter->socket);
-    if (reporter->context) zmq_ctx_term(reporter->context);
+    ls_link_close(reporter->link);
     free(reporter->buffer);
     free(reporter->ranks);
-    reporter->socket = reporter->context = NULL;
+    reporter->link = NULL;
+    reporter->socket = NULL;
     reporter->buffer = NULL;
     reporter->ranks = NULL;
 }
 
 static bool connect_socket(struct ls_reporter *reporter) {
-    if (reporter->socket) return true;
-    const struct ls_key *key = &reporter->key;
-    const int linger = 0, backlog = 4, on = 1, reconnect_ms = 500, reconnect_max_ms = 4000, heartbeat_ms = 1000;
+    struct ls_link_state state;
+    if (reporter->link) {
+        ls_link_turn(reporter->link, &state);
+        return true;
+    }
+    const int linger = 0;
     reporter->buffer = malloc(MESSAGE_BYTES);
     reporter->ranks = calloc(LS_WIRE_REPORT_RANKS_MAX, sizeof *reporter->ranks);
-    reporter->context = reporter->buffer && reporter->ranks ? zmq_ctx_new() : NULL;
-    void *socket = reporter->socket = reporter->context ? zmq_socket(reporter->context, ZMQ_DEALER) : NULL;
-    bool fine = socket != NULL;
-    if (fine) {
-        zmq_setsockopt(socket, ZMQ_LINGER, &linger, sizeof linger);
-        zmq_setsockopt(socket, ZMQ_SNDHWM, &backlog, sizeof backlog); /* old reports are worth nothing */
-        zmq_setsockopt(socket, ZMQ_IMMEDIATE, &on, sizeof on);
-        zmq_setsockopt(socket, ZMQ_IPV6, &on, sizeof on);
-        zmq_setsockopt(socket, ZMQ_RECONNECT_IVL, &reconnect_ms, sizeof reconnect_ms);
-        zmq_setsockopt(socket, ZMQ_RECONNECT_IVL_MAX, &reconnect_max_ms, sizeof reconnect_max_ms);
-        zmq_setsockopt(socket, ZMQ_HEARTBEAT_IVL, &heartbeat_ms, sizeof heartbeat_ms);
-        zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, key->server, LS_KEY_CHARACTERS);
-        zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, key->public_key, LS_KEY_CHARACTERS);
-        fine = zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, key->secret_key, LS_KEY_CHARACTERS) == 0 &&
-               zmq_connect(socket, reporter->options.endpoint) == 0;
+    if (!reporter->buffer || !reporter->ranks ||
+        ls_link_open(reporter->options.endpoints, &reporter->key, BACKLOG, &reporter->link, NULL) != LS_OK) {
+        disconnect(reporter);
+        return false;
     }
-    if (!fine) disconnect(reporter);
-    return fine;
+    reporter->socket = ls_link_socket(reporter->link);
+    zmq_setsockopt(reporter->socket, ZMQ_LINGER, &linger, sizeof linger);
+    return true;
 }
 
 /* Nothing that is sent back matters. */

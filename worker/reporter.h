@@ -14,9 +14,9 @@
 
 struct ls_reporter;
 
-/* `endpoint` and `progress` must outlive the reporter; the key is copied, and wiped in the end. */
+/* `endpoints` and `progress` must outlive the reporter; the key is copied, and wiped in the end. */
 struct ls_reporter_options {
-    const char *endpoint; /* tcp://HOST:PORT */
+    const char *endpoints; /* as ls_link_open() takes them */
     const struct ls_key *key;
     struct ls_progress *progress; /* of this node */
     int local_rank;

@@ -5,6 +5,7 @@
 
 #include "common/keys.h"
 #include "common/log.h"
+#include "worker/link.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -60,8 +61,8 @@ struct report {
 };
 
 struct ls_session {
-    char endpoint[256];
-    void *context, *socket, *monitor;
+    struct ls_link *link;
+    void *socket; /* the link's */
     int wake; /* eventfd: the training thread has something for the session's thread */
     pthread_t thread;
     bool thread_runs;
@@ -86,7 +87,7 @@ struct ls_session {
     struct report *ring;
     uint64_t head, sent, tail; /* head <= sent <= tail: oldest unsettled, next to send, next free */
     int64_t steps_unacknowledged;
-    unsigned refused_handshakes, failed_handshakes, failed_connects;
+    struct ls_link_state link_state;
 };
 
 static int64_t now_ns(void) {
@@ -332,27 +333,6 @@ static bool receive_all(struct ls_session *session) {
     return heard;
 }
 
-/* Counts what the socket's monitor says about connecting. */
-static void read_monitor(struct ls_session *session) {
-    for (int i = 0; i < 100; i++) {
-        uint8_t event[6];
-        char address[256];
-        if (zmq_recv(session->monitor, event, sizeof event, ZMQ_DONTWAIT) < 0) return;
-        if (zmq_recv(session->monitor, address, sizeof address, 0) < 0) return;
-        uint16_t kind;
-        memcpy(&kind, event, sizeof kind);
-        pthread_mutex_lock(&session->mutex);
-        if (kind == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
-            session->refused_handshakes++;
-        else if (kind == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL || kind == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
-            session->failed_handshakes++;
-        else if (kind == ZMQ_EVENT_CONNECT_RETRIED)
-            session->failed_connects++;
-        pthread_cond_broadcast(&session->changed);
-        pthread_mutex_unlock(&session->mutex);
-    }
-}
-
 /* Something has been asked of the coordinator that it has not answered; the mutex is held. */
 static bool waits_for_answer(struct ls_session *session) {
     if (!session->opened || (session->ranks && !session->joined)) return true;
@@ -368,13 +348,13 @@ static void *session_thread(void *argument) {
     for (;;) {
         zmq_pollitem_t items[] = {{session->socket, 0, ZMQ_POLLIN, 0},
                                   {NULL, session->wake, ZMQ_POLLIN, 0},
-                                  {session->monitor, 0, ZMQ_POLLIN, 0}};
+                                  {ls_link_monitor(session->link), 0, ZMQ_POLLIN, 0}};
         zmq_poll(items, 3, POLL_MILLISECONDS);
         uint64_t woken;
         if (items[1].revents && read(session->wake, &woken, sizeof woken) < 0 && errno != EAGAIN) break;
-        if (items[2].revents) read_monitor(session);
         receive_all(session);
         pthread_mutex_lock(&session->mutex);
+        if (ls_link_turn(session->link, &session->link_state)) pthread_cond_broadcast(&session->changed);
         bool asked_now = session->ranks && !session->joined && !session->started && items[1].revents;
         if (asked_now || now_ns() - spoke_ns >= PULSE_MILLISECONDS * INT64_C(1000000)) {
             bool waits = waits_for_answer(session);
@@ -412,53 +392,9 @@ static struct timespec deadline_after(double seconds) {
     return deadline;
 }
 
-static void set_int(void *socket, int option, int value) {
-    zmq_setsockopt(socket, option, &value, sizeof value);
-}
-
-static enum ls_code connect_socket(struct ls_session *session, const struct ls_key *key, struct ls_error *error) {
-    session->context = zmq_ctx_new();
-    session->socket = session->context ? zmq_socket(session->context, ZMQ_DEALER) : NULL;
-    if (!session->socket)
-        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB, "cannot make a ZeroMQ socket: %s", zmq_strerror(errno));
-    void *socket = session->socket;
-    set_int(socket, ZMQ_LINGER, 1000);
-    set_int(socket, ZMQ_IMMEDIATE, 1);
-    set_int(socket, ZMQ_IPV6, 1);
-    set_int(socket, ZMQ_RECONNECT_IVL, 100);
-    set_int(socket, ZMQ_RECONNECT_IVL_MAX, 2000);
-    set_int(socket, ZMQ_HANDSHAKE_IVL, 5000);
-    set_int(socket, ZMQ_HEARTBEAT_IVL, 1000);
-    set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 10000);
-    int64_t largest = LS_WIRE_BYTES_MAX;
-    zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
-    zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, key->server, LS_KEY_CHARACTERS);
-    zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, key->public_key, LS_KEY_CHARACTERS);
-    if (zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, key->secret_key, LS_KEY_CHARACTERS))
-        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
-                       "this libzmq has no CURVE encryption (%s). Install one built with libsodium.",
-                       zmq_strerror(errno));
-    zmq_socket_monitor(socket, "inproc://session-monitor",
-                       ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                           ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_CONNECT_RETRIED);
-    session->monitor = zmq_socket(session->context, ZMQ_PAIR);
-    set_int(session->monitor, ZMQ_LINGER, 0);
-    zmq_connect(session->monitor, "inproc://session-monitor");
-    if (zmq_connect(socket, session->endpoint))
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "'%s' is no address of a coordinator (%s). Give --coordinator tcp://HOST:PORT.",
-                       session->endpoint, zmq_strerror(errno));
-    return LS_OK;
-}
-
 /* Frees everything; the thread is not running. */
 static void destroy(struct ls_session *session) {
-    if (session->monitor) zmq_close(session->monitor);
-    if (session->socket) {
-        zmq_socket_monitor(session->socket, NULL, 0);
-        zmq_close(session->socket);
-    }
-    if (session->context) zmq_ctx_term(session->context);
+    ls_link_close(session->link);
     if (session->wake >= 0) close(session->wake);
     for (uint64_t i = session->head; session->ring && i < session->tail; i++)
         if (report_at(session, i)->kind == LS_MESSAGE_PART) free(report_at(session, i)->part.files);
@@ -471,10 +407,9 @@ static void destroy(struct ls_session *session) {
     free(session);
 }
 
-static struct ls_session *create(const char *endpoint) {
+static struct ls_session *create(void) {
     struct ls_session *session = calloc(1, sizeof *session);
     if (!session) return NULL;
-    snprintf(session->endpoint, sizeof session->endpoint, "%s", endpoint);
     session->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     session->orders.committed_step = -1;
     pthread_condattr_t attributes;
@@ -501,36 +436,17 @@ static enum ls_code explain_silence(struct ls_session *session, double waited_se
     if (session->orders.ended)
         return ls_fail(error, session->orders.ended_code ? session->orders.ended_code : LS_COMMUNICATION, LS_SCOPE_JOB,
                        "%s", session->orders.ended_text);
-    if (session->refused_handshakes)
-        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
-                       "the coordinator at %s refused the key. Use RUN/keys/worker.key of this very run (--key or "
-                       "LOCKSTEP_KEY_FILE).",
-                       session->endpoint);
-    if (session->failed_handshakes)
-        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
-                       "%u encrypted handshakes with %s failed. Something else listens there, or the key file is of "
-                       "another run: use "
-                       "RUN/keys/worker.key of this run.",
-                       session->failed_handshakes, session->endpoint);
-    return ls_fail(
-        error, LS_COMMUNICATION, LS_SCOPE_JOB,
-        "no coordinator answered at %s within %.0f s (%u connections failed). Check that it runs, the address and the "
-        "firewall.",
-        session->endpoint, waited_seconds, session->failed_connects);
+    return ls_link_explain(session->link, waited_seconds, error);
 }
 
-enum ls_code ls_session_open(const char *endpoint, const char *key_path, const char *key_text, int64_t attempt,
-                             double timeout_seconds, struct ls_session **result, struct ls_welcome *welcome,
-                             char **yaml, struct ls_error *error) {
-    struct ls_key key;
-    enum ls_code code = key_text ? ls_key_parse(key_text, strlen(key_text), "the key on standard input", &key, error)
-                                 : ls_key_read(key_path, &key, error);
-    if (code != LS_OK) return code;
-    struct ls_session *session = create(endpoint);
+enum ls_code ls_session_open(const char *endpoints, const struct ls_key *key, int64_t attempt, double timeout_seconds,
+                             struct ls_session **result, struct ls_welcome *welcome, char **yaml,
+                             struct ls_error *error) {
+    struct ls_session *session = create();
     if (!session) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for the session with the coordinator");
     session->attempt = (uint32_t)attempt;
-    code = connect_socket(session, &key, error);
-    explicit_bzero(&key, sizeof key);
+    enum ls_code code = ls_link_open(endpoints, key, 0, &session->link, error);
+    if (code == LS_OK) session->socket = ls_link_socket(session->link);
     if (code == LS_OK && pthread_create(&session->thread, NULL, session_thread, session))
         code = ls_fail(error, LS_ERROR, LS_SCOPE_RANK, "cannot start the session's thread: %s", strerror(errno));
     if (code != LS_OK) {
@@ -540,8 +456,8 @@ enum ls_code ls_session_open(const char *endpoint, const char *key_path, const c
     session->thread_runs = true;
     struct timespec deadline = deadline_after(timeout_seconds);
     pthread_mutex_lock(&session->mutex);
-    while (!session->opened && !session->orders.ended && !session->refused_handshakes &&
-           session->failed_handshakes < FAILED_HANDSHAKES_MAX && wait_until(session, &deadline))
+    while (!session->opened && !session->orders.ended && !session->link_state.refused &&
+           session->link_state.failed_handshakes < FAILED_HANDSHAKES_MAX && wait_until(session, &deadline))
         ;
     if (session->opened) {
         *welcome = session->welcome;

@@ -2,12 +2,13 @@
  * structs with it and never waits for the network. Reconnects with back-off and re-joins a restarted coordinator;
  * reports are kept until acknowledged.
  *
- * `lockstep run` starts workers with this environment: LOCKSTEP_COORDINATOR (endpoint), LOCKSTEP_KEY_FILE="-" (the
+ * `lockstep run` starts workers with this environment: LOCKSTEP_COORDINATOR (endpoints), LOCKSTEP_KEY_FILE="-" (the
  * key's text is on rank 0's standard input, up to its end), LOCKSTEP_RUN_ID and LOCKSTEP_ATTEMPT (for the progress
  * file, before MPI_Init). By hand: --coordinator and --key, or the same two variables with a path. */
 #ifndef LS_WORKER_SESSION_H
 #define LS_WORKER_SESSION_H
 
+#include "common/keys.h"
 #include "common/status.h"
 #include "common/wire.h" /* struct ls_welcome, ls_rank_info, ls_step_report, ls_part_file */
 
@@ -35,13 +36,13 @@ struct ls_session_orders {
     char ended_text[LS_WIRE_TEXT_BYTES];
 };
 
-/* Connects with the key file's worker keys (read from `key_path`, or from `key_text` when that is not NULL) and waits
- * up to `timeout_seconds` for the welcome. `attempt` is the one these workers were started for, 0: not known; the
- * coordinator refuses those of another. *yaml is malloc'ed. LS_COMMUNICATION names the endpoint and what was tried; a
- * refusal has the refusal's code and text. */
-enum ls_code ls_session_open(const char *endpoint, const char *key_path, const char *key_text, int64_t attempt,
-                             double timeout_seconds, struct ls_session **session, struct ls_welcome *welcome,
-                             char **yaml, struct ls_error *error);
+/* Connects with the worker's key to one of `endpoints`, which are tried in turn (ls_link_open), and waits up to
+ * `timeout_seconds` for the welcome. `attempt` is the one these workers were started for, 0: not known; the coordinator
+ * refuses those of another. *yaml is malloc'ed. LS_COMMUNICATION names this host and what was tried; a refusal has the
+ * refusal's code and text. */
+enum ls_code ls_session_open(const char *endpoints, const struct ls_key *key, int64_t attempt, double timeout_seconds,
+                             struct ls_session **session, struct ls_welcome *welcome, char **yaml,
+                             struct ls_error *error);
 /* Reports all ranks; waits until the coordinator has accepted or refused them. */
 enum ls_code ls_session_join(struct ls_session *session, const struct ls_rank_info *ranks, int64_t count,
                              struct ls_error *error);

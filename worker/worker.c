@@ -8,6 +8,7 @@
 #include "worker/advice.h"
 #include "worker/comm/nccl.h"
 #include "worker/gpus.h"
+#include "worker/link.h"
 #include "worker/memory/host_memory.h"
 #include "worker/reporter.h"
 #include "worker/saving.h"
@@ -23,9 +24,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How long rank 0 looks for the coordinator at first, how often it looks after signals while it waits, and how long it
- * waits for the last acknowledgements. */
-enum { OPEN_SECONDS = 60, WAIT_SECONDS = 1, GOODBYE_SECONDS = 30 };
+/* How long a host looks for the coordinator at first, and for the run directory's token; how often it looks after
+ * signals while it waits, and how long it waits for the last acknowledgements. */
+enum { OPEN_SECONDS = 30, TOKEN_SECONDS = 5, WAIT_SECONDS = 1, GOODBYE_SECONDS = 30 };
 
 static const double LATE_SECONDS = 0.1; /* a grant that came later than this is told */
 
@@ -79,32 +80,63 @@ enum ls_code ls_worker_create(const struct ls_worker_options *options, struct ls
     made->comm = options->comm;
     made->rank = ls_comm_rank(options->comm);
     made->failed_rank = -1;
+    const int local_rank = ls_comm_local_rank(options->comm);
+    if (options->progress && local_rank < ls_progress_ranks(options->progress))
+        made->record = ls_progress_record(options->progress, local_rank);
     *worker = made;
     return LS_OK;
 }
 
 /* ---- set-up ---- */
 
-/* Rank 0 reads the key once more, for the reports, and spreads it. Without it nothing but reports is missing. */
-static enum ls_code spread_key(struct ls_worker *worker, struct ls_error *error) {
-    const char *text = worker->options.key_text;
-    if (worker->rank == 0 && worker->options.key_path)
-        ls_key_read(worker->options.key_path, &worker->key, NULL);
-    else if (worker->rank == 0 && text)
-        ls_key_parse(text, strlen(text), "the key on standard input", &worker->key, NULL);
-    return ls_comm_broadcast(worker->comm, &worker->key, sizeof worker->key, 0, error);
+static double patience_of(const struct ls_worker *worker) {
+    return worker->options.connect_seconds > 0 ? worker->options.connect_seconds : OPEN_SECONDS;
+}
+
+/* The log of a rank that cannot write into the run directory. */
+static void keep_log_here(const struct ls_worker *worker, struct ls_error *error) {
+    const char *folder = getenv("TMPDIR");
+    char path[PATH_MAX];
+    const size_t length = strlen(error->text);
+    snprintf(path, sizeof path, "%s/lockstep-%s-rank-%05d.log", folder && folder[0] == '/' ? folder : "/tmp",
+             worker->welcome.run_id, worker->rank);
+    if (!worker->options.logs || ls_log_open(path, LS_LOG_WARNING, NULL) != LS_OK) return;
+    ls_log(LS_LOG_INFO, "rank %d: %s", worker->rank, error->text);
+    ls_log_close();
+    snprintf(error->text + length, sizeof error->text - length, " The log of rank %d is there as %s.", worker->rank,
+             path);
+}
+
+/* What every host has to have, before it makes anything: a way to the coordinator, and the run directory. Its first rank
+ * looks. */
+static enum ls_code check_host(struct ls_worker *worker, struct ls_error *error) {
+    struct ls_error own = {.code = LS_OK};
+    enum ls_code code = ls_comm_broadcast(worker->comm, &worker->key, sizeof worker->key, 0, error);
+    if (!code && ls_comm_local_rank(worker->comm) == 0) {
+        if (worker->rank != 0) ls_link_probe(worker->options.endpoints, &worker->key, patience_of(worker), &own);
+        if (!own.code &&
+            ls_run_token_check(worker->welcome.run_directory, worker->welcome.token, TOKEN_SECONDS, &own) != LS_OK)
+            keep_log_here(worker, &own);
+    }
+    return code ? code : agree(worker, &own, error);
 }
 
 /* Rank 0 opens the session; all ranks get the welcome and the configuration's text, which the caller frees. */
 static enum ls_code receive_welcome(struct ls_worker *worker, char **yaml, struct ls_error *error) {
     struct ls_error own = {.code = LS_OK};
+    char *key_text = worker->options.key_text;
     *yaml = NULL;
-    if (worker->rank == 0)
-        ls_session_open(worker->options.endpoint, worker->options.key_path, worker->options.key_text,
-                        worker->options.attempt, OPEN_SECONDS, &worker->session, &worker->welcome, yaml, &own);
-    enum ls_code code = spread_key(worker, error);
-    if (worker->options.key_text) explicit_bzero(worker->options.key_text, strlen(worker->options.key_text));
-    if (!code) code = ls_comm_broadcast(worker->comm, &own, sizeof own, 0, error);
+    if (worker->rank == 0) {
+        if (key_text)
+            ls_key_parse(key_text, strlen(key_text), "the key on standard input", &worker->key, &own);
+        else
+            ls_key_read(worker->options.key_path, &worker->key, &own);
+        if (!own.code)
+            ls_session_open(worker->options.endpoints, &worker->key, worker->options.attempt, patience_of(worker),
+                            &worker->session, &worker->welcome, yaml, &own);
+    }
+    if (key_text) explicit_bzero(key_text, strlen(key_text));
+    enum ls_code code = ls_comm_broadcast(worker->comm, &own, sizeof own, 0, error);
     if (code) return code;
     if (own.code) {
         worker->shared = true;
@@ -119,7 +151,8 @@ static enum ls_code receive_welcome(struct ls_worker *worker, char **yaml, struc
         ls_fail(&own, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the configuration's %llu bytes",
                 (unsigned long long)bytes);
     code = agree(worker, &own, error);
-    return code ? code : ls_comm_broadcast(worker->comm, *yaml, (int64_t)bytes, 0, error);
+    if (!code) code = ls_comm_broadcast(worker->comm, *yaml, (int64_t)bytes, 0, error);
+    return code ? code : check_host(worker, error);
 }
 
 /* The record of this rank in the node's progress file. Training goes on without one: only watching suffers. */
@@ -141,7 +174,7 @@ static void open_progress(struct ls_worker *worker) {
     atomic_store_explicit(&worker->record->world_rank, (uint64_t)worker->rank, memory_order_relaxed);
     ls_comm_set_watch(worker->comm, worker->record);
     if (!worker->options.reports || !worker->key.secret_key[0]) return;
-    const struct ls_reporter_options options = {.endpoint = worker->options.endpoint,
+    const struct ls_reporter_options options = {.endpoints = worker->options.endpoints,
                                                 .key = &worker->key,
                                                 .progress = progress,
                                                 .local_rank = local_rank,
@@ -221,7 +254,7 @@ static bool coordinator_is_silent(const struct ls_worker *worker, struct ls_erro
     ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
             "the coordinator at %s was not heard for %.0f s (fault.coordinator_timeout_seconds). Look at its log, then "
             "--resume.",
-            worker->options.endpoint, limit);
+            worker->options.endpoints, limit);
     return true;
 }
 

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 struct ls_worker_options {
-    const char *endpoint; /* tcp://HOST:PORT */
+    const char *endpoints; /* tcp://HOST:PORT, several separated by commas */
     const char *key_path; /* rank 0: the key file, NULL: `key_text` holds its text */
     char *key_text;       /* wiped once it was used */
     int64_t attempt;      /* these workers were started for, 0: not known */
@@ -23,6 +23,7 @@ struct ls_worker_options {
     /* Ends the process when the training thread is stuck in a lost collective on a GPU: called by another thread, must
      * not return. */
     void (*leave)(const struct ls_error *error);
+    double connect_seconds;         /* every host tries to reach the coordinator for so long, 0: 30 s */
     const atomic_bool *save_wished; /* set by a signal handler: ask for a save; NULL: never */
 };
 

@@ -132,10 +132,13 @@ static void every_key_is_read_into_its_field(void **state) {
             "optimizer: {type: adamw, lr: 1e-3, betas: [0, 0.999], eps: 1e-6, weight_decay: 0}\n"
             "lr_schedule: {type: wsd, warmup_steps: 7, min_lr_ratio: 1, decay_ratio: 0.5}\n"
             "zero: {stage: 1, replicas: 3, accumulate: sharded, gradient_dtype: bf16}\n"
-            "evaluation: {every_steps: 2, batches: 4}\ncheckpoint: {every_steps: 3}\n"
-            "fault: {max_restarts: 13, coordinator_timeout_seconds: 11, start_timeout_seconds: 12}\n"
-            "coordinator: {bind: '::1', port: 65535}\n"
-            "launcher: {type: mpirun, ranks: 3, threads_per_rank: 2, arguments: [--mca, 'a b', \"\\u00e9\"]}\n"
+            "evaluation: {every_steps: 2, batches: 4}\ncheckpoint: {every_steps: 3, before_end_seconds: 14}\n"
+            "fault: {max_restarts: 13, coordinator_timeout_seconds: 11, start_timeout_seconds: 12,\n"
+            "        connect_timeout_seconds: 13}\n"
+            "coordinator: {bind: '::1', port: 65535, interface: ''}\n"
+            "launcher: {type: srun, ranks: 3, ranks_per_node: 4, threads_per_rank: 2, arguments: [--mca, 'a b', "
+            "\"\\u00e9\"],\n"
+            "           wrapper: [apptainer, exec], environment: [HOME, A=b c]}\n"
             "device: cuda\n"
             "gpu: {share: true, tf32: true}\n",
             NULL);
@@ -196,7 +199,15 @@ static void every_key_is_read_into_its_field(void **state) {
     assert_int_equal(config.fault.max_restarts, 13);
     assert_string_equal(config.coordinator.bind, "::1");
     assert_int_equal(config.coordinator.port, 65535);
-    assert_int_equal(config.launcher.type, LS_LAUNCH_MPIRUN);
+    assert_int_equal(config.fault.connect_timeout_seconds, 13);
+    assert_int_equal(config.checkpoint.before_end_seconds, 14);
+    assert_string_equal(config.coordinator.interface, "");
+    assert_int_equal(config.launcher.type, LS_LAUNCH_SRUN);
+    assert_int_equal(config.launcher.ranks_per_node, 4);
+    assert_int_equal(config.launcher.wrapper_count, 2);
+    assert_string_equal(config.launcher.wrapper[1], "exec");
+    assert_int_equal(config.launcher.environment_count, 2);
+    assert_string_equal(config.launcher.environment[1], "A=b c");
     assert_int_equal(config.launcher.ranks, 3);
     assert_int_equal(config.launcher.threads_per_rank, 2);
     assert_int_equal(config.launcher.arguments_count, 3);
@@ -231,11 +242,8 @@ static void keys_of_later_versions_are_unknown(void **state) {
     (void)state;
     refuses_set("zero.offload=cpu", "unknown key zero.offload");
     refuses(MODEL DATA TRAIN "fsdp: {stage: 1}\n", "run.yaml:4:1: unknown key fsdp");
-    refuses_set("launcher.wrapper=[x]", "unknown key launcher.wrapper");
-    refuses_set("coordinator.interface=eth0", "unknown key coordinator.interface");
     refuses_set("precision=fp8", "--set precision:1:1: precision: found fp8", "fp32, bf16, fp16");
     refuses_set("gpu.graphs=true", "unknown key gpu.graphs");
-    refuses_set("launcher.type=srun", "mpirun only");
 }
 
 static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
@@ -292,6 +300,10 @@ static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
     refuses_set("data.train=[{path: /a, document_token: 5}]", "data.train[0].document_token: found 5, allowed: a map");
     refuses_set("launcher.arguments=-x", "a list of at most 64 texts");
     refuses_set("launcher.arguments=[[x]]", "launcher.arguments[0]", "found a list");
+    refuses_set("launcher.environment=[A, 1B]", "entry 1 is '1B', allowed: NAME or NAME=value");
+    refuses_set("launcher.environment=[A-B=c]", "entry 0 is 'A-B=c'");
+    refuses_set("launcher.environment=['=c']", "entry 0 is '=c'");
+    refuses_set("coordinator={bind: 127.0.0.1, interface: eth0}", "found eth0 beside coordinator.bind 127.0.0.1");
     refuses_set("name=-x", "name: found '-x'");
     refuses_set("name=a/b", "name: found 'a/b'");
     refuses_set("name=''", "a text of 1 to 64 bytes");
@@ -320,7 +332,7 @@ static void limits_are_inclusive(void **state) {
     strcpy(strrchr(yaml, ']'), "{path: /d}]");
     refuses_set(yaml, "at most 64 maps");
     strcpy(yaml, "launcher.arguments=[");
-    for (int i = 0; i < LS_CONFIG_ARGUMENTS_MAX; i++) strcat(yaml, "x,");
+    for (int i = 0; i < LS_CONFIG_TEXTS_MAX; i++) strcat(yaml, "x,");
     strcat(yaml, "]");
     accepts(MODEL DATA TRAIN, yaml);
     assert_int_equal(config.launcher.arguments_count, 64);

@@ -105,7 +105,7 @@ static void a_node_is_reported_with_its_stopped_rank(void **unused) {
     ls_progress_enter(ls_progress_record(progress, 0));
     atomic_store(&ls_progress_record(progress, 0)->world_rank, 4);
     const struct ls_reporter_options options = {
-        .endpoint = endpoint, .key = &keys.worker, .progress = progress, .local_rank = 0, .attempt = ATTEMPT};
+        .endpoints = endpoint, .key = &keys.worker, .progress = progress, .local_rank = 0, .attempt = ATTEMPT};
     struct ls_reporter *reporter;
     assert_int_equal(ls_reporter_start(&options, &reporter, NULL), LS_OK);
     gethostname(host, sizeof host - 1);
@@ -153,7 +153,7 @@ static void a_coordinator_that_is_not_there_holds_up_nobody(void **unused) {
     assert_int_equal(ls_keys_generate(&keys, NULL), LS_OK);
     ls_progress_enter(ls_progress_record(progress, 0));
     const struct ls_reporter_options options = {
-        .endpoint = "tcp://127.0.0.1:1", .key = &keys.worker, .progress = progress, .local_rank = 0, .attempt = 1};
+        .endpoints = "tcp://127.0.0.1:1", .key = &keys.worker, .progress = progress, .local_rank = 0, .attempt = 1};
     struct ls_reporter *reporter;
     assert_int_equal(ls_reporter_start(&options, &reporter, NULL), LS_OK);
     while (atomic_load(&ls_progress_record(progress, 0)->reported_ns) == 0)

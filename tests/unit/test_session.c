@@ -83,7 +83,7 @@ static int set_stage(void **state) {
     stage->keys = stage->run.keys;
     if (pthread_create(&stage->thread, NULL, coordinator, stage)) return -1;
     struct ls_channel_message ready = next_message(stage);
-    snprintf(stage->endpoint, sizeof stage->endpoint, "%s", ready.ready.endpoint);
+    snprintf(stage->endpoint, sizeof stage->endpoint, "%s", ready.ready.endpoints);
     return ready.kind == LS_CHANNEL_READY ? 0 : -1;
 }
 
@@ -105,9 +105,7 @@ static int clear_stage(void **state) {
 static enum ls_code open_session(struct stage *stage, const struct ls_key *key, double seconds,
                                  struct ls_session **session, struct ls_welcome *welcome, char **text,
                                  struct ls_error *error) {
-    char key_text[LS_KEY_TEXT_MAX];
-    ls_key_format(key, key_text);
-    return ls_session_open(stage->endpoint, NULL, key_text, 0, seconds, session, welcome, text, error);
+    return ls_session_open(stage->endpoint, key, 0, seconds, session, welcome, text, error);
 }
 
 static struct ls_wire_status ask_status(struct stage *stage) {

@@ -236,7 +236,7 @@ static void *play_rank(void *argument) {
     struct actor *actor = argument;
     struct scene *scene = actor->scene;
     const bool wishes = scene->wish && actor->rank == scene->ranks - 1;
-    struct ls_worker_options options = {.endpoint = scene->endpoint,
+    struct ls_worker_options options = {.endpoints = scene->endpoint,
                                         .key_path = scene->key_path,
                                         .comm = scene->comms[actor->rank],
                                         .save_wished = wishes ? &scene->wished : NULL};

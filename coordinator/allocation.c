@@ -1,0 +1,88 @@
+/* From four sources to one answer. */
+#include "coordinator/allocation.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static enum ls_code find_hosts(const char *hostfile, char *(*get)(const char *), struct ls_allocation *allocation,
+                               struct ls_error *error) {
+    struct ls_hosts given = {0};
+    enum ls_code code = hostfile ? ls_hosts_read(hostfile, &given, error) : LS_OK;
+    if (code == LS_OK) code = ls_slurm_find(get, &allocation->slurm, &allocation->hosts, error);
+    if (code != LS_OK || !hostfile) {
+        ls_hosts_release(&given);
+        allocation->by_slurm = allocation->slurm.job != 0;
+        return code;
+    }
+    ls_hosts_release(&allocation->hosts);
+    allocation->hosts = given;
+    return LS_OK;
+}
+
+static enum ls_code check_slurm(const struct ls_config *config, const struct ls_slurm *slurm, const char *hostfile,
+                                struct ls_error *error) {
+    if (slurm->step_tasks > 1)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "srun started %lld copies of 'lockstep run', which starts its ranks itself. Call it once, in the "
+                       "batch script or under salloc, without srun.",
+                       (long long)slurm->step_tasks);
+    if (config->launcher.type != LS_LAUNCH_SRUN) return LS_OK;
+    if (!slurm->job)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "launcher.type: srun, but this is no Slurm job (SLURM_JOB_ID is not set). Submit it with sbatch, "
+                       "or use launcher.type: auto.");
+    if (hostfile)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "launcher.type: srun takes its hosts from Slurm, not from the hostfile %s. Leave --hostfile out, "
+                       "or use launcher.type: mpirun.",
+                       hostfile);
+    return LS_OK;
+}
+
+static enum ls_code find_ranks(const struct ls_config *config, int64_t ranks, struct ls_allocation *allocation,
+                               struct ls_error *error) {
+    const int64_t per_node = allocation->ranks_per_node = config->launcher.ranks_per_node;
+    allocation->ranks = ranks ? ranks : config->launcher.ranks;
+    const bool hosts = allocation->hosts.count > 0;
+    const int64_t room = hosts ? ls_hosts_room(&allocation->hosts, per_node, NULL, 0) : per_node ? per_node : 1;
+    if (!allocation->ranks) allocation->ranks = room;
+    /* A Slurm job without --ntasks says nothing of ranks: -n is dealt evenly over its hosts. */
+    if (allocation->by_slurm && !allocation->slurm.tasks && !per_node)
+        for (int i = 0; i < allocation->hosts.count; i++)
+            allocation->hosts.list[i].slots =
+                allocation->ranks / allocation->hosts.count + (i < allocation->ranks % allocation->hosts.count);
+    if (hosts && allocation->ranks > ls_hosts_room(&allocation->hosts, per_node, NULL, 0)) {
+        int64_t counts[LS_HOSTS_MAX];
+        return ls_hosts_deal(&allocation->hosts, allocation->ranks, per_node, NULL, 0, counts, error);
+    }
+    if (!hosts && per_node && allocation->ranks > per_node)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "%lld ranks with launcher.ranks_per_node %lld need more hosts than this one. Name them with "
+                       "--hostfile, or raise it.",
+                       (long long)allocation->ranks, (long long)per_node);
+    return LS_OK;
+}
+
+enum ls_code ls_allocation_find(const struct ls_config *config, int64_t ranks, const char *hostfile,
+                                char *(*get)(const char *name), struct ls_allocation *allocation,
+                                struct ls_error *error) {
+    memset(allocation, 0, sizeof *allocation);
+    enum ls_code code = find_hosts(hostfile, get, allocation, error);
+    if (code == LS_OK) code = check_slurm(config, &allocation->slurm, hostfile, error);
+    if (code == LS_OK) code = find_ranks(config, ranks, allocation, error);
+    if (code != LS_OK) return code;
+    allocation->threads =
+        config->launcher.threads_per_rank ? config->launcher.threads_per_rank : allocation->slurm.cpus_per_task;
+    for (int i = 0; i < allocation->hosts.count && !allocation->elsewhere; i++)
+        allocation->elsewhere = !ls_host_is_here(allocation->hosts.list[i].name);
+    return LS_OK;
+}
+
+void ls_allocation_release(struct ls_allocation *allocation) {
+    ls_hosts_release(&allocation->hosts);
+    *allocation = (struct ls_allocation){0};
+}
+
+const struct ls_hosts *ls_allocation_elsewhere(const struct ls_allocation *allocation) {
+    return allocation->elsewhere ? &allocation->hosts : NULL;
+}

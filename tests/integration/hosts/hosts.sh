@@ -1,0 +1,91 @@
+# Sourced before lib.sh by tests that need several hosts: virtual ones on this machine, each with a network, a hostname, mounts and
+# /dev/shm of its own, joined by a switch. They live in a process namespace, so whatever happens they end with the script, and no
+# address, interface or process of theirs is seen outside.
+#
+#   hosts_enter "$0" "$@"     runs the script again inside, or prints "skip - ..." and ends
+#   hosts_up N                makes h1 .. hN with addresses 10.77.0.1 .. N on interface e0, and $hosts/agent for mpirun
+#   on HOST COMMAND...        runs a command there, in this directory
+#   link HOST up | down       its cable
+#   link HOST rate MBIT       both directions; 0: as fast as it goes
+
+hosts_enter() {
+    [ -z "${LS_HOSTS_INSIDE:-}" ] || return 0
+    local missing=
+    [ "$(id -u)" = 0 ] || missing="namespaces need root"
+    for program in ip tc unshare nsenter; do
+        command -v $program >/dev/null || missing="there is no $program (Debian: iproute2, util-linux)"
+    done
+    [ -n "$missing" ] || unshare --net --uts --mount --pid --fork true 2>/dev/null || missing="this kernel or container allows no namespaces"
+    [ -n "$missing" ] || unshare --net ip link add e0 type veth peer name e1 2>/dev/null || missing="this kernel has no veth"
+    if [ -n "$missing" ]; then
+        echo "skip - several virtual hosts # $missing"
+        # A script without any promise kept counts as failed.
+        echo "ok - that virtual hosts cannot be made here is told"
+        exit 0
+    fi
+    LS_HOSTS_INSIDE=1 exec unshare --mount --pid --fork --kill-child --mount-proc -- bash "$@"
+}
+
+hosts_wait() { # FILE: until it is there
+    local i
+    for ((i = 0; i < 200; i++)); do [ -s "$1" ] && return 0; sleep 0.02; done
+    echo "not ok - a virtual host starts: no $1"
+    exit 1
+}
+
+hosts_up() { # N
+    local i
+    hosts=$work/hosts
+    hosts_count=$1
+    mkdir -p "$hosts"
+    echo "127.0.0.1 localhost" >"$hosts/names"
+    for ((i = 1; i <= $1; i++)); do echo "10.77.0.$i h$i" >>"$hosts/names"; done
+    # shellcheck disable=SC2016
+    unshare --net -- sh -c 'echo $$ >"$0.new" && mv "$0.new" "$0" && exec sleep infinity' "$hosts/switch" </dev/null >/dev/null 2>&1 &
+    hosts_wait "$hosts/switch"
+    hosts_switch=$(cat "$hosts/switch")
+    nsenter -t "$hosts_switch" --net -- ip link add br0 type bridge
+    nsenter -t "$hosts_switch" --net -- ip link set br0 up
+    for ((i = 1; i <= $1; i++)); do
+        # shellcheck disable=SC2016
+        unshare --net --uts --mount -- sh -c 'hostname h$1 && mount --bind "$2/names" /etc/hosts && mount -t tmpfs none /dev/shm &&
+            echo $$ >"$2/h$1.new" && mv "$2/h$1.new" "$2/h$1" && exec sleep infinity' sh "$i" "$hosts" </dev/null >/dev/null 2>"$hosts/h$i.log" &
+    done
+    for ((i = 1; i <= $1; i++)); do
+        hosts_wait "$hosts/h$i"
+        on "h$i" ip link add e0 type veth peer name "v$i" netns "$hosts_switch"
+        nsenter -t "$hosts_switch" --net -- ip link set "v$i" master br0 up
+        on "h$i" ip address add "10.77.0.$i/24" dev e0
+        on "h$i" ip link set lo up
+        on "h$i" ip link set e0 up
+    done
+    # What mpirun calls in the place of ssh: the words after the host are joined and given to a shell, as ssh does.
+    cat >"$hosts/agent" <<AGENT
+#!/bin/sh
+while [ "\${1#-}" != "\$1" ]; do shift; done
+host=\$1
+shift
+exec nsenter -t "\$(cat "$hosts/\$host")" --net --uts --mount -- sh -c "cd / && \$*"
+AGENT
+    chmod +x "$hosts/agent"
+    export OMPI_MCA_plm=rsh OMPI_MCA_plm_rsh_agent=$hosts/agent OMPI_MCA_oob_tcp_if_include=e0 \
+        OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader,tcp OMPI_MCA_btl_tcp_if_include=e0 OMPI_MCA_mpi_yield_when_idle=1
+}
+
+on() { # HOST COMMAND...
+    # shellcheck disable=SC2016
+    nsenter -t "$(cat "$hosts/$1")" --net --uts --mount -- sh -c 'cd "$0" && exec "$@"' "$PWD" "${@:2}"
+}
+
+link() { # HOST up | down | rate MBIT
+    local number=${1#h} side
+    case $2 in
+    up | down) nsenter -t "$hosts_switch" --net -- ip link set "v$number" "$2" ;;
+    rate)
+        for side in "$(cat "$hosts/$1") e0" "$hosts_switch v$number"; do
+            nsenter -t "${side% *}" --net -- tc qdisc del dev "${side#* }" root 2>/dev/null || true
+            [ "$3" = 0 ] || nsenter -t "${side% *}" --net -- tc qdisc add dev "${side#* }" root tbf rate "$3mbit" burst 128kb latency 20ms
+        done
+        ;;
+    esac
+}

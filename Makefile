@@ -154,8 +154,10 @@ $(BUILD)/emulator/tests/emulator/scheduler.o: tests/emulator/scheduler.c
 		$(if $(findstring address,$(SANITIZE)),-DLS_EMULATOR_ASAN) -MMD -MP -c -o $@ $<
 $(EMULATOR_TESTS): $(BUILD)/emulator/%: $(BUILD)/emulator/%.o $(EMULATED)
 	$(CXX) $(SANITIZE) -fopenmp -pthread -o $@ $^ -lm
+$(BUILD)/emulator/tests/emulator/faults: $(BUILD)/emulator/%: $(BUILD)/emulator/%.o $(BUILD)/emulator/tests/emulator/scheduler.o
+	$(CXX) $(SANITIZE) -fopenmp -pthread -o $@ $^ -lm
 .PHONY: emulator emulator-asan emulator-tsan
-emulator: $(EMULATOR_TESTS)
+emulator: $(EMULATOR_TESTS) $(BUILD)/emulator/tests/emulator/faults
 emulator-asan:
 	$(MAKE) BUILD=$(BUILD)/asan OPTIMISE=-O1 SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' emulator
 emulator-tsan:

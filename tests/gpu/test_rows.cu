@@ -1,0 +1,296 @@
+/* Kernels over rows against double precision: norms and their gradients, sums of columns, embedding, cross-entropy. Odd
+ * shapes, every type, aligned and not. */
+#include "tests/gpu/harness.h"
+
+struct matrix {
+    int64_t rows, columns, offset;
+    enum ls_dtype dtype;
+};
+
+/* Rows short and long, of whole packs and not; more rows than one pass over them takes. */
+static const struct matrix shapes[] = {
+    {1, 1, 0, LS_FP32},    {3, 17, 0, LS_BF16},  {5, 64, 0, LS_FP32},   {37, 96, 0, LS_BF16},  {300, 40, 0, LS_FP16},
+    {70, 129, 1, LS_FP32}, {9, 768, 0, LS_BF16}, {2, 5000, 0, LS_FP32}, {2, 4104, 0, LS_BF16}, {600, 24, 1, LS_BF16}};
+
+static void for_each(void (*test)(struct matrix shape)) {
+    for (const struct matrix &shape : shapes) {
+        if (brief && shape.rows * shape.columns > 5000) continue;
+        test(shape);
+        if (current_failed) return;
+    }
+}
+
+/* Sums of n terms in fp32 err by some n^(1/2) roundings of their size, and butterflies by fewer: 1e-5 holds for rows of
+ * 5000 with room. The result is rounded once more to its type. */
+static void norm_case(struct matrix s, bool centred, bool with_residual) {
+    const int64_t count = s.rows * s.columns;
+    const float epsilon = 1e-5f;
+    struct array x = make_array(s.dtype, count, 2.0, s.offset), residual = make_array(s.dtype, count, 1.0, s.offset);
+    struct array sum = make_array(s.dtype, count, 1.0, s.offset), y = make_array(s.dtype, count, 1.0, s.offset);
+    struct array weight = make_array(s.dtype, s.columns, 1.0), bias = make_array(s.dtype, s.columns, 1.0);
+    struct array mean = make_array(LS_FP32, s.rows, 1.0), rstd = make_array(LS_FP32, s.rows, 1.0);
+    if (centred) {
+        const struct ls_op_layernorm_forward op = {y.device,
+                                                   sum.device,
+                                                   (float *)mean.device,
+                                                   (float *)rstd.device,
+                                                   x.device,
+                                                   with_residual ? residual.device : NULL,
+                                                   weight.device,
+                                                   bias.device,
+                                                   s.rows,
+                                                   s.columns,
+                                                   epsilon,
+                                                   s.dtype};
+        check_cuda(ls_cuda_layernorm_forward(&op, 0));
+    } else {
+        const struct ls_op_rmsnorm_forward op = {y.device,
+                                                 sum.device,
+                                                 (float *)rstd.device,
+                                                 x.device,
+                                                 with_residual ? residual.device : NULL,
+                                                 weight.device,
+                                                 s.rows,
+                                                 s.columns,
+                                                 epsilon,
+                                                 s.dtype};
+        check_cuda(ls_cuda_rmsnorm_forward(&op, 0));
+    }
+    double *sums = copy_values(with_residual ? &x : &sum), *expected = zero_doubles(count);
+    if (with_residual)
+        for (int64_t i = 0; i < count; i++) sums[i] += residual.value[i];
+    check_close("sum", &sum, sums, rounding_of(s.dtype), 0.0); /* without a residual: untouched */
+    double *means = zero_doubles(s.rows), *rstds = zero_doubles(s.rows);
+    const double *in = with_residual ? sum.value : x.value; /* what is normalised is what was stored */
+    for (int64_t r = 0; r < s.rows; r++) {
+        double square = 0.0;
+        for (int64_t c = 0; c < s.columns && centred; c++) means[r] += in[r * s.columns + c] / (double)s.columns;
+        for (int64_t c = 0; c < s.columns; c++) square += pow(in[r * s.columns + c] - means[r], 2.0);
+        rstds[r] = 1.0 / sqrt(square / (double)s.columns + (double)epsilon);
+        for (int64_t c = 0; c < s.columns; c++)
+            expected[r * s.columns + c] =
+                (in[r * s.columns + c] - means[r]) * rstds[r] * weight.value[c] + (centred ? bias.value[c] : 0.0);
+    }
+    check_close("normed", &y, expected, rounding_of(s.dtype) + 1e-5, 1e-5);
+    check_close("rstd", &rstd, rstds, 1e-5, 0.0);
+    if (centred) check_close("mean", &mean, means, 1e-5, 1e-6);
+
+    struct array *all[] = {&x, &residual, &sum, &y, &weight, &bias, &mean, &rstd};
+    for (struct array *a : all) free_array(a);
+    free(sums), free(expected), free(means), free(rstds);
+}
+static void layernorm_case(struct matrix s) {
+    norm_case(s, true, false);
+    norm_case(s, true, true);
+}
+static void rmsnorm_case(struct matrix s) {
+    norm_case(s, false, false);
+    norm_case(s, false, true);
+}
+static void layernorm_is_right(void) {
+    for_each(layernorm_case);
+}
+static void rmsnorm_is_right(void) {
+    for_each(rmsnorm_case);
+}
+
+/* `over`: the input's gradient is written over the output's, as a model may ask for. */
+static void norm_gradient_case(struct matrix s, bool centred, bool accumulate, bool over) {
+    const int64_t count = s.rows * s.columns;
+    struct array x = make_array(s.dtype, count, 2.0, s.offset), dy = make_array(s.dtype, count, 1.0, s.offset);
+    struct array dx = make_array(s.dtype, count, 1.0, s.offset), weight = make_array(s.dtype, s.columns, 1.0);
+    struct array dw = make_array(LS_FP32, s.columns, 1.0), db = make_array(LS_FP32, s.columns, 1.0);
+    struct array mean = make_array(LS_FP32, s.rows, 0.5), rstd = make_array(LS_FP32, s.rows, 2.0);
+    double *dx_expected = zero_doubles(count), *dw_expected = copy_values(&dw), *db_expected = copy_values(&db);
+    for (int64_t r = 0; r < s.rows; r++) {
+        double sum = 0.0, product = 0.0;
+        const double m = centred ? mean.value[r] : 0.0, n = (double)s.columns;
+        for (int64_t c = 0; c < s.columns; c++) {
+            const int64_t i = r * s.columns + c;
+            const double normed = (x.value[i] - m) * rstd.value[r], d = dy.value[i] * weight.value[c];
+            sum += centred ? d : 0.0;
+            product += d * normed;
+            dw_expected[c] += dy.value[i] * normed;
+            db_expected[c] += centred ? dy.value[i] : 0.0;
+        }
+        for (int64_t c = 0; c < s.columns; c++) {
+            const int64_t i = r * s.columns + c;
+            const double normed = (x.value[i] - m) * rstd.value[r], d = dy.value[i] * weight.value[c];
+            dx_expected[i] = (accumulate ? dx.value[i] : 0.0) + rstd.value[r] * (d - sum / n - normed * product / n);
+        }
+    }
+    void *to = over ? dy.device : dx.device;
+    if (centred) {
+        const struct ls_op_layernorm_backward op = {to,
+                                                    (float *)dw.device,
+                                                    (float *)db.device,
+                                                    dy.device,
+                                                    x.device,
+                                                    weight.device,
+                                                    (const float *)mean.device,
+                                                    (const float *)rstd.device,
+                                                    s.rows,
+                                                    s.columns,
+                                                    accumulate,
+                                                    s.dtype};
+        check_cuda(ls_cuda_layernorm_backward(&op, 0));
+    } else {
+        const struct ls_op_rmsnorm_backward op = {
+            to,     (float *)dw.device, dy.device,  x.device, weight.device, (const float *)rstd.device,
+            s.rows, s.columns,          accumulate, s.dtype};
+        check_cuda(ls_cuda_rmsnorm_backward(&op, 0));
+    }
+    check_close("dx", over ? &dy : &dx, dx_expected, rounding_of(s.dtype) + 1e-5, 1e-4);
+    check_close("dweight", &dw, dw_expected, 1e-5, 1e-4);
+    check_close("dbias", &db, db_expected, 1e-5, 1e-4); /* untouched when there is none */
+    struct array *all[] = {&x, &dy, &dx, &weight, &dw, &db, &mean, &rstd};
+    for (struct array *a : all) free_array(a);
+    free(dx_expected), free(dw_expected), free(db_expected);
+}
+static void layernorm_gradient_case(struct matrix s) {
+    norm_gradient_case(s, true, true, false);
+    norm_gradient_case(s, true, false, true);
+}
+static void rmsnorm_gradient_case(struct matrix s) {
+    norm_gradient_case(s, false, true, false);
+    norm_gradient_case(s, false, false, true);
+}
+static void layernorm_gradients_are_right(void) {
+    for_each(layernorm_gradient_case);
+}
+static void rmsnorm_gradients_are_right(void) {
+    for_each(rmsnorm_gradient_case);
+}
+
+static void bias_case(struct matrix s) {
+    struct array d = make_array(s.dtype, s.rows * s.columns, 1.0, s.offset), sum = make_array(LS_FP32, s.columns, 1.0);
+    double *expected = copy_values(&sum);
+    for (int64_t i = 0; i < s.rows * s.columns; i++) expected[i % s.columns] += d.value[i];
+    const struct ls_op_bias_backward op = {(float *)sum.device, d.device, s.rows, s.columns, s.dtype};
+    check_cuda(ls_cuda_bias_backward(&op, 0));
+    check_close("bias gradient", &sum, expected, 1e-5, 1e-4);
+    free_array(&d), free_array(&sum), free(expected);
+}
+static void bias_gradients_are_sums_of_columns(void) {
+    for_each(bias_case);
+}
+
+/* Few tokens, many times: sums of equal tokens in order, in fp32, whose bits the test makes too. */
+static void embedding_case(struct matrix s) {
+    const int64_t batch = 1 + random_below(3), length = s.rows, channels = s.columns, first = random_below(3);
+    const int64_t rows = batch * length, vocabulary = 7;
+    if (rows * channels > 30000) return;
+    int32_t *tokens = (int32_t *)malloc((size_t)rows * sizeof *tokens);
+    for (int64_t i = 0; i < rows; i++) tokens[i] = (int32_t)random_below(vocabulary - 1); /* the last one never */
+    int32_t *on_device = put_values(tokens, rows);
+    struct array table = make_array(s.dtype, vocabulary * channels, 1.0, s.offset);
+    struct array positions = make_array(s.dtype, (first + length) * channels, 1.0);
+    struct array y = make_array(s.dtype, rows * channels, 1.0),
+                 dy = make_array(s.dtype, rows * channels, 1.0, s.offset);
+    struct array dt = make_array(LS_FP32, vocabulary * channels, 1.0), dp = make_array(LS_FP32, length * channels, 1.0);
+    double *expected = zero_doubles(rows * channels), *dt_expected = copy_values(&dt), *dp_expected = copy_values(&dp);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t c = 0; c < channels; c++) {
+            double *t = dt_expected + tokens[row] * channels + c, *p = dp_expected + row % length * channels + c;
+            expected[row * channels + c] =
+                table.value[tokens[row] * channels + c] + positions.value[(first + row % length) * channels + c];
+            *t = (double)((float)*t + (float)dy.value[row * channels + c]);
+            *p = (double)((float)*p + (float)dy.value[row * channels + c]);
+        }
+    const struct ls_op_embedding_forward op = {y.device, on_device, table.device, positions.device, batch,
+                                               length,   channels,  first,        s.dtype};
+    check_cuda(ls_cuda_embedding_forward(&op, 0));
+    check_close("embedded", &y, expected, rounding_of(s.dtype), 0.0);
+    for (int64_t i = 0; i < rows * channels; i++)
+        expected[i] = table.value[tokens[i / channels] * channels + i % channels];
+    struct ls_op_embedding_forward plain = op;
+    plain.position_table = NULL;
+    check_cuda(ls_cuda_embedding_forward(&plain, 0));
+    check_close("rows of the table", &y, expected, 0.0, 0.0);
+    const struct ls_op_embedding_backward back = {
+        (float *)dt.device, (float *)dp.device, dy.device, on_device, batch, length, channels, vocabulary, s.dtype};
+    check_cuda(ls_cuda_embedding_backward(&back, 0));
+    check_close("token gradient", &dt, dt_expected, 0.0, 0.0);
+    check_close("position gradient", &dp, dp_expected, 0.0, 0.0);
+    struct ls_op_embedding_backward none = back;
+    none.token_gradient = none.position_gradient = NULL;
+    check_cuda(ls_cuda_embedding_backward(&none, 0));
+    struct array *all[] = {&table, &positions, &y, &dy, &dt, &dp};
+    for (struct array *a : all) free_array(a);
+    free(expected), free(dt_expected), free(dp_expected), free(tokens), device_free(on_device);
+}
+static void embedding_adds_equal_tokens_in_order(void) {
+    for_each(embedding_case);
+}
+
+/* A sum of exponentials errs by about one part in 10^6, p with it; gradients are of order gradient_scale * p. */
+static void cross_entropy_case(struct matrix s) {
+    const int64_t vocabulary = s.columns, stride = vocabulary + (s.columns % 8 ? 3 : 8), rows = s.rows;
+    const float scale = 0.37f;
+    if (rows > 40) return; /* a block each */
+    struct array x = make_array(s.dtype, rows * stride, 8.0, s.offset), row_loss = make_array(LS_FP32, rows, 1.0);
+    int32_t *targets = (int32_t *)malloc((size_t)rows * sizeof *targets);
+    for (int64_t r = 0; r < rows; r++) targets[r] = random_below(4) == 0 ? -1 : (int32_t)random_below(vocabulary);
+    int32_t *on_device = put_values(targets, rows);
+    const double before = 1.5;
+    double *loss = put_values(&before, 1);
+    float *scale_on_device = put_values(&scale, 1);
+    double *expected = zero_doubles(rows * stride), *losses = zero_doubles(rows), total = before;
+    for (int64_t r = 0; r < rows; r++) {
+        double sum = 0.0;
+        if (targets[r] < 0) continue;
+        for (int64_t c = 0; c < vocabulary; c++) sum += exp(x.value[r * stride + c]);
+        losses[r] = log(sum) - x.value[r * stride + targets[r]];
+        total += losses[r];
+        for (int64_t c = 0; c < vocabulary; c++)
+            expected[r * stride + c] =
+                (exp(x.value[r * stride + c]) / sum - (c == targets[r] ? 1.0 : 0.0)) * (double)scale;
+    }
+    struct ls_op_cross_entropy op = {x.device, loss,       on_device, scale_on_device, (float *)row_loss.device,
+                                     rows,     vocabulary, stride,    false,           s.dtype};
+    double *logits = copy_values(&x);
+    check_cuda(ls_cuda_cross_entropy(&op, 0));
+    check_close("logits without a gradient", &x, logits, 0.0, 0.0);
+    check_close("losses of rows", &row_loss, losses, 1e-5, 1e-5);
+    const double once = get_value(loss);
+    if (!(fabs(once - total) <= 1e-5 * (fabs(total) + 1.0))) fail("loss %.9g, the reference %.9g", once, total);
+    double ordered = before;
+    for (int64_t r = 0; r < rows; r++) ordered += row_loss.value[r];
+    if (once != ordered) fail("loss %.17g, in order of the rows it is %.17g", once, ordered);
+    op.gradient = true;
+    check_cuda(ls_cuda_cross_entropy(&op, 0));
+    check_close("gradient", &x, expected, rounding_of(s.dtype) + 1e-5, 1e-6);
+    free_array(&x), free_array(&row_loss), free(targets), free(expected), free(losses), free(logits);
+    device_free(on_device), device_free(loss), device_free(scale_on_device);
+}
+static void cross_entropy_and_its_gradient_are_right(void) {
+    for_each(cross_entropy_case);
+}
+
+static void a_logit_that_is_no_number_makes_the_loss_none(void) {
+    struct array x = make_array(LS_BF16, 300, 1.0), row_loss = make_array(LS_FP32, 1, 1.0);
+    const int32_t target = 5;
+    const double zero = 0.0;
+    int32_t *targets = put_values(&target, 1);
+    double *loss = put_values(&zero, 1);
+    x.value[random_below(300)] = NAN;
+    send(&x);
+    const struct ls_op_cross_entropy op = {x.device, loss, targets, NULL,  (float *)row_loss.device,
+                                           1,        300,  300,     false, LS_BF16};
+    check_cuda(ls_cuda_cross_entropy(&op, 0));
+    if (!isnan(get_value(loss))) fail("loss %g", get_value(loss));
+    free_array(&x), free_array(&row_loss), device_free(targets), device_free(loss);
+}
+
+int main(void) {
+    begin_tests();
+    run_test("layer normalisation is right", layernorm_is_right);
+    run_test("its gradients are right", layernorm_gradients_are_right);
+    run_test("root-mean-square normalisation is right", rmsnorm_is_right);
+    run_test("its gradients are right", rmsnorm_gradients_are_right);
+    run_test("bias gradients are sums of columns", bias_gradients_are_sums_of_columns);
+    run_test("embedding adds equal tokens in order", embedding_adds_equal_tokens_in_order);
+    run_test("cross-entropy and its gradient are right", cross_entropy_and_its_gradient_are_right);
+    run_test("a logit that is no number makes the loss none", a_logit_that_is_no_number_makes_the_loss_none);
+    return end_tests();
+}

@@ -586,13 +586,21 @@ enum ls_code ls_checkpoint_reject_from(const char *run_dir, uint64_t step, uint6
     return code;
 }
 
-enum ls_code ls_checkpoint_prune(const char *run_dir, uint64_t step, int keep, struct ls_error *error) {
+static bool is_among(uint64_t step, const uint64_t *steps, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (steps[i] == step) return true;
+    return false;
+}
+
+enum ls_code ls_checkpoint_prune(const char *run_dir, uint64_t step, const uint64_t *kept, size_t kept_count,
+                                 struct ls_error *error) {
     struct folder_entry *entries;
     size_t count;
-    int checkpoints, kept = 0;
+    int checkpoints;
     enum ls_code code = open_folders(run_dir, &checkpoints, &entries, &count, error);
     for (size_t i = 0; i < count && !code; i++) {
-        bool below = entries[i].kind == FOLDER_COMMITTED && entries[i].step <= step && kept++ >= keep;
+        bool below = entries[i].kind == FOLDER_COMMITTED && entries[i].step <= step &&
+                     !is_among(entries[i].step, kept, kept_count);
         bool replaced = entries[i].kind == FOLDER_SUPERSEDED && has_committed(entries, count, entries[i].step);
         bool rejected = entries[i].kind == FOLDER_REJECTED && entries[i].step <= step;
         if (below || replaced || rejected) code = remove_checkpoint(checkpoints, entries[i].name, error);
@@ -602,16 +610,31 @@ enum ls_code ls_checkpoint_prune(const char *run_dir, uint64_t step, int keep, s
     return code;
 }
 
-enum ls_code ls_checkpoint_mark_final(const char *run_dir, uint64_t step, struct ls_error *error) {
-    char name[LS_CHECKPOINT_NAME_MAX], target[LS_CHECKPOINT_NAME_MAX + 16];
+enum ls_code ls_checkpoint_link(const char *run_dir, const char *name, uint64_t step, struct ls_error *error) {
+    char folder[LS_CHECKPOINT_NAME_MAX], target[LS_CHECKPOINT_NAME_MAX + 16], new_name[LS_CHECKPOINT_NAME_MAX];
     char link[LS_CHECKPOINT_PATH_MAX], temporary[LS_CHECKPOINT_PATH_MAX];
-    ls_checkpoint_name(step, name);
-    snprintf(target, sizeof target, "checkpoints/%s", name);
-    enum ls_code code = join(error, link, run_dir, "final");
-    if (!code) code = join(error, temporary, run_dir, "final.new");
+    ls_checkpoint_name(step, folder);
+    snprintf(target, sizeof target, "checkpoints/%s", folder);
+    snprintf(new_name, sizeof new_name, "%s.new", name);
+    enum ls_code code = join(error, link, run_dir, name);
+    if (!code) code = join(error, temporary, run_dir, new_name);
     if (code) return code;
     if (unlink(temporary) && errno != ENOENT) return fail_errno(error, "remove", temporary);
     if (symlink(target, temporary)) return fail_errno(error, "make the link", temporary);
     if (rename(temporary, link)) return fail_errno(error, "make the link", link);
     return ls_folder_sync(run_dir, LS_CHECKPOINT, error);
+}
+
+enum ls_code ls_checkpoint_read_state(const char *run_dir, uint64_t step, struct ls_trainer_state *state,
+                                      struct ls_error *error) {
+    char path[LS_CHECKPOINT_PATH_MAX], file[LS_CHECKPOINT_PATH_MAX];
+    char *json;
+    size_t count;
+    enum ls_code code = ls_checkpoint_path(run_dir, step, path, error);
+    if (!code) code = join(error, file, path, "trainer.json");
+    if (!code) code = ls_file_read(file, TRAINER_STATE_BYTES_MAX, &json, &count, LS_CHECKPOINT, error);
+    if (code) return code;
+    code = ls_trainer_state_parse(json, count, state, error);
+    free(json);
+    return code;
 }

@@ -6,6 +6,7 @@
  * fsynced RUN/checkpoints/step-00000200.superseded-a2/    an earlier one of that step, put aside by attempt 2
  *     RUN/latest                                      text: step-00000200
  *     RUN/final                                       link to checkpoints/step-N of the last step
+ *     RUN/best                                        link to the one with the lowest validation loss
  *
  * The order of a save: ls_checkpoint_begin() on world rank 0, every rank writes its files into the build folder, fsyncs
  * them and reports (name, bytes, hash), ls_checkpoint_commit() in the coordinator, then ls_checkpoint_prune(). All
@@ -80,13 +81,18 @@ enum ls_code ls_checkpoint_open(const char *path, struct ls_checkpoint_found *ch
  * puts back a superseded folder whose replacement never came, and makes `latest` name the newest committed folder. */
 enum ls_code ls_checkpoint_recover(const char *run_dir, uint64_t attempt, struct ls_error *error);
 
-/* After `step` was committed: keeps it and the `keep` - 1 newest below it (keep >= 1), removes those further below and
- * every superseded folder whose step is committed, and the rejected ones up to `step`. Folders above `step` are neither
- * counted nor removed. */
-enum ls_code ls_checkpoint_prune(const char *run_dir, uint64_t step, int keep, struct ls_error *error);
+/* After `step` was committed: removes the committed folders at or below it whose steps are not among kept[count], and
+ * every superseded folder whose step is committed, and the rejected ones up to `step`. Which ones stay is
+ * checkpoint_retention.h's. */
+enum ls_code ls_checkpoint_prune(const char *run_dir, uint64_t step, const uint64_t *kept, size_t count,
+                                 struct ls_error *error);
 
-/* Makes RUN/final link to the checkpoint of `step`, replacing an earlier link. */
-enum ls_code ls_checkpoint_mark_final(const char *run_dir, uint64_t step, struct ls_error *error);
+/* Makes RUN/NAME, a file name, link to the checkpoint of `step`, replacing an earlier link. */
+enum ls_code ls_checkpoint_link(const char *run_dir, const char *name, uint64_t step, struct ls_error *error);
+
+/* Reads trainer.json of the committed checkpoint of `step`, without looking at its other files. */
+enum ls_code ls_checkpoint_read_state(const char *run_dir, uint64_t step, struct ls_trainer_state *state,
+                                      struct ls_error *error);
 
 /* LS_OK when the file system of `path` has `bytes_needed` free for this user; else both numbers in an error. */
 enum ls_code ls_checkpoint_check_space(const char *path, int64_t bytes_needed, struct ls_error *error);

@@ -106,20 +106,22 @@ struct ls_config {
         int64_t every_steps;        /* 0: only after the last step */
         int64_t every_seconds;      /* 0: never */
         int64_t keep;               /* newest ones; 0: all */
+        int64_t keep_every;         /* and multiples of so many steps; 0: none */
+        int64_t keep_best;          /* and so many by validation loss */
         int64_t before_end_seconds; /* of the Slurm job; 0: auto */
         bool async;                 /* written beside training */
     } checkpoint;
     struct {
         int64_t coordinator_timeout_seconds;
-        int64_t start_timeout_seconds; /* how long the coordinator waits for every rank to join */
-        int64_t stall_timeout_seconds; /* 0: auto */
-        int64_t max_restarts;          /* in a row, without progress */
+        int64_t start_timeout_seconds;   /* how long the coordinator waits for every rank to join */
+        int64_t stall_timeout_seconds;   /* 0: auto */
+        int64_t max_restarts;            /* in a row, without progress */
         int64_t connect_timeout_seconds; /* how long a host tries the coordinator's addresses at first */
     } fault;
     struct {
         char bind[64];      /* "auto" or a numeric address */
         char interface[16]; /* network interface to listen on, "": any */
-        int64_t port;  /* 0: any free one */
+        int64_t port;       /* 0: any free one */
     } coordinator;
     struct {
         enum ls_launcher_type type;

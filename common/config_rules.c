@@ -182,6 +182,24 @@ static enum ls_code check_zero(const struct ls_config_given *given, const struct
     return LS_OK;
 }
 
+/* What is kept for its validation loss has to have one. */
+static enum ls_code check_retention(const struct ls_config_given *given, const struct ls_config *config,
+                                    struct ls_error *error) {
+    const int64_t saves = config->checkpoint.every_steps, evaluations = config->evaluation.every_steps;
+    if (config->checkpoint.keep_best == 0) return LS_OK;
+    if (evaluations == 0 || config->data.validation_count == 0)
+        return ls_config_refuse(given, "checkpoint.keep_best", error,
+                                "found %lld, but nothing is evaluated. Set evaluation.every_steps and data.validation, "
+                                "or take this key out.",
+                                (long long)config->checkpoint.keep_best);
+    if (saves == 0 || saves % evaluations != 0)
+        return ls_config_refuse(given, "checkpoint.keep_best", error,
+                                "found %lld, but checkpoint.every_steps %lld is no multiple of evaluation.every_steps "
+                                "%lld: most checkpoints would have no validation loss. Set it to a multiple.",
+                                (long long)config->checkpoint.keep_best, (long long)saves, (long long)evaluations);
+    return LS_OK;
+}
+
 static enum ls_code check_address(const struct ls_config_given *given, const struct ls_config *config,
                                   struct ls_error *error) {
     unsigned char address[sizeof(struct in6_addr)];
@@ -251,6 +269,7 @@ enum ls_code ls_config_resolve(const struct ls_config_given *given, struct ls_co
     if (code == LS_OK) code = check_sources(given, config, error);
     if (code == LS_OK) code = check_training(given, config, error);
     if (code == LS_OK) code = check_zero(given, config, error);
+    if (code == LS_OK) code = check_retention(given, config, error);
     if (code == LS_OK) code = check_address(given, config, error);
     if (code == LS_OK) code = check_environment(given, config, error);
     if (code == LS_OK)

@@ -213,6 +213,13 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"checkpoint.keep", INTEGER(0, 63), FIELD(checkpoint.keep), .standard = "2",
      .meaning = "newest checkpoints that are kept, older ones are removed; 0: all",
      .elsewhere = "save_total_limit keep_last_n max_keep"},
+    {"checkpoint.keep_every", INTEGER(0, 1000000000), FIELD(checkpoint.keep_every), .standard = "0",
+     .meaning = "checkpoints of steps that are multiples of this stay for ever; 0: none do",
+     .elsewhere = "keep_period"},
+    {"checkpoint.keep_best", INTEGER(0, 63), FIELD(checkpoint.keep_best), .standard = "0",
+     .meaning = "so many checkpoints with the lowest validation loss stay, RUN/best links to the best; needs "
+                "checkpoint.every_steps to be a multiple of evaluation.every_steps",
+     .elsewhere = "save_best save_top_k"},
     {"checkpoint.before_end_seconds", INTEGER(1, 86400), FIELD(checkpoint.before_end_seconds), .otherwise = "auto",
      .standard = "auto",
      .meaning = "in a Slurm job: how long before its time is up the run is saved and ends with 75; auto: a tenth of the "

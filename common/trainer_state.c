@@ -49,6 +49,8 @@ enum ls_code ls_trainer_state_write(const struct ls_trainer_state *state, char *
     }
     for (int i = 0; i < DIGEST_COUNT; i++)
         failed |= json_object_set_new(root, digests[i].key, json_string((const char *)state + digests[i].offset)) != 0;
+    if (state->validated)
+        failed |= json_object_set_new(root, "validation_loss", json_real(state->validation_loss)) != 0;
     char *text = failed ? NULL : json_dumps(root, JSON_INDENT(2));
     json_decref(root);
     if (!text) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "trainer.json: no memory");
@@ -106,6 +108,10 @@ enum ls_code ls_trainer_state_parse(const char *json, size_t count, struct ls_tr
     for (int i = 0; i < DIGEST_COUNT && !code; i++)
         if (!parse_digest(json_object_get(root, digests[i].key), (char *)&parsed + digests[i].offset))
             code = refuse_key(error, digests[i].key);
+    const json_t *loss = json_object_get(root, "validation_loss");
+    if (!code && loss && !json_is_number(loss)) code = refuse_key(error, "validation_loss");
+    parsed.validated = loss != NULL;
+    parsed.validation_loss = json_number_value(loss);
     json_decref(root);
     if (!code) *state = parsed;
     return code;

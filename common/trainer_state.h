@@ -4,6 +4,7 @@
 
 #include "common/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,6 +18,8 @@ struct ls_trainer_state {
     uint64_t tokens;          /* tokens fed, cumulative */
     uint64_t world_size;      /* of the attempt; any other may load it */
     uint64_t data_seed, train_seed;
+    bool validated;           /* an evaluation ran behind the step: */
+    double validation_loss;   /* nats per target, finite */
     char ledger_chain[33];    /* chain of the step digests after `step` */
     char parent_manifest[33]; /* hash of the manifest.json of the checkpoint this lineage started from; "": from step 0
                                */

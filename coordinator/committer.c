@@ -22,7 +22,7 @@ struct ls_committer {
     /* Under the mutex. */
     bool stopping, busy, has_result;
     int64_t prune_step; /* 0: nothing to prune */
-    int prune_keep;
+    struct ls_retention retention;
     struct ls_commit_job job;
     struct ls_commit_result result;
     bool prepare, has_start;
@@ -39,20 +39,23 @@ static enum ls_code commit(const struct ls_committer *committer, const struct ls
     enum ls_code code = ls_checkpoint_commit(run, job->state.step, job->state.attempt, job->files, job->files_count,
                                              &job->state, NULL, error);
     struct ls_error minor;
-    if (code == LS_OK && job->final && ls_checkpoint_mark_final(run, job->state.step, &minor) != LS_OK)
-        ls_log(LS_LOG_WARNING, "%s", minor.text); /* it is committed all the same */
+    /* It is committed all the same when a link fails. */
+    if (code == LS_OK && job->final && ls_checkpoint_link(run, "final", job->state.step, &minor) != LS_OK)
+        ls_log(LS_LOG_WARNING, "%s", minor.text);
+    if (code == LS_OK && job->best && ls_retention_mark_best(run, job->state.step, &minor) != LS_OK)
+        ls_log(LS_LOG_WARNING, "%s", minor.text);
     return code;
 }
 
 /* With the mutex, which is given up meanwhile. */
 static void prune(struct ls_committer *committer) {
     int64_t step = committer->prune_step;
-    int keep = committer->prune_keep;
+    const struct ls_retention retention = committer->retention;
     struct ls_error error;
     committer->prune_step = 0;
     pthread_mutex_unlock(&committer->mutex);
     if (ls_run_directory_is_ours(&committer->run, committer->generation) &&
-        ls_checkpoint_prune(committer->run.path, (uint64_t)step, keep, &error) != LS_OK)
+        ls_retention_prune(committer->run.path, (uint64_t)step, &retention, &error) != LS_OK)
         ls_log(LS_LOG_WARNING, "older checkpoints stay: %s", error.text);
     pthread_mutex_lock(&committer->mutex);
 }
@@ -172,10 +175,10 @@ bool ls_committer_is_busy(struct ls_committer *committer) {
     return busy;
 }
 
-void ls_committer_prune(struct ls_committer *committer, int64_t step, int keep) {
+void ls_committer_prune(struct ls_committer *committer, int64_t step, const struct ls_retention *retention) {
     pthread_mutex_lock(&committer->mutex);
     committer->prune_step = step;
-    committer->prune_keep = keep;
+    committer->retention = *retention;
     pthread_cond_broadcast(&committer->changed);
     pthread_mutex_unlock(&committer->mutex);
 }

@@ -3,6 +3,7 @@
 #ifndef LS_COORDINATOR_COMMITTER_H
 #define LS_COORDINATOR_COMMITTER_H
 
+#include "common/checkpoint_retention.h"
 #include "common/manifest.h"
 #include "common/trainer_state.h"
 #include "common/wire.h"
@@ -20,6 +21,7 @@ struct ls_commit_job {
     struct ls_file_record *files;  /* malloc'ed */
     size_t files_count;
     bool final; /* the last step of the run: RUN/final points to it */
+    bool best;  /* RUN/best is to point to the best one */
 };
 
 /* What became of it. */
@@ -49,9 +51,9 @@ void ls_committer_prepare(struct ls_committer *committer, const struct ls_run_st
 bool ls_committer_take_start(struct ls_committer *committer, struct ls_prepare_result *result);
 /* True while a commit runs, or its result has not been taken. */
 bool ls_committer_is_busy(struct ls_committer *committer);
-/* Removes, after what is being committed, the checkpoints below the `keep` newest ones up to the committed `step`
- * (ls_checkpoint_prune); a failure is logged. */
-void ls_committer_prune(struct ls_committer *committer, int64_t step, int keep);
+/* Removes, after what is being committed, the checkpoints up to the committed `step` that `retention` does not keep; a
+ * failure is logged. */
+void ls_committer_prune(struct ls_committer *committer, int64_t step, const struct ls_retention *retention);
 /* Lets a running job and a pruning asked for end, then ends the thread. */
 void ls_committer_stop(struct ls_committer *committer);
 

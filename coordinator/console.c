@@ -183,7 +183,13 @@ void ls_console_show(struct ls_console *console, const struct ls_journal_entry *
         snprintf(line, sizeof line, record->joined.world_size == 1 ? "the one rank is here" : "all %d ranks are here",
                  record->joined.world_size);
         break;
-    case LS_RECORD_COMMIT: snprintf(line, sizeof line, "saved step %lld", (long long)record->commit.step); break;
+    case LS_RECORD_COMMIT:
+        if (entry->save_seconds > 0)
+            snprintf(line, sizeof line, "saved step %lld | %.1f MB in %.2f s", (long long)record->commit.step,
+                     (double)entry->save_bytes * 1e-6, entry->save_seconds);
+        else
+            snprintf(line, sizeof line, "saved step %lld", (long long)record->commit.step);
+        break;
     case LS_RECORD_STOP: snprintf(line, sizeof line, "stopping: the step in progress ends, then it is saved"); break;
     case LS_RECORD_FAULT: snprintf(line, sizeof line, "%s", record->end.text); break;
     case LS_RECORD_QUARANTINE:
@@ -216,6 +222,18 @@ static void row(struct ls_console *console, const char *name, const char *format
     ls_console_print(console, "  %-18s %s", name, value);
 }
 
+/* What saving cost, and how often it would pay. */
+static void show_saves(struct ls_console *console, const struct ls_metrics_summary *summary) {
+    char advised[32], between[32];
+    ls_console_format_duration(summary->interval_advised, advised);
+    ls_console_format_duration(summary->failure_seconds, between);
+    row(console, "checkpoints", "%lld saved, %.2f s to write one, training waited %.3f s (%.2f %%)",
+        (long long)summary->saves, summary->save_seconds, summary->save_blocked_seconds,
+        percent(summary->save_blocked_seconds, summary->wall_seconds));
+    row(console, "best interval", "%s for a failure every %s (%lld %s)", advised, between, (long long)summary->faults,
+        summary->faults > 0 ? "seen" : "seen, so this is assumed");
+}
+
 void ls_console_show_summary(struct ls_console *console, const struct ls_metrics_summary *summary) {
     char duration[32], rate[40];
     ls_console_format_duration(summary->wall_seconds, duration);
@@ -231,6 +249,7 @@ void ls_console_show_summary(struct ls_console *console, const struct ls_metrics
         row(console, "tokens per second", "%s", rate);
     }
     row(console, "wall time", "%s", duration);
+    if (summary->saves > 0) show_saves(console, summary);
     row(console, "files", "%s", console->facts.path);
     ls_console_print(console, " ");
 }

@@ -399,6 +399,42 @@ bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind
     return found;
 }
 
+/* Prepares `sql` with up to one parameter and steps to its row; the caller finalises *statement. */
+static enum ls_code first_row(struct ls_journal *journal, const char *sql, int64_t parameter, sqlite3_stmt **statement,
+                              bool *found, struct ls_error *error) {
+    if (sqlite3_prepare_v2(journal->database, sql, -1, statement, NULL) != SQLITE_OK) return failed(journal, error);
+    if (sqlite3_bind_parameter_count(*statement) > 0) sqlite3_bind_int64(*statement, 1, parameter);
+    const int got = sqlite3_step(*statement);
+    *found = got == SQLITE_ROW;
+    return got == SQLITE_ROW || got == SQLITE_DONE ? LS_OK : failed(journal, error);
+}
+
+enum ls_code ls_journal_history(struct ls_journal *journal, double *seconds, int64_t *faults, struct ls_error *error) {
+    sqlite3_stmt *statement = NULL;
+    bool found = false;
+    enum ls_code code = first_row(journal,
+                                  "SELECT (SELECT TOTAL(span) FROM (SELECT MAX(at) - MIN(at) AS span FROM records"
+                                  " GROUP BY attempt)), (SELECT COUNT(*) FROM records WHERE kind='fault')",
+                                  0, &statement, &found, error);
+    *seconds = found ? sqlite3_column_double(statement, 0) : 0;
+    *faults = found ? sqlite3_column_int64(statement, 1) : 0;
+    sqlite3_finalize(statement);
+    return code;
+}
+
+enum ls_code ls_journal_last_validation(struct ls_journal *journal, int64_t attempt, int64_t *step, double *loss,
+                                        struct ls_error *error) {
+    sqlite3_stmt *statement = NULL;
+    bool found = false;
+    enum ls_code code = first_row(
+        journal, "SELECT step, loss FROM records WHERE attempt=? AND kind='validation' ORDER BY id DESC LIMIT 1",
+        attempt, &statement, &found, error);
+    *step = found ? sqlite3_column_int64(statement, 0) : -1;
+    *loss = found ? sqlite3_column_double(statement, 1) : 0;
+    sqlite3_finalize(statement);
+    return code;
+}
+
 /* ---- the thread ---- */
 
 /* Columns of `insert`, from 1 on. */

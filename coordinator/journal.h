@@ -42,6 +42,8 @@ struct ls_journal_entry {
     struct ls_journal_attempt *attempt; /* ATTEMPT: what the new attempt begins with (malloc'ed), the journal's */
     struct ls_step_report report;       /* STEP */
     double loss, bits_per_byte;         /* VALIDATION */
+    double save_seconds;                /* COMMIT: what writing took; 0: not known */
+    int64_t save_bytes;                 /* likewise, of all ranks' files */
 };
 
 /* Opens (makes) the journal. LS_CHECKPOINT: cannot be opened, is of another format, or another process has it. */
@@ -82,6 +84,12 @@ enum ls_code ls_journal_read_history(struct ls_journal *journal, int64_t attempt
                                      struct ls_error *error);
 /* The newest record of `kind` of any attempt; false when there is none. */
 bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind kind, struct ls_core_record *record);
+
+/* Seconds between first and last record of each attempt, added up, and how many attempts ended in a fault. */
+enum ls_code ls_journal_history(struct ls_journal *journal, double *seconds, int64_t *faults, struct ls_error *error);
+/* The newest validation of `attempt`; *step is -1 when there is none. */
+enum ls_code ls_journal_last_validation(struct ls_journal *journal, int64_t attempt, int64_t *step, double *loss,
+                                        struct ls_error *error);
 
 /* The thread. */
 

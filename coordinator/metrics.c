@@ -3,6 +3,7 @@
 #include "coordinator/metrics.h"
 
 #include "common/files.h"
+#include "common/interval.h"
 #include "common/log.h"
 
 #include <errno.h>
@@ -27,6 +28,8 @@ struct ls_metrics {
     double *rates; /* tokens per second, a ring */
     double step_seconds, exposed_seconds;
     uint64_t memory_peak_bytes;
+    int64_t saves, timed_saves, faults;
+    double save_blocked_seconds, save_seconds;
     double last_loss, validation_loss, bits_per_byte;
     json_t *hosts; /* names, sorted; NULL: no rank has joined */
     int64_t ranks_per_node;
@@ -139,6 +142,7 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
     write_line(metrics, line);
     metrics->last_step = entry->record.step.step;
     metrics->last_loss = report->loss;
+    metrics->save_blocked_seconds += report->checkpoint_seconds;
     if (report->memory_peak_bytes > metrics->memory_peak_bytes) metrics->memory_peak_bytes = report->memory_peak_bytes;
     if (entry->record.step.step <= metrics->facts.start_step + WARM_UP_STEPS) return;
     metrics->rates[metrics->steps_measured++ % RATES_MAX] = report->tokens_per_second;
@@ -180,12 +184,29 @@ static const char *scope_name(enum ls_scope scope) {
     return scope == LS_SCOPE_RANK ? "rank" : scope == LS_SCOPE_NODE ? "node" : "job";
 }
 
-static void write_event(struct ls_metrics *metrics, const struct ls_core_record *record) {
+/* What is known of how a save went; a coordinator that took over from another may not know. */
+static void add_save(json_t *line, const struct ls_journal_entry *entry) {
+    json_object_set_new(line, "step", json_integer(entry->record.commit.step));
+    json_object_set_new(line, "seconds", entry->save_seconds > 0 ? json_real(entry->save_seconds) : json_null());
+    json_object_set_new(line, "bytes", entry->save_bytes > 0 ? json_integer(entry->save_bytes) : json_null());
+}
+
+static void count_event(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
+    metrics->faults += entry->record.kind == LS_RECORD_FAULT;
+    if (entry->record.kind != LS_RECORD_COMMIT) return;
+    metrics->saves++;
+    if (entry->save_seconds <= 0) return;
+    metrics->timed_saves++;
+    metrics->save_seconds += entry->save_seconds;
+}
+
+static void write_event(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
+    const struct ls_core_record *record = &entry->record;
     json_t *line = event_line(ls_core_record_name(record->kind), record);
     switch (record->kind) {
     case LS_RECORD_JOINED: json_object_set_new(line, "ranks", json_integer(record->joined.world_size)); break;
     case LS_RECORD_STOP: json_object_set_new(line, "code", json_integer(record->stop.code)); break;
-    case LS_RECORD_COMMIT: json_object_set_new(line, "step", json_integer(record->commit.step)); break;
+    case LS_RECORD_COMMIT: add_save(line, entry); break;
     case LS_RECORD_FAULT:
     case LS_RECORD_END:
         json_object_set_new(line, "step", json_integer(record->end.step));
@@ -209,6 +230,7 @@ static void write_event(struct ls_metrics *metrics, const struct ls_core_record 
     default: break;
     }
     write_line(metrics, line);
+    count_event(metrics, entry);
 }
 
 void ls_run_facts_begin_attempt(struct ls_run_facts *facts, const struct ls_core_record *record) {
@@ -225,7 +247,7 @@ void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry 
     else if (entry->record.kind == LS_RECORD_VALIDATION)
         write_validation(metrics, entry);
     else
-        write_event(metrics, &entry->record);
+        write_event(metrics, entry);
     if (!entry->note && entry->record.kind == LS_RECORD_ATTEMPT)
         ls_run_facts_begin_attempt(&metrics->facts, &entry->record);
 }
@@ -261,7 +283,18 @@ void ls_metrics_summarise(struct ls_metrics *metrics, struct ls_metrics_summary 
         .validation_loss = metrics->validation_loss,
         .bits_per_byte = metrics->bits_per_byte,
         .wall_seconds = seconds_of(CLOCK_MONOTONIC) - metrics->started,
+        .saves = metrics->saves,
+        .save_blocked_seconds = metrics->save_blocked_seconds,
+        .save_seconds = metrics->timed_saves > 0 ? metrics->save_seconds / (double)metrics->timed_saves : 0,
+        .faults = metrics->facts.earlier_faults + metrics->faults,
+        .interval_advised = NAN,
     };
+    summary->failure_seconds = summary->faults > 0
+                                   ? (metrics->facts.earlier_seconds + summary->wall_seconds) / (double)summary->faults
+                                   : ls_interval_assumed_failure_seconds(metrics->facts.ranks);
+    if (summary->saves > 0)
+        summary->interval_advised = ls_interval_advised(summary->save_blocked_seconds / (double)summary->saves,
+                                                        summary->save_seconds, summary->failure_seconds);
 }
 
 void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code) {
@@ -284,6 +317,9 @@ void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code) {
     json_object_set_new(line, "comm_exposed_fraction", number(summary.comm_exposed_fraction));
     json_object_set_new(line, "memory_peak_bytes", json_integer((json_int_t)summary.memory_peak_bytes));
     json_object_set_new(line, "wall_seconds", number(summary.wall_seconds));
+    json_object_set_new(line, "checkpoints", json_integer(summary.saves));
+    json_object_set_new(line, "checkpoint_seconds", number(summary.save_blocked_seconds));
+    json_object_set_new(line, "checkpoint_interval_advised_seconds", number(summary.interval_advised));
     json_object_set_new(line, "exit_code", json_integer(code));
     write_line(metrics, line);
 }

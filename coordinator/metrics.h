@@ -15,6 +15,9 @@ struct ls_run_facts {
     double started_seconds; /* CLOCK_MONOTONIC at which the command began; 0: now */
     char config_digest[33];
     int64_t attempt, ranks, zero_stage, start_step, total_steps, sequence_length, max_restarts;
+    /* Of coordinators before this one: how long attempts ran, and how many ended in a fault. */
+    double earlier_seconds;
+    int64_t earlier_faults;
 };
 
 /* What an ATTEMPT record changes of them. */
@@ -30,6 +33,11 @@ struct ls_metrics_summary {
     double last_loss;                      /* NAN: none */
     double validation_loss, bits_per_byte; /* of the last validation; NAN: none */
     double wall_seconds;
+    int64_t saves;                            /* committed since this coordinator began */
+    double save_blocked_seconds;              /* that training waited for them, in all */
+    double save_seconds;                      /* that writing one took on average; 0: not known */
+    int64_t faults;                           /* attempts of the run that ended in one */
+    double failure_seconds, interval_advised; /* between faults, assumed where none was seen; NAN: nothing was saved */
 };
 
 struct ls_metrics;

@@ -316,7 +316,12 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     server->context = zmq_ctx_new();
     if (server->wake < 0 || !server->buffer || !server->ranks || !server->context)
         return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the coordinator");
-    enum ls_code code = ls_metrics_open(&run->facts, &server->metrics, error);
+    enum ls_code code =
+        ls_journal_history(run->journal, &run->facts.earlier_seconds, &run->facts.earlier_faults, error);
+    if (code == LS_OK)
+        code = ls_journal_last_validation(run->journal, run->attempt.attempt, &server->validated_step,
+                                          &server->validation_loss, error);
+    if (code == LS_OK) code = ls_metrics_open(&run->facts, &server->metrics, error);
     if (code == LS_OK) code = ls_console_open(&run->facts, &server->console, error);
     if (code == LS_OK) code = server_start_watching(server, error);
     if (code == LS_OK) code = ls_zap_start(server->context, &run->keys, &server->zap, error);
@@ -398,6 +403,7 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
     server->signals = signals;
     server->wake = -1;
     server->loss = server->tokens_per_second = NAN;
+    server->validated_step = -1;
     enum ls_code code = start(server, reason);
     bool served = code == LS_OK;
     if (served) {

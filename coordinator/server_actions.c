@@ -4,6 +4,7 @@
 
 #include "common/log.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,12 +19,17 @@ static void journal(struct ls_server *server, const struct ls_core_record *recor
         const struct ls_message *message = record->payload;
         entry.loss = message->validation.loss;
         entry.bits_per_byte = message->validation.bits_per_byte;
+        server->validated_step = record->validation.step;
+        server->validation_loss = entry.loss;
     } else if (record->kind == LS_RECORD_ATTEMPT && (entry.attempt = malloc(sizeof *entry.attempt))) {
         *entry.attempt = *(const struct ls_journal_attempt *)record->payload;
         entry.attempt->attempt = record->attempt;
         entry.attempt->world_size = record->attempt_begun.world_size;
     } else if (record->kind == LS_RECORD_JOINED) {
         server_note_joined(server);
+    } else if (record->kind == LS_RECORD_COMMIT && record->commit.step == server->saved.step) {
+        entry.save_seconds = server->saved.seconds;
+        entry.save_bytes = server->saved.bytes;
     }
     entry.record.payload = NULL; /* it lives only as long as the message */
     ls_journal_append(server->run->journal, &entry);
@@ -59,9 +65,11 @@ static void keep_part(struct ls_server *server, int64_t step) {
         const struct ls_part_file *file = &message->part.files[i];
         snprintf(record->name, sizeof record->name, "%s", file->name);
         record->bytes = file->bytes;
+        parts->bytes += file->bytes;
         memcpy(record->hash, file->hash, sizeof record->hash);
     }
     if (message->part.rank == 0) parts->optimizer_steps = message->part.optimizer_steps;
+    if (message->part.seconds > parts->seconds) parts->seconds = message->part.seconds;
 }
 
 static void commit_failed(struct ls_server *server, int64_t step, const char *text) {
@@ -93,6 +101,10 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     struct ls_core_status status;
     ls_core_read_status(run->machine, &status);
     job.final = action->commit.step == status.end_step;
+    state->validated = server->validated_step == action->commit.step && isfinite(server->validation_loss);
+    state->validation_loss = state->validated ? server->validation_loss : 0;
+    job.best = run->config->checkpoint.keep_best > 0;
+    server->saved = (struct server_saved){action->commit.step, parts->seconds, parts->bytes};
     if (parts->step != action->commit.step)
         commit_failed(server, action->commit.step, "its parts are not known here");
     else if (!ls_committer_begin(server->committer, &job))
@@ -158,7 +170,11 @@ static void send_committed(struct ls_server *server, const struct ls_core_action
 static void prune(struct ls_server *server) {
     struct ls_core_status status;
     ls_core_read_status(server->run->machine, &status);
-    ls_committer_prune(server->committer, status.committed_step, server->run->core.checkpoints_keep);
+    const struct ls_config *config = server->run->config;
+    const struct ls_retention retention = {.keep = (int)config->checkpoint.keep,
+                                           .keep_every = config->checkpoint.keep_every,
+                                           .keep_best = (int)config->checkpoint.keep_best};
+    ls_committer_prune(server->committer, status.committed_step, &retention);
 }
 
 static void perform(struct ls_server *server, const struct ls_core_action *action) {

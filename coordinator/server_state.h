@@ -33,6 +33,15 @@ struct server_parts {
     struct ls_file_record *files; /* of all ranks, [files_count] */
     size_t files_count, files_capacity;
     int64_t optimizer_steps;
+    double seconds; /* of the rank that took longest */
+    int64_t bytes;
+};
+
+/* The save that was handed to the committer last. */
+struct server_saved {
+    int64_t step;
+    double seconds;
+    int64_t bytes;
 };
 
 /* When the steps of a recovery were taken, by server_now_ms(); 0: not yet. */
@@ -58,6 +67,9 @@ struct ls_server {
     struct ls_core_rank *ranks;
     struct ls_connections connections;
     struct server_parts parts;
+    struct server_saved saved;
+    int64_t validated_step; /* the last one, -1: none */
+    double validation_loss;
     uint64_t journaled;
     bool journal_failed;
     uint32_t clearing;              /* the attempt that is being ended; 0: none */

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "tests/unit/checkpoint_harness.h"
 
+#include "common/checkpoint_retention.h"
 #include "worker/checkpoint/part.h"
 
 #include <errno.h>
@@ -32,9 +33,13 @@ static void put_part(const char *build, const char *name, const char *text, stru
     ls_part_abandon(&part);
 }
 
+/* The validation loss of every step that has one. */
+static const double *losses;
+
 static enum ls_code commit(const char *run, uint64_t step, uint64_t attempt, const struct ls_file_record *records,
                            size_t count) {
     struct ls_trainer_state state = {.step = step, .attempt = attempt, .position = 30 * step, .world_size = 2};
+    if (losses && losses[step] > 0) state.validated = true, state.validation_loss = losses[step];
     return ls_checkpoint_commit(run, step, attempt, records, count, &state, NULL, error);
 }
 
@@ -73,7 +78,7 @@ static void a_run_without_checkpoints_has_none_and_that_is_no_error(void **unuse
     char *run = harness_folder();
     assert_int_equal(newest(run, NULL), 0);
     expect_ok(ls_checkpoint_recover(run, 1, error));
-    expect_ok(ls_checkpoint_prune(run, 5, 2, error));
+    expect_ok(ls_retention_prune(run, 5, &(struct ls_retention){.keep = 2}, error));
     harness_remove(run);
 }
 
@@ -222,7 +227,7 @@ static void a_second_save_of_a_step_puts_the_first_aside(void **unused) {
     free(steps);
     expect_text(harness_path(run, "checkpoints/step-00000020/model.safetensors"), "step 20 of attempt 3");
     assert_int_equal(newest(run, NULL), 20);
-    expect_ok(ls_checkpoint_prune(run, 20, 2, error));
+    expect_ok(ls_retention_prune(run, 20, &(struct ls_retention){.keep = 2}, error));
     assert_false(harness_exists(harness_path(run, "checkpoints/step-00000020.superseded-a3")));
     assert_int_equal(newest(run, NULL), 20);
     harness_remove(run);
@@ -272,16 +277,76 @@ static void pruning_keeps_the_newest_and_what_lies_above(void **unused) {
     for (uint64_t step = 10; step <= 50; step += 10) save(run, step, 1);
     /* A link inside a checkpoint is removed, not followed. */
     assert_int_equal(symlink(run, harness_path(run, "checkpoints/step-00000010/state/link")), 0);
-    expect_ok(ls_checkpoint_prune(run, 40, 2, error));
+    expect_ok(ls_retention_prune(run, 40, &(struct ls_retention){.keep = 2}, error));
     for (int step = 10; step <= 50; step += 10) {
         char name[64];
         snprintf(name, sizeof name, "checkpoints/step-%08d", step);
         assert_int_equal(harness_exists(harness_path(run, name)), step >= 30);
     }
     assert_true(harness_exists(outside));
-    expect_ok(ls_checkpoint_prune(run, 50, 1, error));
+    expect_ok(ls_retention_prune(run, 50, &(struct ls_retention){.keep = 1}, error));
     assert_int_equal(newest(run, NULL), 50);
     assert_false(harness_exists(harness_path(run, "checkpoints/step-00000040")));
+    harness_remove(run);
+}
+
+/* Checkpoints of steps 1 to 12 with these losses, 0: none; then what `retention` keeps, as a text of their steps. */
+static char *kept_of(const double *with_losses, struct ls_retention retention, uint64_t step) {
+    static char kept[128];
+    char *run = harness_folder();
+    size_t count, used = 0;
+    uint64_t *steps;
+    losses = with_losses;
+    for (uint64_t s = 1; s <= 12; s++) save(run, s, 1);
+    losses = NULL;
+    expect_ok(ls_retention_prune(run, step, &retention, error));
+    expect_ok(ls_retention_prune(run, step, &retention, error)); /* what was kept has the same reasons again */
+    expect_ok(ls_checkpoint_list(run, &steps, &count, error));
+    kept[0] = 0;
+    for (size_t i = 0; i < count; i++) used += (size_t)snprintf(kept + used, sizeof kept - used, " %d", (int)steps[i]);
+    free(steps);
+    harness_remove(run);
+    return kept;
+}
+
+static void what_has_a_reason_to_stay_stays(void **unused) {
+    (void)unused;
+    /* Lowest: 4, then 7 and 9 alike, of which 9 is newer; 12 is the newest and has the highest. */
+    static const double some[13] = {0, 9, 8, 0, 1, 7, 6, 2, 5, 2, 0, 3, 11};
+    assert_string_equal(kept_of(some, (struct ls_retention){.keep = 1}, 12), " 12");
+    assert_string_equal(kept_of(some, (struct ls_retention){.keep = 1, .keep_best = 1}, 12), " 4 12");
+    assert_string_equal(kept_of(some, (struct ls_retention){.keep = 1, .keep_best = 2}, 12), " 4 9 12");
+    assert_string_equal(kept_of(some, (struct ls_retention){.keep = 2, .keep_best = 3}, 12), " 4 7 9 11 12");
+    assert_string_equal(kept_of(some, (struct ls_retention){.keep = 1, .keep_every = 5}, 12), " 5 10 12");
+    assert_string_equal(kept_of(some, (struct ls_retention){.keep = 2, .keep_every = 6, .keep_best = 1}, 12),
+                        " 4 6 11 12");
+    assert_string_equal(kept_of(some, (struct ls_retention){.keep = 0, .keep_every = 6, .keep_best = 1}, 12),
+                        " 1 2 3 4 5 6 7 8 9 10 11 12");
+    /* What lies above the step is neither counted nor removed. */
+    assert_string_equal(kept_of(some, (struct ls_retention){.keep = 1, .keep_best = 1}, 3),
+                        " 2 3 4 5 6 7 8 9 10 11 12");
+    assert_string_equal(kept_of(NULL, (struct ls_retention){.keep = 1, .keep_best = 3}, 12), " 12");
+}
+
+static void best_links_to_the_lowest_loss_and_moves_with_it(void **unused) {
+    (void)unused;
+    static const double falling[] = {0, 3, 2, 5, 1}, none[5] = {0};
+    static const int best[] = {0, 1, 2, 2, 4};
+    char *run = harness_folder();
+    struct ls_checkpoint_found found;
+    losses = none;
+    save(run, 4, 1);
+    expect_ok(ls_retention_mark_best(run, 4, error));
+    assert_false(harness_exists(harness_path(run, "best")));
+    losses = falling;
+    for (uint64_t step = 1; step <= 4; step++) {
+        save(run, step, 2);
+        expect_ok(ls_retention_mark_best(run, step, error));
+        expect_ok(ls_checkpoint_open(harness_path(run, "best"), &found, error));
+        assert_int_equal(found.state.step, best[step]);
+        assert_true(found.state.validated && found.state.validation_loss == falling[best[step]]);
+    }
+    losses = NULL;
     harness_remove(run);
 }
 
@@ -291,8 +356,8 @@ static void final_links_to_the_last_step_and_moves_with_it(void **unused) {
     struct ls_checkpoint_found found;
     save(run, 10, 1);
     save(run, 20, 1);
-    expect_ok(ls_checkpoint_mark_final(run, 10, error));
-    expect_ok(ls_checkpoint_mark_final(run, 20, error));
+    expect_ok(ls_checkpoint_link(run, "final", 10, error));
+    expect_ok(ls_checkpoint_link(run, "final", 20, error));
     expect_ok(ls_checkpoint_open(harness_path(run, "final"), &found, error));
     assert_int_equal(found.state.step, 20);
     harness_remove(run);
@@ -378,6 +443,8 @@ int main(void) {
         cmocka_unit_test(recovery_puts_a_superseded_folder_back_when_its_replacement_never_came),
         cmocka_unit_test(recovery_keeps_the_build_folders_of_the_living_attempt),
         cmocka_unit_test(pruning_keeps_the_newest_and_what_lies_above),
+        cmocka_unit_test(what_has_a_reason_to_stay_stays),
+        cmocka_unit_test(best_links_to_the_lowest_loss_and_moves_with_it),
         cmocka_unit_test(final_links_to_the_last_step_and_moves_with_it),
         cmocka_unit_test(too_little_space_is_refused_with_both_numbers_before_anything_is_made),
         cmocka_unit_test(a_write_to_a_full_device_names_the_bytes_needed),

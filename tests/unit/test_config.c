@@ -399,6 +399,21 @@ static void rules_between_keys_hold(void **state) {
                    "data.train=[{path: /a, weight: 1}]", (const char *[]){"train.epochs", "weights", NULL});
 }
 
+static void what_is_kept_by_its_loss_has_one(void **state) {
+    (void)state;
+    refuses_set("checkpoint.keep_best=1", "checkpoint.keep_best: found 1, but nothing is evaluated");
+    refuses_set("checkpoint={keep_best: 2, every_steps: 6}", "nothing is evaluated");
+#define EVALUATED                                                                                                      \
+    MODEL "data: {train: [{path: a}], validation: [{path: b}], sequence_length: 8}\n" TRAIN                            \
+          "evaluation: {every_steps: 4}\n"
+    refuses(EVALUATED "checkpoint: {keep_best: 2}\n", "checkpoint.every_steps 0 is no multiple");
+    refuses(EVALUATED "checkpoint: {keep_best: 2, every_steps: 6}\n", "every_steps 6 is no multiple");
+    assert_int_equal(parse(EVALUATED "checkpoint: {keep_best: 2, every_steps: 8, keep_every: 16}\n"), LS_OK);
+    assert_int_equal(config.checkpoint.keep_best, 2);
+    assert_int_equal(config.checkpoint.keep_every, 16);
+    assert_true(config.checkpoint.async);
+}
+
 static void keys_without_meaning_for_the_model_are_refused(void **state) {
     (void)state;
     refuses_set("model.rope_theta=10000", "model.rope_theta: has no meaning for model.model_type: gpt2");
@@ -850,6 +865,7 @@ int main(void) {
         cmocka_unit_test(limits_are_inclusive),
         cmocka_unit_test(required_keys_are_named_when_missing),
         cmocka_unit_test(rules_between_keys_hold),
+        cmocka_unit_test(what_is_kept_by_its_loss_has_one),
         cmocka_unit_test(keys_without_meaning_for_the_model_are_refused),
         cmocka_unit_test(yaml_beyond_the_limits_is_refused),
         cmocka_unit_test(settings_override_the_file_and_later_ones_win),

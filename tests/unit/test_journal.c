@@ -213,6 +213,45 @@ static void test_every_kind_of_record_is_read_back(void **state) {
 }
 
 /* The child is killed right after its journal said that 40 records are durable. */
+static void test_history_and_the_last_validation_are_found(void **state) {
+    (void)state;
+    struct ls_journal *journal = open_journal();
+    int observed = 0, wake = eventfd(0, 0);
+    uint32_t generation;
+    double seconds = -1, loss = -1;
+    int64_t faults = -1, step = 0;
+    assert_int_equal(ls_journal_history(journal, &seconds, &faults, NULL), LS_OK);
+    assert_true(seconds == 0 && faults == 0);
+    assert_int_equal(ls_journal_last_validation(journal, 1, &step, &loss, NULL), LS_OK);
+    assert_int_equal(step, -1);
+    assert_int_equal(ls_journal_begin_generation(journal, 1, &generation, NULL), LS_OK);
+    assert_int_equal(ls_journal_start(journal, generation, wake, count_entry, &observed, NULL), LS_OK);
+    struct ls_journal_entry entries[5];
+    memset(entries, 0, sizeof entries);
+    for (int i = 0; i < 5; i++) {
+        entries[i].record = (struct ls_core_record){.kind = i < 3 ? LS_RECORD_VALIDATION : LS_RECORD_FAULT,
+                                                    .attempt = i == 2 || i == 4 ? 2 : 1,
+                                                    .generation = generation,
+                                                    .sequence = (uint64_t)i + 1};
+        if (i >= 3) continue;
+        entries[i].record.validation.step = 10 * (i + 1);
+        entries[i].loss = 1.5 * (i + 1);
+    }
+    for (int i = 0; i < 5; i++) ls_journal_append(journal, &entries[i]);
+    wait_until_durable(journal, wake, 5);
+    ls_journal_close(journal);
+    journal = open_journal();
+    assert_int_equal(ls_journal_last_validation(journal, 1, &step, &loss, NULL), LS_OK);
+    assert_true(step == 20 && loss == 3.0);
+    assert_int_equal(ls_journal_last_validation(journal, 2, &step, &loss, NULL), LS_OK);
+    assert_true(step == 30 && loss == 4.5);
+    assert_int_equal(ls_journal_history(journal, &seconds, &faults, NULL), LS_OK);
+    assert_int_equal(faults, 2);
+    assert_true(seconds >= 0 && seconds < 600);
+    ls_journal_close(journal);
+    close(wake);
+}
+
 static void test_durable_records_survive_a_kill(void **state) {
     (void)state;
     int ready[2];
@@ -335,6 +374,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_notes_are_told_in_their_place_and_not_kept, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_every_kind_of_record_is_read_back, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_history_and_the_last_validation_are_found, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_durable_records_survive_a_kill, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_attempts_and_generations_count_up, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_foreign_or_later_file_is_refused, make_folder, remove_folder),

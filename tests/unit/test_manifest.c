@@ -207,6 +207,8 @@ static void trainer_state_reads_back_with_all_64_bits_of_the_seeds(void **unused
                                            .world_size = 4,
                                            .data_seed = UINT64_MAX,
                                            .train_seed = 7,
+                                           .validated = true,
+                                           .validation_loss = 0.1,
                                            .ledger_chain = HASH,
                                            .config_digest = HASH};
     char *json;
@@ -214,7 +216,13 @@ static void trainer_state_reads_back_with_all_64_bits_of_the_seeds(void **unused
     memset(&back, 1, sizeof back);
     expect_ok(ls_trainer_state_parse(json, strlen(json), &back, error));
     assert_memory_equal(&back, &state, sizeof state);
-    /* Every single key is needed. */
+    /* Every single key is needed, but for the validation loss, which not every checkpoint has. */
+    char *unvalidated = strdup(json), *loss = strstr(unvalidated, "\"validation_loss\"");
+    assert_non_null(loss);
+    loss[1] = 'X';
+    expect_ok(ls_trainer_state_parse(unvalidated, strlen(unvalidated), &back, error));
+    assert_false(back.validated);
+    free(unvalidated);
     const char *keys[] = {
         "step",      "attempt",    "position",     "epoch",           "optimizer_steps", "tokens",         "world_size",
         "data_seed", "train_seed", "ledger_chain", "parent_manifest", "config_digest",   "dataset_digest", "version"};

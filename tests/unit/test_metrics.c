@@ -87,6 +87,52 @@ static void test_the_summary_leaves_the_first_five_steps_out(void **state) {
     assert_int_equal(system(command), 0);
 }
 
+/* Two saves of 4 and 6 s, for which training waited 0.25 s in all, and a fault in 1,000 s before: one every 1,000 s. */
+static void test_the_summary_advises_an_interval(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-metrics-XXXXXX", path[96], command[96], *text;
+    size_t count;
+    struct ls_metrics *metrics;
+    struct ls_metrics_summary summary;
+    struct ls_run_facts facts = {.ranks = 4, .total_steps = 1000, .earlier_seconds = 1000};
+    assert_non_null(mkdtemp(folder));
+    snprintf(facts.path, sizeof facts.path, "%s", folder);
+    assert_int_equal(ls_metrics_open(&facts, &metrics, NULL), LS_OK);
+    ls_metrics_summarise(metrics, &summary);
+    assert_true(summary.saves == 0 && isnan(summary.interval_advised));
+    for (int64_t step = 1; step <= 2; step++) {
+        struct ls_journal_entry done = step_entry(step), saved = {.record = {.kind = LS_RECORD_COMMIT, .attempt = 2}};
+        done.report.checkpoint_seconds = 0.125;
+        saved.record.commit.step = step;
+        saved.save_seconds = step == 1 ? 4 : 6;
+        saved.save_bytes = 1000 * step;
+        ls_metrics_write(metrics, &done);
+        ls_metrics_write(metrics, &saved);
+    }
+    ls_metrics_summarise(metrics, &summary);
+    assert_true(summary.saves == 2 && summary.save_blocked_seconds == 0.25 && summary.save_seconds == 5);
+    /* No fault was seen: 48,000 hours a rank. sqrt(2 x 0.125 x 43,200,000) = 3286.3 s. */
+    assert_int_equal(summary.faults, 0);
+    assert_true(summary.failure_seconds == 43200000.0 && fabs(summary.interval_advised - 3286.3) < 0.1);
+    struct ls_journal_entry fault = {.record = {.kind = LS_RECORD_FAULT, .attempt = 2}};
+    ls_metrics_write(metrics, &fault);
+    ls_metrics_summarise(metrics, &summary);
+    /* sqrt(2 x 0.125 x 1000) is 15.8 s, less than ten times the writing. */
+    assert_int_equal(summary.faults, 1);
+    assert_true(summary.failure_seconds >= 1000 && summary.failure_seconds < 1060);
+    assert_true(summary.interval_advised == 50);
+    ls_metrics_write_summary(metrics, LS_OK);
+    ls_metrics_close(metrics);
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    assert_int_equal(ls_file_read(path, 1 << 16, &text, &count, LS_ERROR, NULL), LS_OK);
+    assert_non_null(strstr(text, "\"step\":2,\"seconds\":6.0,\"bytes\":2000}"));
+    assert_non_null(strstr(text, "\"checkpoints\":2,\"checkpoint_seconds\":0.25,"
+                                 "\"checkpoint_interval_advised_seconds\":50.0,"));
+    free(text);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
 static void test_the_step_line_of_the_console(void **state) {
     (void)state;
     char text[256];
@@ -118,6 +164,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_step_line_is_complete_and_reproduces_the_float),
         cmocka_unit_test(test_the_summary_leaves_the_first_five_steps_out),
+        cmocka_unit_test(test_the_summary_advises_an_interval),
         cmocka_unit_test(test_the_step_line_of_the_console),
         cmocka_unit_test(test_durations),
     };

@@ -25,7 +25,8 @@
     X(step_seconds)                                                                                                    \
     X(compute_seconds)                                                                                                 \
     X(comm_exposed_seconds)                                                                                            \
-    X(data_wait_seconds) X(checkpoint_seconds) X(tokens_per_second) X(memory_peak_bytes) X(skipped)
+    X(data_wait_seconds)                                                                                               \
+    X(wait_seconds) X(wait_for_rank) X(checkpoint_seconds) X(tokens_per_second) X(memory_peak_bytes) X(skipped)
 #define VALIDATION_FIELDS(X)  X(step) X(loss) X(bits_per_byte)
 #define SAVING_FIELDS(X)      X(step) X(order) X(stop)
 #define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps) X(seconds)
@@ -615,6 +616,7 @@ static void read_step(struct check *check, struct ls_message *message, const Ls_
     require_step(check, "step", target->step);
     require_step(check, "sequences", target->sequences);
     require_step(check, "targets", target->targets);
+    require_range(check, "wait_for_rank", target->wait_for_rank, -1, LS_WIRE_RANKS_MAX - 1);
     if (target->position > INT64_MAX) complain(check, "position", "is out of range");
 }
 

@@ -59,7 +59,9 @@ struct ls_step_report {
     uint64_t position; /* after the step */
     int64_t sequences, targets;
     double epoch, loss, grad_norm, lr;
-    double step_seconds, compute_seconds, comm_exposed_seconds, data_wait_seconds, checkpoint_seconds;
+    /* The five after the first add up to it (worker/step_times.h). */
+    double step_seconds, compute_seconds, comm_exposed_seconds, data_wait_seconds, wait_seconds, checkpoint_seconds;
+    int64_t wait_for_rank; /* -1: nobody */
     double tokens_per_second;
     uint64_t memory_peak_bytes;
     struct ls_digest digest;

@@ -136,6 +136,9 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
     json_object_set_new(line, "compute_seconds", number(report->compute_seconds));
     json_object_set_new(line, "comm_exposed_seconds", number(report->comm_exposed_seconds));
     json_object_set_new(line, "data_wait_seconds", number(report->data_wait_seconds));
+    json_object_set_new(line, "wait_seconds", number(report->wait_seconds));
+    json_object_set_new(line, "wait_for_rank",
+                        report->wait_for_rank < 0 ? json_null() : json_integer(report->wait_for_rank));
     json_object_set_new(line, "checkpoint_seconds", number(report->checkpoint_seconds));
     json_object_set_new(line, "memory_peak_bytes", json_integer((json_int_t)report->memory_peak_bytes));
     json_object_set_new(line, "samples_digest", json_string(digest));

@@ -9,6 +9,7 @@
 #include "coordinator/server_state.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <limits.h>
 #include <math.h>
 #include <signal.h>
@@ -158,6 +159,21 @@ static void watch(struct ls_server *server) {
     }
 }
 
+/* The event of a stall, for programs; the line for people is that of the fault. */
+static void tell_stall(struct ls_server *server, const struct ls_verdict *verdict, const char *dump) {
+    char line[PATH_MAX + 64];
+    snprintf(line, sizeof line, "what every rank did last is in %s", dump);
+    json_t *fields = json_pack("{s:s, s:i, s:s, s:s, s:f, s:I, s:b, s:s, s:s, s:s}", "verdict",
+                               ls_verdict_name(verdict->kind), "rank", verdict->rank, "host",
+                               ls_stall_host(server->stall, verdict->host), "phase", verdict->phase, "seconds",
+                               verdict->seconds, "collective", (json_int_t)verdict->collective, "collective_on_host",
+                               verdict->collective_on_host, "waiting", verdict->waiting, "dump", dump, "text", line);
+    char *json = fields ? json_dumps(fields, JSON_COMPACT) : NULL;
+    if (json) ls_journal_tell(server->run->journal, server_attempt(server), "stall", json);
+    free(json);
+    json_decref(fields);
+}
+
 /* Tells the core of an attempt that stands still, once the dump of what its ranks did last is written. */
 static void watch_progress(struct ls_server *server) {
     struct ls_core_status status;
@@ -166,11 +182,10 @@ static void watch_progress(struct ls_server *server) {
     char path[PATH_MAX];
     ls_core_read_status(server->run->machine, &status);
     const bool joined = status.ranks_joined == status.world_size;
-    if (!ls_stall_poll(server->stall, server_now_ms(), joined, &verdict)) return;
-    if (ls_stall_dump(server->stall, &verdict, path, sizeof path, &error) == LS_OK)
-        ls_log(LS_LOG_WARNING, "coordinator: stalled; what every rank did last is in %s", path);
-    else
+    if (!server->stall || !ls_stall_poll(server->stall, server_now_ms(), joined, &verdict)) return;
+    if (ls_stall_dump(server->stall, &verdict, path, sizeof path, &error) != LS_OK)
         ls_log(LS_LOG_WARNING, "%s", error.text);
+    tell_stall(server, &verdict, path);
     char text[LS_CORE_TEXT_BYTES];
     const bool of_one = verdict.kind != LS_VERDICT_NETWORK && verdict.kind != LS_VERDICT_DEADLOCK;
     const char *host = ls_stall_host(server->stall, verdict.host);
@@ -304,7 +319,8 @@ enum ls_code server_start_watching(struct ls_server *server, struct ls_error *er
     snprintf(options.run_dir, sizeof options.run_dir, "%s", run->directory.path);
     snprintf(options.run_id, sizeof options.run_id, "%s", run->directory.run_id);
     snprintf(options.host, sizeof options.host, "%s", run->facts.host);
-    return ls_stall_create(&options, &server->stall, error);
+    code = ls_stall_create(&options, &server->stall, error);
+    return code ? code : ls_stragglers_create(run->ranks, &server->stragglers, error);
 }
 
 static enum ls_code start(struct ls_server *server, struct ls_error *error) {
@@ -351,6 +367,7 @@ static void stop(struct ls_server *server) {
     if (server->monitor) zmq_close(server->monitor);
     ls_zap_stop(server->zap);
     if (server->context) zmq_ctx_term(server->context);
+    ls_stragglers_destroy(server->stragglers);
     ls_stall_destroy(server->stall);
     ls_watcher_destroy(server->watcher);
     if (server->wake >= 0) close(server->wake);

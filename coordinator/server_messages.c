@@ -5,6 +5,7 @@
 #include "common/log.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -147,7 +148,7 @@ static void on_hello(struct ls_server *server, struct ls_core_event *event, cons
         memcpy(rank->config_digest, from->config_digest, sizeof rank->config_digest);
         memcpy(rank->dataset_digest, from->dataset_digest, sizeof rank->dataset_digest);
         shorten_numerics(rank->numerics, from->numerics_id);
-        ls_stall_name_rank(server->stall, from->rank, from->host, from->pid);
+        if (server->stall) ls_stall_name_rank(server->stall, from->rank, from->host, from->pid);
     }
     if (message->hello.ranks_count == message->hello.world_size) place_ranks(server, message);
     event->kind = LS_EVENT_HELLO;
@@ -165,6 +166,32 @@ static void on_hello(struct ls_server *server, struct ls_core_event *event, cons
     server_handle(server, event);
 }
 
+/* Tells of ranks that the others began, or ceased, to wait for. */
+static void watch_stragglers(struct ls_server *server, const struct ls_step_report *report) {
+    struct ls_straggler change;
+    char text[LS_WIRE_TEXT_BYTES];
+    ls_stragglers_step(server->stragglers, report->wait_for_rank, report->wait_seconds, report->step_seconds);
+    while (ls_stragglers_next(server->stragglers, &change)) {
+        const char *host = ls_stall_rank_host(server->stall, change.rank);
+        if (change.named)
+            snprintf(text, sizeof text,
+                     "straggler: rank %lld on %s: the others wait for it %.0f %% of each step (of about the last "
+                     "%lld). Look for what else runs there, and at its clock and temperature.",
+                     (long long)change.rank, host, change.percent, (long long)change.steps);
+        else
+            snprintf(text, sizeof text, "rank %lld on %s no longer holds up the others (%.0f %%)",
+                     (long long)change.rank, host, change.percent);
+        json_t *fields = json_pack("{s:I, s:s, s:f, s:I, s:s}", "rank", (json_int_t)change.rank, "host", host,
+                                   "percent", change.percent, "steps", (json_int_t)change.steps, "text", text);
+        char *json = fields ? json_dumps(fields, JSON_COMPACT) : NULL;
+        if (json)
+            ls_journal_tell(server->run->journal, server_attempt(server),
+                            change.named ? "straggler" : "straggler_cleared", json);
+        free(json);
+        json_decref(fields);
+    }
+}
+
 static void on_step(struct ls_server *server, struct ls_core_event *event, const struct ls_message *message) {
     const struct ls_step_report *report = &message->step;
     event->kind = LS_EVENT_STEP_DONE;
@@ -178,7 +205,8 @@ static void on_step(struct ls_server *server, struct ls_core_event *event, const
         .skipped = report->skipped,
         .digest = report->digest,
     };
-    ls_stall_step(server->stall, report);
+    if (server->stall) ls_stall_step(server->stall, report);
+    if (server->stragglers) watch_stragglers(server, report);
     server->loss = report->loss;
     server->tokens_per_second = report->tokens_per_second;
     server->step_seconds =
@@ -188,7 +216,7 @@ static void on_step(struct ls_server *server, struct ls_core_event *event, const
 }
 
 static void on_report(struct ls_server *server, const struct ls_message *message) {
-    if (message->attempt == server_attempt(server)) ls_stall_report(server->stall, &message->report);
+    if (server->stall && message->attempt == server_attempt(server)) ls_stall_report(server->stall, &message->report);
 }
 
 /* Reports that nodes have handed on; what is no report is passed over. */

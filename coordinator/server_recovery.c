@@ -140,8 +140,10 @@ static void begin_attempt(struct ls_server *server, const struct ls_core_action 
     run->ranks = action->launch.world_size;
     ls_watcher_destroy(server->watcher);
     ls_stall_destroy(server->stall);
+    ls_stragglers_destroy(server->stragglers);
     server->watcher = NULL;
     server->stall = NULL;
+    server->stragglers = NULL;
     if (server_start_watching(server, &error) != LS_OK) ls_log(LS_LOG_ERROR, "%s", error.text);
 }
 

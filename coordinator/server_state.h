@@ -11,6 +11,7 @@
 #include "coordinator/run_setup.h"
 #include "coordinator/server.h"
 #include "coordinator/stall.h"
+#include "coordinator/straggler.h"
 #include "coordinator/watcher.h"
 #include "common/zap.h"
 
@@ -60,6 +61,7 @@ struct ls_server {
     struct ls_committer *committer;
     struct ls_watcher *watcher;
     struct ls_stall *stall;
+    struct ls_stragglers *stragglers;
     struct ls_metrics *metrics;
     struct ls_console *console;
     char endpoints[LS_ENDPOINTS_SIZE]; /* that are offered */

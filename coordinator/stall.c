@@ -236,6 +236,10 @@ const char *ls_stall_host(const struct ls_stall *stall, int host) {
     return host >= 0 && host < stall->hosts_count ? stall->hosts[host].name : "";
 }
 
+const char *ls_stall_rank_host(const struct ls_stall *stall, int64_t rank) {
+    return rank >= 0 && rank < stall->options.ranks ? ls_stall_host(stall, stall->entries[rank].host) : "";
+}
+
 /* ---- the dump ---- */
 
 static void dump_operation(FILE *file, const struct ls_progress_step *operation) {

@@ -41,6 +41,9 @@ bool ls_stall_poll(struct ls_stall *stall, int64_t now_ms, bool joined, struct l
 /* The name of a host of the verdict, "" when it is not known; valid until the watch is destroyed. */
 const char *ls_stall_host(const struct ls_stall *stall, int host);
 
+/* The host of a rank, "" when it is not known; valid likewise. */
+const char *ls_stall_rank_host(const struct ls_stall *stall, int64_t rank);
+
 /* Writes the verdict and the last operations of every rank to RUN/logs/stall-aATTEMPT-stepSTEP.txt; `path` becomes its
  * name. LS_CHECKPOINT when it cannot be written. */
 enum ls_code ls_stall_dump(struct ls_stall *stall, const struct ls_verdict *verdict, char *path, size_t size,

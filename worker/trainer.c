@@ -5,6 +5,7 @@
 #include "worker/optim/schedule.h"
 #include "worker/replica.h"
 #include "worker/snapshot.h"
+#include "worker/step_times.h"
 
 #include <assert.h>
 #include <math.h>
@@ -16,12 +17,6 @@
 
 /* How many granted steps the prefetch is told of at least. */
 enum { PREFETCH_STEPS_AHEAD = 32 };
-
-/* A rank's share of a step's cost. */
-struct step_times {
-    double seconds, compute, exposed, data_wait, blocked;
-    uint64_t memory_peak_bytes;
-};
 
 struct ls_trainer {
     struct ls_trainer_options options;
@@ -41,8 +36,9 @@ struct ls_trainer {
     double opening_seconds, opening_wait, data_wait; /* of the boundary that opened the step */
     double parameters;                               /* what the last step left, see struct ls_shard_scalars */
     int failed_rank;
-    struct step_times *times;  /* [ranks] */
-    unsigned char *not_finite; /* [ranks] */
+    struct ls_step_times *times; /* [ranks] */
+    int *order;                  /* [ranks]: scratch */
+    unsigned char *not_finite;   /* [ranks] */
 };
 
 static double seconds_now(void) {
@@ -90,7 +86,8 @@ static enum ls_code allocate_records(struct ls_trainer *trainer, struct ls_error
     size_t ranks = (size_t)ls_comm_size(trainer->comm);
     trainer->times = calloc(ranks, sizeof *trainer->times);
     trainer->not_finite = calloc(ranks, sizeof *trainer->not_finite);
-    if (trainer->times && trainer->not_finite) return LS_OK;
+    trainer->order = calloc(ranks, sizeof *trainer->order);
+    if (trainer->times && trainer->not_finite && trainer->order) return LS_OK;
     return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of %zu ranks", ranks);
 }
 
@@ -135,6 +132,7 @@ void ls_trainer_destroy(struct ls_trainer *trainer) {
     ls_snapshot_destroy(trainer->snapshot);
     ls_replica_destroy(trainer->replica);
     free(trainer->times);
+    free(trainer->order);
     free(trainer->not_finite);
     free(trainer);
 }
@@ -354,30 +352,29 @@ static enum ls_code refuse_not_finite(struct ls_trainer *trainer, const struct l
         (long long)trainer->steps_done + 1, fabs(loss), fabs((double)result->norm), where);
 }
 
-/* Times of the rank that computed longest: the others wait for it. Memory is the largest. */
+/* Where the step's time went, on all ranks. Memory is the largest. */
 static enum ls_code report_times(struct ls_trainer *trainer, double seconds, double exposed, double blocked,
                                  struct ls_step_report *report, struct ls_error *error) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    const struct step_times mine = {.seconds = seconds,
-                                    .compute = seconds - exposed - blocked - trainer->data_wait,
-                                    .exposed = exposed,
-                                    .data_wait = trainer->data_wait,
-                                    .blocked = blocked,
-                                    .memory_peak_bytes = (uint64_t)usage.ru_maxrss * 1024};
+    const struct ls_step_times mine = {.seconds = seconds,
+                                       .compute = seconds - exposed - blocked - trainer->data_wait,
+                                       .exposed = exposed,
+                                       .data_wait = trainer->data_wait,
+                                       .checkpoint = blocked,
+                                       .memory_peak_bytes = (uint64_t)usage.ru_maxrss * 1024};
     enum ls_code code = ls_comm_gather_bytes(trainer->comm, &mine, sizeof mine, trainer->times, error);
     if (code) return code;
-    const struct step_times *slowest = trainer->times;
-    for (int rank = 0; rank < ls_comm_size(trainer->comm); rank++) {
-        const struct step_times *times = &trainer->times[rank];
-        if (times->compute + times->data_wait > slowest->compute + slowest->data_wait) slowest = times;
-        if (times->seconds > report->step_seconds) report->step_seconds = times->seconds;
-        if (times->blocked > report->checkpoint_seconds) report->checkpoint_seconds = times->blocked;
-        if (times->memory_peak_bytes > report->memory_peak_bytes) report->memory_peak_bytes = times->memory_peak_bytes;
-    }
-    report->compute_seconds = slowest->compute;
-    report->comm_exposed_seconds = slowest->exposed;
-    report->data_wait_seconds = slowest->data_wait;
+    struct ls_step_split split;
+    ls_step_times_split(trainer->times, ls_comm_size(trainer->comm), trainer->order, &split);
+    report->step_seconds = split.seconds;
+    report->memory_peak_bytes = split.memory_peak_bytes;
+    report->compute_seconds = split.compute;
+    report->comm_exposed_seconds = split.exposed;
+    report->data_wait_seconds = split.data_wait;
+    report->checkpoint_seconds = split.checkpoint;
+    report->wait_seconds = split.wait;
+    report->wait_for_rank = split.wait_for_rank;
     return LS_OK;
 }
 

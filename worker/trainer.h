@@ -81,8 +81,8 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
 /* True when the next step's batch was taken at the last boundary, on all ranks. */
 bool ls_trainer_may_step(const struct ls_trainer *trainer);
 
-/* Collective. Runs the next step; *report (attempt stays 0) is the same on every rank; times are those of the slowest
- * rank, checkpoint_seconds what the rank that waited longest for its saving thread waited in the step. Errors:
+/* Collective. Runs the next step; *report (attempt stays 0) is the same on every rank; its times are those of
+ * worker/step_times.h. Errors:
  * LS_NONFINITE when loss or gradient are not finite; the update is not applied when the gradient is not. In fp16 a
  * gradient that is not finite only skips the update while the loss scale can be lowered: the step and its samples
  * count, the optimizer's steps do not. */

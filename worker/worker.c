@@ -420,7 +420,11 @@ static enum ls_code step(struct ls_worker *worker, struct ls_error *error) {
     if (code) return code;
     if (worker->rank == 0) {
         report.attempt = worker->welcome.attempt;
-        report.checkpoint_seconds += ls_saving_take_seconds(worker->saving);
+        /* Saves since the step before belong to this one: the times of steps add up to that of the run. */
+        const double saves = ls_saving_take_seconds(worker->saving);
+        report.tokens_per_second *= report.step_seconds / (report.step_seconds + saves);
+        report.step_seconds += saves;
+        report.checkpoint_seconds += saves;
         ls_session_at(worker->session, report.step + 1);
         ls_session_step_done(worker->session, &report);
     }

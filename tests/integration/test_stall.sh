@@ -59,7 +59,8 @@ for rank in 0 2; do
         bash -c "[ \$(grep -c '^rank [0-2] on $host, pid' $dump) = 3 ] && grep -q 'collective [0-9]*, not ended' $dump"
     check "and the last operations of each" bash -c "[ \$(grep -c ' s ago  step ' $dump) -ge 150 ]"
 done
-check "the event is in metrics.jsonl" grep -q '"event":"fault".*"rank":2,"code":8,"text":"[^"]*stopped by a signal' stopped2/metrics.jsonl
+check "the fault is in metrics.jsonl" grep -q '"event":"fault".*"rank":2,"code":8,"text":"[^"]*stopped by a signal' stopped2/metrics.jsonl
+check "and the stall, for programs" grep -q '"event":"stall".*"verdict":"stopped","rank":2,"host":"[^"]*","phase":".*"dump":"' stopped2/metrics.jsonl
 
 # ---- a host that is frozen: everything stops for longer than the timeout, and goes on ----
 

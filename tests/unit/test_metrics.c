@@ -26,6 +26,8 @@ static struct ls_journal_entry step_entry(int64_t step) {
                                            .step_seconds = 0.25,
                                            .comm_exposed_seconds = 0.025,
                                            .data_wait_seconds = 0.0025,
+                                           .wait_seconds = 0.125,
+                                           .wait_for_rank = 1,
                                            .tokens_per_second = 1234567,
                                            .memory_peak_bytes = 1 << 20};
     return entry;
@@ -49,7 +51,8 @@ static void test_a_step_line_is_complete_and_reproduces_the_float(void **state) 
         text, "{\"kind\":\"step\",\"step\":3,\"attempt\":2,\"epoch\":0.5,\"samples\":90,\"tokens\":5760,"
               "\"loss\":0.100000001,\"grad_norm\":null,\"lr\":0.0006,\"step_seconds\":0.25,"
               "\"tokens_per_second\":1234567.0,\"mfu\":null,\"compute_seconds\":0.0,\"comm_exposed_seconds\":0.025,"
-              "\"data_wait_seconds\":0.0025,\"checkpoint_seconds\":0.0,\"memory_peak_bytes\":1048576,"
+              "\"data_wait_seconds\":0.0025,\"wait_seconds\":0.125,\"wait_for_rank\":1,\"checkpoint_seconds\":0.0,"
+              "\"memory_peak_bytes\":1048576,"
               "\"samples_digest\":\"00000000000000010000000000000abc\"}\n");
     assert_true(strtof(strstr(text, "\"loss\":") + 7, NULL) == 0.1f);
     free(text);

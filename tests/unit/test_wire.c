@@ -56,6 +56,8 @@ static void test_a_step_keeps_every_field(void **state) {
                                            .compute_seconds = 0.2,
                                            .comm_exposed_seconds = 0.3,
                                            .data_wait_seconds = 0.4,
+                                           .wait_seconds = 0.45,
+                                           .wait_for_rank = 4095,
                                            .checkpoint_seconds = 0.5,
                                            .tokens_per_second = 1e6,
                                            .memory_peak_bytes = UINT64_MAX,
@@ -283,6 +285,8 @@ static void test_numbers_out_of_range_are_refused(void **state) {
     struct ls_message message = {.kind = LS_MESSAGE_STEP};
     message.step.step = -1;
     assert_refused(bytes, encode(&message), "step is out of range");
+    message = (struct ls_message){.kind = LS_MESSAGE_STEP, .step = {.wait_for_rank = -2}};
+    assert_refused(bytes, encode(&message), "wait_for_rank is out of range");
     message = (struct ls_message){.kind = LS_MESSAGE_PART};
     message.part.rank = LS_WIRE_RANKS_MAX;
     assert_refused(bytes, encode(&message), "rank is out of range");

@@ -46,8 +46,18 @@ static enum ls_code read_again(struct ls_run_ledger *run, struct ls_error *error
     const struct ls_ledger_step *steps = ls_ledger_steps(run->ledger, &count);
     enum ls_code code = LS_OK;
     for (size_t i = 0; i < count && code == LS_OK; i++)
-        code = ls_ledger_prove_samples(&steps[i], ls_run_ledger_sample, run, error);
+        code = ls_ledger_prove_samples(run->ledger, &steps[i], ls_run_ledger_sample, run, error);
     return code;
+}
+
+/* What no step of the lineage was trained on though its turn had come, and why. */
+static void print_quarantine(const struct ls_run_ledger *run) {
+    size_t count;
+    const struct ls_ledger_quarantine *bad = ls_ledger_quarantined(run->ledger, &count);
+    for (size_t i = 0; i < count; i++)
+        printf("skipped     sequences %lld to %lld: step %lld of attempt %lld was not finite with them "
+               "(fault.nonfinite: rollback)\n",
+               (long long)bad[i].from, (long long)bad[i].to - 1, (long long)bad[i].step, (long long)bad[i].attempt);
 }
 
 static void print_lineage(const struct ls_run_ledger *run) {
@@ -64,9 +74,9 @@ static void print_lineage(const struct ls_run_ledger *run) {
                steps[first].world_size == 1 ? "" : "s");
     }
     if (summary->skipped)
-        printf(
-            "updates     %lld skipped, since their gradient was not finite at fp16's loss scale; their samples count\n",
-            (long long)summary->skipped);
+        printf("updates     %lld skipped, since their loss or gradient was not finite; their samples count\n",
+               (long long)summary->skipped);
+    print_quarantine(run);
     printf("given up    %lld steps that ran, and ran again or not at all in a later attempt\n",
            (long long)summary->given_up);
     printf("chain       agrees with %lld checkpoints and %lld commits in the journal\n",
@@ -77,12 +87,15 @@ static void print_use(const char *path, const struct ls_dataset *dataset, const 
     int64_t tail = 0;
     size_t shards = ls_dataset_shard_count(dataset);
     for (size_t i = 0; i < shards; i++) tail += ls_dataset_shard(dataset, i)->tail;
-    uint64_t untouched = use->least ? 0 : use->samples - use->begun;
+    uint64_t untouched = use->draws >= use->samples ? 0 : use->samples - use->begun;
     printf("source      %s\n", path);
-    printf("  used      %llu of %llu samples", (unsigned long long)(use->samples - untouched),
+    uint64_t whole = use->draws / use->samples;
+    printf("  used      %llu of %llu samples", (unsigned long long)(use->samples - untouched - use->unused),
            (unsigned long long)use->samples);
     if (use->most == 0)
         printf("\n");
+    else if (use->passed_over)
+        printf(", each %llu to %llu times\n", (unsigned long long)use->least, (unsigned long long)use->most);
     else if (use->most == 1)
         printf(", each once\n");
     else if (use->least == use->most)
@@ -91,10 +104,14 @@ static void print_use(const char *path, const struct ls_dataset *dataset, const 
         printf(": %llu of them %llu times, %llu %llu times\n", (unsigned long long)use->begun,
                (unsigned long long)use->most, (unsigned long long)(use->samples - use->begun),
                (unsigned long long)use->least);
-    printf("  epochs    %llu whole, %llu samples of the next; in each no sample twice\n",
-           (unsigned long long)use->least, (unsigned long long)use->begun);
-    printf("  skipped   no sample; %lld tokens at the end of %zu shard%s fill none\n", (long long)tail, shards,
-           shards == 1 ? "" : "s");
+    printf("  epochs    %llu whole, %llu samples of the next; in each no sample twice\n", (unsigned long long)whole,
+           (unsigned long long)use->begun);
+    if (use->passed_over)
+        printf("  skipped   %llu samples' turns (in quarantine); %lld tokens at the end of %zu shard%s fill none\n",
+               (unsigned long long)use->passed_over, (long long)tail, shards, shards == 1 ? "" : "s");
+    else
+        printf("  skipped   no sample; %lld tokens at the end of %zu shard%s fill none\n", (long long)tail, shards,
+               shards == 1 ? "" : "s");
     printf("  not reached %llu samples\n", (unsigned long long)untouched);
 }
 
@@ -179,7 +196,7 @@ static int rank_of(const struct ls_run_ledger *run, const struct ls_ledger_step 
 static enum ls_code print_sample(struct ls_run_ledger *run, const struct ls_ledger_step *step, int64_t sequence,
                                  struct ls_error *error) {
     const int64_t T = run->config->data.sequence_length;
-    const uint64_t position = (uint64_t)(step->position + sequence);
+    const uint64_t position = (uint64_t)ls_ledger_position(run->ledger, step, sequence);
     const struct ls_draw draw = ls_order_at(run->corpus->order, position);
     const struct ls_dataset *dataset = run->corpus->train[draw.source];
     uint32_t shard;
@@ -213,7 +230,7 @@ static enum ls_code print_step(struct ls_run_ledger *run, int64_t number, struct
     for (int i = 0; i < run->corpus->train_count; i++) printf("source %d %s\n", i, run->config->data.train[i].path);
     for (int64_t k = 0; k < step->sequences && code == LS_OK; k++) code = print_sample(run, step, k, error);
     fflush(stdout);
-    if (code == LS_OK) code = ls_ledger_prove_samples(step, ls_run_ledger_sample, run, error);
+    if (code == LS_OK) code = ls_ledger_prove_samples(run->ledger, step, ls_run_ledger_sample, run, error);
     if (code == LS_OK) printf("their digest is the one in the journal\n");
     return code;
 }

@@ -17,6 +17,7 @@ struct attempt {
     size_t steps_count, steps_capacity;
     struct commit *commits;
     size_t commits_count, commits_capacity;
+    struct ls_ledger_quarantine bad; /* from == to: it put nothing into quarantine */
     int64_t lineage_steps;
 };
 
@@ -28,6 +29,10 @@ struct ls_ledger {
     size_t checkpoints_count, checkpoints_capacity;
     struct ls_ledger_step *lineage;
     size_t lineage_count;
+    /* What the attempts proven so far put into quarantine: as ranges, and as they did it. */
+    struct ls_quarantine quarantine;
+    struct ls_ledger_quarantine quarantined[LS_QUARANTINE_RANGES_MAX];
+    size_t quarantined_count;
 };
 
 static bool same(struct ls_digest a, struct ls_digest b) {
@@ -76,13 +81,17 @@ enum ls_code ls_ledger_add_attempt(struct ls_ledger *ledger, const struct ls_led
 
 enum ls_code ls_ledger_add_record(struct ls_ledger *ledger, const struct ls_core_record *record,
                                   struct ls_error *error) {
-    if (record->kind != LS_RECORD_STEP && record->kind != LS_RECORD_COMMIT) return LS_OK;
+    if (record->kind != LS_RECORD_STEP && record->kind != LS_RECORD_COMMIT && record->kind != LS_RECORD_QUARANTINE)
+        return LS_OK;
     struct attempt *of = ledger->attempts_count ? &ledger->attempts[ledger->attempts_count - 1] : NULL;
     if (!of || of->facts.attempt != (int64_t)record->attempt)
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "the journal has a record of attempt %u, which never began",
                        record->attempt);
-    enum ls_code code;
-    if (record->kind == LS_RECORD_STEP) {
+    enum ls_code code = LS_OK;
+    if (record->kind == LS_RECORD_QUARANTINE) {
+        of->bad = (struct ls_ledger_quarantine){(int64_t)record->attempt, record->quarantine.step,
+                                                record->quarantine.from, record->quarantine.to};
+    } else if (record->kind == LS_RECORD_STEP) {
         code = reserve((void **)&of->steps, of->steps_count, &of->steps_capacity, sizeof *of->steps, error);
         if (code == LS_OK) of->steps[of->steps_count++] = record->step;
     } else {
@@ -126,18 +135,26 @@ static const struct ls_core_step *find_step(const struct attempt *attempt, int64
     return index >= 0 && (size_t)index < attempt->steps_count ? &attempt->steps[index] : NULL;
 }
 
+/* The position behind `sequences` more from `position`; the run's last step ends where the run does. */
+static int64_t position_behind(const struct ls_ledger *ledger, int64_t position, int64_t sequences) {
+    int64_t behind = ls_quarantine_behind(&ledger->quarantine, position, sequences), end = ledger->options.end_position;
+    if (end == INT64_MAX || behind >= end) return behind;
+    return end - behind == ls_quarantine_within(&ledger->quarantine, behind, end) ? end : behind;
+}
+
 static enum ls_code prove_steps(const struct ls_ledger *ledger, const struct attempt *attempt, struct ls_error *error) {
     const struct ls_ledger_options *options = &ledger->options;
     int64_t position = attempt->facts.start_position, number = attempt->facts.start_step;
     struct ls_digest chain = attempt->facts.start_chain;
     for (size_t i = 0; i < attempt->steps_count; i++) {
-        const struct ls_core_step *step = &attempt->steps[i];
+        struct ls_core_step *step = &attempt->steps[i];
         if (step->step != ++number)
             return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
                            "step %lld of attempt %lld is not in the journal: after step %lld comes step %lld",
                            (long long)number, (long long)attempt->facts.attempt, (long long)number - 1,
                            (long long)step->step);
-        int64_t left = options->end_position - position;
+        int64_t left = options->end_position - position -
+                       ls_quarantine_within(&ledger->quarantine, position, options->end_position);
         int64_t sequences = left < options->global_batch ? left : options->global_batch;
         if (number > options->steps || sequences <= 0)
             return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
@@ -149,8 +166,31 @@ static enum ls_code prove_steps(const struct ls_ledger *ledger, const struct att
             return differs(error, attempt, number, "its number of sequences", step->sequences, sequences);
         chain = ls_digest_chain(chain, (uint64_t)number, step->digest);
         if (!same(step->chain, chain)) return broken_chain(error, attempt, number, "the journal", step->chain, chain);
-        position += sequences;
+        position = position_behind(ledger, position, sequences);
+        step->end_position = position;
     }
+    return LS_OK;
+}
+
+/* What the attempt put into quarantine has to be a step of its own; attempts after it pass over it. */
+static enum ls_code prove_quarantine(struct ls_ledger *ledger, const struct attempt *attempt, struct ls_error *error) {
+    const struct ls_ledger_quarantine *bad = &attempt->bad;
+    const struct ls_ledger_attempt *facts = &attempt->facts;
+    int64_t batch = ledger->options.global_batch, before = bad->step - 1 - facts->start_step;
+    if (bad->from == bad->to) return LS_OK;
+    if (before < 0 || bad->step > ledger->options.steps)
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                       "attempt %lld put step %lld into quarantine, which it cannot have run",
+                       (long long)facts->attempt, (long long)bad->step);
+    int64_t from = position_behind(ledger, facts->start_position, before * batch);
+    int64_t to = position_behind(ledger, from, batch);
+    if (to > ledger->options.end_position) to = ledger->options.end_position;
+    if (bad->from != from) return differs(error, attempt, bad->step, "the start of its quarantine", bad->from, from);
+    if (bad->to != to) return differs(error, attempt, bad->step, "the end of its quarantine", bad->to, to);
+    if (ledger->quarantined_count == LS_QUARANTINE_RANGES_MAX || !ls_quarantine_add(&ledger->quarantine, from, to))
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "attempt %lld put more into quarantine than a run can have",
+                       (long long)facts->attempt);
+    ledger->quarantined[ledger->quarantined_count++] = *bad;
     return LS_OK;
 }
 
@@ -163,8 +203,8 @@ static enum ls_code prove_saved(const struct attempt *attempt, int64_t number, i
                        "step %lld of attempt %lld: there is %s of it, and the step is not in the journal",
                        (long long)number, (long long)attempt->facts.attempt, where);
     if (!same(chain, step->chain)) return broken_chain(error, attempt, number, where, chain, step->chain);
-    if (position != step->position + step->sequences)
-        return differs(error, attempt, number, "the position saved", position, step->position + step->sequences);
+    if (position != step->end_position)
+        return differs(error, attempt, number, "the position saved", position, step->end_position);
     return LS_OK;
 }
 
@@ -188,9 +228,9 @@ static enum ls_code find_parent(const struct ls_ledger *ledger, size_t child, si
     for (size_t i = child; i-- > 0;) {
         const struct ls_core_step *step = find_step(&ledger->attempts[i], facts->start_step);
         if (!step || !same(step->chain, facts->start_chain)) continue;
-        if (step->position + step->sequences != facts->start_position)
+        if (step->end_position != facts->start_position)
             return differs(error, &ledger->attempts[child], facts->start_step + 1, "its position",
-                           facts->start_position, step->position + step->sequences);
+                           facts->start_position, step->end_position);
         *parent = i;
         return LS_OK;
     }
@@ -228,6 +268,7 @@ static enum ls_code make_lineage(struct ls_ledger *ledger, struct ls_error *erro
             ledger->lineage[number - 1] = (struct ls_ledger_step){.step = step->step,
                                                                   .position = step->position,
                                                                   .sequences = step->sequences,
+                                                                  .end_position = step->end_position,
                                                                   .digest = step->digest,
                                                                   .chain = step->chain,
                                                                   .skipped = step->skipped,
@@ -290,6 +331,9 @@ static void summarise(const struct ls_ledger *ledger, struct ls_ledger_summary *
         summary->sequences += ledger->lineage[i].sequences;
         summary->skipped += ledger->lineage[i].skipped;
     }
+    if (ledger->lineage_count)
+        summary->passed_over =
+            ls_quarantine_within(&ledger->quarantine, 0, ledger->lineage[ledger->lineage_count - 1].end_position);
     for (size_t i = 0; i < ledger->attempts_count; i++) {
         const struct attempt *attempt = &ledger->attempts[i];
         summary->given_up += (int64_t)attempt->steps_count - attempt->lineage_steps;
@@ -308,10 +352,13 @@ enum ls_code ls_ledger_prove(struct ls_ledger *ledger, struct ls_ledger_summary 
     enum ls_code code = LS_OK;
     if (ledger->attempts_count == 0)
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "the journal has no attempt: nothing has run");
+    ledger->quarantine.count = 0;
+    ledger->quarantined_count = 0;
     for (size_t i = 0; i < ledger->attempts_count && code == LS_OK; i++) {
         ledger->attempts[i].lineage_steps = 0;
         code = prove_attempt(ledger, i, error);
         if (code == LS_OK) code = prove_start(ledger, i, error);
+        if (code == LS_OK) code = prove_quarantine(ledger, &ledger->attempts[i], error);
     }
     if (code == LS_OK) code = make_lineage(ledger, error);
     for (size_t i = 0; i < ledger->checkpoints_count && code == LS_OK; i++)
@@ -325,12 +372,40 @@ const struct ls_ledger_step *ls_ledger_steps(const struct ls_ledger *ledger, siz
     return ledger->lineage;
 }
 
+const struct ls_ledger_quarantine *ls_ledger_quarantined(const struct ls_ledger *ledger, size_t *count) {
+    *count = ledger->quarantined_count;
+    return ledger->quarantined;
+}
+
+/* A range that was put into quarantine lies behind every step that the lineage had before: so the whole list serves all
+ * of its steps. */
+int64_t ls_ledger_position(const struct ls_ledger *ledger, const struct ls_ledger_step *step, int64_t index) {
+    return ls_quarantine_at(&ledger->quarantine, step->position, index);
+}
+
 /* ---- the samples ---- */
 
+/* A source while its draws are counted. */
+struct count {
+    uint64_t *used;   /* a bit for each sample: drawn in the epoch that has begun */
+    uint64_t *passed; /* [passed_count]: the sample of each draw that was passed over */
+    size_t passed_count, passed_capacity;
+    uint64_t begun_passed; /* of them in the epoch that has begun */
+};
+
+static enum ls_code pass_over(struct count *count, uint64_t sample, struct ls_error *error) {
+    enum ls_code code =
+        reserve((void **)&count->passed, count->passed_count, &count->passed_capacity, sizeof *count->passed, error);
+    if (code != LS_OK) return code;
+    count->passed[count->passed_count++] = sample;
+    count->begun_passed++;
+    return LS_OK;
+}
+
 /* One draw: bit `sample` of `used` says whether the epoch has had it. */
-static enum ls_code count_draw(const struct ls_draw *draw, uint64_t *used, struct ls_ledger_use *use, int64_t step,
-                               struct ls_error *error) {
-    uint64_t *word = &used[draw->sample / 64], bit = UINT64_C(1) << draw->sample % 64;
+static enum ls_code count_draw(const struct ls_draw *draw, bool passed_over, struct count *count,
+                               struct ls_ledger_use *use, int64_t step, struct ls_error *error) {
+    uint64_t *word = &count->used[draw->sample / 64], bit = UINT64_C(1) << draw->sample % 64;
     if (draw->draw != use->draws || draw->epoch != use->draws / use->samples || (*word & bit))
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
                        "step %lld: sample %llu of source %u comes a second time in epoch %llu, or out of turn",
@@ -338,43 +413,64 @@ static enum ls_code count_draw(const struct ls_draw *draw, uint64_t *used, struc
                        (unsigned long long)draw->epoch);
     *word |= bit;
     use->draws++;
+    if (passed_over) {
+        use->passed_over++;
+        enum ls_code code = pass_over(count, draw->sample, error);
+        if (code != LS_OK) return code;
+    }
     if (++use->begun < use->samples) return LS_OK;
-    use->begun = 0;
-    memset(used, 0, (use->samples + 63) / 64 * sizeof *used);
+    use->begun = count->begun_passed = 0;
+    memset(count->used, 0, (use->samples + 63) / 64 * sizeof *count->used);
     return LS_OK;
+}
+
+/* How often a sample was used at least and at most: as often as it was drawn, less the times it was passed over. */
+static void find_extremes(const struct count *count, struct ls_ledger_use *use) {
+    uint64_t whole = use->draws / use->samples;
+    use->least = whole;
+    use->most = whole + (use->begun > count->begun_passed);
+    for (size_t i = 0; i < count->passed_count; i++) {
+        uint64_t sample = count->passed[i], uses = whole + (count->used[sample / 64] >> sample % 64 & 1);
+        bool seen = false;
+        for (size_t k = 0; k < count->passed_count; k++) uses -= count->passed[k] == sample;
+        for (size_t k = 0; k < i; k++) seen |= count->passed[k] == sample;
+        if (uses < use->least) use->least = uses;
+        use->unused += uses == 0 && !seen;
+    }
 }
 
 enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, const struct ls_order *order, const uint64_t *samples,
                                  int sources, struct ls_ledger_use *use, struct ls_error *error) {
-    uint64_t *used[LS_ORDER_SOURCES_MAX] = {NULL};
+    struct count count[LS_ORDER_SOURCES_MAX] = {{NULL}};
     enum ls_code code = LS_OK;
     for (int i = 0; i < sources && code == LS_OK; i++) {
         use[i] = (struct ls_ledger_use){.samples = samples[i]};
-        used[i] = calloc((samples[i] + 63) / 64, sizeof *used[i]);
-        if (!used[i])
+        count[i].used = calloc((samples[i] + 63) / 64, sizeof *count[i].used);
+        if (!count[i].used)
             code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to count %llu samples",
                            (unsigned long long)samples[i]);
     }
     for (size_t i = 0; i < ledger->lineage_count && code == LS_OK; i++) {
         const struct ls_ledger_step *step = &ledger->lineage[i];
-        for (int64_t k = 0; k < step->sequences && code == LS_OK; k++) {
-            struct ls_draw draw = ls_order_at(order, (uint64_t)(step->position + k));
-            code = count_draw(&draw, used[draw.source], &use[draw.source], step->step, error);
+        for (int64_t position = step->position; position < step->end_position && code == LS_OK; position++) {
+            struct ls_draw draw = ls_order_at(order, (uint64_t)position);
+            code = count_draw(&draw, ls_quarantine_has(&ledger->quarantine, position), &count[draw.source],
+                              &use[draw.source], step->step, error);
         }
     }
     for (int i = 0; i < sources; i++) {
-        use[i].least = use[i].draws / use[i].samples;
-        use[i].most = use[i].least + (use[i].begun > 0);
-        free(used[i]);
+        if (code == LS_OK) find_extremes(&count[i], &use[i]);
+        free(count[i].used);
+        free(count[i].passed);
     }
     return code;
 }
 
-enum ls_code ls_ledger_prove_samples(const struct ls_ledger_step *step, ls_ledger_sample *sample, void *context,
-                                     struct ls_error *error) {
+enum ls_code ls_ledger_prove_samples(const struct ls_ledger *ledger, const struct ls_ledger_step *step,
+                                     ls_ledger_sample *sample, void *context, struct ls_error *error) {
     struct ls_digest sum = {0, 0}, one;
     for (int64_t k = 0; k < step->sequences; k++) {
-        enum ls_code code = sample(context, (uint64_t)(step->position + k), &one, error);
+        enum ls_code code = sample(context, (uint64_t)ls_ledger_position(ledger, step, k), &one, error);
         if (code != LS_OK) return code;
         sum = ls_digest_add(sum, one);
     }
@@ -388,5 +484,5 @@ enum ls_code ls_ledger_prove_samples(const struct ls_ledger_step *step, ls_ledge
                    "verify PATH')? If not, a worker was fed other tokens, or a sample twice: 'lockstep blame RUN "
                    "--step %lld' lists what it should have had.",
                    (long long)step->step, (long long)step->attempt, there, (long long)step->position,
-                   (long long)(step->position + step->sequences - 1), ours, (long long)step->step);
+                   (long long)step->end_position - 1, ours, (long long)step->step);
 }

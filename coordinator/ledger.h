@@ -8,12 +8,14 @@
  * attempts it goes back to; a step that ran again counts by its highest attempt. Each attempt is proven by itself
  * first, given-up steps included: steps and positions without gap, sequences as configured, and the chain of digests
  * (ls_digest_chain) from its start, which every commit and checkpoint must name. Then the attempts are joined by that
- * chain. Errors are LS_DATA and name the first difference, and LS_MEMORY. */
+ * chain. Sequences that an attempt put into quarantine (common/quarantine.h) are passed over by those after it:
+ * positions go on behind them. Errors are LS_DATA and name the first difference, and LS_MEMORY. */
 #ifndef LS_COORDINATOR_LEDGER_H
 #define LS_COORDINATOR_LEDGER_H
 
 #include "common/digest.h"
 #include "common/order.h"
+#include "common/quarantine.h"
 #include "common/status.h"
 #include "coordinator/core.h"
 
@@ -46,15 +48,23 @@ struct ls_ledger_checkpoint {
 /* A step of the lineage. */
 struct ls_ledger_step {
     int64_t step, position, sequences;
+    int64_t end_position; /* behind it: position, its sequences and those passed over */
     struct ls_digest digest, chain;
     bool skipped;                /* no update was made */
     int64_t attempt, world_size; /* who ran it, on how many ranks */
+};
+
+/* Sequences that `attempt` put into quarantine, because its step `step` was not finite with them. */
+struct ls_ledger_quarantine {
+    int64_t attempt, step;
+    int64_t from, to; /* positions */
 };
 
 struct ls_ledger_summary {
     int64_t steps, sequences;   /* of the lineage */
     int64_t attempts, lineages; /* all; those that the lineage has steps of */
     int64_t skipped;            /* steps of the lineage that made no update */
+    int64_t passed_over;        /* sequences in quarantine, up to the lineage's last step */
     int64_t given_up;           /* steps run outside the lineage */
     int64_t checkpoints, commits;
     int64_t committed_step; /* the newest step of the lineage that a commit covers */
@@ -63,9 +73,11 @@ struct ls_ledger_summary {
 /* How often the samples of a source were used. */
 struct ls_ledger_use {
     uint64_t samples;
-    uint64_t draws;       /* uses of all samples together */
+    uint64_t draws;       /* uses of all samples together, and what was passed over */
+    uint64_t passed_over; /* draws that were in quarantine */
+    uint64_t unused;      /* samples that were never drawn but in quarantine */
     uint64_t least, most; /* uses of one sample */
-    uint64_t begun;       /* samples used in the epoch that has begun and not ended */
+    uint64_t begun;       /* samples drawn in the epoch that has begun and not ended */
 };
 
 enum ls_code ls_ledger_create(const struct ls_ledger_options *options, struct ls_ledger **ledger,
@@ -86,6 +98,12 @@ enum ls_code ls_ledger_prove(struct ls_ledger *ledger, struct ls_ledger_summary 
 /* After the proof: the lineage, steps 1 to *count in order. The ledger's. */
 const struct ls_ledger_step *ls_ledger_steps(const struct ls_ledger *ledger, size_t *count);
 
+/* After the proof: what is in quarantine, in the order it was put there; the ledger's. */
+const struct ls_ledger_quarantine *ls_ledger_quarantined(const struct ls_ledger *ledger, size_t *count);
+
+/* The position of sequence `index` (from 0) of a step of the lineage. */
+int64_t ls_ledger_position(const struct ls_ledger *ledger, const struct ls_ledger_step *step, int64_t index);
+
 /* Draws every sequence of the lineage and counts into use[sources]: within an epoch of a source no sample may come
  * twice. samples[i] are those of source i. */
 enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, const struct ls_order *order, const uint64_t *samples,
@@ -96,7 +114,7 @@ typedef enum ls_code ls_ledger_sample(void *context, uint64_t position, struct l
                                       struct ls_error *error);
 /* Computes the digest of a step's samples anew and compares it with the journaled one: a swapped token, a sample twice
  * and one left out all show here. Errors of `sample` are passed on. */
-enum ls_code ls_ledger_prove_samples(const struct ls_ledger_step *step, ls_ledger_sample *sample, void *context,
-                                     struct ls_error *error);
+enum ls_code ls_ledger_prove_samples(const struct ls_ledger *ledger, const struct ls_ledger_step *step,
+                                     ls_ledger_sample *sample, void *context, struct ls_error *error);
 
 #endif

@@ -21,6 +21,7 @@ struct story {
     int steps_count[ATTEMPTS], attempts_count;
     struct ls_core_record commits[ATTEMPTS];
     bool committed[ATTEMPTS];
+    struct ls_core_record bad[ATTEMPTS]; /* QUARANTINE; attempt 0: none */
     struct ls_ledger_checkpoint checkpoints[ATTEMPTS];
     int checkpoints_count;
 };
@@ -117,6 +118,7 @@ static struct ls_ledger *hand_in(const struct story *story) {
             record.step = story->steps[a][i];
             assert_int_equal(ls_ledger_add_record(ledger, &record, NULL), LS_OK);
         }
+        if (story->bad[a].attempt) assert_int_equal(ls_ledger_add_record(ledger, &story->bad[a], NULL), LS_OK);
         if (story->committed[a]) assert_int_equal(ls_ledger_add_record(ledger, &story->commits[a], NULL), LS_OK);
     }
     for (int i = 0; i < story->checkpoints_count; i++)
@@ -155,7 +157,7 @@ static int64_t first_wrong_step(const struct story *story) {
     assert_int_equal(ls_ledger_prove(ledger, &summary, &error), LS_OK);
     const struct ls_ledger_step *steps = ls_ledger_steps(ledger, &count);
     for (size_t i = 0; i < count && !wrong; i++)
-        if (ls_ledger_prove_samples(&steps[i], true_sample, order, &error) != LS_OK) {
+        if (ls_ledger_prove_samples(ledger, &steps[i], true_sample, order, &error) != LS_OK) {
             char name[32];
             wrong = steps[i].step;
             snprintf(name, sizeof name, "step %lld of attempt", (long long)wrong);
@@ -402,6 +404,108 @@ static void test_a_sample_used_twice_is_found_and_the_step_named(void **state) {
     assert_int_equal(first_wrong_step(&as_second), 3);
 }
 
+/* ---- quarantine ---- */
+
+/* Step 7 of attempt 1 is not finite: attempt 2 goes on from step 4, has steps 5 and 6 again, and takes the sequences
+ * from 28 on for its step 7, passing over 24 to 27. */
+static struct story with_quarantine(void) {
+    struct story story = begin();
+    struct ls_order *order = make_order();
+    tell(&story, -1, 0, 4, 2, true);
+    tell(&story, 0, 4, 12, 3, true);
+    story.bad[0] = (struct ls_core_record){.kind = LS_RECORD_QUARANTINE, .attempt = 1};
+    story.bad[0].quarantine.step = 7;
+    story.bad[0].quarantine.from = 24;
+    story.bad[0].quarantine.to = 28;
+    for (int i = 2; i < 8; i++) {
+        story.steps[1][i].digest = true_digest(order, (5 + i) * BATCH, BATCH);
+        if (i > 2) story.steps[1][i].position = (5 + i) * BATCH; /* step 7 starts where step 6 ended, at 24 */
+    }
+    rechain(&story, 1, 2);
+    story.commits[1].commit.chain = story.checkpoints[1].chain = story.steps[1][7].chain;
+    story.commits[1].commit.position = story.checkpoints[1].position = 13 * BATCH;
+    ls_order_destroy(order);
+    return story;
+}
+
+static void test_what_is_in_quarantine_is_passed_over(void **state) {
+    (void)state;
+    struct story story = with_quarantine();
+    struct ls_ledger_summary summary = prove(&story);
+    assert_int_equal(summary.steps, 12);
+    assert_int_equal(summary.sequences, 48);
+    assert_int_equal(summary.passed_over, 4);
+    assert_int_equal(first_wrong_step(&story), 0);
+    struct ls_ledger *ledger = hand_in(&story);
+    struct ls_ledger_use use;
+    const uint64_t samples = SAMPLES;
+    struct ls_order *order = make_order();
+    size_t count;
+    assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
+    const struct ls_ledger_quarantine *bad = ls_ledger_quarantined(ledger, &count);
+    assert_int_equal(count, 1);
+    assert_int_equal(bad->attempt, 1);
+    assert_int_equal(bad->step, 7);
+    const struct ls_ledger_step *steps = ls_ledger_steps(ledger, &count);
+    assert_int_equal(ls_ledger_position(ledger, &steps[5], 3), 23);
+    assert_int_equal(ls_ledger_position(ledger, &steps[6], 0), 28);
+    assert_int_equal(ls_ledger_count_use(ledger, order, &samples, 1, &use, NULL), LS_OK);
+    /* 52 of 100 samples had their turn, four of them were passed over. */
+    assert_int_equal(use.draws, 52);
+    assert_int_equal(use.passed_over, 4);
+    assert_int_equal(use.unused, 4);
+    assert_int_equal(use.least, 0);
+    assert_int_equal(use.most, 1);
+    ls_order_destroy(order);
+    ls_ledger_destroy(ledger);
+}
+
+static void test_training_on_what_is_in_quarantine_is_named(void **state) {
+    (void)state;
+    struct story story = with_quarantine();
+    story.steps[1][3].position = 28; /* as if step 7 had taken 24 to 27 */
+    refuse(&story, "step 8 of attempt 2: its position is 28, it should be 32", "");
+}
+
+static void test_a_quarantine_that_is_no_step_is_named(void **state) {
+    (void)state;
+    struct story story = with_quarantine();
+    story.bad[0].quarantine.from = 23;
+    refuse(&story, "step 7 of attempt 1: the start of its quarantine is 23, it should be 24", "");
+    story = with_quarantine();
+    story.bad[0].quarantine.to = 32;
+    refuse(&story, "step 7 of attempt 1: the end of its quarantine is 32, it should be 28", "");
+    story = with_quarantine();
+    story.bad[0].quarantine.step = 13;
+    refuse(&story, "attempt 1 put step 13 into quarantine", "");
+}
+
+static void test_a_sample_passed_over_once_is_used_once_less(void **state) {
+    (void)state;
+    struct story story = with_quarantine();
+    struct ls_ledger *ledger = hand_in(&story);
+    struct ls_ledger_summary summary;
+    struct ls_ledger_use use;
+    const uint64_t samples = 20; /* two epochs of 20, and 12 of the third: 52 turns */
+    struct ls_order *order;
+    assert_int_equal(ls_order_create(7, &samples, NULL, 1, &order, NULL), LS_OK);
+    assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
+    assert_int_equal(ls_ledger_count_use(ledger, order, &samples, 1, &use, NULL), LS_OK);
+    int uses[20] = {0}, least = 99, most = 0; /* the same by hand */
+    for (uint64_t position = 0; position < 52; position++)
+        uses[ls_order_at(order, position).sample] += position < 24 || position >= 28;
+    for (int i = 0; i < 20; i++) {
+        if (uses[i] < least) least = uses[i];
+        if (uses[i] > most) most = uses[i];
+    }
+    assert_int_equal(use.draws, 52);
+    assert_int_equal(use.least, least);
+    assert_int_equal(use.most, most);
+    assert_int_equal(use.unused, 0);
+    ls_order_destroy(order);
+    ls_ledger_destroy(ledger);
+}
+
 static void test_uses_are_counted_by_source(void **state) {
     (void)state;
     struct story story = begin();
@@ -446,6 +550,10 @@ int main(void) {
         cmocka_unit_test(test_a_journal_without_an_attempt_proves_nothing),
         cmocka_unit_test(test_a_swapped_token_is_found_and_the_step_named),
         cmocka_unit_test(test_a_sample_used_twice_is_found_and_the_step_named),
+        cmocka_unit_test(test_what_is_in_quarantine_is_passed_over),
+        cmocka_unit_test(test_training_on_what_is_in_quarantine_is_named),
+        cmocka_unit_test(test_a_quarantine_that_is_no_step_is_named),
+        cmocka_unit_test(test_a_sample_passed_over_once_is_used_once_less),
         cmocka_unit_test(test_uses_are_counted_by_source),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -64,7 +64,8 @@ struct ls_progress_record {
     _Atomic uint64_t gpu;                                   /* the device it computes on, UINT64_MAX: none */
     _Atomic uint64_t reported_ns; /* CLOCK_MONOTONIC: when its reporter last looked around (worker/reporter.h) */
     _Atomic uint64_t operations;  /* so many so far; number i is in the ring at i % LS_PROGRESS_OPERATIONS */
-    uint64_t reserved[7];
+    _Atomic uint64_t attempt_over; /* 1 + the exit code once its reporter heard that the attempt is over, else 0 */
+    uint64_t reserved[6];
     struct ls_progress_operation ring[LS_PROGRESS_OPERATIONS];
 };
 

@@ -4,7 +4,6 @@
 
 #include "common/log.h"
 #include "common/wire.h"
-#include "worker/link.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -15,10 +14,11 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-#include <zmq.h>
 
-/* Old reports are worth nothing: a few wait for the connection. */
-enum { TURN_MILLISECONDS = 1000, MESSAGE_BYTES = 512 << 10, BACKLOG = 4 };
+enum { SERVE_MILLISECONDS = 50, MESSAGE_BYTES = 512 << 10 };
+static const uint64_t TURN_NS = 1000000000u;
+/* How long a rank has to leave by itself once the attempt is over: well, or because of a loss. */
+static const uint64_t GOOD_END_NS = 60000000000u, BAD_END_NS = 2000000000u;
 /* A reporter that has not turned for so long has stopped; ranks that have not moved for so long are told in full. */
 static const uint64_t STOPPED_NS = 3000000000u, QUIET_NS = 1500000000u;
 
@@ -31,8 +31,9 @@ struct ls_reporter {
     pthread_cond_t changed;
     bool closing; /* under the mutex */
     /* The thread's, from its first report on. */
-    struct ls_link *link;
-    void *socket; /* the link's */
+    struct ls_relay *relay;
+    bool joined, left;
+    uint64_t over_ns;             /* when the end was heard of, 0: not yet */
     uint8_t *buffer;              /* [MESSAGE_BYTES] */
     struct ls_rank_report *ranks; /* [LS_WIRE_REPORT_RANKS_MAX] */
 };
@@ -52,42 +53,30 @@ bool ls_reporter_is_due(struct ls_progress *progress, int local_rank, uint64_t n
     return true;
 }
 
-/* ---- the connection ---- */
+/* ---- the way up ---- */
 
 static void disconnect(struct ls_reporter *reporter) {
-    ls_link_close(reporter->link);
+    ls_relay_destroy(reporter->relay);
     free(reporter->buffer);
     free(reporter->ranks);
-    reporter->link = NULL;
-    reporter->socket = NULL;
+    reporter->relay = NULL;
     reporter->buffer = NULL;
     reporter->ranks = NULL;
+    reporter->joined = false;
 }
 
-static bool connect_socket(struct ls_reporter *reporter) {
-    struct ls_link_state state;
-    if (reporter->link) {
-        ls_link_turn(reporter->link, &state);
-        return true;
-    }
-    const int linger = 0;
-    reporter->buffer = malloc(MESSAGE_BYTES);
-    reporter->ranks = calloc(LS_WIRE_REPORT_RANKS_MAX, sizeof *reporter->ranks);
-    if (!reporter->buffer || !reporter->ranks ||
-        ls_link_open(reporter->options.endpoints, &reporter->key, BACKLOG, &reporter->link, NULL) != LS_OK) {
-        disconnect(reporter);
-        return false;
-    }
-    reporter->socket = ls_link_socket(reporter->link);
-    zmq_setsockopt(reporter->socket, ZMQ_LINGER, &linger, sizeof linger);
+static bool connect_relay(struct ls_reporter *reporter) {
+    const struct ls_reporter_options *options = &reporter->options;
+    const struct ls_relay_options way = {
+        .key = &reporter->key, .endpoints = options->endpoints, .attempt = options->attempt};
+    if (!reporter->buffer) reporter->buffer = malloc(MESSAGE_BYTES);
+    if (!reporter->ranks) reporter->ranks = calloc(LS_WIRE_REPORT_RANKS_MAX, sizeof *reporter->ranks);
+    if (!reporter->relay) ls_relay_create(&way, &reporter->relay, NULL);
+    if (!reporter->buffer || !reporter->ranks || !reporter->relay) return false;
+    if (!reporter->joined) /* without a connection now, the next flush tries again */
+        ls_relay_join(reporter->relay, options->nodes, options->nodes_count, options->node, NULL);
+    reporter->joined = true;
     return true;
-}
-
-/* Nothing that is sent back matters. */
-static void drop_answers(struct ls_reporter *reporter) {
-    char answer[16];
-    for (int i = 0; i < 100 && zmq_recv(reporter->socket, answer, sizeof answer, ZMQ_DONTWAIT) >= 0; i++)
-        ;
 }
 
 /* ---- reports ---- */
@@ -108,8 +97,7 @@ static void report_rank(const struct ls_progress_record *record, int local_rank,
 
 static void send_reports(struct ls_reporter *reporter) {
     const int count = ls_progress_ranks(reporter->options.progress);
-    if (!connect_socket(reporter)) return;
-    drop_answers(reporter);
+    if (!connect_relay(reporter)) return;
     for (int first = 0; first < count; first += LS_WIRE_REPORT_RANKS_MAX) {
         struct ls_message message = {.kind = LS_MESSAGE_REPORT, .attempt = (uint32_t)reporter->options.attempt};
         memcpy(message.report.host, reporter->host, sizeof message.report.host);
@@ -119,39 +107,86 @@ static void send_reports(struct ls_reporter *reporter) {
                         &reporter->ranks[message.report.ranks_count++]);
         size_t bytes;
         if (ls_wire_encode(&message, reporter->buffer, MESSAGE_BYTES, &bytes, NULL) == LS_OK)
-            zmq_send(reporter->socket, reporter->buffer, bytes, ZMQ_DONTWAIT);
+            ls_relay_add(reporter->relay, reporter->buffer, bytes);
     }
+    ls_relay_flush(reporter->relay);
+}
+
+/* ---- the end ---- */
+
+/* What the working reporter hears is stamped into its record, where all find it. */
+static void hear_news(struct ls_reporter *reporter, struct ls_progress_record *own) {
+    struct ls_relay_news news;
+    if (!reporter->relay) return;
+    ls_relay_read_news(reporter->relay, &news);
+    if (news.ended) atomic_store_explicit(&own->attempt_over, 1 + (uint64_t)news.code, memory_order_relaxed);
+    const double limit = reporter->options.silence_seconds;
+    if (limit > 0 && news.answered && news.silence_seconds > limit && !reporter->left) {
+        struct ls_error error;
+        ls_fail(
+            &error, LS_COMMUNICATION, LS_SCOPE_NODE,
+            "%s has not heard of the coordinator at %s for %.0f s. Look at its log, and at the network between them.",
+            reporter->host, reporter->options.endpoints, news.silence_seconds);
+        reporter->left = true;
+        if (reporter->options.leave) reporter->options.leave(&error);
+    }
+}
+
+/* A rank that knows of the end leaves by itself within a moment; one that hangs is made to. */
+static void leave_if_over(struct ls_reporter *reporter, uint64_t now) {
+    uint64_t over = 0;
+    for (int i = 0; i < ls_progress_ranks(reporter->options.progress) && !over; i++)
+        over = atomic_load_explicit(&ls_progress_record(reporter->options.progress, i)->attempt_over,
+                                    memory_order_relaxed);
+    if (!over || reporter->left) return;
+    const enum ls_code code = (enum ls_code)(over - 1);
+    const bool good = code == LS_OK || code == LS_REQUEUE || code == LS_STOPPED;
+    if (!reporter->over_ns) reporter->over_ns = now;
+    if (now - reporter->over_ns < (good ? GOOD_END_NS : BAD_END_NS)) return;
+    struct ls_error error;
+    ls_fail(&error, code == LS_OK ? LS_COMMUNICATION : code, LS_SCOPE_JOB,
+            "attempt %lld is over, and this rank did not notice by itself", (long long)reporter->options.attempt);
+    reporter->left = true;
+    if (reporter->options.leave) reporter->options.leave(&error);
 }
 
 /* ---- the thread ---- */
 
-static struct timespec next_turn(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    time.tv_nsec += TURN_MILLISECONDS % 1000 * 1000000L;
-    time.tv_sec += TURN_MILLISECONDS / 1000 + time.tv_nsec / 1000000000;
-    time.tv_nsec %= 1000000000;
-    return time;
+static bool is_closing(struct ls_reporter *reporter) {
+    pthread_mutex_lock(&reporter->mutex);
+    const bool closing = reporter->closing;
+    pthread_mutex_unlock(&reporter->mutex);
+    return closing;
+}
+
+/* The rest of a turn: waiting, or serving the nodes below. */
+static void pass_turn(struct ls_reporter *reporter, uint64_t begin) {
+    struct timespec end = {.tv_sec = (time_t)(begin / 1000000000) + 1, .tv_nsec = (long)(begin % 1000000000)};
+    if (reporter->relay) {
+        for (uint64_t now; (now = now_ns()) < begin + TURN_NS && !is_closing(reporter);)
+            ls_relay_serve(reporter->relay, SERVE_MILLISECONDS);
+        return;
+    }
+    pthread_mutex_lock(&reporter->mutex);
+    while (!reporter->closing && pthread_cond_timedwait(&reporter->changed, &reporter->mutex, &end) != ETIMEDOUT)
+        ;
+    pthread_mutex_unlock(&reporter->mutex);
 }
 
 static void *reporter_thread(void *argument) {
     struct ls_reporter *reporter = argument;
     struct ls_progress_record *own = ls_progress_record(reporter->options.progress, reporter->options.local_rank);
-    pthread_mutex_lock(&reporter->mutex);
-    while (!reporter->closing) {
-        pthread_mutex_unlock(&reporter->mutex);
+    while (!is_closing(reporter)) {
         const uint64_t now = now_ns();
         atomic_store_explicit(&own->reported_ns, now, memory_order_relaxed);
         if (ls_reporter_is_due(reporter->options.progress, reporter->options.local_rank, now))
             send_reports(reporter);
-        else
+        else if (!reporter->options.relay)
             disconnect(reporter);
-        const struct timespec turn = next_turn();
-        pthread_mutex_lock(&reporter->mutex);
-        while (!reporter->closing && pthread_cond_timedwait(&reporter->changed, &reporter->mutex, &turn) != ETIMEDOUT)
-            ;
+        pass_turn(reporter, now);
+        hear_news(reporter, own);
+        leave_if_over(reporter, now_ns());
     }
-    pthread_mutex_unlock(&reporter->mutex);
     disconnect(reporter);
     return NULL;
 }
@@ -166,8 +201,12 @@ static void destroy(struct ls_reporter *reporter) {
 enum ls_code ls_reporter_start(const struct ls_reporter_options *options, struct ls_reporter **result,
                                struct ls_error *error) {
     struct ls_reporter *reporter = calloc(1, sizeof *reporter);
-    if (!reporter) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for the reports of this node");
+    if (!reporter) {
+        ls_relay_destroy(options->relay);
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for the reports of this node");
+    }
     reporter->options = *options;
+    reporter->relay = options->relay;
     reporter->key = *options->key;
     reporter->options.key = &reporter->key;
     if (gethostname(reporter->host, sizeof reporter->host - 1))
@@ -185,6 +224,7 @@ enum ls_code ls_reporter_start(const struct ls_reporter_options *options, struct
     const int cause = pthread_create(&reporter->thread, NULL, reporter_thread, reporter);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (cause) {
+        ls_relay_destroy(reporter->relay);
         destroy(reporter);
         return ls_fail(error, LS_ERROR, LS_SCOPE_RANK, "cannot start the thread that reports: %s. Check 'ulimit -u'.",
                        strerror(cause));

@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A host is silent after so many seconds without a report, three of which should have come. */
-static const double SILENCE_SECONDS = 4;
+/* Reports come once a second. Without one for the first time nothing is known for certain: the rank that reports may be
+ * stopped, and the next one takes over. After the second the host is silent. */
+static const double DOUBT_SECONDS = 2.5, SILENCE_SECONDS = 8;
 
 const char *ls_verdict_name(enum ls_verdict_kind kind) {
     static const char *const names[LS_VERDICT_KINDS] = {"none",   "stopped", "stuck",    "missing",
@@ -92,10 +93,20 @@ static bool is_stopped(const struct ls_verdict_rank *rank) {
     return rank->look.state == 'T' || rank->look.state == 't';
 }
 
+/* Seconds since the host of the rank was heard; 0 when it is seen directly. */
+static double silence_of(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank) {
+    if (rank->host < 0 || rank->host >= scene->hosts_count || !scene->hosts[rank->host].reports) return 0;
+    return scene->hosts[rank->host].silent_seconds;
+}
+
 static bool is_silent(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank) {
-    if (rank->host < 0 || rank->host >= scene->hosts_count) return false;
-    const struct ls_verdict_host *host = &scene->hosts[rank->host];
-    return host->reports && host->silent_seconds >= SILENCE_SECONDS;
+    return silence_of(scene, rank) >= SILENCE_SECONDS;
+}
+
+/* What is known of the rank is old, and will be replaced, or its host will be silent. */
+static bool is_doubtful(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank) {
+    const double silence = silence_of(scene, rank);
+    return silence >= DOUBT_SECONDS && silence < SILENCE_SECONDS;
 }
 
 /* What makes a rank that waits for nobody the one to look at. */
@@ -160,6 +171,8 @@ static bool all_in_one_collective(const struct ls_verdict_scene *scene, const st
 
 static double limit_of(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank) {
     const struct ls_verdict_limits *limits = &scene->limits;
+    /* Where it is now is not known. */
+    if (is_silent(scene, rank) && scene->joined) return scene->stepped ? limits->step : limits->first_step;
     if (rank->phase <= LS_PHASE_LOAD) return limits->start;
     if (rank->phase == LS_PHASE_CHECKPOINT) return limits->checkpoint;
     if (rank->phase == LS_PHASE_WAIT_GRANT) return limits->grant;
@@ -346,6 +359,7 @@ bool ls_verdict_find(const struct ls_verdict_scene *scene, struct ls_verdict *ve
         if (is_judged(&scene->ranks[i])) root = i;
     if (root < 0) return false;
     const struct ls_verdict_rank *rank = &scene->ranks[root];
+    if (is_doubtful(scene, rank)) return false;
     const double limit = limit_of(scene, rank);
     if (!late && (rank->quiet_seconds < limit || anybody_moves(scene, limit))) return false;
     *verdict = (struct ls_verdict){.kind = is_stopped(rank)                     ? LS_VERDICT_STOPPED

@@ -20,7 +20,7 @@ static const uint64_t TURN_NS = 1000000000u;
 /* How long a rank has to leave by itself once the attempt is over: well, or because of a loss. */
 static const uint64_t GOOD_END_NS = 60000000000u, BAD_END_NS = 2000000000u;
 /* A reporter that has not turned for so long has stopped; ranks that have not moved for so long are told in full. */
-static const uint64_t STOPPED_NS = 3000000000u, QUIET_NS = 1500000000u;
+static const uint64_t STOPPED_NS = 2500000000u, QUIET_NS = 1500000000u;
 
 struct ls_reporter {
     struct ls_reporter_options options;

@@ -48,10 +48,10 @@ static void the_lowest_rank_that_turns_reports(void **unused) {
     assert_true(ls_reporter_is_due(progress, 0, now));
     assert_false(ls_reporter_is_due(progress, 1, now));
     assert_false(ls_reporter_is_due(progress, 2, now));
-    stamp(progress, 0, now - 4 * second); /* rank 0 is stopped */
+    stamp(progress, 0, now - 3 * second); /* rank 0 is stopped */
     assert_true(ls_reporter_is_due(progress, 1, now));
     assert_false(ls_reporter_is_due(progress, 2, now));
-    stamp(progress, 1, now - 4 * second);
+    stamp(progress, 1, now - 3 * second);
     assert_true(ls_reporter_is_due(progress, 2, now));
     stamp(progress, 0, now); /* and goes on */
     assert_false(ls_reporter_is_due(progress, 1, now));

@@ -163,6 +163,10 @@ static void a_silent_host_is_a_cut_link(void **unused) {
     assert_int_equal(verdict.kind, LS_VERDICT_SILENT);
     assert_int_equal(verdict.host, 1);
     set(&stage);
+    hold(&stage, 2, LS_PHASE_FORWARD);
+    stage.hosts[1].silent_seconds = 5; /* the next rank there may just be taking over */
+    assert_false(ls_verdict_find(&stage.scene, &verdict));
+    set(&stage);
     stage.hosts[1].silent_seconds = 12; /* reports are lost, the run goes on */
     for (int i = 0; i < 2; i++) stage.ranks[i].quiet_seconds = 0.3;
     assert_false(ls_verdict_find(&stage.scene, &verdict));

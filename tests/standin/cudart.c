@@ -49,7 +49,7 @@ static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static struct CUstream_st *streams, null_stream;
 static struct allocation *allocations;
 static size_t used_bytes, peak_bytes;
-static unsigned long waits, dropped, launches;
+static unsigned long waits, dropped, launches, asked; /* asked: allocations of device memory */
 static _Thread_local int current_device;
 static _Thread_local cudaError_t last_error;
 static _Thread_local int opened; /* how deep in work of a stream: device memory may be touched */
@@ -328,10 +328,11 @@ static cudaError_t allocate(void **memory, size_t bytes, bool device) {
     *memory = NULL;
     if (bytes > SIZE_MAX - 2 * PAGE) return answer(cudaErrorMemoryAllocation);
     pthread_mutex_lock(&lock);
+    const bool planted = device && ++asked == number("LS_STANDIN_FAIL", "0");
     const size_t mapped = (bytes + PAGE - 1) / PAGE * PAGE + (bytes == 0) * PAGE;
     struct allocation *made = malloc(sizeof *made);
     void *pages = MAP_FAILED;
-    if (made && (!device || (bytes <= memory_limit() && used_bytes <= memory_limit() - bytes)))
+    if (made && !planted && (!device || (bytes <= memory_limit() && used_bytes <= memory_limit() - bytes)))
         pages = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED) {
         free(made);

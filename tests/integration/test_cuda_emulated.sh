@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# The whole CUDA worker on CPUs: emulated kernels under stand-ins for CUDA's runtime and libraries (tests/standin/standin.h). It agrees
+# with the CPU device, gives the same bits in every order of streams, keeps to its plan of memory, and says what is wrong with GPUs.
+. "$(dirname "$0")/lib.sh"
+: "${LS_TEST_LONG:=0}"
+if ! make -s -j2 emulated >"$work/make.log" 2>&1; then
+    not_ok "the emulated worker builds" "$work/make.log"
+    exit 1
+fi
+emulated=build/emulator/lockstep
+if [ ! -x $emulated ]; then
+    skip "the CUDA worker, emulated" "CUDA's headers are not here (nvcc was not found)"
+    exit
+fi
+export OMP_NUM_THREADS=1 LOCKSTEP_CUDA_LIBRARIES=$PWD/build/emulator/lib LS_STANDIN_DEVICES=4
+steps=3
+cat >"$work/gpt2.yaml" <<END
+model: {model_type: gpt2, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, vocab_size: 257}
+data: {train: [{path: "synthetic:4000"}], sequence_length: 16}
+train: {steps: $steps, global_batch_size: 4, micro_batch_size: 1}
+optimizer: {lr: 1.0e-3}
+launcher: {threads_per_rank: 1}
+device: cuda
+END
+cat >"$work/llama.yaml" <<END
+model: {model_type: llama, hidden_size: 24, intermediate_size: 40, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 257}
+data: {train: [{path: "synthetic:4000"}], sequence_length: 13}
+train: {steps: $steps, global_batch_size: 5, micro_batch_size: 2}
+optimizer: {lr: 1.0e-3}
+launcher: {threads_per_rank: 1}
+device: cuda
+END
+
+train() { # NAME MODEL RANKS STAGE PRECISION ARGUMENTS...
+    local name=$1 model=$2 ranks=$3 stage=$4 precision=$5 devices=$3
+    shift 5
+    [ "$ranks" = 1 ] && devices=1
+    LS_STANDIN_DEVICES=${devices_shown:-$devices} timeout 120 $emulated run "$work/$model.yaml" -n "$ranks" --run-dir "$work/$name" \
+        --set zero.stage="$stage" --set precision="$precision" "$@" >"$work/$name.log" 2>&1
+}
+numbers() { sed -n 's/.*"kind":"step","step":\([0-9]*\),.*"loss":\([-0-9.e]*\),"grad_norm":\([-0-9.e]*\),.*/\1 \2 \3/p' "$work/$1/metrics.jsonl"; }
+weights() { echo "$work/$1/checkpoints/step-0000000$steps/model.safetensors"; }
+# agrees WHAT A B LIMIT: losses and gradient norms of every step differ by less than LIMIT of their value.
+agrees() {
+    paste -d ' ' <(numbers "$2") <(numbers "$3") | awk -v limit="$4" -v steps=$steps '
+        function apart(a, b) { return a > b ? (a - b) / a : (b - a) / b }
+        $1 != $4 || NF != 6 || apart($2, $5) > limit || apart($3, $6) > limit { bad = 1 }
+        { if (apart($2, $5) > worst) worst = apart($2, $5); if (apart($3, $6) > worst) worst = apart($3, $6) }
+        END { print "worst difference", worst; exit bad || NR != steps }' >"$work/agrees.log"
+    if [ $? -eq 0 ]; then ok "$1 ($(cat "$work/agrees.log"))"; else not_ok "$1: $(cat "$work/agrees.log")" "$work/$3.log"; fi
+}
+same() { check "$1" cmp "$(weights "$2")" "$(weights "$3")"; }
+
+# fp32: each number is a chain of sums of at most a few hundred terms, each of which loses up to 2^-24 of its value, and what the
+# update makes of it; 2e-5 leaves room for a few hundred such losses. bf16: both devices round at the same places, and differ where
+# a sum in fp32 lies so near the middle of two neighbours that the order decides; one number of a few hundred is off by 2^-8 then,
+# and 2^-8 / sqrt(300) = 2e-4 of the whole; 1e-3 leaves room for a few.
+declare -A limit=([fp32]=2e-5 [bf16]=1e-3)
+for model in gpt2 llama; do for precision in fp32 bf16; do
+    train cpu-$model-$precision $model 1 0 $precision --set device=cpu || not_ok "$model on CPUs in $precision" "$work/cpu-$model-$precision.log"
+done; done
+cases="gpt2:1:0:fp32 gpt2:2:1:fp32 gpt2:4:3:fp32 gpt2:2:2:bf16 llama:1:0:bf16 llama:4:0:bf16 llama:2:3:bf16 llama:4:2:fp32"
+if [ "$LS_TEST_LONG" = 1 ]; then
+    cases=$(for m in gpt2 llama; do for p in fp32 bf16; do for r in 1 2 4; do for s in 0 1 2 3; do echo "$m:$r:$s:$p"; done; done; done; done)
+fi
+for case in $cases; do
+    IFS=: read -r model ranks stage precision <<<"$case"
+    train "$case" "$model" "$ranks" "$stage" "$precision" || true
+    agrees "$model at stage $stage on $ranks emulated GPUs in $precision agrees with a CPU" "cpu-$model-$precision" "$case" "${limit[$precision]}"
+done
+train fp16 gpt2 2 1 fp16 && train cpu-fp16 gpt2 2 1 fp16 --set device=cpu
+agrees "and in fp16 with a loss scale, which starts with skipped steps or none alike" cpu-fp16 fp16 1e-3
+
+# Streams run as late as they may, or early where others depend on them: the same bits, or a wait is missing.
+LS_STANDIN_ORDER=lazy train lazy-zero3 llama 2 3 bf16
+same "lazy streams give the bits of eager ones at stage 3" llama:2:3:bf16 lazy-zero3
+LS_STANDIN_ORDER=hasty train hasty-zero3 llama 2 3 bf16
+same "hasty ones too" llama:2:3:bf16 hasty-zero3
+LS_STANDIN_ORDER=lazy train lazy-zero1 gpt2 2 1 fp32 --set activation_checkpointing.mode=selective --set zero.gradient_dtype=bf16
+train eager-zero1 gpt2 2 1 fp32 --set zero.gradient_dtype=bf16
+same "with gradients sent in bf16 and activations computed again too" eager-zero1 lazy-zero1
+
+# The check above can fail: of the waits of a step, one after another left out, some must show. (Others are covered by a later wait.)
+shown=0 tried=0
+for wait in 3 5 8; do
+    LS_STANDIN_DROP=$wait LS_STANDIN_ORDER=lazy train drop-$wait llama 2 3 bf16
+    tried=$((tried + 1))
+    cmp -s "$(weights llama:2:3:bf16)" "$(weights drop-$wait)" || shown=$((shown + 1))
+done
+if [ $shown -gt 0 ]; then ok "a wait that is left out shows in the bits ($shown of $tried)"; else not_ok "a wait that is left out shows in the bits (none of $tried)"; fi
+
+# Nothing but work on streams touches device memory.
+LS_STANDIN_GUARD=1 train guarded gpt2 2 3 bf16 --set checkpoint.every_steps=1
+check "the host touches no device memory, checkpoints included" grep -q '"kind":"summary".*"exit_code":0' "$work/guarded/metrics.jsonl"
+
+# reduction: fixed
+train fixed-1 gpt2 1 0 bf16 --set train.reduction=fixed
+train fixed-4 gpt2 4 3 bf16 --set train.reduction=fixed
+same "reduction: fixed leaves the same weights on 1 GPU and at stage 3 on 4" fixed-1 fixed-4
+
+# Checkpoints go from GPUs to CPUs and back.
+train whole gpt2 1 0 fp32 --set device=cpu --set checkpoint.every_steps=1
+train gpu-cpu gpt2 2 2 fp32 --set checkpoint.every_steps=1 --set train.steps=$((steps + 1)) # the schedule of a longer run
+for from in cuda cpu; do
+    to=cpu
+    [ $from = cpu ] && to=cuda
+    name=from-$from
+    train $name gpt2 2 2 fp32 --set device=$from --set checkpoint.every_steps=1
+    rm -rf "$work/$name/checkpoints/step-00000003" "$work/$name/final"
+    train $name gpt2 1 1 fp32 --set device=$to --set checkpoint.every_steps=1 --resume
+    agrees "a checkpoint of $from goes on with $to" cpu-gpt2-fp32 $name 2e-5
+done
+
+# Memory. The library's workspace of 32 MiB is the only thing on the device that the plan leaves out.
+rm -f "$work/memory"
+LS_STANDIN_LOG=$work/memory train memory gpt2 2 3 bf16 --set zero.gradient_dtype=bf16
+planned=$($emulated plan "$work/gpt2.yaml" -n 2 --gpu h100-sxm --json --set zero.stage=3 --set precision=bf16 --set zero.gradient_dtype=bf16 |
+    sed -n 's/.*"needed": *\([0-9]*\).*/\1/p' | head -n 1)
+peaks=$(awk '$2 > 0 { print $2 - 32 * 1048576 }' "$work/memory" | sort -u | tr '\n' ' ')
+if [ "$peaks" = "$planned " ]; then ok "device memory is the plan's to the byte ($planned)"; else not_ok "device memory is the plan's: planned $planned, taken $peaks" "$work/memory.log"; fi
+devices_shown=1 LS_STANDIN_MEMORY=34000000 expect 5 "Stand-in GPU|the GPU has for it 0.4 MiB" "what does not fit is refused before it starts" \
+    env LS_STANDIN_DEVICES=1 LS_STANDIN_MEMORY=34000000 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no1"
+expect 5 "Stand-in GPU has 1024.0 MiB: 32.0 were held .* are free" "memory that is gone all the same is accounted for" \
+    env LS_STANDIN_DEVICES=1 LS_STANDIN_FAIL=2 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no2"
+
+# What is wrong with GPUs, each in its own words.
+refused() { # TEXT WHAT VARIABLES-AND-ARGUMENTS...
+    local text=$1 what=$2
+    shift 2
+    rm -rf "$work/no"
+    expect 2 "$text" "$what" env "$@" --run-dir "$work/no"
+}
+refused "no NVIDIA driver is loaded" "a missing driver is named" LS_STANDIN_DRIVER=0 $emulated run "$work/gpt2.yaml" -n 1
+refused "driver is for CUDA 12.4, this program was built with CUDA 1[3-9]" "a driver that is too old is named" LS_STANDIN_DRIVER=12040 $emulated run "$work/gpt2.yaml" -n 1
+refused "shows no GPU to this process .CUDA_VISIBLE_DEVICES is 'none'" "no visible GPU is named" \
+    LS_STANDIN_DEVICES=0 CUDA_VISIBLE_DEVICES=none $emulated run "$work/gpt2.yaml" -n 1
+refused "2 ranks run on this node and each sees 3 GPUs" "numbers of ranks and GPUs that do not go together are named" LS_STANDIN_DEVICES=3 $emulated run "$work/gpt2.yaml" -n 2
+refused "ranks 0 and 1 are both on GPU 0000:01:00.0" "two ranks on one GPU are named" LS_STANDIN_DEVICES=1 $emulated run "$work/gpt2.yaml" -n 2
+devices_shown=1 train shared gpt2 2 1 fp32 --set gpu.share=true
+agrees "gpu.share lets two ranks train on one GPU" cpu-gpt2-fp32 shared 2e-5
+LS_STANDIN_DRIVER=0 train auto gpt2 1 0 fp32 --set device=auto
+same "device: auto trains on CPUs where there is no driver" cpu-gpt2-fp32 auto
+
+# The real program, with CUDA built in: CPUs where no CUDA library is at all.
+expect 2 "no NVIDIA driver is loaded|shows no GPU" "the program built with CUDA says why there is no GPU" \
+    "$lockstep" run "$work/gpt2.yaml" -n 1 --run-dir "$work/real" # on a host without GPUs
+toolkit=$(readlink -f /usr/local/cuda)
+if unshare -m true 2>/dev/null && [ -d "$toolkit" ]; then
+    expect 0 "steps +3 of 3" "the program built with CUDA trains on CPUs without any CUDA library on the machine" \
+        unshare -m env -u LOCKSTEP_CUDA_LIBRARIES bash -c "mount -t tmpfs none $toolkit && ! ls $toolkit/lib64 2>/dev/null &&
+            ldconfig -C $work/ld.so.cache && '$lockstep' run '$work/gpt2.yaml' -n 1 --run-dir '$work/hidden' --set device=auto"
+else
+    skip "the program built with CUDA trains without any CUDA library" "mount namespaces are not permitted, or there is no toolkit to hide"
+fi
+exit 0

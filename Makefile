@@ -73,9 +73,14 @@ $(BUILD)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
 
-$(LIBRARY): $(OBJECTS)
+$(LIBRARY): $(OBJECTS) $(BUILD)/cuda-home
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(AR) rcs $@ $(OBJECTS)
+# Changes when the build goes from one CUDA to another, or to none.
+$(BUILD)/cuda-home: FORCE
+	@mkdir -p $(@D)
+	@echo "$(CUDA_HOME)" | cmp -s - $@ || echo "$(CUDA_HOME)" >$@
+FORCE:
 
 $(BUILD)/generated/common/wire.pb-c.c $(BUILD)/generated/common/wire.pb-c.h &: common/wire.proto
 	@mkdir -p $(BUILD)/generated

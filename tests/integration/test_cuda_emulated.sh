@@ -38,7 +38,11 @@ train() { # NAME MODEL RANKS STAGE PRECISION ARGUMENTS...
     LS_STANDIN_DEVICES=${devices_shown:-$devices} timeout 120 $emulated run "$work/$model.yaml" -n "$ranks" --run-dir "$work/$name" \
         --set zero.stage="$stage" --set precision="$precision" "$@" >"$work/$name.log" 2>&1
 }
-numbers() { sed -n 's/.*"kind":"step","step":\([0-9]*\),.*"loss":\([-0-9.e]*\),"grad_norm":\([-0-9.e]*\),.*/\1 \2 \3/p' "$work/$1/metrics.jsonl"; }
+# Step, loss and norm; of a step that ran again, the last ones.
+numbers() {
+    sed -n 's/.*"kind":"step","step":\([0-9]*\),.*"loss":\([-0-9.e]*\),"grad_norm":\([-0-9.e]*\),.*/\1 \2 \3/p' "$work/$1/metrics.jsonl" |
+        awk '{ line[$1] = $0 } END { for (step = 1; step in line; step++) print line[step] }'
+}
 weights() { echo "$work/$1/checkpoints/step-0000000$steps/model.safetensors"; }
 # agrees WHAT A B LIMIT: losses and gradient norms of every step differ by less than LIMIT of their value.
 agrees() {
@@ -51,11 +55,11 @@ agrees() {
 }
 same() { check "$1" cmp "$(weights "$2")" "$(weights "$3")"; }
 
-# fp32: each number is a chain of sums of at most a few hundred terms, each of which loses up to 2^-24 of its value, and what the
-# update makes of it; 2e-5 leaves room for a few hundred such losses. bf16: both devices round at the same places, and differ where
+# fp32: each number comes of a few hundred sums of a few hundred terms; each loses up to 2^-24 = 6e-8 of its value, in either
+# direction, and sqrt(1000) of them are 2e-6. bf16: both devices round at the same places, and differ where
 # a sum in fp32 lies so near the middle of two neighbours that the order decides; one number of a few hundred is off by 2^-8 then,
 # and 2^-8 / sqrt(300) = 2e-4 of the whole; 1e-3 leaves room for a few.
-declare -A limit=([fp32]=2e-5 [bf16]=1e-3)
+declare -A limit=([fp32]=2e-6 [bf16]=1e-3)
 for model in gpt2 llama; do for precision in fp32 bf16; do
     train cpu-$model-$precision $model 1 0 $precision --set device=cpu || not_ok "$model on CPUs in $precision" "$work/cpu-$model-$precision.log"
 done; done
@@ -69,7 +73,7 @@ for case in $cases; do
     agrees "$model at stage $stage on $ranks emulated GPUs in $precision agrees with a CPU" "cpu-$model-$precision" "$case" "${limit[$precision]}"
 done
 train fp16 gpt2 2 1 fp16 && train cpu-fp16 gpt2 2 1 fp16 --set device=cpu
-agrees "and in fp16 with a loss scale, which starts with skipped steps or none alike" cpu-fp16 fp16 1e-3
+agrees "gpt2 at stage 1 on 2 emulated GPUs in fp16 agrees with CPUs" cpu-fp16 fp16 1e-3
 
 # Streams run as late as they may, or early where others depend on them: the same bits, or a wait is missing.
 LS_STANDIN_ORDER=lazy train lazy-zero3 llama 2 3 bf16
@@ -91,7 +95,7 @@ if [ $shown -gt 0 ]; then ok "a wait that is left out shows in the bits ($shown 
 
 # Nothing but work on streams touches device memory.
 LS_STANDIN_GUARD=1 train guarded gpt2 2 3 bf16 --set checkpoint.every_steps=1
-check "the host touches no device memory, checkpoints included" grep -q '"kind":"summary".*"exit_code":0' "$work/guarded/metrics.jsonl"
+check "the host touches no device memory, checkpoints included" test -f "$(weights guarded)"
 
 # reduction: fixed
 train fixed-1 gpt2 1 0 bf16 --set train.reduction=fixed
@@ -99,8 +103,6 @@ train fixed-4 gpt2 4 3 bf16 --set train.reduction=fixed
 same "reduction: fixed leaves the same weights on 1 GPU and at stage 3 on 4" fixed-1 fixed-4
 
 # Checkpoints go from GPUs to CPUs and back.
-train whole gpt2 1 0 fp32 --set device=cpu --set checkpoint.every_steps=1
-train gpu-cpu gpt2 2 2 fp32 --set checkpoint.every_steps=1 --set train.steps=$((steps + 1)) # the schedule of a longer run
 for from in cuda cpu; do
     to=cpu
     [ $from = cpu ] && to=cuda
@@ -108,18 +110,17 @@ for from in cuda cpu; do
     train $name gpt2 2 2 fp32 --set device=$from --set checkpoint.every_steps=1
     rm -rf "$work/$name/checkpoints/step-00000003" "$work/$name/final"
     train $name gpt2 1 1 fp32 --set device=$to --set checkpoint.every_steps=1 --resume
-    agrees "a checkpoint of $from goes on with $to" cpu-gpt2-fp32 $name 2e-5
+    agrees "a checkpoint of $from goes on with $to" cpu-gpt2-fp32 $name 2e-6
 done
 
 # Memory. The library's workspace of 32 MiB is the only thing on the device that the plan leaves out.
-rm -f "$work/memory"
-LS_STANDIN_LOG=$work/memory train memory gpt2 2 3 bf16 --set zero.gradient_dtype=bf16
+LS_STANDIN_LOG=$work/memory.txt train memory gpt2 2 3 bf16 --set zero.gradient_dtype=bf16
 planned=$($emulated plan "$work/gpt2.yaml" -n 2 --gpu h100-sxm --json --set zero.stage=3 --set precision=bf16 --set zero.gradient_dtype=bf16 |
     sed -n 's/.*"needed": *\([0-9]*\).*/\1/p' | head -n 1)
-peaks=$(awk '$2 > 0 { print $2 - 32 * 1048576 }' "$work/memory" | sort -u | tr '\n' ' ')
+peaks=$(awk '$2 > 0 { print $2 - 32 * 1048576 }' "$work/memory.txt" | sort -u | tr '\n' ' ')
 if [ "$peaks" = "$planned " ]; then ok "device memory is the plan's to the byte ($planned)"; else not_ok "device memory is the plan's: planned $planned, taken $peaks" "$work/memory.log"; fi
-devices_shown=1 LS_STANDIN_MEMORY=34000000 expect 5 "Stand-in GPU|the GPU has for it 0.4 MiB" "what does not fit is refused before it starts" \
-    env LS_STANDIN_DEVICES=1 LS_STANDIN_MEMORY=34000000 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no1"
+expect 5 "the GPU has for it 0.1 MiB" "what does not fit is refused before it starts" \
+    env LS_STANDIN_DEVICES=1 LS_STANDIN_MEMORY=33700000 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no1"
 expect 5 "Stand-in GPU has 1024.0 MiB: 32.0 were held .* are free" "memory that is gone all the same is accounted for" \
     env LS_STANDIN_DEVICES=1 LS_STANDIN_FAIL=2 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no2"
 
@@ -137,7 +138,7 @@ refused "shows no GPU to this process .CUDA_VISIBLE_DEVICES is 'none'" "no visib
 refused "2 ranks run on this node and each sees 3 GPUs" "numbers of ranks and GPUs that do not go together are named" LS_STANDIN_DEVICES=3 $emulated run "$work/gpt2.yaml" -n 2
 refused "ranks 0 and 1 are both on GPU 0000:01:00.0" "two ranks on one GPU are named" LS_STANDIN_DEVICES=1 $emulated run "$work/gpt2.yaml" -n 2
 devices_shown=1 train shared gpt2 2 1 fp32 --set gpu.share=true
-agrees "gpu.share lets two ranks train on one GPU" cpu-gpt2-fp32 shared 2e-5
+agrees "gpu.share lets two ranks train on one GPU" cpu-gpt2-fp32 shared 2e-6
 LS_STANDIN_DRIVER=0 train auto gpt2 1 0 fp32 --set device=auto
 same "device: auto trains on CPUs where there is no driver" cpu-gpt2-fp32 auto
 

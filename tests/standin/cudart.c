@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { PAGE = 4096, RUNTIME = CUDART_VERSION, RING_FIRST = 64 };
+enum { PAGE = 4096, RUNTIME = CUDART_VERSION, RING_FIRST = 64, GUARDED_MOST = 8 << 20 };
 
 struct entry {
     enum { RUN, WAIT, STAMP } kind;
@@ -24,7 +24,7 @@ struct entry {
 
 struct CUstream_st {
     struct CUstream_st *next;
-    bool late, destroyed;
+    bool late, destroyed, running; /* running: a thread is at the entry behind `completed` */
     struct entry *ring;
     uint64_t capacity, submitted, completed;
 };
@@ -44,15 +44,16 @@ struct allocation {
     bool device;
 };
 
-/* One lock for all: streams are short and tests have few threads. Recursive: host functions ask things. */
-static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+/* One lock for all records. It is given up while an entry runs: a collective waits there for other ranks. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t passed = PTHREAD_COND_INITIALIZER;
 static struct CUstream_st *streams, null_stream;
 static struct allocation *allocations;
 static size_t used_bytes, peak_bytes;
 static unsigned long waits, dropped, launches, asked; /* asked: allocations of device memory */
 static _Thread_local int current_device;
 static _Thread_local cudaError_t last_error;
-static _Thread_local int opened; /* how deep in work of a stream: device memory may be touched */
+static int opened; /* entries that run now: device memory may be touched */
 
 static const char *setting(const char *name, const char *standard) {
     const char *value = getenv(name);
@@ -89,9 +90,10 @@ static double seconds_now(void) {
 
 static void protect(int protection) {
     for (struct allocation *a = allocations; a; a = a->next)
-        if (a->device && mprotect(a->memory, a->mapped, protection)) abort();
+        if (a->device && a->bytes <= GUARDED_MOST && mprotect(a->memory, a->mapped, protection)) abort();
 }
 
+/* The lock is held. */
 static void open_memory(void) {
     if (opened++ == 0 && is_guarded()) protect(PROT_READ | PROT_WRITE);
 }
@@ -105,30 +107,43 @@ static struct CUstream_st *known(cudaStream_t stream) {
     return stream ? stream : &null_stream;
 }
 
-static void run_entry(const struct entry *entry) {
+/* The lock is held, and given up meanwhile. */
+static void run_entry(struct CUstream_st *stream, const struct entry *entry) {
+    stream->running = true;
+    open_memory();
     if (entry->kind == STAMP) {
         entry->event->at = seconds_now();
         entry->event->happened = true;
     }
-    if (entry->kind != RUN) return;
-    open_memory();
-    entry->function(entry->argument);
+    if (entry->kind == RUN) {
+        pthread_mutex_unlock(&lock);
+        entry->function(entry->argument);
+        if (entry->owned) free(entry->argument);
+        pthread_mutex_lock(&lock);
+    }
     close_memory();
-    if (entry->owned) free(entry->argument);
+    stream->running = false;
+    stream->completed++;
+    pthread_cond_broadcast(&passed);
 }
 
-/* Runs queued streams until `target` has passed `position`, and nothing that this does not need. */
+/* Runs queued streams until `target` has passed `position`, and nothing that this does not need. The lock is held. */
 static void run_until(struct CUstream_st *target, uint64_t position) {
     while (target->completed < position) {
         struct CUstream_st *stream = target;
-        struct entry *entry = &stream->ring[stream->completed % stream->capacity];
-        while (entry->kind == WAIT && entry->source->completed < entry->position) {
-            stream = entry->source;
+        const struct entry *entry = NULL;
+        for (;;) {
+            if (stream->running || !stream->late) break;
             entry = &stream->ring[stream->completed % stream->capacity];
+            if (entry->kind != WAIT || entry->source->completed >= entry->position) break;
+            stream = entry->source;
+        }
+        if (stream->running || !stream->late) { /* another thread is at it */
+            pthread_cond_wait(&passed, &lock);
+            continue;
         }
         const struct entry copy = *entry;
-        stream->completed++; /* before it runs: work may put more on the stream */
-        run_entry(&copy);
+        run_entry(stream, &copy);
     }
 }
 
@@ -136,11 +151,8 @@ static void put(struct CUstream_st *stream, struct entry entry) {
     pthread_mutex_lock(&lock);
     if (!stream->late) {
         stream->submitted++;
-        stream->completed++;
-        if (entry.kind == WAIT)
-            run_until(entry.source, entry.position);
-        else
-            run_entry(&entry);
+        if (entry.kind == WAIT) run_until(entry.source, entry.position);
+        run_entry(stream, &entry);
     } else {
         if (stream->submitted - stream->completed == stream->capacity) {
             const uint64_t capacity = stream->capacity ? 2 * stream->capacity : RING_FIRST;
@@ -165,8 +177,8 @@ static void drain(struct CUstream_st *stream) {
 
 static void drain_all(void) {
     pthread_mutex_lock(&lock);
-    for (struct CUstream_st *stream = streams; stream; stream = stream->next) drain(stream);
-    drain(&null_stream);
+    for (struct CUstream_st *stream = streams; stream; stream = stream->next) run_until(stream, stream->submitted);
+    run_until(&null_stream, null_stream.submitted);
     pthread_mutex_unlock(&lock);
 }
 
@@ -256,7 +268,9 @@ cudaError_t cudaEventCreate(cudaEvent_t *event) {
     return cudaEventCreateWithFlags(event, cudaEventDefault);
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    pthread_mutex_lock(&lock);
     if (event->timed && event->stream) run_until(event->stream, event->position);
+    pthread_mutex_unlock(&lock);
     free(event);
     return cudaSuccess;
 }
@@ -345,7 +359,7 @@ static cudaError_t allocate(void **memory, size_t bytes, bool device) {
     allocations = made;
     if (device) used_bytes += bytes;
     if (used_bytes > peak_bytes) peak_bytes = used_bytes;
-    if (device && is_guarded() && !opened && mprotect(pages, mapped, PROT_NONE)) abort();
+    if (device && bytes <= GUARDED_MOST && is_guarded() && !opened && mprotect(pages, mapped, PROT_NONE)) abort();
     pthread_mutex_unlock(&lock);
     *memory = pages;
     return cudaSuccess;

@@ -10,7 +10,7 @@ cd "$work/here" || exit 1
 for i in $(seq 400); do printf 'Line %d of a text that is here to be read again.\n' "$i"; done >text
 "$lockstep" data prepare text -o data --validation 0 >/dev/null || exit 1
 settings=(--set 'data={train: [{path: data/train}], validation: [{path: data/train}], sequence_length: 32, document_mask: true, seed: 5}'
-    --set evaluation.every_steps=0)
+    --set evaluation.every_steps=0 --set fault.max_restarts=0)
 train() { # RUN STEPS ARGUMENTS...
     local run=$1 steps=$2
     shift 2

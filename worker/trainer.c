@@ -76,6 +76,7 @@ static enum ls_code create_prefetch(struct ls_trainer *trainer, bool evaluation,
         .micro_batch = config->train.micro_batch_size,
         .slots = config->train.reduction == LS_REDUCTION_FIXED,
         .global_batch_max = config->train.global_batch_size,
+        .quarantine = evaluation ? (struct ls_quarantine){.count = 0} : trainer->options.quarantine,
         .depth = LS_TRAINER_PREFETCH_DEPTH,
         .allocator = {.allocate = allocate_host, .release = release_host, .context = trainer->options.device},
     };
@@ -195,8 +196,9 @@ static enum ls_code extend_prefetch(struct ls_trainer *trainer, struct ls_error 
     if (trainer->prefetch_end >= trainer->granted_end || trainer->prefetch_end - next > PREFETCH_STEPS_AHEAD)
         return LS_OK;
     const int64_t batch = trainer->config->train.global_batch_size;
-    const uint64_t position = trainer->options.start_position +
-                              (uint64_t)(trainer->prefetch_end - 1 - trainer->options.start_step) * (uint64_t)batch;
+    const int64_t before = trainer->prefetch_end - 1 - trainer->options.start_step;
+    const uint64_t position = (uint64_t)ls_quarantine_behind(&trainer->options.quarantine,
+                                                             (int64_t)trainer->options.start_position, before * batch);
     enum ls_code code = ls_prefetch_grant(trainer->prefetch, trainer->prefetch_end, trainer->granted_end, position,
                                           batch, trainer->options.end_position, error);
     if (!code) trainer->prefetch_end = trainer->granted_end;
@@ -381,7 +383,7 @@ static enum ls_code report_times(struct ls_trainer *trainer, double seconds, dou
 static void finish_step(struct ls_trainer *trainer, bool skipped) {
     trainer->steps_done++;
     trainer->optimizer_steps += !skipped;
-    trainer->position += (uint64_t)trainer->batch.step_sequences;
+    trainer->position = trainer->batch.end_position;
     trainer->has_batch = false;
     ls_prefetch_release(trainer->prefetch);
 }
@@ -405,7 +407,7 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
     if (result.not_finite || !isfinite(loss)) return refuse_not_finite(trainer, &result, loss, error);
     trainer->parameters = result.parameters;
     *report = (struct ls_step_report){.step = batch->step,
-                                      .position = batch->position + (uint64_t)batch->step_sequences,
+                                      .position = batch->end_position,
                                       .sequences = batch->step_sequences,
                                       .targets = trainer->targets,
                                       .loss = loss,
@@ -427,7 +429,7 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
 
 bool ls_trainer_evaluation_due(const struct ls_trainer *trainer) {
     return trainer->evaluation && (trainer->steps_done % trainer->config->evaluation.every_steps == 0 ||
-                                   trainer->steps_done == trainer->options.total_steps);
+                                   trainer->steps_done == trainer->options.end_step);
 }
 
 /* Runs this rank's share of one batch of the evaluation; its buffers are handed back when the stream has passed them.

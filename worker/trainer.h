@@ -39,7 +39,9 @@ struct ls_trainer_options {
     uint64_t start_position;             /* sequences used before */
     int64_t optimizer_steps;             /* updates done before */
     int64_t total_steps;                 /* of the whole run, for the learning rate */
+    int64_t end_step;                    /* behind which this attempt ends */
     uint64_t end_position;               /* the last step is truncated there; UINT64_MAX: never */
+    struct ls_quarantine quarantine;     /* sequences that are passed over */
     bool bounce;                         /* for tests, see struct ls_saver_options */
 };
 

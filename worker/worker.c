@@ -301,7 +301,9 @@ static enum ls_code create_trainer(struct ls_worker *worker, struct ls_error *er
                                                .start_position = welcome->start_position,
                                                .optimizer_steps = welcome->optimizer_steps,
                                                .total_steps = welcome->total_steps,
-                                               .end_position = welcome->end_position};
+                                               .end_step = welcome->end_step,
+                                               .end_position = welcome->end_position,
+                                               .quarantine = welcome->quarantine};
     worker->memory_before = ls_host_memory_resident();
     enum ls_code code = ls_trainer_create(&options, &worker->trainer, error);
     if (code) return code;
@@ -444,7 +446,7 @@ static enum ls_code leave(struct ls_worker *worker, const struct ls_trainer_orde
 /* From boundary to boundary. Returns what the run ends with. */
 static enum ls_code loop(struct ls_worker *worker, struct ls_error *error) {
     for (;;) {
-        const bool finished = ls_trainer_steps_done(worker->trainer) >= worker->welcome.total_steps;
+        const bool finished = ls_trainer_steps_done(worker->trainer) >= worker->welcome.end_step;
         struct ls_trainer_orders orders = {0};
         struct ls_error reason = {.code = LS_OK};
         if (worker->options.save_wished && atomic_load(worker->options.save_wished))

@@ -124,6 +124,7 @@ static struct counted train(const struct ls_config *config, const struct ls_corp
     struct ls_trainer_options options = {.config = config, .corpus = corpus, .device = device, .comm = comm};
     struct ls_trainer *trainer;
     check(ls_corpus_end(corpus, config, &options.total_steps, &options.end_position, &error), &error);
+    options.end_step = options.total_steps;
     check(ls_trainer_create(&options, &trainer, &error), &error);
     check(ls_trainer_initialize(trainer, &error), &error);
     while (ls_trainer_steps_done(trainer) < steps) {

@@ -37,8 +37,8 @@ static struct ls_order *create_order(void) {
     return order;
 }
 
-static struct ls_prefetch *create(const struct ls_order *order, struct ls_dataset **datasets, int rank, int world_size,
-                                  bool slots) {
+static struct ls_prefetch *create_with(const struct ls_order *order, struct ls_dataset **datasets, int rank,
+                                       int world_size, bool slots, struct ls_quarantine quarantine) {
     const struct ls_prefetch_options options = {.order = order,
                                                 .datasets = (const struct ls_dataset *const *)datasets,
                                                 .dataset_count = SOURCES,
@@ -50,11 +50,23 @@ static struct ls_prefetch *create(const struct ls_order *order, struct ls_datase
                                                 .micro_batch = 2,
                                                 .slots = slots,
                                                 .global_batch_max = 7,
+                                                .quarantine = quarantine,
                                                 .depth = 3};
     struct ls_prefetch *prefetch;
     struct ls_error error;
     if (ls_prefetch_create(&options, &prefetch, &error)) fail_msg("%s", error.text);
     return prefetch;
+}
+
+static struct ls_prefetch *create(const struct ls_order *order, struct ls_dataset **datasets, int rank, int world_size,
+                                  bool slots) {
+    return create_with(order, datasets, rank, world_size, slots, (struct ls_quarantine){.count = 0});
+}
+
+static struct ls_prefetch *create_quarantined(const struct ls_order *order, struct ls_dataset **datasets, int rank,
+                                              int world_size) {
+    return create_with(order, datasets, rank, world_size, false,
+                       (struct ls_quarantine){.count = 2, .ranges = {{5, 10}, {12, 13}}});
 }
 
 static struct ls_prefetch *create_prefetch(const struct ls_order *order, struct ls_dataset **datasets, int rank,
@@ -123,6 +135,45 @@ static uint64_t train(const struct ls_order *order, struct ls_dataset **datasets
         ls_prefetch_destroy(prefetch);
     }
     return after;
+}
+
+/* Steps of 7 from position 3 on, with 5 to 9 and 12 passed over: step 1 has 3, 4, 10, 11, 13, 14, 15 and step 2 the
+ * seven behind. The run ends at 26, where the last step is cut to 23, 24 and 25. */
+static void what_is_in_quarantine_is_passed_over(void **state) {
+    (void)state;
+    static const int64_t expected[3][7] = {
+        {3, 4, 10, 11, 13, 14, 15}, {16, 17, 18, 19, 20, 21, 22}, {23, 24, 25, -1, -1, -1, -1}};
+    struct ls_dataset *datasets[SOURCES];
+    open_sources(datasets);
+    struct ls_order *order = create_order();
+    for (int world_size = 1; world_size <= 4; world_size++) {
+        int fed[31] = {0};
+        for (int rank = 0; rank < world_size; rank++) {
+            struct ls_prefetch *prefetch = create_quarantined(order, datasets, rank, world_size);
+            grant(prefetch, 1, 4, 3, 7, 26);
+            for (int step = 0; step < 3; step++) {
+                struct ls_batch got;
+                assert_int_equal(ls_prefetch_next(prefetch, &got, NULL, NULL), LS_OK);
+                assert_int_equal(got.step_sequences, step < 2 ? 7 : 3);
+                assert_int_equal(got.position, step == 0 ? 3 : step == 1 ? 16 : 23);
+                assert_int_equal(got.end_position, step == 0 ? 16 : step == 1 ? 23 : 26);
+                for (int64_t row = 0; row < got.sequences; row++) {
+                    const int64_t position = expected[step][got.first_sequence + row];
+                    const struct ls_draw draw = ls_order_at(order, (uint64_t)position);
+                    assert_int_equal(got.inputs[row * T], 1000 * (int)draw.source + (int)draw.sample * T);
+                    fed[position]++;
+                }
+                ls_prefetch_release(prefetch);
+            }
+            /* Nothing is left of the run: 26 and what is in quarantine. */
+            struct ls_error error;
+            assert_int_equal(ls_prefetch_grant(prefetch, 4, 5, 26, 7, 26, &error), LS_ERROR);
+            ls_prefetch_destroy(prefetch);
+        }
+        for (int i = 0; i < 26; i++) assert_int_equal(fed[i], i >= 3 && (i < 5 || i > 9) && i != 12);
+    }
+    ls_order_destroy(order);
+    close_sources(datasets);
 }
 
 /* Three steps of 7 sequences in slots of 2, the last step cut to 3: what each slot holds, by its rows' first tokens
@@ -448,6 +499,7 @@ static void buffers_come_from_the_allocator_and_go_back(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        TEST(what_is_in_quarantine_is_passed_over),
         TEST(two_epochs_feed_every_sample_twice_at_any_world_size),
         TEST(a_slot_holds_the_same_sequences_at_any_world_size),
         TEST(a_run_resumed_with_other_ranks_and_batches_feeds_the_rest_once),

@@ -145,7 +145,7 @@ static void answer(struct scene *scene, zmq_msg_t *peer, const struct ls_message
         reply = (struct ls_message){.kind = LS_MESSAGE_SETUP};
         reply.setup.shape.world_size = scene->ranks;
         reply.setup.shape.attempt = 1;
-        reply.setup.shape.total_steps = scene->total_steps;
+        reply.setup.shape.total_steps = reply.setup.shape.end_step = scene->total_steps;
         reply.setup.shape.end_position = UINT64_MAX;
         snprintf(reply.setup.shape.run_directory, sizeof reply.setup.shape.run_directory, "%s", scene->folder);
         snprintf(reply.setup.shape.run_id, sizeof reply.setup.shape.run_id, "%016lx", (unsigned long)getpid());

@@ -178,6 +178,7 @@ static inline enum ls_code harness_run_rank(struct harness *harness, int rank, s
     enum ls_code code = ls_corpus_open(config, corpus, error);
     options.corpus = *corpus;
     if (!code) code = ls_corpus_end(*corpus, config, &options.total_steps, &options.end_position, error);
+    options.end_step = options.total_steps;
     if (!code) code = ls_trainer_create(&options, trainer, error);
     if (!code) code = run->load ? ls_trainer_load(*trainer, run->load, error) : ls_trainer_initialize(*trainer, error);
     if (!code) code = harness_train(harness, rank, *trainer, error);

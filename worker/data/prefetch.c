@@ -74,7 +74,8 @@ static enum ls_code read_sequence(const struct ls_prefetch *prefetch, struct ls_
                                   const struct arrays *arrays, struct ls_error *error) {
     const struct ls_prefetch_options *options = &prefetch->options;
     const int64_t T = options->sequence_length;
-    const uint64_t position = batch->position + (uint64_t)(batch->first_sequence + row);
+    const uint64_t position =
+        (uint64_t)ls_quarantine_at(&options->quarantine, (int64_t)batch->position, batch->first_sequence + row);
     const struct ls_draw draw =
         options->order ? ls_order_at(options->order, position) : sequential_draw(prefetch, position);
     const struct ls_dataset *dataset = prefetch->datasets[draw.source];
@@ -122,18 +123,27 @@ static void own_sequences(const struct ls_prefetch_options *options, struct ls_b
     batch->sequences = (end < batch->step_sequences ? end : batch->step_sequences) - batch->first_sequence;
 }
 
+/* Sequences in [position, end) that are not quarantined; UINT64_MAX: no end. */
+static int64_t usable(const struct ls_prefetch *prefetch, uint64_t position, uint64_t end) {
+    const int64_t from = (int64_t)position, to = end > INT64_MAX ? INT64_MAX : (int64_t)end;
+    return to - from - ls_quarantine_within(&prefetch->options.quarantine, from, to);
+}
+
 /* Takes the next step off the front span. */
 static struct ls_batch next_step(struct ls_prefetch *prefetch) {
     struct span *span = &prefetch->spans[prefetch->spans_first];
-    const uint64_t left = span->end_position - span->position;
+    const int64_t left = usable(prefetch, span->position, span->end_position);
     struct ls_batch batch = {
         .step = span->next_step,
         .position = span->position,
-        .step_sequences = left < (uint64_t)span->global_batch ? (int64_t)left : span->global_batch,
+        .step_sequences = left < span->global_batch ? left : span->global_batch,
     };
+    batch.end_position =
+        (uint64_t)ls_quarantine_behind(&prefetch->options.quarantine, (int64_t)batch.position, batch.step_sequences);
+    if (left <= span->global_batch) batch.end_position = span->end_position;
     batch.micro_batches = micro_batches(&prefetch->options, batch.step_sequences);
     own_sequences(&prefetch->options, &batch);
-    span->position += (uint64_t)batch.step_sequences;
+    span->position = batch.end_position;
     if (++span->next_step == span->last_step) {
         prefetch->spans_first = (prefetch->spans_first + 1) % LS_PREFETCH_SPANS_MAX;
         prefetch->spans_count--;
@@ -272,8 +282,8 @@ enum ls_code ls_prefetch_grant(struct ls_prefetch *prefetch, int64_t first_step,
                        (long long)first_step, (long long)last_step, (long long)global_batch,
                        (long long)prefetch->options.global_batch_max);
     const uint64_t end = draws_end(prefetch, end_position);
-    const __int128 last_begins = (__int128)position + (__int128)(last_step - first_step - 1) * global_batch;
-    if (last_begins >= (__int128)end)
+    const __int128 before_last = (__int128)(last_step - first_step - 1) * global_batch;
+    if (position >= end || before_last >= (__int128)usable(prefetch, position, end))
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB,
                        "steps %lld to %lld of %lld sequences, from position %llu, cannot be prepared: the data end at "
                        "position %llu",

@@ -6,6 +6,7 @@
 #include "common/dataset.h"
 #include "common/digest.h"
 #include "common/order.h"
+#include "common/quarantine.h"
 #include "common/status.h"
 
 #include <stdbool.h>
@@ -34,21 +35,24 @@ struct ls_prefetch_options {
     int64_t micro_batch;                    /* sequences of one forward */
     bool slots;                             /* ranks have whole slots, see struct ls_batch */
     int64_t global_batch_max;               /* the largest batch that will be granted */
+    struct ls_quarantine quarantine;        /* what is passed over; all zero: nothing */
     int depth;                              /* steps in the ring, 2 to 16 */
     struct ls_prefetch_allocator allocator; /* allocate NULL: ordinary memory */
 };
 
-/* This rank's share of a step. The step's `step_sequences` sequences are draws position ... position + step_sequences -
- * 1; rank r of N has those of ls_rank_range. With `slots`, the step's sequences are cut into slots of micro_batch
- * consecutive ones first, the last maybe smaller, and rank r has the slots of ls_rank_range, so that what a micro-batch
- * holds does not depend on N. Every rank runs `micro_batches` = ceil(ceil(step_sequences / N) /
- * micro_batch) micro-batches; micro-batch m is rows [m * micro_batch, (m + 1) * micro_batch) of the arrays, and those
- * of them at or past `sequences` are padding: input 0, target -1, document_start 0. */
+/* This rank's share of a step. The step's `step_sequences` sequences are the first draws from `position` on that are
+ * not quarantined, the last of them before `end_position`; rank r of N has those of ls_rank_range. With `slots`, the
+ * step's sequences are cut into slots of micro_batch consecutive ones first, the last maybe smaller, and rank r has the
+ * slots of ls_rank_range, so that what a micro-batch holds does not depend on N. Every rank runs `micro_batches` =
+ * ceil(ceil(step_sequences / N) / micro_batch) micro-batches; micro-batch m is rows [m * micro_batch, (m + 1) *
+ * micro_batch) of the arrays, and those of them at or past `sequences` are padding: input 0, target -1, document_start
+ * 0. */
 struct ls_batch {
     int64_t step;
-    uint64_t position;      /* of the step's first sequence in the run; the next step's is position + step_sequences */
+    uint64_t position;      /* behind the step before */
+    uint64_t end_position;  /* behind this one; the next step starts there */
     int64_t step_sequences; /* of all ranks */
-    int64_t first_sequence; /* of this rank's sequences, counted from `position` */
+    int64_t first_sequence; /* of this rank's sequences, among the step's */
     int64_t sequences;      /* of this rank; 0 is possible in a truncated step */
     int64_t micro_batches;
     int64_t targets;               /* target ids >= 0 in all of this rank's sequences */
@@ -70,9 +74,9 @@ void ls_prefetch_destroy(struct ls_prefetch *prefetch);
 size_t ls_prefetch_bytes(const struct ls_prefetch_options *options);
 
 /* Lets the steps [first_step, last_step) be prepared, after those granted before. Each takes `global_batch` sequences
- * from where the one before ended, the first from `position`; the last is truncated at `end_position` (UINT64_MAX: no
- * end; without an order, the end of the datasets). Errors are LS_ERROR and leave nothing granted: more than
- * LS_PREFETCH_SPANS_MAX spans waiting, a batch above global_batch_max, a step without a sequence. */
+ * that are not quarantined from where the one before ended, the first from `position`; the last is truncated at
+ * `end_position` (UINT64_MAX: no end; without an order, the end of the datasets). Errors are LS_ERROR and leave nothing
+ * granted: more than LS_PREFETCH_SPANS_MAX spans waiting, a batch above global_batch_max, a step without a sequence. */
 enum ls_code ls_prefetch_grant(struct ls_prefetch *prefetch, int64_t first_step, int64_t last_step, uint64_t position,
                                int64_t global_batch, uint64_t end_position, struct ls_error *error);
 

@@ -71,7 +71,14 @@ $(BUILD)/libcuda-kernels.a: $(CUDA_OBJECTS)
 	$(AR) rcs $@ $^
 $(BUILD)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
+	$(NVCC) $(NVCCFLAGS) -Xptxas -v -MMD -MP -c -o $@ $< >$(@:.o=.log) 2>&1 || { cat $(@:.o=.log) >&2; exit 1; }
+
+# The kernels' tests for a GPU; `make emulator` builds the same for CPUs.
+GPU_TESTS := $(if $(CUDA_HOME),$(patsubst %.cu,$(BUILD)/%,$(wildcard tests/gpu/test_*.cu)))
+.PHONY: gpu-tests
+gpu-tests: $(GPU_TESTS)
+$(BUILD)/tests/gpu/test_%: $(BUILD)/tests/gpu/test_%.cu.o $(CUDA_LIBRARY)
+	$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LDLIBS) -lm
 
 $(LIBRARY): $(OBJECTS) $(BUILD)/cuda-home
 	@rm -f $@
@@ -145,7 +152,6 @@ emulated: $(if $(CUDA_HOME),$(BUILD)/emulator/lockstep $(BUILD)/emulator/lockste
 
 # The CUDA kernels on CPUs: the same .cu files compiled by a C++ compiler over tests/emulator. The scheduler is told of the
 # sanitizers and built without them.
-CUDA_HOME ?= /usr/local/cuda
 EMULATOR_FLAGS := -I. -isystem $(CUDA_HOME)/include -DLS_EMULATE -g $(OPTIMISE) -Wall -Wextra -Werror -Wshadow \
 	-Wno-unknown-pragmas -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics
 EMULATOR_TESTS := $(patsubst tests/gpu/%.cu,$(BUILD)/emulator/tests/gpu/%,$(wildcard tests/gpu/test_*.cu))
@@ -161,7 +167,9 @@ $(EMULATOR_TESTS): $(BUILD)/emulator/%: $(BUILD)/emulator/%.o $(EMULATED)
 	$(CXX) $(SANITIZE) -fopenmp -pthread -o $@ $^ -lm
 $(BUILD)/emulator/tests/emulator/faults: $(BUILD)/emulator/%: $(BUILD)/emulator/%.o $(BUILD)/emulator/tests/emulator/scheduler.o
 	$(CXX) $(SANITIZE) -fopenmp -pthread -o $@ $^ -lm
-.PHONY: emulator emulator-asan emulator-tsan
+.PHONY: cuda-home emulator emulator-asan emulator-tsan
+cuda-home: # where the toolkit is, or nothing
+	@echo $(CUDA_HOME)
 emulator: $(EMULATOR_TESTS) $(BUILD)/emulator/tests/emulator/faults
 emulator-asan:
 	$(MAKE) BUILD=$(BUILD)/asan OPTIMISE=-O1 SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' emulator
@@ -197,7 +205,7 @@ install: all
 	install -m 755 $(BUILD)/lockstep $(BUILD)/lockstep-worker $(DESTDIR)$(PREFIX)/bin
 
 format:
-	git ls-files -z '*.c' '*.h' | xargs -0 clang-format -i
+	git ls-files -z '*.c' '*.h' '*.cu' | xargs -0 clang-format -i
 lint:
 	scripts/lint
 clean:

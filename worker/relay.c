@@ -6,11 +6,15 @@
 #include "common/zap.h"
 #include "worker/link.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 #include <zmq.h>
 
 enum {
@@ -95,6 +99,38 @@ void ls_relay_destroy(struct ls_relay *relay) {
 }
 
 /* ---- the socket down ---- */
+
+/* A datagram socket is connected, and its own address looked at; nothing is sent. */
+static bool source_of(const struct sockaddr *to, socklen_t size, char address[LS_RELAY_ADDRESS_BYTES]) {
+    union {
+        struct sockaddr any;
+        struct sockaddr_in four;
+        struct sockaddr_in6 six;
+    } own;
+    socklen_t own_size = sizeof own;
+    const int probe = socket(to->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    const bool known = probe >= 0 && connect(probe, to, size) == 0 && getsockname(probe, &own.any, &own_size) == 0;
+    if (probe >= 0) close(probe);
+    const void *bytes = to->sa_family == AF_INET ? (void *)&own.four.sin_addr : (void *)&own.six.sin6_addr;
+    return known && inet_ntop(to->sa_family, bytes, address, LS_RELAY_ADDRESS_BYTES) != NULL;
+}
+
+bool ls_relay_address(const char *endpoints, char address[LS_RELAY_ADDRESS_BYTES]) {
+    char host[LS_RELAY_ADDRESS_BYTES];
+    unsigned port;
+    struct sockaddr_in four = {.sin_family = AF_INET};
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6};
+    if (sscanf(endpoints, "tcp://%45[0-9.]:%u", host, &port) == 2 && inet_pton(AF_INET, host, &four.sin_addr) == 1) {
+        four.sin_port = htons((uint16_t)port);
+        return source_of((struct sockaddr *)&four, sizeof four, address);
+    }
+    if (sscanf(endpoints, "tcp://[%45[0-9a-fA-F:.]]:%u", host, &port) == 2 &&
+        inet_pton(AF_INET6, host, &six.sin6_addr) == 1) {
+        six.sin6_port = htons((uint16_t)port);
+        return source_of((struct sockaddr *)&six, sizeof six, address);
+    }
+    return false;
+}
 
 enum ls_code ls_relay_listen(struct ls_relay *relay, const char *address, struct ls_relay_node *node,
                              struct ls_error *error) {

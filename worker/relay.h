@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LS_RELAY_FAN_IN = 32 };
+enum { LS_RELAY_FAN_IN = 32, LS_RELAY_ADDRESS_BYTES = 46 };
 
 struct ls_relay;
 
@@ -48,6 +48,10 @@ struct ls_relay_news {
 
 /* Whether node `index` of `count` has nodes below it. */
 bool ls_relay_has_children(int64_t index, int64_t count);
+
+/* The address of this host from which packets to the first numeric one of `endpoints` leave: where other nodes reach it
+ * too. False when there is none. */
+bool ls_relay_address(const char *endpoints, char address[LS_RELAY_ADDRESS_BYTES]);
 
 /* LS_MEMORY, LS_ERROR. */
 enum ls_code ls_relay_create(const struct ls_relay_options *options, struct ls_relay **relay, struct ls_error *error);

@@ -29,7 +29,8 @@ struct ls_reporter {
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    bool closing; /* under the mutex */
+    bool closing;                    /* under the mutex */
+    _Atomic int64_t silence_seconds; /* after which this rank leaves, 0: never */
     /* The thread's, from its first report on. */
     struct ls_relay *relay;
     bool joined, left;
@@ -120,7 +121,7 @@ static void hear_news(struct ls_reporter *reporter, struct ls_progress_record *o
     if (!reporter->relay) return;
     ls_relay_read_news(reporter->relay, &news);
     if (news.ended) atomic_store_explicit(&own->attempt_over, 1 + (uint64_t)news.code, memory_order_relaxed);
-    const double limit = reporter->options.silence_seconds;
+    const double limit = (double)atomic_load(&reporter->silence_seconds);
     if (limit > 0 && news.answered && news.silence_seconds > limit && !reporter->left) {
         struct ls_error error;
         ls_fail(
@@ -232,6 +233,10 @@ enum ls_code ls_reporter_start(const struct ls_reporter_options *options, struct
     pthread_setname_np(reporter->thread, "ls-reporter");
     *result = reporter;
     return LS_OK;
+}
+
+void ls_reporter_limit_silence(struct ls_reporter *reporter, int64_t seconds) {
+    if (reporter) atomic_store(&reporter->silence_seconds, seconds);
 }
 
 void ls_reporter_stop(struct ls_reporter *reporter) {

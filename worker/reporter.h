@@ -31,7 +31,6 @@ struct ls_reporter_options {
     const struct ls_relay_node *nodes;
     int64_t nodes_count, node;
     struct ls_relay *relay;
-    double silence_seconds; /* without an answer for so long, this rank leaves; 0: never */
     /* Called once, from the thread, when this rank has to leave: the attempt is over, or nobody has answered for too
      * long. NULL: nothing happens then. */
     void (*leave)(const struct ls_error *error);
@@ -40,6 +39,8 @@ struct ls_reporter_options {
 /* Starts the thread. LS_MEMORY, LS_ERROR. What it cannot do later (no socket, no coordinator) it tries again. */
 enum ls_code ls_reporter_start(const struct ls_reporter_options *options, struct ls_reporter **reporter,
                                struct ls_error *error);
+/* From now on this rank leaves when nobody has answered its node's reports for so long. Takes NULL. */
+void ls_reporter_limit_silence(struct ls_reporter *reporter, int64_t seconds);
 /* Ends the thread, within a moment. Takes NULL. */
 void ls_reporter_stop(struct ls_reporter *reporter);
 

@@ -63,7 +63,7 @@ struct report {
 struct ls_session {
     struct ls_link *link;
     void *socket; /* the link's */
-    int wake; /* eventfd: the training thread has something for the session's thread */
+    int wake;     /* eventfd: the training thread has something for the session's thread */
     pthread_t thread;
     bool thread_runs;
     uint8_t *buffer; /* of one message, the session's thread's */

@@ -26,7 +26,14 @@
 
 /* How long a host looks for the coordinator at first, and for the run directory's token; how often it looks after
  * signals while it waits, and how long it waits for the last acknowledgements. */
-enum { OPEN_SECONDS = 30, TOKEN_SECONDS = 5, WAIT_SECONDS = 1, GOODBYE_SECONDS = 30 };
+enum {
+    OPEN_SECONDS = 30,
+    TOKEN_SECONDS = 5,
+    WAIT_SECONDS = 1,
+    GOODBYE_SECONDS = 30,
+    RELAY_ABOVE = 1000,
+    REPORTS_PATIENCE_SECONDS = 10
+};
 
 static const double LATE_SECONDS = 0.1; /* a grant that came later than this is told */
 
@@ -49,6 +56,7 @@ struct ls_worker {
     struct ls_progress_record *record;
     struct ls_key key; /* until the reporter has it */
     struct ls_reporter *reporter;
+    struct ls_relay_node *nodes; /* of the tree that reports go through, where there is one */
     struct ls_saving *saving;
     bool wish_sent;
     int64_t late_from;                     /* rank 0: the step whose grant may be called late; 0 before the first */
@@ -107,8 +115,8 @@ static void keep_log_here(const struct ls_worker *worker, struct ls_error *error
              path);
 }
 
-/* What every host has to have, before it makes anything: a way to the coordinator, and the run directory. Its first rank
- * looks. */
+/* What every host has to have, before it makes anything: a way to the coordinator, and the run directory. Its first
+ * rank looks. */
 static enum ls_code check_host(struct ls_worker *worker, struct ls_error *error) {
     struct ls_error own = {.code = LS_OK};
     enum ls_code code = ls_comm_broadcast(worker->comm, &worker->key, sizeof worker->key, 0, error);
@@ -173,14 +181,75 @@ static void open_progress(struct ls_worker *worker) {
     worker->record = ls_progress_record(progress, local_rank);
     atomic_store_explicit(&worker->record->world_rank, (uint64_t)worker->rank, memory_order_relaxed);
     ls_comm_set_watch(worker->comm, worker->record);
-    if (!worker->options.reports || !worker->key.secret_key[0]) return;
-    const struct ls_reporter_options options = {.endpoints = worker->options.endpoints,
-                                                .key = &worker->key,
-                                                .progress = progress,
-                                                .local_rank = local_rank,
-                                                .attempt = worker->welcome.attempt};
-    struct ls_error error;
-    if (ls_reporter_start(&options, &worker->reporter, &error)) ls_log(LS_LOG_WARNING, "%s", error.text);
+}
+
+/* ---- reports ---- */
+
+/* So many nodes report to the coordinator themselves; more form a tree. LOCKSTEP_RELAY_ABOVE sets another number. */
+static int64_t relay_above(void) {
+    const char *text = getenv("LOCKSTEP_RELAY_ABOVE");
+    const long long above = text ? strtoll(text, NULL, 10) : 0;
+    return above > 0 ? above : RELAY_ABOVE;
+}
+
+/* What every rank tells the others about its node. */
+struct place {
+    int64_t leader; /* world rank of the node's first rank */
+    struct ls_relay_node node;
+};
+
+/* Numbers the nodes by the rank of their leaders and gathers how they are reached. Collective. */
+static enum ls_code make_tree(struct ls_worker *worker, struct ls_progress *progress,
+                              struct ls_reporter_options *options, struct ls_error *error) {
+    const int ranks = ls_comm_size(worker->comm);
+    const bool leads = ls_comm_local_rank(worker->comm) == 0;
+    struct place own = {.leader = -1}, *places = calloc((size_t)ranks, sizeof *places);
+    worker->nodes = calloc((size_t)ranks, sizeof *worker->nodes);
+    struct ls_error trouble = {.code = LS_OK};
+    if (!places || !worker->nodes) ls_fail(&trouble, LS_MEMORY, LS_SCOPE_RANK, "no memory for the list of nodes");
+    enum ls_code code = agree(worker, &trouble, error);
+    if (code == LS_OK && progress)
+        own.leader = (int64_t)atomic_load_explicit(&ls_progress_record(progress, 0)->world_rank, memory_order_relaxed);
+    if (code == LS_OK && leads && progress && worker->options.reports) {
+        const struct ls_relay_options way = {
+            .key = &worker->key, .endpoints = worker->options.endpoints, .attempt = worker->welcome.attempt};
+        char address[LS_RELAY_ADDRESS_BYTES];
+        own.leader = worker->rank;
+        if (!ls_relay_address(worker->options.endpoints, address) ||
+            ls_relay_create(&way, &options->relay, &trouble) != LS_OK ||
+            ls_relay_listen(options->relay, address, &own.node, &trouble) != LS_OK)
+            ls_log(LS_LOG_WARNING, "no reports of other nodes go through this one: %s", trouble.text);
+    }
+    if (code == LS_OK) code = ls_comm_gather_bytes(worker->comm, &own, sizeof own, places, error);
+    for (int rank = 0; rank < ranks && code == LS_OK; rank++) {
+        if (places[rank].leader != rank) continue;
+        if (rank == own.leader) options->node = options->nodes_count;
+        worker->nodes[options->nodes_count++] = places[rank].node;
+    }
+    options->nodes = worker->nodes;
+    free(places);
+    return code;
+}
+
+/* Collective, where there are other ranks that report. */
+static enum ls_code start_reports(struct ls_worker *worker, struct ls_error *error) {
+    struct ls_progress *progress = worker->options.progress ? worker->options.progress : worker->progress;
+    struct ls_reporter_options options = {.endpoints = worker->options.endpoints,
+                                          .key = &worker->key,
+                                          .progress = worker->record ? progress : NULL,
+                                          .local_rank = ls_comm_local_rank(worker->comm),
+                                          .attempt = worker->welcome.attempt,
+                                          .leave = worker->options.leave};
+    uint64_t nodes = ls_comm_local_rank(worker->comm) == 0;
+    enum ls_code code = ls_comm_sum_u64(worker->comm, &nodes, 1, error);
+    if (code == LS_OK && (int64_t)nodes > relay_above()) code = make_tree(worker, options.progress, &options, error);
+    if (code != LS_OK || !options.progress || !worker->options.reports || !worker->key.secret_key[0]) {
+        ls_relay_destroy(options.relay);
+        return code;
+    }
+    struct ls_error trouble;
+    if (ls_reporter_start(&options, &worker->reporter, &trouble)) ls_log(LS_LOG_WARNING, "%s", trouble.text);
+    return LS_OK;
 }
 
 static enum ls_code open_log(struct ls_worker *worker, struct ls_error *error) {
@@ -346,10 +415,15 @@ static enum ls_code set_up(struct ls_worker *worker, struct ls_error *error) {
     if (!code) {
         assert(yaml);
         open_progress(worker);
+        code = start_reports(worker, error);
         explicit_bzero(&worker->key, sizeof worker->key);
         mark(worker, LS_PHASE_JOIN);
-        prepare(worker, yaml, &own);
-        code = agree(worker, &own, error);
+        if (!code) prepare(worker, yaml, &own);
+        if (!code) code = agree(worker, &own, error);
+        /* Rank 0 notices the silence itself, and says so better. */
+        if (!code)
+            ls_reporter_limit_silence(worker->reporter,
+                                      worker->config.fault.coordinator_timeout_seconds + REPORTS_PATIENCE_SECONDS);
     }
     free(yaml);
     if (!code) code = check_gpus(worker, error);
@@ -520,6 +594,7 @@ void ls_worker_destroy(struct ls_worker *worker) {
     if (worker->device) ls_device_destroy(worker->device);
     ls_comm_set_watch(worker->comm, NULL);
     ls_reporter_stop(worker->reporter);
+    free(worker->nodes);
     ls_progress_close(worker->progress);
     ls_saving_destroy(worker->saving);
     free(worker);

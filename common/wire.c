@@ -477,7 +477,7 @@ static void read_hello(struct check *check, struct ls_message *message, const Ls
     __typeof__(message->hello) *target = &message->hello;
     HELLO_FIELDS(COPY)
     TAKE(version)
-    require_range(check, "world_size", target->world_size, 0, LS_WIRE_RANKS_MAX);
+    require_range(check, "world_size", target->world_size, 0, LS_WIRE_WORLD_MAX);
     require_step(check, "steps_done", target->steps_done);
     require_step(check, "granted_step", target->granted_step);
     target->ranks = NULL;
@@ -499,8 +499,8 @@ static void read_hello(struct check *check, struct ls_message *message, const Ls
     if (i == 0 || from->field[0]) take_string(check, #field, rank->field, sizeof rank->field, from->field);
         RANK_STRINGS(TAKE_UNLESS_SAME)
 #undef TAKE_UNLESS_SAME
-        require_range(check, "rank", rank->rank, 0, LS_WIRE_RANKS_MAX - 1);
-        require_range(check, "local_rank", rank->local_rank, 0, LS_WIRE_RANKS_MAX - 1);
+        require_range(check, "rank", rank->rank, 0, LS_WIRE_WORLD_MAX - 1);
+        require_range(check, "local_rank", rank->local_rank, 0, LS_WIRE_WORLD_MAX - 1);
         require_range(check, "pid", rank->pid, 0, INT32_MAX);
         require_digest(check, "config_digest", rank->config_digest);
         require_digest(check, "dataset_digest", rank->dataset_digest);
@@ -516,7 +516,7 @@ static void read_part(struct check *check, struct ls_message *message, const Ls_
     PART_FIELDS(COPY)
     require_step(check, "step", target->step);
     require_step(check, "optimizer_steps", target->optimizer_steps);
-    require_range(check, "rank", target->rank, 0, LS_WIRE_RANKS_MAX - 1);
+    require_range(check, "rank", target->rank, 0, LS_WIRE_WORLD_MAX - 1);
     if (!(target->seconds >= 0 && target->seconds < 1e9)) return complain(check, "seconds", "is out of range");
     target->files = NULL;
     target->files_count = 0;
@@ -579,8 +579,8 @@ static void read_report(struct check *check, struct ls_message *message, const L
 #undef COPY_VIEW
         read_operations(check, target, from);
         target->world_rank = from->rank < 0 ? UINT64_MAX : (uint64_t)from->rank;
-        require_range(check, "rank", from->rank, -1, LS_WIRE_RANKS_MAX - 1);
-        require_range(check, "local_rank", from->local_rank, 0, LS_WIRE_RANKS_MAX - 1);
+        require_range(check, "rank", from->rank, -1, LS_WIRE_WORLD_MAX - 1);
+        require_range(check, "local_rank", from->local_rank, 0, LS_WIRE_WORLD_MAX - 1);
         require_range(check, "pid", (int64_t)from->pid, 0, INT32_MAX);
         require_step(check, "step", (int64_t)from->step);
     }
@@ -616,7 +616,7 @@ static void read_step(struct check *check, struct ls_message *message, const Ls_
     require_step(check, "step", target->step);
     require_step(check, "sequences", target->sequences);
     require_step(check, "targets", target->targets);
-    require_range(check, "wait_for_rank", target->wait_for_rank, -1, LS_WIRE_RANKS_MAX - 1);
+    require_range(check, "wait_for_rank", target->wait_for_rank, -1, LS_WIRE_WORLD_MAX - 1);
     if (target->position > INT64_MAX) complain(check, "position", "is out of range");
 }
 
@@ -635,7 +635,7 @@ static void read_setup(struct check *check, struct ls_message *message, const Ls
     if (source->n_quarantined % 2 || !ls_quarantine_is_valid(&target->quarantine))
         return complain(check, "quarantined", "is not a list of ascending ranges");
     require_step(check, "end_step", target->end_step);
-    require_range(check, "world_size", target->world_size, 0, LS_WIRE_RANKS_MAX);
+    require_range(check, "world_size", target->world_size, 0, LS_WIRE_WORLD_MAX);
     require_step(check, "start_step", target->start_step);
     require_step(check, "total_steps", target->total_steps);
     require_step(check, "optimizer_steps", target->optimizer_steps);
@@ -684,14 +684,14 @@ static void read_body(struct check *check, struct ls_message *message, const Ls_
     case LS_MESSAGE_SAVE_FAILED:
         READ_PLAIN(save_failed, SAVE_FAILED_FIELDS)
         require_step(check, "step", message->save_failed.step);
-        require_range(check, "rank", message->save_failed.rank, 0, LS_WIRE_RANKS_MAX - 1);
+        require_range(check, "rank", message->save_failed.rank, 0, LS_WIRE_WORLD_MAX - 1);
         take_string(check, "text", message->save_failed.text, sizeof message->save_failed.text,
                     envelope->save_failed->text);
         break;
     case LS_MESSAGE_FAULT:
         READ_PLAIN(fault, FAULT_FIELDS)
         require_step(check, "step", message->fault.step);
-        require_range(check, "rank", message->fault.rank, 0, LS_WIRE_RANKS_MAX - 1);
+        require_range(check, "rank", message->fault.rank, 0, LS_WIRE_WORLD_MAX - 1);
         require_code(check, message->fault.code);
         take_string(check, "text", message->fault.text, sizeof message->fault.text, envelope->fault->text);
         break;

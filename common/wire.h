@@ -19,7 +19,8 @@ enum {
     LS_PROTOCOL = 1,                  /* both sides must have the same */
     LS_WIRE_BYTES_MAX = 1 << 20,      /* one message; larger frames end their connection */
     LS_WIRE_MEMORY_MAX = 8 << 20,     /* memory that decoding one message may take */
-    LS_WIRE_RANKS_MAX = 4096,         /* in a HELLO */
+    LS_WIRE_WORLD_MAX = 1 << 17,      /* ranks of a run */
+    LS_WIRE_RANKS_MAX = 4096,         /* in a HELLO; more ranks are told in several */
     LS_WIRE_FILES_MAX = 256,          /* in a PART */
     LS_WIRE_REPORT_RANKS_MAX = 64,    /* in a REPORT; a node with more sends several */
     LS_WIRE_BUNDLE_MAX = 16384,       /* reports in a BUNDLE */
@@ -42,9 +43,9 @@ struct ls_welcome {
     int64_t world_size;
     char run_directory[1024];
     char run_id[17];
-    char checkpoint[1024]; /* folder to load, "" for none */
+    char checkpoint[1024];         /* folder to load, "" for none */
     char token[LS_RUN_TOKEN_SIZE]; /* what RUN/token holds, "": nothing to compare */
-    int64_t start_step;    /* steps done so far */
+    int64_t start_step;            /* steps done so far */
     uint64_t start_position;
     int64_t total_steps;   /* as planned: the last step's number */
     uint64_t end_position; /* sequences; the last step is truncated there. UINT64_MAX: none */

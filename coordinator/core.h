@@ -77,7 +77,7 @@
 #include <stdint.h>
 
 enum {
-    LS_CORE_RANKS_MAX = 4096,
+    LS_CORE_RANKS_MAX = 1 << 17,
     LS_CORE_ACTIONS_MAX = 32, /* the most one event can ask for */
     LS_CORE_REQUESTS_MAX = 8, /* operator requests waiting for their reply */
     /* Steps that may wait for the disk, or run beyond a save in flight, before grants pause. */

@@ -328,7 +328,7 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     ls_descriptors_raise();
     server->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     server->buffer = malloc(LS_WIRE_BYTES_MAX);
-    server->ranks = calloc(LS_CORE_RANKS_MAX, sizeof *server->ranks);
+    server->ranks = calloc(LS_WIRE_RANKS_MAX, sizeof *server->ranks);
     server->context = zmq_ctx_new();
     if (server->wake < 0 || !server->buffer || !server->ranks || !server->context)
         return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the coordinator");

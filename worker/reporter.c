@@ -84,7 +84,7 @@ static bool connect_relay(struct ls_reporter *reporter) {
 
 static void report_rank(const struct ls_progress_record *record, int local_rank, struct ls_rank_report *report) {
     ls_progress_read(record, false, &report->view);
-    const bool known = report->view.pid != 0 && report->view.world_rank < LS_WIRE_RANKS_MAX;
+    const bool known = report->view.pid != 0 && report->view.world_rank < LS_WIRE_WORLD_MAX;
     report->rank = known ? (int64_t)report->view.world_rank : -1;
     report->local_rank = local_rank;
     report->look = (struct ls_process_look){0};

@@ -20,6 +20,7 @@
 #include <zmq.h>
 
 enum {
+    HELLO_RANKS = 2048,  /* in a message: some 120 bytes each */
     REPORTS_MAX = 16384, /* ring of reports not yet acknowledged: steps, validations, parts of all ranks */
     STEPS_UNACKNOWLEDGED_MAX = 4096,
     PULSE_MILLISECONDS = 1000, /* between signs of life, and the wait before HELLO is repeated */
@@ -131,17 +132,22 @@ static bool send_open(struct ls_session *session) {
     return send_message(session, &message);
 }
 
-/* Says everything this worker holds; called with the mutex held. */
+/* Says everything this worker holds, many ranks in several messages; called with the mutex held. */
 static bool send_hello(struct ls_session *session) {
     struct ls_message message = {.kind = LS_MESSAGE_HELLO};
     snprintf(message.hello.version, sizeof message.hello.version, "%s", LS_VERSION);
     message.hello.world_size = session->world_size;
-    message.hello.ranks = session->ranks;
-    message.hello.ranks_count = session->ranks_count;
     message.hello.started = session->started;
     message.hello.steps_done = atomic_load(&session->steps_done);
     message.hello.granted_step = session->granted_step;
-    return send_message(session, &message);
+    bool sent = true;
+    for (int64_t first = 0; first < session->ranks_count && sent; first += HELLO_RANKS) {
+        const int64_t left = session->ranks_count - first;
+        message.hello.ranks = session->ranks + first;
+        message.hello.ranks_count = left < HELLO_RANKS ? left : HELLO_RANKS;
+        sent = send_message(session, &message);
+    }
+    return sent;
 }
 
 static bool send_report(struct ls_session *session, const struct report *report) {

@@ -170,7 +170,7 @@ static void test_a_report_keeps_where_its_ranks_are(void **state) {
         assert_memory_equal(&decoded.report.ranks[i], &ranks[i], sizeof ranks[i]);
     }
     ls_message_release(&decoded);
-    ranks[1].rank = LS_WIRE_RANKS_MAX;
+    ranks[1].rank = LS_WIRE_WORLD_MAX;
     assert_refused(bytes, encode(&message), "rank is out of range");
     ranks[1].rank = 1;
     ranks[1].look.text[0] = '\033';
@@ -288,7 +288,7 @@ static void test_numbers_out_of_range_are_refused(void **state) {
     message = (struct ls_message){.kind = LS_MESSAGE_STEP, .step = {.wait_for_rank = -2}};
     assert_refused(bytes, encode(&message), "wait_for_rank is out of range");
     message = (struct ls_message){.kind = LS_MESSAGE_PART};
-    message.part.rank = LS_WIRE_RANKS_MAX;
+    message.part.rank = LS_WIRE_WORLD_MAX;
     assert_refused(bytes, encode(&message), "rank is out of range");
     message = (struct ls_message){.kind = LS_MESSAGE_FAULT};
     message.fault.code = 99;

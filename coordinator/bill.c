@@ -110,10 +110,10 @@ static void advise_saves(const double seconds[LS_BILL_ROWS], const struct ls_bil
     if (!(now > 0) || !(best > 0)) return;
     if (best > now)
         offer(list, seconds[LS_BILL_CHECKPOINTS] * (1 - now / best),
-              "checkpoint.every_steps, every_seconds: saves came every %.0f s, every %.0f s would be best.", now, best);
+              "checkpoint.every_steps, every_seconds: saves came every %.3g s, every %.3g s would be best.", now, best);
     else
         offer(list, seconds[LS_BILL_REPEATED] * (1 - best / now),
-              "checkpoint.every_steps, every_seconds: saves came every %.0f s, and steps were lost; every %.0f s would "
+              "checkpoint.every_steps, every_seconds: saves came every %.3g s, and steps were lost; every %.3g s would "
               "be best.",
               now, best);
 }

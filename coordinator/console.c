@@ -234,6 +234,21 @@ static void show_saves(struct ls_console *console, const struct ls_metrics_summa
         summary->faults > 0 ? "seen" : "seen, so this is assumed");
 }
 
+/* Where the time went, and what would have saved some. */
+static void show_bill(struct ls_console *console, const struct ls_metrics_summary *summary) {
+    double wall = 0;
+    for (int i = 0; i < LS_BILL_ROWS; i++) wall += summary->bill[i];
+    if (!(wall > 0)) return;
+    ls_console_print(console, "  where the time went");
+    for (int i = 0; i < LS_BILL_ROWS; i++)
+        if (summary->bill[i] >= 0.0005 * wall)
+            ls_console_print(console, "    %-18s %10.1f s  %5.1f %%", ls_bill_name((enum ls_bill_row)i),
+                             summary->bill[i], percent(summary->bill[i], wall));
+    for (int i = 0; i < summary->advice_count; i++)
+        ls_console_print(console, "  %s %s (about %.1f s less)", i ? "         " : "to save it", summary->advice[i].text,
+                         summary->advice[i].seconds);
+}
+
 void ls_console_show_summary(struct ls_console *console, const struct ls_metrics_summary *summary) {
     char duration[32], rate[40];
     ls_console_format_duration(summary->wall_seconds, duration);
@@ -251,5 +266,6 @@ void ls_console_show_summary(struct ls_console *console, const struct ls_metrics
     row(console, "wall time", "%s", duration);
     if (summary->saves > 0) show_saves(console, summary);
     row(console, "files", "%s", console->facts.path);
+    show_bill(console, summary);
     ls_console_print(console, " ");
 }

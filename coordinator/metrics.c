@@ -27,6 +27,8 @@ struct ls_metrics {
     int64_t last_step, steps_measured;
     double *rates; /* tokens per second, a ring */
     double step_seconds, exposed_seconds;
+    struct ls_bill bill;
+    double opened; /* when this coordinator began */
     uint64_t memory_peak_bytes;
     int64_t saves, timed_saves, faults;
     double save_blocked_seconds, save_seconds;
@@ -52,6 +54,7 @@ enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics
     snprintf(path, sizeof path, "%s/metrics.jsonl", facts->path);
     metrics->facts = *facts;
     metrics->started = facts->started_seconds > 0 ? facts->started_seconds : seconds_of(CLOCK_MONOTONIC);
+    metrics->opened = seconds_of(CLOCK_MONOTONIC);
     metrics->last_step = facts->start_step;
     metrics->last_loss = metrics->validation_loss = metrics->bits_per_byte = NAN;
     metrics->file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -146,6 +149,7 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
     metrics->last_step = entry->record.step.step;
     metrics->last_loss = report->loss;
     metrics->save_blocked_seconds += report->checkpoint_seconds;
+    ls_bill_step(&metrics->bill, report);
     if (report->memory_peak_bytes > metrics->memory_peak_bytes) metrics->memory_peak_bytes = report->memory_peak_bytes;
     if (entry->record.step.step <= metrics->facts.start_step + WARM_UP_STEPS) return;
     metrics->rates[metrics->steps_measured++ % RATES_MAX] = report->tokens_per_second;
@@ -271,6 +275,17 @@ static double quantile(const double *sorted, size_t count, double q) {
     return sorted[below] + (place - (double)below) * (sorted[below + 1] - sorted[below]);
 }
 
+static void draw_bill(const struct ls_metrics *metrics, struct ls_metrics_summary *summary) {
+    const double wall = seconds_of(CLOCK_MONOTONIC) - metrics->opened;
+    const struct ls_bill_facts facts = {.config = metrics->facts.config,
+                                        .ranks = metrics->facts.ranks,
+                                        .save_interval = summary->saves > 0 ? wall / (double)summary->saves : 0,
+                                        .best_interval =
+                                            isfinite(summary->interval_advised) ? summary->interval_advised : 0};
+    ls_bill_rows(&metrics->bill, wall, summary->bill);
+    if (facts.config) summary->advice_count = ls_bill_advise(&metrics->bill, wall, &facts, summary->advice);
+}
+
 void ls_metrics_summarise(struct ls_metrics *metrics, struct ls_metrics_summary *summary) {
     size_t count = metrics->steps_measured < RATES_MAX ? (size_t)metrics->steps_measured : RATES_MAX;
     qsort(metrics->rates, count, sizeof *metrics->rates, compare_numbers);
@@ -298,6 +313,7 @@ void ls_metrics_summarise(struct ls_metrics *metrics, struct ls_metrics_summary 
     if (summary->saves > 0)
         summary->interval_advised = ls_interval_advised(summary->save_blocked_seconds / (double)summary->saves,
                                                         summary->save_seconds, summary->failure_seconds);
+    draw_bill(metrics, summary);
 }
 
 void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code) {
@@ -323,6 +339,14 @@ void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code) {
     json_object_set_new(line, "checkpoints", json_integer(summary.saves));
     json_object_set_new(line, "checkpoint_seconds", number(summary.save_blocked_seconds));
     json_object_set_new(line, "checkpoint_interval_advised_seconds", number(summary.interval_advised));
+    json_t *bill = json_object(), *advice = json_array();
+    for (int i = 0; i < LS_BILL_ROWS; i++)
+        json_object_set_new(bill, ls_bill_key((enum ls_bill_row)i), number(summary.bill[i]));
+    for (int i = 0; i < summary.advice_count; i++)
+        json_array_append_new(
+            advice, json_pack("{s:f, s:s}", "seconds", summary.advice[i].seconds, "text", summary.advice[i].text));
+    json_object_set_new(line, "bill", bill);
+    json_object_set_new(line, "advice", advice);
     json_object_set_new(line, "exit_code", json_integer(code));
     write_line(metrics, line);
 }

@@ -5,6 +5,7 @@
 
 #include "common/config.h"
 #include "common/status.h"
+#include "coordinator/bill.h"
 #include "coordinator/journal.h"
 
 #include <stdint.h>
@@ -18,6 +19,7 @@ struct ls_run_facts {
     /* Of coordinators before this one: how long attempts ran, and how many ended in a fault. */
     double earlier_seconds;
     int64_t earlier_faults;
+    const struct ls_config *config; /* outlives them; NULL: no advice is given */
 };
 
 /* What an ATTEMPT record changes of them. */
@@ -38,14 +40,17 @@ struct ls_metrics_summary {
     double save_seconds;                      /* that writing one took on average; 0: not known */
     int64_t faults;                           /* attempts of the run that ended in one */
     double failure_seconds, interval_advised; /* between faults, assumed where none was seen; NAN: nothing was saved */
+    double bill[LS_BILL_ROWS];                /* seconds since this coordinator began; they add up to its time */
+    struct ls_bill_advice advice[LS_BILL_ADVICE_MAX];
+    int advice_count;
 };
 
 struct ls_metrics;
 
 /* Opens RUN/metrics.jsonl for appending. LS_CHECKPOINT. */
 enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics **metrics, struct ls_error *error);
-/* Where the ranks of the newest attempt are: hosts[count], one for each rank. Called before the journal's thread ends, by
- * one thread. */
+/* Where the ranks of the newest attempt are: hosts[count], one for each rank. Called before the journal's thread ends,
+ * by one thread. */
 void ls_metrics_place(struct ls_metrics *metrics, const char *const *hosts, int64_t count);
 /* Writes the line of a journal entry. Called on the journal's thread. */
 void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry *entry);

@@ -220,13 +220,11 @@ static enum ls_code load_config(struct ls_run *run, const struct ls_run_options 
     if (code != LS_OK) return code;
     run->ranks = options->ranks ? options->ranks : allocation->ranks;
     code = ls_config_check_ranks(run->config, run->ranks, error);
-    if (code == LS_OK)
-        code = ls_network_choose(run->config, ls_allocation_elsewhere(allocation), &run->listen, error);
+    if (code == LS_OK) code = ls_network_choose(run->config, ls_allocation_elsewhere(allocation), &run->listen, error);
     if (code == LS_OK && run->ranks > LS_CORE_RANKS_MAX)
         code = ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "%lld ranks are more than the %d that one coordinator serves",
                        (long long)run->ranks, LS_CORE_RANKS_MAX);
-    if (code == LS_OK && !options->restarted && run->port)
-        code = ls_network_check_port(&run->listen, run->port, error);
+    if (code == LS_OK && !options->restarted && run->port) code = ls_network_check_port(&run->listen, run->port, error);
     return code;
 }
 
@@ -236,6 +234,7 @@ static void state_facts(struct ls_run *run, const struct ls_run_options *options
     snprintf(facts->path, sizeof facts->path, "%s", run->directory.path);
     gethostname(facts->host, sizeof facts->host - 1);
     facts->started_seconds = options->started_seconds;
+    facts->config = run->config;
     memcpy(facts->config_digest, run->core.config_digest, sizeof facts->config_digest);
     facts->attempt = run->attempt.attempt;
     facts->ranks = run->attempt.world_size;
@@ -276,7 +275,8 @@ enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run 
     run->directory.lock = -1;
     enum ls_code code = load_config(run, options, error);
     if (code == LS_OK) code = open_data(run, error);
-    if (code == LS_OK && !options->restarted) code = check_memory(run->config, run->ranks, allocation_of(run, options), error);
+    if (code == LS_OK && !options->restarted)
+        code = check_memory(run->config, run->ranks, allocation_of(run, options), error);
     if (code == LS_OK) code = ls_config_write(run->config, &run->yaml, error);
     if (code != LS_OK) return code;
     if (strlen(run->yaml) > LS_WIRE_YAML_BYTES_MAX)

@@ -22,11 +22,11 @@ struct ls_run_options {
     const char *config_path;
     const char *const *settings; /* --set, settings_count of them */
     int settings_count;
-    int64_t ranks;       /* -n, 0: see ls_allocation_find() */
+    int64_t ranks;        /* -n, 0: see ls_allocation_find() */
     const char *hostfile; /* --hostfile, may be NULL */
-    const char *run_dir; /* --run-dir, NULL: runs/NAME */
+    const char *run_dir;  /* --run-dir, NULL: runs/NAME */
     bool resume;
-    bool launched; /* by a supervisor that starts the workers */
+    bool launched;                          /* by a supervisor that starts the workers */
     const struct ls_allocation *allocation; /* what the supervisor found; NULL: still to be found */
     double started_seconds;                 /* CLOCK_MONOTONIC at which the command began; 0: now */
     /* A coordinator that takes over from one that died: config_path is RUN/config.yaml, run_dir is RUN, the attempt

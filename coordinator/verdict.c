@@ -332,25 +332,25 @@ static bool judge_missing(const struct ls_verdict_scene *scene, struct ls_verdic
     return true;
 }
 
-/* Nobody at all has moved for half the limit: else reports are late, or the run is only slow. */
-static bool anybody_moves(const struct ls_verdict_scene *scene, double limit) {
+/* Unless nobody at all has moved for half the limit, reports are late, or the run is only slow. */
+static bool anybody_moves(const struct ls_verdict_scene *scene, double patience) {
     for (int i = 0; i < scene->ranks_count; i++)
-        if (is_judged(&scene->ranks[i]) && scene->ranks[i].quiet_seconds < limit / 2) return true;
+        if (is_judged(&scene->ranks[i]) && scene->ranks[i].quiet_seconds < patience) return true;
     return false;
 }
 
-static double shortest_limit(const struct ls_verdict_limits *limits) {
+double ls_verdict_patience(const struct ls_verdict_limits *limits) {
     const double all[] = {limits->start, limits->first_step, limits->step, limits->checkpoint, limits->grant};
     double shortest = all[0];
     for (size_t i = 1; i < sizeof all / sizeof *all; i++)
         if (all[i] < shortest) shortest = all[i];
-    return shortest;
+    return shortest / 2;
 }
 
 bool ls_verdict_find(const struct ls_verdict_scene *scene, struct ls_verdict *verdict) {
     /* Before all have joined the attempt's own time counts: phases of the start are short, and many. */
     const bool late = !scene->joined && scene->waiting_seconds >= scene->limits.start;
-    if (!late && anybody_moves(scene, shortest_limit(&scene->limits)))
+    if (!late && anybody_moves(scene, ls_verdict_patience(&scene->limits)))
         return false; /* the usual case, at little cost */
     if (late && judge_missing(scene, verdict)) return true;
     int root = find_root(scene);
@@ -361,7 +361,7 @@ bool ls_verdict_find(const struct ls_verdict_scene *scene, struct ls_verdict *ve
     const struct ls_verdict_rank *rank = &scene->ranks[root];
     if (is_doubtful(scene, rank)) return false;
     const double limit = limit_of(scene, rank);
-    if (!late && (rank->quiet_seconds < limit || anybody_moves(scene, limit))) return false;
+    if (!late && (rank->quiet_seconds < limit || anybody_moves(scene, limit / 2))) return false;
     *verdict = (struct ls_verdict){.kind = is_stopped(rank)                     ? LS_VERDICT_STOPPED
                                            : deadlock                           ? LS_VERDICT_DEADLOCK
                                            : rank->phase == LS_PHASE_WAIT_GRANT ? LS_VERDICT_GRANT

@@ -86,6 +86,10 @@ struct ls_verdict {
     char text[LS_VERDICT_TEXT_BYTES]; /* what happened, the evidence, what to do; no rank, host, step in front */
 };
 
+/* As long as a rank has moved within so many seconds, ls_verdict_find() says nothing of an attempt that has joined, or
+ * that is not late. */
+double ls_verdict_patience(const struct ls_verdict_limits *limits);
+
 /* True when the run stands still longer than its limits allow. */
 bool ls_verdict_find(const struct ls_verdict_scene *scene, struct ls_verdict *verdict);
 

@@ -49,6 +49,7 @@ struct fiber {
 
 struct warp {
     unsigned live, waiting; /* lanes */
+    unsigned whole;         /* operations of all 32 lanes so far */
 };
 
 struct shared_array {
@@ -63,7 +64,8 @@ struct engine {
     struct warp warps[WARPS_MAX];
     const struct ls_emulator_launch *launch;
     int thread_count, live, at_barrier;
-    char *pool; /* of the block's shared memory */
+    unsigned barriers; /* that all threads of the block have come to */
+    char *pool;        /* of the block's shared memory */
     size_t pool_used, shared_bytes;
     struct shared_array shared[SHARED_ARRAYS_MAX];
     int shared_count;
@@ -142,11 +144,15 @@ static void sync_acquire(void *address) {
     (void)address;
 }
 
+/* Threads of a block run after one another: when a late one leaves a barrier, an early one may have come to the next.
+ * So that this is not taken for an order between them, one barrier and the next, and likewise the operations of a warp,
+ * are known by two addresses in turn. Operations of a part of a warp share a third, which sees less. */
 static void *barrier_address(void) {
-    return engine->pool;
+    return engine->pool + 8 * (engine->barriers & 1);
 }
-static void *warp_address(int warp) {
-    return engine->pool + 8 * (1 + warp);
+static void *warp_address(int warp, unsigned mask) {
+    const unsigned turn = mask == UINT32_MAX ? engine->warps[warp].whole & 1 : 2;
+    return engine->pool + 8 * (2 + 3 * (unsigned)warp + turn);
 }
 
 /* Launches and finished threads are ordered with the host by the closure's and the launch's addresses. */
@@ -263,6 +269,7 @@ static void open_barrier(void) {
         fiber->state = READY;
     }
     engine->at_barrier = 0;
+    engine->barriers++;
 }
 
 static _Noreturn void stop_deadlock(void) {
@@ -406,13 +413,14 @@ void ls_emulator_allow_shared(const void *kernel, size_t bytes) {
 }
 
 void ls_emulator_barrier(const char *file, int line) {
-    sync_release(barrier_address());
+    void *address = barrier_address();
+    sync_release(address);
     current->barrier_file = file;
     current->barrier_line = line;
     current->state = AT_BARRIER;
     engine->at_barrier++;
     switch_to(&engine->host, false);
-    sync_acquire(barrier_address());
+    sync_acquire(address);
 }
 
 /* The lanes of `mask` are all there: each gets what all gave. */
@@ -427,6 +435,7 @@ static void complete_exchange(struct warp *warp, int number, unsigned mask) {
         lanes[to]->state = READY;
     }
     warp->waiting &= ~mask;
+    if (mask == UINT32_MAX) warp->whole++;
 }
 
 const uint64_t *ls_emulator_exchange(enum ls_emulator_warp_operation operation, unsigned mask, uint64_t value) {
@@ -438,13 +447,14 @@ const uint64_t *ls_emulator_exchange(enum ls_emulator_warp_operation operation, 
     self->mask = mask;
     self->operation = operation;
     warp->waiting |= 1u << self->self.lane;
-    sync_release(warp_address(self->warp));
+    void *address = warp_address(self->warp, mask);
+    sync_release(address);
     if ((warp->waiting & mask) == mask) {
         complete_exchange(warp, self->warp, mask);
     } else {
         self->state = IN_WARP;
         switch_to(&engine->host, false);
     }
-    sync_acquire(warp_address(self->warp));
+    sync_acquire(address);
     return self->received;
 }

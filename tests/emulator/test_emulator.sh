@@ -89,7 +89,7 @@ mutate() {
         not_ok "$1 without its barrier $2 fails in another way" "$work/mutant.log"
     fi
 }
-mutate worker/device/cuda/attention.cu 2 test_attention
+mutate worker/device/cuda/attention.cu 3 test_attention
 if [ "${LS_TEST_LONG:-0}" = 1 ]; then
     for pair in attention.cu:test_attention attention_backward.cu:test_attention columns.h:test_rows cross_entropy.cu:test_rows \
         embedding.cu:test_rows optimizer.cu:test_optimizer reduction.cu:test_optimizer; do

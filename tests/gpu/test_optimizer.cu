@@ -11,7 +11,7 @@ static void norm_case(enum ls_dtype dtype, int64_t count, int64_t offset) {
     double *partial = (double *)device_allocate((size_t)pieces * sizeof *partial), *result = put_values(&before, 1);
     double *sums = zero_doubles(pieces), *found = zero_doubles(pieces), expected = before;
     for (int64_t i = 0; i < count; i++) sums[i / 1024] += x.value[i] * x.value[i];
-    struct ls_op_squared_norm op = {NULL, x.device, count, partial, dtype};
+    struct ls_op_squared_norm op = {NULL, x.device, count, partial, false, dtype};
     check_cuda(ls_cuda_squared_norm(&op, 0)); /* the pieces */
     device_copy(found, partial, (size_t)pieces * sizeof *found);
     for (int64_t p = 0; p < pieces; p++) {
@@ -25,6 +25,14 @@ static void norm_case(enum ls_dtype dtype, int64_t count, int64_t offset) {
     op.input = x.device;
     check_cuda(ls_cuda_squared_norm(&op, 0)); /* both */
     if (get_value(result) != expected) fail("both at once give %.17g, not %.17g", get_value(result), expected);
+    device_copy(result, &before, sizeof before);
+    op.any_order = true;
+    check_cuda(ls_cuda_squared_norm(&op, 0));
+    const double shared = get_value(result);
+    if (!(fabs(shared - expected) <= 1e-13 * expected)) fail("in any order %.17g, not %.17g", shared, expected);
+    device_copy(result, &before, sizeof before);
+    check_cuda(ls_cuda_squared_norm(&op, 0));
+    if (get_value(result) != shared) fail("%.17g, and the second time %.17g", shared, get_value(result));
     const struct ls_op_ordered_sum ordered = {result, partial, pieces};
     check_cuda(ls_cuda_ordered_sum(&ordered, 0));
     expected = 0.0;
@@ -45,8 +53,8 @@ static void a_piece_has_the_same_bits_wherever_it_lies(void) {
     memcpy(y.value, x.value, 1000 * sizeof(double));
     send(&y);
     double *partial = (double *)device_allocate(2 * sizeof *partial), found[2];
-    const struct ls_op_squared_norm first = {NULL, x.device, 1000, partial, LS_BF16};
-    const struct ls_op_squared_norm second = {NULL, y.device, 1000, partial + 1, LS_BF16};
+    const struct ls_op_squared_norm first = {NULL, x.device, 1000, partial, false, LS_BF16};
+    const struct ls_op_squared_norm second = {NULL, y.device, 1000, partial + 1, false, LS_BF16};
     check_cuda(ls_cuda_squared_norm(&first, 0));
     check_cuda(ls_cuda_squared_norm(&second, 0));
     device_copy(found, partial, sizeof found);

@@ -254,12 +254,14 @@ struct ls_op_add {
 };
 
 /* result[0] += sum of squares: ordered sums of per-1024-element sums, in double. Either half alone: result NULL leaves
- * the sums of 1024 elements in `partial`, input NULL adds those that are there. */
+ * the sums of 1024 elements in `partial`, input NULL adds those that are there. `any_order`: a device may add those in
+ * another order, the same one each time, if that is faster. */
 struct ls_op_squared_norm {
     double *result;
     const void *input;
     int64_t count;
     double *partial; /* [ceil(count / 1024)] */
+    bool any_order;
     enum ls_dtype dtype;
 };
 

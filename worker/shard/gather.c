@@ -55,7 +55,8 @@ const void *ls_shard_acquire(struct ls_shard *shard, int block) {
         shard->check = -1;
         ls_fill_zero(shard->compute, &shard->scalars->parameters, sizeof shard->scalars->parameters);
         ls_op(shard->compute, squared_norm, .result = &shard->scalars->parameters, .input = parameters,
-              .count = shard->blocks[block].count, .partial = shard->partial, .dtype = shard->cut.dtype);
+              .count = shard->blocks[block].count, .partial = shard->partial, .any_order = true,
+              .dtype = shard->cut.dtype);
     }
     return parameters;
 }

@@ -24,7 +24,7 @@ static void sum_squares(struct ls_shard *shard) {
         struct shard_block *block = &shard->blocks[i];
         ls_shard_wait_for(shard, block->reduced);
         ls_op(shard->compute, squared_norm, .result = &scalars->squared, .input = ls_shard_own_gradients(shard, block),
-              .count = block->own_count, .partial = shard->partial, .dtype = LS_FP32);
+              .count = block->own_count, .partial = shard->partial, .any_order = !shard->cut.fixed, .dtype = LS_FP32);
     }
     if (!shard->cut.state_sliced) return;
     /* Every rank adds up the slices' sums in the same order. */

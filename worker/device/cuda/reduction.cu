@@ -5,7 +5,7 @@
 namespace {
 
 /* A warp sums one piece of 1024 elements; ORDERED values are staged at a time for the one thread that adds in order. */
-constexpr int THREADS = 256, NORM_PIECE = 1024, ORDERED = 1024;
+constexpr int THREADS = 256, NORM_PIECE = 1024, ORDERED = 1024, SUM_THREADS = 512;
 
 template <typename T, int N>
 __global__ void __launch_bounds__(LS_COLUMN_THREADS)
@@ -75,6 +75,14 @@ __global__ void __launch_bounds__(THREADS) ordered_sum(double *result, const T *
     if (threadIdx.x == 0) result[0] = sum;
 }
 
+/* One block: result += the sum of input, each thread its share. */
+__global__ void __launch_bounds__(SUM_THREADS) shared_sum(double *result, const double *input, int64_t count) {
+    double sum = 0.0;
+    for (int64_t i = threadIdx.x; i < count; i += SUM_THREADS) sum += input[i];
+    sum = ls_block_sum<SUM_THREADS>(sum);
+    if (threadIdx.x == 0) result[0] += sum;
+}
+
 __global__ void __launch_bounds__(LS_WARP) clip(struct ls_op_clip op) {
     if (threadIdx.x != 0) return;
     const double scale = op.loss_scale > 0.0f ? static_cast<double>(op.loss_scale) : 1.0;
@@ -112,6 +120,7 @@ cudaError_t ls_cuda_squared_norm(const struct ls_op_squared_norm *op, cudaStream
         if (error != cudaSuccess) return error;
     }
     if (!op->result) return cudaSuccess;
+    if (op->any_order) return LS_LAUNCH(shared_sum, 1, SUM_THREADS, 0, stream, op->result, op->partial, pieces);
     return LS_LAUNCH((ordered_sum<double>), 1, THREADS, 0, stream, op->result, op->partial, pieces, true);
 }
 

@@ -1,5 +1,6 @@
-/* A model with all its buffers on a CPU device, driven block by block: for tests of models. Every buffer has exactly
- * the size the model asks for and a canary behind it. Failures are cmocka's. */
+/* A model with all its buffers on a device, driven block by block: for tests of models. The device is a CPU one, or
+ * with LS_TEST_DEVICE=cuda the first GPU. Every buffer has exactly the size the model asks for and a canary behind it.
+ * Failures are cmocka's. */
 #ifndef LS_TESTS_UNIT_MODEL_HARNESS_H
 #define LS_TESTS_UNIT_MODEL_HARNESS_H
 
@@ -69,13 +70,20 @@ static inline void harness_download(struct harness *h, void *to, const void *fro
     harness_synchronize(h);
 }
 
+static inline enum ls_code harness_device(int threads, enum ls_stream_order order, struct ls_device **device,
+                                          struct ls_error *error) {
+    const char *wanted = getenv("LS_TEST_DEVICE");
+    if (wanted && strcmp(wanted, "cuda") == 0) return ls_device_create_cuda(0, false, device, error);
+    return ls_device_create_cpu(threads, order, device, error);
+}
+
 static inline struct harness *harness_create(const struct ls_config *config, int64_t sequences, int threads,
                                              enum ls_stream_order order) {
     struct harness *h = calloc(1, sizeof *h);
     assert_non_null(h);
     struct ls_error error;
     if (ls_model_create(config, &h->model, &error) != LS_OK) fail_msg("%s", error.text);
-    if (ls_device_create_cpu(threads, order, &h->device, &error) != LS_OK) fail_msg("%s", error.text);
+    if (harness_device(threads, order, &h->device, &error) != LS_OK) fail_msg("%s", error.text);
     h->stream = ls_stream_create(h->device, false);
     h->sequences = sequences;
     h->length = config->data.sequence_length;

@@ -1,4 +1,5 @@
-/* GPT-2 and Llama against PyTorch: loss, every gradient and ten AdamW steps (tests/reference/README.md). */
+/* GPT-2 and Llama against PyTorch: loss, every gradient and ten AdamW steps (tests/reference/README.md); loss and
+ * gradients in bf16 too. */
 #include "tests/unit/model_harness.h"
 
 #include "common/safetensors.h"
@@ -7,6 +8,8 @@
 #include <jansson.h>
 #include <math.h>
 #include <unistd.h>
+
+#include "worker/device/cpu/low_precision.h"
 
 enum { STEPS = 10 };
 
@@ -132,13 +135,26 @@ static void unload(struct reference *reference) {
     ls_safetensors_close(reference->file);
 }
 
+/* To the model's parameters, in their type. */
+static void upload_tensor(struct harness *h, const struct ls_tensor *tensor, const float *values) {
+    char *place = (char *)h->parameters[tensor->block] + tensor->offset * ls_dtype_bytes(ls_model_dtype(h->model));
+    if (ls_model_dtype(h->model) == LS_FP32) {
+        harness_upload(h, place, values, tensor->count * (int64_t)sizeof(float));
+        return;
+    }
+    uint16_t *narrow = malloc((size_t)tensor->count * sizeof *narrow);
+    assert_non_null(narrow);
+    for (int64_t i = 0; i < tensor->count; i++) narrow[i] = ls_bf16_narrow(values[i]);
+    harness_upload(h, place, narrow, tensor->count * (int64_t)sizeof *narrow);
+    free(narrow);
+}
+
 static struct harness *start(const struct reference *reference) {
     struct harness *h = harness_create(&reference->config, reference->sequences, 2, LS_STREAMS_EAGER);
     for (int i = 0; i < ls_model_tensor_count(h->model); i++) {
         const struct ls_tensor *tensor = ls_model_tensor(h->model, i);
         float *values = read_tensor(reference, "initial/", tensor);
-        harness_upload(h, h->parameters[tensor->block] + tensor->offset, values,
-                       tensor->count * (int64_t)sizeof(float));
+        upload_tensor(h, tensor, values);
         free(values);
     }
     return h;
@@ -225,6 +241,34 @@ static void check_loss_and_gradients(const char *name) {
         } else {
             check_gradient(tensor, found, expected, 0, tensor->count);
         }
+        free(found);
+        free(expected);
+    }
+    harness_destroy(h);
+    unload(&reference);
+}
+
+/* A rounding to bf16 changes a value by at most 2^-9 of it. Some twenty of them lie between a weight and the loss, and
+ * again as many between the loss and a gradient; they are of either sign and add up like a walk, to the root of their
+ * number: below 2 % of the loss would be off by a factor of ten, gradients get 8 % by the same count. */
+static void check_bf16(const char *name) {
+    struct reference reference;
+    load(&reference, name);
+    reference.config.precision = LS_PRECISION_BF16;
+    struct harness *h = start(&reference);
+    struct harness_batch batch = batch_of(&reference, 0);
+    const double targets = (double)count_targets(&reference, &batch);
+    const double loss = harness_run(h, &batch, (float)(1 / targets)) / targets;
+    assert_close("the loss", loss, reference.losses[0], 2e-3);
+    assert_true(fabs(loss - reference.losses[0]) > 1e-7); /* it did compute in another type */
+    for (int i = 0; i < ls_model_tensor_count(h->model); i++) {
+        const struct ls_tensor *tensor = ls_model_tensor(h->model, i);
+        if (has_key_bias(tensor)) continue;
+        float *found = harness_tensor(h, h->gradients, i), *expected = read_tensor(&reference, "gradient/", tensor);
+        const struct difference d = compare(found, expected, 0, tensor->count);
+        if (!(d.norm <= 0.08 * d.reference_norm))
+            fail_msg("gradient of %s: the difference has norm %.3g, PyTorch's gradient %.3g", tensor->name, d.norm,
+                     d.reference_norm);
         free(found);
         free(expected);
     }
@@ -378,6 +422,12 @@ static void qwen3_takes_ten_adamw_steps_as_pytorch_does(void **state) {
     check_ten_steps("qwen3.safetensors");
 }
 
+static void in_bf16_losses_and_gradients_are_near_pytorchs(void **state) {
+    (void)state;
+    check_bf16("gpt2.safetensors");
+    check_bf16("llama.safetensors");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gpt2_loss_and_gradients_are_pytorchs),
@@ -385,6 +435,7 @@ int main(void) {
         cmocka_unit_test(qwen2_loss_and_gradients_are_pytorchs),
         cmocka_unit_test(qwen3_loss_and_gradients_are_pytorchs),
         cmocka_unit_test(losses_without_documents_are_pytorchs),
+        cmocka_unit_test(in_bf16_losses_and_gradients_are_near_pytorchs),
         cmocka_unit_test(gpt2_takes_ten_adamw_steps_as_pytorch_does),
         cmocka_unit_test(llama_takes_ten_adamw_steps_as_pytorch_does),
         cmocka_unit_test(qwen2_takes_ten_adamw_steps_as_pytorch_does),

@@ -61,6 +61,7 @@ struct ls_worker {
     bool wish_sent;
     int64_t late_from;                     /* rank 0: the step whose grant may be called late; 0 before the first */
     int64_t memory_planned, memory_before; /* bytes; before: of the process, when nothing of the plan was taken */
+    int64_t nccl_bytes;                    /* of the GPU: what NCCL took for itself */
 };
 
 static double seconds_now(void) {
@@ -354,9 +355,26 @@ static enum ls_code connect(struct ls_worker *worker, struct ls_error *error) {
         .host = worker->comm,
         .device = worker->device,
         .workspace_bytes = worker->config.zero.gradient_dtype == LS_GRADIENT_BF16 ? LS_NCCL_WORKSPACE_BYTES : 0,
-        .timeout_seconds = (double)worker->config.fault.stall_timeout_seconds,
+        /* Twice: the coordinator sees all ranks, and its verdict comes first. */
+        .timeout_seconds = 2 * (double)worker->config.fault.stall_timeout_seconds,
         .leave = worker->options.leave};
-    return ls_comm_create_nccl(&options, &worker->team, error);
+    const int64_t free_before = ls_device_free_bytes(worker->device);
+    enum ls_code code = ls_comm_create_nccl(&options, &worker->team, error);
+    worker->nccl_bytes = free_before - ls_device_free_bytes(worker->device) - options.workspace_bytes;
+    return code;
+}
+
+/* What was planned beside what was taken. Where ranks share a GPU, what is taken is everybody's. */
+static void log_memory(const struct ls_worker *worker) {
+    const struct ls_device_info *info = ls_device_info(worker->device);
+    ls_log(LS_LOG_INFO, "memory: %lld bytes planned, %lld resident before, %lld at the end",
+           (long long)worker->memory_planned, (long long)worker->memory_before, (long long)ls_host_memory_resident());
+    if (info->kind != LS_DEVICE_KIND_CUDA) return;
+    const int64_t held = info->memory_bytes - ls_device_free_bytes(worker->device);
+    ls_log(LS_LOG_INFO,
+           "GPU memory: %lld bytes planned, %lld taken, beside %lld of context and libraries and %lld of NCCL",
+           (long long)worker->memory_planned, (long long)(held - info->overhead_bytes - worker->nccl_bytes),
+           (long long)info->overhead_bytes, (long long)worker->nccl_bytes);
 }
 
 static enum ls_code create_trainer(struct ls_worker *worker, struct ls_error *error) {
@@ -556,9 +574,7 @@ enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
     if (!code) code = loop(worker, error);
     if (code == LS_OK || code == LS_REQUEUE || code == LS_STOPPED) {
         mark(worker, LS_PHASE_FINISH);
-        ls_log(LS_LOG_INFO, "memory: %lld bytes planned, %lld resident before, %lld at the end",
-               (long long)worker->memory_planned, (long long)worker->memory_before,
-               (long long)ls_host_memory_resident());
+        log_memory(worker);
         return code;
     }
     if (worker->trainer && ls_trainer_failed_rank(worker->trainer) >= 0) {

@@ -143,6 +143,9 @@ EMULATED_TESTS := $(patsubst tests/emulated/%.c,$(BUILD)/emulator/tests/emulated
 $(EMULATED_TESTS): $(BUILD)/emulator/%: $(BUILD)/%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
 	@mkdir -p $(@D)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
+$(BUILD)/emulator/scripts/bench/%: $(BUILD)/scripts/bench/%.o $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(BUILD)/emulator/tests/unit/%: $(BUILD)/tests/unit/%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
 	@mkdir -p $(@D)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)
@@ -176,6 +179,17 @@ emulator-asan:
 emulator-tsan:
 	$(MAKE) BUILD=$(BUILD)/tsan OPTIMISE=-O1 SANITIZE='-fsanitize=thread' emulator
 
+# What bin/gpu-check of a bundle runs on a GPU: the tests of the kernels by nvcc, the references, the kernels' rates.
+ifneq ($(CUDA_HOME),)
+GPU_TESTS := $(patsubst tests/gpu/%.cu,$(BUILD)/tests/gpu/%,$(wildcard tests/gpu/test_*.cu))
+GPU_PROGRAMS := $(GPU_TESTS) $(BUILD)/tests/unit/test_model_reference $(BUILD)/scripts/bench/gpu_kernels
+$(GPU_TESTS): $(BUILD)/%: $(BUILD)/%.cu.o $(CUDA_LIBRARY)
+	$(CC) -o $@ $^ $(CUDA_LDLIBS) -lpthread -lm
+endif
+.PHONY: gpu-programs emulated-gpu-programs
+gpu-programs: $(GPU_PROGRAMS)
+emulated-gpu-programs: emulated emulator $(BUILD)/emulator/tests/unit/test_model_reference $(BUILD)/emulator/scripts/bench/gpu_kernels
+
 # Benchmarks: `make build/scripts/bench/kernels` and run it on a quiet host.
 $(BUILD)/scripts/bench/%: $(BUILD)/scripts/bench/%.o $(LIBRARY) $(CUDA_LIBRARY)
 	$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LDLIBS) $(LDLIBS)
@@ -195,7 +209,7 @@ tsan:
 # A relocatable folder with everything a run needs but CUDA's libraries, packed (docs/gpu.md).
 BUNDLE_ARCH ?= x86-64-v3
 bundle:
-	$(MAKE) BUILD=$(BUILD)/bundle ARCH=$(BUNDLE_ARCH) all
+	$(MAKE) BUILD=$(BUILD)/bundle ARCH=$(BUNDLE_ARCH) all gpu-programs
 	scripts/bundle/make $(BUILD)/bundle $(BUILD)/lockstep-bundle
 	tar -C $(BUILD) -cf - lockstep-bundle | xz -6 -T0 >$(BUILD)/lockstep-bundle.tar.xz
 	@echo "$(BUILD)/lockstep-bundle.tar.xz: $$(($$(stat -c %s $(BUILD)/lockstep-bundle.tar.xz) / 1000000)) MB"

@@ -93,8 +93,9 @@ static bool remove_tree(int folder, const char *name, int depth) {
     return unlinkat(folder, name, AT_REMOVEDIR) == 0;
 }
 
-static int remove_memory(const char *run_id, int64_t attempt) {
+int ls_leftovers_remove_memory(const char *run_id, int64_t attempt) {
     char prefix[40];
+    if (!is_run_id(run_id)) return 0;
     int removed = 0, length = snprintf(prefix, sizeof prefix, "lockstep-%s-a", run_id);
     DIR *entries = opendir("/dev/shm");
     for (struct dirent *entry; entries && (entry = readdir(entries));) {
@@ -122,6 +123,6 @@ struct ls_leftovers ls_leftovers_remove(const char *run_id, int64_t attempt, dou
     }
     if (!left) result.stuck_pid = 0;
     free(text);
-    result.files = remove_memory(run_id, attempt);
+    result.files = ls_leftovers_remove_memory(run_id, attempt);
     return result;
 }

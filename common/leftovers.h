@@ -22,4 +22,8 @@ void ls_leftovers_folder(const char *run_id, int64_t attempt, char path[64]);
  * 16 hex digits has no leftovers. */
 struct ls_leftovers ls_leftovers_remove(const char *run_id, int64_t attempt, double seconds);
 
+/* Removes what the attempts of `run_id` before `attempt` have in /dev/shm, and touches no process. Returns how many
+ * files and folders there were. */
+int ls_leftovers_remove_memory(const char *run_id, int64_t attempt);
+
 #endif

@@ -232,5 +232,8 @@ int main(int argc, char **argv) {
     ls_progress_close(progress);
     ls_comm_destroy(comm);
     MPI_Finalize();
+    /* No coordinator looks after the memory of other hosts. */
+    const char *run_id = getenv("LOCKSTEP_RUN_ID");
+    if (run_id && placement.local_rank == 0) ls_leftovers_remove_memory(run_id, own_attempt() + 1);
     return code;
 }

@@ -110,8 +110,8 @@ static bool make_mpirun(const struct making *making) {
     const struct ls_launch_options *options = making->options;
     struct ls_launch *launch = making->launch;
     const bool several = making->hosts->count > 0;
-    bool fits = argument(launch, "mpirun") && argument(launch, "-n") &&
-                argument(launch, "%lld", (long long)options->ranks);
+    bool fits =
+        argument(launch, "mpirun") && argument(launch, "-n") && argument(launch, "%lld", (long long)options->ranks);
     if (several) fits = fits && argument(launch, "-host") && add_hosts(making, "", true);
     if (several && making->bound)
         fits = fits && argument(launch, "--map-by") && argument(launch, "slot:PE=%lld", (long long)making->threads);
@@ -308,11 +308,26 @@ static void become(const struct ls_launch *launch, int input, int output) {
     _exit(127);
 }
 
+static const char header_mark[] = "--- attempt ";
+
+/* Names the attempt and the command. */
+static void write_header(const struct ls_launch *launch, int output) {
+    static const char name[] = "LOCKSTEP_ATTEMPT=";
+    char command[4096];
+    const char *attempt = "0";
+    for (int i = 0; i < launch->environment_count; i++)
+        if (strncmp(launch->environment[i], name, sizeof name - 1) == 0)
+            attempt = launch->environment[i] + sizeof name - 1;
+    ls_launch_print(launch, command, sizeof command);
+    dprintf(output, "%s%s: %s\n", header_mark, attempt, command);
+}
+
 enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_text, const char *log_path, pid_t *pid,
                              struct ls_error *error) {
     int input[2];
     int output = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (output < 0) return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot open %s: %s", log_path, strerror(errno));
+    write_header(launch, output);
     if (pipe2(input, O_CLOEXEC)) {
         close(output);
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot make a pipe: %s", strerror(errno));
@@ -332,6 +347,51 @@ enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_tex
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot hand the key to the launcher");
     }
     return LS_OK;
+}
+
+/* "mpirun noticed that process rank 2 with PID 282 on node storm2 exited on signal 9 (Killed)." */
+static bool read_mpirun(const char *line, struct ls_launch_loss *loss) {
+    char host[64];
+    int rank, pid, number;
+    if (sscanf(line, "%*s noticed that process rank %d with PID %d on node %63s exited on signal %d", &rank, &pid, host,
+               &number) != 4)
+        return false;
+    loss->rank = rank;
+    snprintf(loss->text, sizeof loss->text, "pid %d on %s was killed by signal %d, says mpirun", pid, host, number);
+    return true;
+}
+
+/* "srun: error: node-2: task 5: Killed" */
+static bool read_srun(const char *line, struct ls_launch_loss *loss) {
+    char host[64], how[32];
+    int rank;
+    if (sscanf(line, "srun: error: %63[^:]: task %d: %31[A-Za-z ]", host, &rank, how) != 3) return false;
+    if (strncmp(how, "Exited", 6) == 0) return false; /* its own words say more */
+    loss->rank = rank;
+    snprintf(loss->text, sizeof loss->text, "on %s: %s, says srun", host, how);
+    return true;
+}
+
+bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss) {
+    enum { TAIL_BYTES = 1 << 16 };
+    int file = open(log_path, O_RDONLY | O_CLOEXEC);
+    char *text = malloc(TAIL_BYTES + 1);
+    off_t end = file < 0 ? 0 : lseek(file, 0, SEEK_END), from = end > TAIL_BYTES ? end - TAIL_BYTES : 0;
+    bool of_attempt = false, found = false;
+    if (text && end > 0 && ls_pread_all(file, text, (size_t)(end - from), from) == 0) {
+        text[end - from] = 0;
+        for (char *line = text, *next; line && !found; line = next) {
+            next = strchr(line, '\n');
+            if (next) *next++ = 0;
+            if (strncmp(line, header_mark, sizeof header_mark - 1) == 0)
+                of_attempt = strtoll(line + sizeof header_mark - 1, NULL, 10) == attempt;
+            else
+                found = of_attempt && (read_mpirun(line, loss) || read_srun(line, loss)) && loss->rank >= 0;
+        }
+    }
+    free(text);
+    if (file >= 0) close(file);
+    return found;
 }
 
 /* The session of process `pid`, or -1. */

@@ -1,5 +1,5 @@
-/* The launcher: the mpirun or srun command line that starts the workers of an attempt, here or on several hosts, and the
- * processes it becomes. */
+/* The launcher: the mpirun or srun command line that starts the workers of an attempt, here or on several hosts, and
+ * the processes it becomes. */
 #ifndef LS_COORDINATOR_LAUNCHER_H
 #define LS_COORDINATOR_LAUNCHER_H
 
@@ -19,7 +19,7 @@ struct ls_launch_options {
     const struct ls_config *config;         /* launcher.arguments, .wrapper, .environment */
     const struct ls_allocation *allocation; /* hosts and threads */
     int64_t ranks;                          /* of this attempt, in the room of the hosts that are not excluded */
-    const char *const *excluded;            /* hosts (as they call themselves) that get no rank, excluded_count of them */
+    const char *const *excluded; /* hosts (as they call themselves) that get no rank, excluded_count of them */
     int excluded_count;
     int64_t cores; /* of this host, usable by us */
     bool root;
@@ -44,10 +44,10 @@ struct ls_launch {
     size_t text_used;
 };
 
-/* Makes the command line; a pure function of the options. On several hosts: each gets its count of ranks, in the order of
- * the list, neighbouring ranks beside each other. Binding is always said: where the threads of a rank are known on
- * several hosts or in a Slurm job, each rank has as many cores; else, and where there are more threads than cores, ranks
- * are not bound. LS_USAGE when the ranks do not fit, or it becomes too long. */
+/* Makes the command line; a pure function of the options. On several hosts: each gets its count of ranks, in the order
+ * of the list, neighbouring ranks beside each other. Binding is always said: where the threads of a rank are known on
+ * several hosts or in a Slurm job, each rank has as many cores; else, and where there are more threads than cores,
+ * ranks are not bound. LS_USAGE when the ranks do not fit, or it becomes too long. */
 enum ls_code ls_launch_plan(const struct ls_launch_options *options, struct ls_launch *launch, struct ls_error *error);
 /* Writes the command line as a shell would take it, with its environment in front. */
 void ls_launch_print(const struct ls_launch *launch, char *text, size_t size);
@@ -61,10 +61,20 @@ bool ls_launch_has_program(const char *program);
 /* LS_COMMUNICATION, naming the Debian package, when mpirun is not in PATH. */
 enum ls_code ls_launch_find_mpirun(struct ls_error *error);
 
-/* Starts it in a session of its own; its output is appended to `log_path`, `key_text` is on its standard input, which
+/* Starts it in a session of its own; its output is appended to `log_path` behind a line that names the attempt and the
+ * command, `key_text` is on its standard input, which
  * mpirun hands to rank 0. *pid is the leader of the session. */
 enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_text, const char *log_path, pid_t *pid,
                              struct ls_error *error);
+/* What a launcher says of the rank whose loss made it end. */
+struct ls_launch_loss {
+    int32_t rank;
+    char text[128]; /* "pid 282 on storm2 was killed by signal 9, says mpirun" */
+};
+/* Finds it in the launcher's output at `log_path`, in what was written since `attempt` was started. Understands Open
+ * MPI's mpirun and Slurm's srun; false when they say nothing of a signal. */
+bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss);
+
 /* Sends `signal` to every process of the session led by `leader`, however its groups are; returns how many there were.
  * 0: only counts. */
 int ls_launch_signal_session(pid_t leader, int signal);

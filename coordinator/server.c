@@ -81,10 +81,23 @@ static void tell_fault(struct ls_server *server, const struct ls_watcher_loss *l
     server_handle(server, &event);
 }
 
+/* A launcher knows which rank of any host was lost, and says so in its output. */
+static void tell_launchers_verdict(struct ls_server *server, int64_t attempt) {
+    char path[PATH_MAX];
+    struct ls_launch_loss loss;
+    snprintf(path, sizeof path, "%s/logs/launcher.log", server->run->directory.path);
+    if (!ls_launch_read_loss(path, attempt, &loss)) return;
+    struct ls_core_event event = {.kind = LS_EVENT_RANK_LOST, .attempt = (uint32_t)attempt};
+    event.rank_lost.rank = loss.rank;
+    event.rank_lost.how = loss.text;
+    server_handle(server, &event);
+}
+
 /* What a rank said on its standard error comes first: it may have reached nobody else. */
 static void on_launcher_exited(struct ls_server *server, const struct ls_channel_message *message) {
     struct ls_watcher_loss loss;
     if (message->status && ls_watcher_read_launcher(server->watcher, &loss)) tell_fault(server, &loss);
+    if (!server->ended) tell_launchers_verdict(server, message->attempt);
     if (server->ended) return;
     struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message->attempt};
     event.launcher_exited.status = message->status;
@@ -148,7 +161,7 @@ static void watch(struct ls_server *server) {
     struct ls_watcher_loss loss;
     while (!server->ended && ls_watcher_poll(server->watcher, &loss)) {
         server_note_loss(server, loss.silent_seconds);
-        if (loss.by_itself) {
+        if (loss.by_itself || loss.asked) {
             tell_fault(server, &loss);
             continue;
         }
@@ -163,11 +176,11 @@ static void watch(struct ls_server *server) {
 static void tell_stall(struct ls_server *server, const struct ls_verdict *verdict, const char *dump) {
     char line[PATH_MAX + 64];
     snprintf(line, sizeof line, "what every rank did last is in %s", dump);
-    json_t *fields = json_pack("{s:s, s:i, s:s, s:s, s:f, s:I, s:b, s:s, s:s, s:s}", "verdict",
-                               ls_verdict_name(verdict->kind), "rank", verdict->rank, "host",
-                               ls_stall_host(server->stall, verdict->host), "phase", verdict->phase, "seconds",
-                               verdict->seconds, "collective", (json_int_t)verdict->collective, "collective_on_host",
-                               verdict->collective_on_host, "waiting", verdict->waiting, "dump", dump, "text", line);
+    json_t *fields =
+        json_pack("{s:s, s:i, s:s, s:s, s:f, s:I, s:b, s:s, s:s, s:s}", "verdict", ls_verdict_name(verdict->kind),
+                  "rank", verdict->rank, "host", ls_stall_host(server->stall, verdict->host), "phase", verdict->phase,
+                  "seconds", verdict->seconds, "collective", (json_int_t)verdict->collective, "collective_on_host",
+                  verdict->collective_on_host, "waiting", verdict->waiting, "dump", dump, "text", line);
     char *json = fields ? json_dumps(fields, JSON_COMPACT) : NULL;
     if (json) ls_journal_tell(server->run->journal, server_attempt(server), "stall", json);
     free(json);

@@ -20,7 +20,7 @@ enum { RANKS_MAX = 4096, TAIL_BYTES = 8192 };
 struct ls_watcher {
     char run_dir[1000], run_id[17];
     int64_t attempt;
-    off_t launcher_log; /* bytes that were there before */
+    off_t launcher_log;           /* bytes that were there before */
     struct ls_progress *progress; /* NULL: not there yet */
     bool told[RANKS_MAX];
     bool left[RANKS_MAX]; /* gone by itself when last looked at */
@@ -125,7 +125,16 @@ static void describe_loss(const struct ls_watcher *watcher, const struct ls_prog
     *loss = (struct ls_watcher_loss){.rank = rank_of(record, local_rank),
                                      .step = (int64_t)atomic_load_explicit(&record->step, memory_order_relaxed),
                                      .by_itself = phase == LS_PHASE_EXIT,
+                                     .asked = atomic_load_explicit(&record->asked_to_end, memory_order_relaxed) != 0,
                                      .silent_seconds = seconds_since(record)};
+    if (!loss->by_itself && loss->asked) {
+        loss->code = LS_COMMUNICATION;
+        snprintf(
+            loss->text, sizeof loss->text,
+            "communication: rank %lld (pid %llu) was ended by its launcher in phase %s. Look at logs/launcher.log.",
+            (long long)loss->rank, pid, phase_name);
+        return;
+    }
     if (!loss->by_itself) {
         snprintf(loss->text, sizeof loss->text, "pid %llu was killed or crashed, phase %s", pid, phase_name);
         return;

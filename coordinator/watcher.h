@@ -15,6 +15,7 @@ struct ls_watcher;
 struct ls_watcher_loss {
     int64_t rank, step;
     bool by_itself; /* it ended on purpose with `code`; else it was killed or crashed */
+    bool asked;     /* it was asked to end before: a launcher does so when another rank is lost */
     enum ls_code code;
     double silent_seconds; /* since its last sign of life */
     char text[400];        /* "pid 123 is gone in phase forward", or its last words from the log */

@@ -29,10 +29,13 @@ struct arguments {
 };
 
 static atomic_bool save_wished;
+static _Atomic(struct ls_progress_record *) own_record; /* NULL: none yet */
 
-static void wish_for_save(int signal_number) {
+static void on_end_signal(int signal_number) {
     (void)signal_number;
     atomic_store(&save_wished, true);
+    struct ls_progress_record *record = atomic_load(&own_record);
+    if (record) atomic_store_explicit(&record->asked_to_end, 1, memory_order_relaxed);
 }
 
 static error_t parse_option(int key, char *argument, struct argp_state *state) {
@@ -65,7 +68,7 @@ const char *argp_program_version = "lockstep-worker " LS_VERSION;
 static void set_signals(void) {
     static const int ignored[] = {SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGPIPE};
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_IGN);
-    struct sigaction action = {.sa_handler = wish_for_save, .sa_flags = SA_RESTART};
+    struct sigaction action = {.sa_handler = on_end_signal, .sa_flags = SA_RESTART};
     sigaction(SIGTERM, &action, NULL);
 }
 
@@ -125,6 +128,7 @@ static struct ls_progress *open_progress(const struct ls_placement *placement) {
     struct ls_progress_record *record = ls_progress_record(progress, placement->local_rank);
     ls_progress_enter(record);
     ls_progress_mark(record, LS_PHASE_MPI_INIT, 0, 0, 0);
+    atomic_store(&own_record, record);
     return progress;
 }
 
@@ -229,6 +233,7 @@ int main(int argc, char **argv) {
         fail(rank, ls_worker_error_is_shared(worker), &error);
     if (code && rank == 0) ls_report_exit(code, error.text);
     ls_worker_destroy(worker);
+    atomic_store(&own_record, NULL);
     ls_progress_close(progress);
     ls_comm_destroy(comm);
     MPI_Finalize();

@@ -163,7 +163,8 @@ static enum ls_code write_staged_weights(struct ls_saver *saver, struct job *job
 enum turn { TURN_STATE, TURN_WEIGHTS, TURN_DONE, TURN_GIVEN_UP };
 
 /* What can be written next; waits while nothing can. Staged weights come first, since the forward may wait for room;
- * else blocks are finished one after another, in the order of the update. */
+ * else blocks are finished one after another, in the order of the update. Where parameters stay whole, the own slice
+ * lies among what a gather is receiving (Open MPI moves it about meanwhile), so state waits for the block's gather. */
 static enum turn next_turn(struct ls_saver *saver, const struct job *job, int64_t *available) {
     const bool state_left = job->piece < (int64_t)saver->block_count * LS_CHECKPOINT_KINDS;
     const int state_block = (int)(job->piece / LS_CHECKPOINT_KINDS);
@@ -180,8 +181,9 @@ static enum turn next_turn(struct ls_saver *saver, const struct job *job, int64_
             weights_due = weights_left && saver->blocks[job->weights_block].parameters &&
                           (job->weights_block < state_block || !state_left);
         }
-        turn = saver->given_up ? TURN_GIVEN_UP : weights_due ? TURN_WEIGHTS : state_left ? TURN_STATE : TURN_DONE;
-        if (turn != TURN_DONE || !weights_left) break;
+        const bool state_due = state_left && (saver->staged || saver->blocks[state_block].parameters);
+        turn = saver->given_up ? TURN_GIVEN_UP : weights_due ? TURN_WEIGHTS : state_due ? TURN_STATE : TURN_DONE;
+        if (turn != TURN_DONE || (!weights_left && !state_left)) break;
         pthread_cond_wait(&saver->changed, &saver->mutex);
     }
     pthread_mutex_unlock(&saver->mutex);

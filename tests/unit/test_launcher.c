@@ -99,7 +99,7 @@ static void test_the_users_transports_threads_and_arguments_are_kept(void **stat
 }
 
 #define EXPORTED                                                                                                       \
-    "-x OMP_WAIT_POLICY -x LOCKSTEP_COORDINATOR -x LOCKSTEP_KEY_FILE -x LOCKSTEP_RUN_ID -x LOCKSTEP_ATTEMPT -x "        \
+    "-x OMP_WAIT_POLICY -x LOCKSTEP_COORDINATOR -x LOCKSTEP_KEY_FILE -x LOCKSTEP_RUN_ID -x LOCKSTEP_ATTEMPT -x "       \
     "LOCKSTEP_CONNECT_SECONDS "
 
 static void test_other_hosts_get_their_counts_and_the_variables(void **state) {
@@ -140,6 +140,37 @@ static void test_excluded_hosts_get_no_rank(void **state) {
     assert_non_null(strstr(error.text, "5 ranks do not fit on 3 hosts with room for 4 (a 2, b 0 (excluded), c 2)"));
 }
 
+static bool read_loss(const char *text, struct ls_launch_loss *loss) {
+    char path[] = "/tmp/lockstep-launcher-XXXXXX";
+    int file = mkstemp(path);
+    assert_true(file >= 0 && write(file, text, strlen(text)) == (ssize_t)strlen(text));
+    close(file);
+    bool found = ls_launch_read_loss(path, 3, loss);
+    unlink(path);
+    return found;
+}
+
+static void test_a_launcher_tells_which_rank_was_lost(void **state) {
+    (void)state;
+    struct ls_launch_loss loss;
+    assert_true(
+        read_loss("--- attempt 3: mpirun -n 4 x\nnoise\nmpirun noticed that process rank 2 with PID 282 on node "
+                  "storm2 exited on signal 9 (Killed).\n",
+                  &loss));
+    assert_int_equal(loss.rank, 2);
+    assert_string_equal(loss.text, "pid 282 on storm2 was killed by signal 9, says mpirun");
+    assert_true(read_loss("--- attempt 3: srun x\nsrun: error: node-2: task 5: Killed\n", &loss));
+    assert_int_equal(loss.rank, 5);
+    /* Of another attempt, of no attempt, or of a rank that had something to say. */
+    assert_false(
+        read_loss("--- attempt 2: mpirun\nmpirun noticed that process rank 2 with PID 282 on node storm2 exited "
+                  "on signal 9 (Killed).\n--- attempt 3: mpirun -n 4 x\n",
+                  &loss));
+    assert_false(read_loss("srun: error: node-2: task 5: Killed\n", &loss));
+    assert_false(read_loss("--- attempt 3: srun x\nsrun: error: node-2: task 5: Exited with exit code 6\n", &loss));
+    assert_false(ls_launch_read_loss("/nowhere", 3, &loss));
+}
+
 static void test_wrapper_and_environment_are_where_they_belong(void **state) {
     (void)state;
     struct ls_launch_options options = usual();
@@ -150,10 +181,11 @@ static void test_wrapper_and_environment_are_where_they_belong(void **state) {
     strcpy(config.launcher.environment[1], "HOME");
     config.launcher.environment_count = 2;
     allocation.threads = 1;
-    assert_string_equal(printed(&options),
-                        "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive " RUN
-                        "mpirun -n 2 --bind-to none --mca pml ob1 --mca btl self,vader,tcp -x 'A=b c' -x HOME apptainer "
-                        "exec /opt/lockstep-worker");
+    assert_string_equal(
+        printed(&options),
+        "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive " RUN
+        "mpirun -n 2 --bind-to none --mca pml ob1 --mca btl self,vader,tcp -x 'A=b c' -x HOME apptainer "
+        "exec /opt/lockstep-worker");
 }
 
 static void test_srun_is_told_hosts_threads_and_who_reads_the_key(void **state) {
@@ -244,6 +276,7 @@ int main(void) {
         cmocka_unit_test(test_other_hosts_get_their_counts_and_the_variables),
         cmocka_unit_test(test_known_threads_bind_ranks_to_as_many_cores),
         cmocka_unit_test(test_excluded_hosts_get_no_rank),
+        cmocka_unit_test(test_a_launcher_tells_which_rank_was_lost),
         cmocka_unit_test(test_wrapper_and_environment_are_where_they_belong),
         cmocka_unit_test(test_srun_is_told_hosts_threads_and_who_reads_the_key),
         cmocka_unit_test(test_a_worker_that_is_no_rank_of_a_run_gets_no_run),

@@ -65,6 +65,9 @@ struct ls_step_report {
     int64_t wait_for_rank; /* -1: nobody */
     double tokens_per_second;
     uint64_t memory_peak_bytes;
+    double mfu;             /* model operations over the dense peak of all GPUs; 0: not known */
+    double gpu_power_watts; /* of a GPU, on average; 0: not known */
+    int64_t gpu_clock_mhz;  /* of the slowest GPU; 0: not known */
     struct ls_digest digest;
     bool skipped; /* fp16: the gradient was not finite, no update was made */
 };

@@ -113,13 +113,14 @@ static double percent(double part, double whole) {
 
 void ls_console_format_step(const struct ls_journal_entry *entry, int64_t total_steps, char *text, size_t size) {
     const struct ls_step_report *report = &entry->report;
-    char total[24], rate[40];
+    char total[24], rate[40], mfu[24] = "";
     int width = snprintf(total, sizeof total, "%lld", (long long)total_steps);
     format_count(isfinite(report->tokens_per_second) ? report->tokens_per_second : 0, rate);
+    if (report->mfu > 0) snprintf(mfu, sizeof mfu, " | MFU %.1f %%", 100 * report->mfu);
     snprintf(text, size,
-             "step %*lld/%s | loss %.6f | norm %.4f | lr %.2e | %.1f ms | %s tok/s | comm %.1f %% | data %.1f %%%s",
+             "step %*lld/%s | loss %.6f | norm %.4f | lr %.2e | %.1f ms | %s tok/s%s | comm %.1f %% | data %.1f %%%s",
              width, (long long)entry->record.step.step, total, report->loss, report->grad_norm, report->lr,
-             report->step_seconds * 1e3, rate, percent(report->comm_exposed_seconds, report->step_seconds),
+             report->step_seconds * 1e3, rate, mfu, percent(report->comm_exposed_seconds, report->step_seconds),
              percent(report->data_wait_seconds, report->step_seconds),
              report->skipped ? " | update skipped: gradient not finite" : "");
 }
@@ -263,6 +264,7 @@ void ls_console_show_summary(struct ls_console *console, const struct ls_metrics
         format_count(summary->tokens_per_second_median, rate);
         row(console, "tokens per second", "%s", rate);
     }
+    if (summary->mfu > 0) row(console, "MFU", "%.1f %%", 100 * summary->mfu);
     row(console, "wall time", "%s", duration);
     if (summary->saves > 0) show_saves(console, summary);
     row(console, "files", "%s", console->facts.path);

@@ -27,6 +27,7 @@ struct ls_metrics {
     int64_t last_step, steps_measured;
     double *rates; /* tokens per second, a ring */
     double step_seconds, exposed_seconds;
+    double mfu_seconds; /* each step's MFU by its time */
     struct ls_bill bill;
     double opened; /* when this coordinator began */
     uint64_t memory_peak_bytes;
@@ -135,7 +136,7 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
     if (report->skipped) json_object_set_new(line, "skipped", json_true());
     json_object_set_new(line, "step_seconds", number(report->step_seconds));
     json_object_set_new(line, "tokens_per_second", number(report->tokens_per_second));
-    json_object_set_new(line, "mfu", json_null()); /* no peak is known of a CPU */
+    json_object_set_new(line, "mfu", report->mfu > 0 ? number(report->mfu) : json_null());
     json_object_set_new(line, "compute_seconds", number(report->compute_seconds));
     json_object_set_new(line, "comm_exposed_seconds", number(report->comm_exposed_seconds));
     json_object_set_new(line, "data_wait_seconds", number(report->data_wait_seconds));
@@ -144,6 +145,8 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
                         report->wait_for_rank < 0 ? json_null() : json_integer(report->wait_for_rank));
     json_object_set_new(line, "checkpoint_seconds", number(report->checkpoint_seconds));
     json_object_set_new(line, "memory_peak_bytes", json_integer((json_int_t)report->memory_peak_bytes));
+    if (report->gpu_power_watts > 0) json_object_set_new(line, "gpu_power_watts", number(report->gpu_power_watts));
+    if (report->gpu_clock_mhz > 0) json_object_set_new(line, "gpu_clock_mhz", json_integer(report->gpu_clock_mhz));
     json_object_set_new(line, "samples_digest", json_string(digest));
     write_line(metrics, line);
     metrics->last_step = entry->record.step.step;
@@ -155,6 +158,7 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
     metrics->rates[metrics->steps_measured++ % RATES_MAX] = report->tokens_per_second;
     metrics->step_seconds += report->step_seconds;
     metrics->exposed_seconds += report->comm_exposed_seconds;
+    metrics->mfu_seconds += report->mfu * report->step_seconds;
 }
 
 static void write_validation(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
@@ -296,6 +300,7 @@ void ls_metrics_summarise(struct ls_metrics *metrics, struct ls_metrics_summary 
         .tokens_per_second_p10 = quantile(metrics->rates, count, 0.1),
         .tokens_per_second_p90 = quantile(metrics->rates, count, 0.9),
         .comm_exposed_fraction = metrics->step_seconds > 0 ? metrics->exposed_seconds / metrics->step_seconds : NAN,
+        .mfu = metrics->step_seconds > 0 ? metrics->mfu_seconds / metrics->step_seconds : 0,
         .memory_peak_bytes = metrics->memory_peak_bytes,
         .last_loss = metrics->last_loss,
         .validation_loss = metrics->validation_loss,
@@ -332,7 +337,7 @@ void ls_metrics_write_summary(struct ls_metrics *metrics, enum ls_code code) {
     json_object_set_new(line, "zero_stage", json_integer(metrics->facts.zero_stage));
     json_object_set_new(line, "steps_measured", json_integer(summary.steps_measured));
     json_object_set_new(line, "tokens_per_second", rate);
-    json_object_set_new(line, "mfu", json_null());
+    json_object_set_new(line, "mfu", summary.mfu > 0 ? number(summary.mfu) : json_null());
     json_object_set_new(line, "comm_exposed_fraction", number(summary.comm_exposed_fraction));
     json_object_set_new(line, "memory_peak_bytes", json_integer((json_int_t)summary.memory_peak_bytes));
     json_object_set_new(line, "wall_seconds", number(summary.wall_seconds));

@@ -31,6 +31,7 @@ struct ls_metrics_summary {
     double tokens_per_second_median, tokens_per_second_p10,
         tokens_per_second_p90;    /* of the last 65536 steps; NAN: none */
     double comm_exposed_fraction; /* of step time; NAN: none */
+    double mfu;                   /* over the time of all steps measured; 0: not known */
     uint64_t memory_peak_bytes;
     double last_loss;                      /* NAN: none */
     double validation_loss, bits_per_byte; /* of the last validation; NAN: none */

@@ -17,6 +17,9 @@ struct ls_step_times {
     double data_wait;  /* waiting for its batch */
     double checkpoint; /* waiting for its saving thread */
     uint64_t memory_peak_bytes;
+    /* Of its GPU, 0: not known */
+    double peak_flops, power_watts;
+    int clock_mhz;
 };
 
 /* compute + data_wait + checkpoint + exposed + wait = seconds. */
@@ -26,6 +29,9 @@ struct ls_step_split {
     double wait;       /* what the rank with the most work worked longer than a typical one */
     int wait_for_rank; /* which one that is; -1: there is one rank only */
     uint64_t memory_peak_bytes;
+    double peak_flops;  /* of all GPUs together; 0: of one it is not known */
+    double power_watts; /* of a GPU, on average; 0: of one it is not known */
+    int clock_mhz;      /* of the slowest GPU */
 };
 
 /* `order` is room for `ranks` numbers. */

@@ -2,6 +2,7 @@
 #include "worker/trainer.h"
 
 #include "worker/data/prefetch.h"
+#include "worker/memory/gpu_table.h"
 #include "worker/optim/schedule.h"
 #include "worker/replica.h"
 #include "worker/snapshot.h"
@@ -35,6 +36,7 @@ struct ls_trainer {
     struct ls_digest digest;
     double opening_seconds, opening_wait, data_wait; /* of the boundary that opened the step */
     double parameters;                               /* what the last step left, see struct ls_shard_scalars */
+    double peak_flops;                               /* of this rank's GPU, 0: not known */
     int failed_rank;
     struct ls_step_times *times; /* [ranks] */
     int *order;                  /* [ranks]: scratch */
@@ -92,6 +94,15 @@ static enum ls_code allocate_records(struct ls_trainer *trainer, struct ls_error
     return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of %zu ranks", ranks);
 }
 
+/* Dense peak of this rank's GPU for the products that the configuration asks for; 0: CPUs, or a GPU that the table does
+ * not know. */
+static double peak_flops_of(const struct ls_trainer_options *options) {
+    const struct ls_gpu *gpu = ls_gpu_of_driver(ls_device_info(options->device)->name);
+    if (!gpu) return 0;
+    if (options->config->precision != LS_PRECISION_FP32) return gpu->half_flops;
+    return options->config->gpu.tf32 ? gpu->tf32_flops : gpu->fp32_flops;
+}
+
 enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct ls_trainer **trainer,
                                struct ls_error *error) {
     const struct ls_config *config = options->config;
@@ -107,6 +118,7 @@ enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct 
     made->position = options->start_position;
     made->granted_end = made->prefetch_end = options->start_step + 1;
     made->failed_rank = -1;
+    made->peak_flops = peak_flops_of(options);
     code = allocate_records(made, error);
     if (!code)
         code = ls_replica_create(config, options->device, options->comm, options->progress, &made->replica, error);
@@ -359,12 +371,18 @@ static enum ls_code report_times(struct ls_trainer *trainer, double seconds, dou
                                  struct ls_step_report *report, struct ls_error *error) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
+    const struct ls_device_gauges gauges = ls_device_gauges(trainer->options.device);
+    const bool gpu = ls_device_info(trainer->options.device)->kind == LS_DEVICE_KIND_CUDA;
     const struct ls_step_times mine = {.seconds = seconds,
                                        .compute = seconds - exposed - blocked - trainer->data_wait,
                                        .exposed = exposed,
                                        .data_wait = trainer->data_wait,
                                        .checkpoint = blocked,
-                                       .memory_peak_bytes = (uint64_t)usage.ru_maxrss * 1024};
+                                       .memory_peak_bytes =
+                                           gpu ? (uint64_t)gauges.memory_peak_bytes : (uint64_t)usage.ru_maxrss * 1024,
+                                       .peak_flops = trainer->peak_flops,
+                                       .power_watts = gauges.power_watts,
+                                       .clock_mhz = gauges.clock_mhz};
     enum ls_code code = ls_comm_gather_bytes(trainer->comm, &mine, sizeof mine, trainer->times, error);
     if (code) return code;
     struct ls_step_split split;
@@ -377,6 +395,11 @@ static enum ls_code report_times(struct ls_trainer *trainer, double seconds, dou
     report->checkpoint_seconds = split.checkpoint;
     report->wait_seconds = split.wait;
     report->wait_for_rank = split.wait_for_rank;
+    report->gpu_power_watts = split.power_watts;
+    report->gpu_clock_mhz = split.clock_mhz;
+    const double tokens = (double)(report->sequences * trainer->config->data.sequence_length);
+    if (split.peak_flops > 0)
+        report->mfu = ls_model_flops_per_token(ls_trainer_model(trainer)) * tokens / split.seconds / split.peak_flops;
     return LS_OK;
 }
 

@@ -31,6 +31,7 @@ struct ls_backend {
     enum ls_code (*event_synchronize)(struct ls_event *event, struct ls_error *error);
     const struct ls_device_info *(*info)(const struct ls_device *device);
     int64_t (*free_bytes)(const struct ls_device *device);
+    struct ls_device_gauges (*gauges)(const struct ls_device *device); /* NULL: nothing is known */
     /* NULL, all three: there is nothing to choose */
     void (*rehearse)(struct ls_device *device, bool on);
     enum ls_code (*choose)(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error);

@@ -164,6 +164,10 @@ int64_t ls_device_free_bytes(const struct ls_device *device) {
     return device->backend->free_bytes(device);
 }
 
+struct ls_device_gauges ls_device_gauges(const struct ls_device *device) {
+    return device->backend->gauges ? device->backend->gauges(device) : (struct ls_device_gauges){0};
+}
+
 void ls_device_rehearse(struct ls_device *device, bool on) {
     if (device->backend->rehearse) device->backend->rehearse(device, on);
 }

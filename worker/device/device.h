@@ -52,6 +52,14 @@ const struct ls_device_info *ls_device_info(const struct ls_device *device);
 /* Bytes of the GPU's memory that are free now, whoever has the others; CPUs: 0. */
 int64_t ls_device_free_bytes(const struct ls_device *device);
 
+/* What a GPU was at lately, whoever uses it; 0: not known. CPUs: all 0. Never waits. */
+struct ls_device_gauges {
+    int64_t memory_bytes, memory_peak_bytes; /* taken now, and at most so far */
+    double power_watts;
+    int clock_mhz; /* of the multiprocessors */
+};
+struct ls_device_gauges ls_device_gauges(const struct ls_device *device);
+
 /* With `fixed`, matrix products are cut into tiles by their shape alone, not by the number of threads: the bits of
  * every result are the same at any number of threads, some products take longer. Off at first; set while all streams
  * are idle. */

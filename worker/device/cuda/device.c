@@ -3,6 +3,7 @@
 
 #include "worker/device/cuda/gemm.h"
 #include "worker/device/cuda/kernels.h"
+#include "worker/device/cuda/monitor.h"
 #include "worker/device/cuda/stream.h"
 
 #include <stdio.h>
@@ -52,6 +53,7 @@ enum ls_code ls_cuda_fail(const struct ls_cuda_device *device, cudaError_t statu
 static void destroy(struct ls_device *base) {
     struct ls_cuda_device *device = cuda_device(base);
     ls_cuda_use(device);
+    ls_cuda_monitor_stop(device->monitor);
     ls_cuda_streams_finalize(device);
     ls_cuda_gemm_destroy(device->gemm);
     pthread_mutex_destroy(&device->lock);
@@ -123,6 +125,10 @@ static int64_t free_bytes(const struct ls_device *device) {
     return 0;
 }
 
+static struct ls_device_gauges gauges(const struct ls_device *device) {
+    return ls_cuda_monitor_read(((const struct ls_cuda_device *)device)->monitor);
+}
+
 static void rehearse(struct ls_device *device, bool on) {
     cuda_device(device)->rehearsing = on;
 }
@@ -157,6 +163,7 @@ static const struct ls_backend backend = {
     .event_synchronize = ls_cuda_event_synchronize,
     .info = info,
     .free_bytes = free_bytes,
+    .gauges = gauges,
     .rehearse = rehearse,
     .choose = choose,
     .adopt = adopt,
@@ -261,6 +268,7 @@ enum ls_code ls_device_create_cuda(int index, bool tf32, struct ls_device **out,
     }
     device->info.overhead_bytes = device->info.memory_bytes - free_bytes(&device->base);
     describe_numerics(device, tf32);
+    device->monitor = ls_cuda_monitor_start(device);
     *out = &device->base;
     return LS_OK;
 }

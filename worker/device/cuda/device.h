@@ -8,6 +8,7 @@
 #include <pthread.h>
 
 struct ls_cuda_gemm;
+struct ls_cuda_monitor;
 struct ls_cuda_stream;
 
 struct ls_cuda_device {
@@ -16,7 +17,8 @@ struct ls_cuda_device {
     struct ls_device_info info;
     bool rehearsing;           /* operations are noted, not run */
     struct ls_cuda_gemm *gemm; /* products: library, algorithms, workspace */
-    pthread_mutex_t lock;      /* guards the list */
+    struct ls_cuda_monitor *monitor;
+    pthread_mutex_t lock; /* guards the list */
     struct ls_cuda_stream *streams;
 };
 

@@ -124,6 +124,16 @@ expect 5 "the GPU has for it 0.1 MiB" "what does not fit is refused before it st
 expect 5 "Stand-in GPU has 1024.0 MiB: 32.0 were held .* are free" "memory that is gone all the same is accounted for" \
     env LS_STANDIN_DEVICES=1 LS_STANDIN_FAIL=2 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no2"
 
+# MFU over the named GPU's dense peak (989.4 Tflop/s of bf16 for this one), with the operations that the plan counts; power and clock.
+LS_STANDIN_NAME='NVIDIA H100 80GB HBM3' train named gpt2 2 1 bf16
+operations=$($emulated plan "$work/gpt2.yaml" -n 2 --gpu h100-sxm --json | sed -n 's/.*"flops_per_step": *\([0-9.e+]*\).*/\1/p' | head -n 1)
+mfu_is_right() {
+    sed -n 's/.*"step_seconds":\([-0-9.e]*\),.*"mfu":\([-0-9.e]*\),.*"gpu_power_watts":300.0,"gpu_clock_mhz":1500,.*/\1 \2/p' "$work/named/metrics.jsonl" |
+        awk -v operations="$operations" '{ right = operations / $1 / (2 * 989.4e12); if ($2 / right > 0.9999 && $2 / right < 1.0001) count++ } END { exit count < 1 }'
+}
+check "MFU, power and clock of a known GPU are told" mfu_is_right
+check "of an unknown one no MFU" grep -q '"kind":"step".*"mfu":null' "$work/memory/metrics.jsonl"
+
 # What is wrong with GPUs, each in its own words.
 refused() { # TEXT WHAT VARIABLES-AND-ARGUMENTS...
     local text=$1 what=$2

@@ -44,16 +44,24 @@ static void test_a_step_line_is_complete_and_reproduces_the_float(void **state) 
     assert_int_equal(ls_metrics_open(&facts, &metrics, NULL), LS_OK);
     struct ls_journal_entry entry = step_entry(3);
     ls_metrics_write(metrics, &entry);
+    entry = step_entry(4);
+    entry.report.mfu = 0.5;
+    entry.report.gpu_power_watts = 650;
+    entry.report.gpu_clock_mhz = 1755;
+    ls_metrics_write(metrics, &entry);
     ls_metrics_close(metrics);
     snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
     assert_int_equal(ls_file_read(path, 1 << 16, &text, &count, LS_ERROR, NULL), LS_OK);
+    assert_non_null(strstr(text, "\"mfu\":0.5,"));
+    assert_non_null(strstr(text, ",\"gpu_power_watts\":650.0,\"gpu_clock_mhz\":1755,"));
+    *strchr(text, '\n') = 0;
     assert_string_equal(
         text, "{\"kind\":\"step\",\"step\":3,\"attempt\":2,\"epoch\":0.5,\"samples\":90,\"tokens\":5760,"
               "\"loss\":0.100000001,\"grad_norm\":null,\"lr\":0.0006,\"step_seconds\":0.25,"
               "\"tokens_per_second\":1234567.0,\"mfu\":null,\"compute_seconds\":0.0,\"comm_exposed_seconds\":0.025,"
               "\"data_wait_seconds\":0.0025,\"wait_seconds\":0.125,\"wait_for_rank\":1,\"checkpoint_seconds\":0.0,"
               "\"memory_peak_bytes\":1048576,"
-              "\"samples_digest\":\"00000000000000010000000000000abc\"}\n");
+              "\"samples_digest\":\"00000000000000010000000000000abc\"}");
     assert_true(strtof(strstr(text, "\"loss\":") + 7, NULL) == 0.1f);
     free(text);
     snprintf(command, sizeof command, "rm -rf %s", folder);

@@ -68,11 +68,29 @@ static void of_two_the_other_one_is_typical(void **unused) {
     assert_sums_up(&split);
 }
 
+/* Peaks add up, power is a GPU's on average, the clock the slowest one's; one GPU of which nothing is known is enough. */
+static void gpus_are_taken_together(void **unused) {
+    (void)unused;
+    int order[2];
+    struct ls_step_split split;
+    struct ls_step_times times[] = {{.seconds = 1, .peak_flops = 3, .power_watts = 500, .clock_mhz = 1980},
+                                    {.seconds = 1, .peak_flops = 1, .power_watts = 700, .clock_mhz = 1700}};
+    ls_step_times_split(times, 2, order, &split);
+    assert_near(split.peak_flops, 4);
+    assert_near(split.power_watts, 600);
+    assert_int_equal(split.clock_mhz, 1700);
+    times[1].peak_flops = times[1].power_watts = 0;
+    ls_step_times_split(times, 2, order, &split);
+    assert_near(split.peak_flops, 0);
+    assert_near(split.power_watts, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_rank_waits_for_nobody),
         cmocka_unit_test(the_others_wait_for_the_slowest),
         cmocka_unit_test(of_two_the_other_one_is_typical),
+        cmocka_unit_test(gpus_are_taken_together),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -61,6 +61,9 @@ static void test_a_step_keeps_every_field(void **state) {
                                            .checkpoint_seconds = 0.5,
                                            .tokens_per_second = 1e6,
                                            .memory_peak_bytes = UINT64_MAX,
+                                           .mfu = 0.45,
+                                           .gpu_power_watts = 699.5,
+                                           .gpu_clock_mhz = 1980,
                                            .digest = {UINT64_MAX, 1},
                                            .skipped = true};
     struct ls_message decoded = round_trip(&message);

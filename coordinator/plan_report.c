@@ -1,6 +1,8 @@
 /* Rows of a plan. docs/plan.md explains each of them. */
 #include "coordinator/plan_report.h"
 
+#include "common/interval.h"
+
 #include <jansson.h>
 
 static const char *precision_name(const struct ls_config *config) {
@@ -75,6 +77,38 @@ static void print_step(const struct ls_plan_report *report, FILE *out) {
     fprintf(out, "  %-22s %19s\n", "bottleneck", ls_cost_limit_name(cost->limit));
 }
 
+/* What a node's file system is assumed to take. */
+static const double disk_bytes_per_second = 1e9;
+
+/* A checkpoint and how often to make one. */
+struct saves {
+    double write_seconds;   /* every node its ranks' part */
+    double blocked_seconds; /* of it not hidden behind the next forward and backward */
+    double failure_seconds, interval_seconds;
+};
+
+static struct saves predict_saves(const struct ls_plan_report *report) {
+    const int64_t ranks = report->plan->ranks, per_node = report->machine->ranks_per_node;
+    const double nodes = (double)((ranks + per_node - 1) / per_node);
+    struct saves saves = {.write_seconds = (double)report->plan->checkpoint_bytes / nodes / disk_bytes_per_second,
+                          .failure_seconds = ls_interval_assumed_failure_seconds(ranks)};
+    const double hidden = report->config->checkpoint.async ? report->cost.compute_seconds : 0;
+    if (saves.write_seconds > hidden) saves.blocked_seconds = saves.write_seconds - hidden;
+    saves.interval_seconds = ls_interval_advised(saves.blocked_seconds, saves.write_seconds, saves.failure_seconds);
+    return saves;
+}
+
+static void print_saves(const struct ls_plan_report *report, FILE *out) {
+    const struct saves saves = predict_saves(report);
+    char text[32];
+    fprintf(out, "\na checkpoint (a disk of 1 GB/s in each node, 48,000 hours between failures of a rank: assumed)\n");
+    fprintf(out, "  %-22s %19s\n", "bytes", grouped(report->plan->checkpoint_bytes, text));
+    fprintf(out, "  %-22s %19.4f s, %.4f s of it not hidden behind forward and backward\n", "writing",
+            saves.write_seconds, saves.blocked_seconds);
+    fprintf(out, "  %-22s %19.0f s, for a failure every %.1f hours\n", "best interval", saves.interval_seconds,
+            saves.failure_seconds / 3600);
+}
+
 static void print_options(const struct ls_plan_report *report, FILE *out) {
     fprintf(out, "\nchanges that fit, the cheapest first\n");
     for (int i = 0; i < report->option_count; i++) {
@@ -94,6 +128,7 @@ void ls_plan_report_print(const struct ls_plan_report *report, FILE *out) {
             (long long)config->data.sequence_length, precision_name(config));
     print_memory(report, out);
     print_step(report, out);
+    print_saves(report, out);
     if (!report->fits) print_options(report, out);
 }
 
@@ -130,6 +165,14 @@ static json_t *machine_as_json(const struct ls_cost_machine *machine) {
                      machine->node_link_bytes_per_second);
 }
 
+static json_t *saves_as_json(const struct ls_plan_report *report) {
+    const struct saves saves = predict_saves(report);
+    return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "bytes", (json_int_t)report->plan->checkpoint_bytes,
+                     "assumed_disk_bytes_per_second", disk_bytes_per_second, "assumed_seconds_between_failures",
+                     saves.failure_seconds, "write_seconds", saves.write_seconds, "blocked_seconds",
+                     saves.blocked_seconds, "interval_advised_seconds", saves.interval_seconds);
+}
+
 static json_t *cost_as_json(const struct ls_cost *cost) {
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:s}", "compute_seconds", cost->compute_seconds, "update_seconds",
                      cost->update_seconds, "wire_seconds", cost->wire_seconds, "comm_exposed_seconds",
@@ -146,13 +189,14 @@ bool ls_plan_report_print_json(const struct ls_plan_report *report, FILE *out) {
                                                  (json_int_t)option->ranks, "bytes", (json_int_t)option->bytes,
                                                  "predicted", cost_as_json(&option->cost)));
     }
-    json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:b, s:I, s:f, s:f, s:o, s:o, s:o}", "version", LS_VERSION, "name",
-        report->config->name, "precision", precision_name(report->config), "ranks", (json_int_t)plan->ranks,
-        "parameters", (json_int_t)plan->parameters, "micro_batches", (json_int_t)plan->micro_batches, "bytes_per_rank",
-        bytes_as_json(report), "fits", report->fits, "wire_bytes_per_step", (json_int_t)plan->wire_bytes,
-        "flops_per_step", plan->flops_per_step, "flops_of_fullest_rank", plan->flops_of_rank, "machine",
-        machine_as_json(report->machine), "predicted", cost_as_json(&report->cost), "changes_that_fit", options);
+    json_t *root = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:b, s:I, s:f, s:f, s:o, s:o, s:o, s:o}", "version",
+                             LS_VERSION, "name", report->config->name, "precision", precision_name(report->config),
+                             "ranks", (json_int_t)plan->ranks, "parameters", (json_int_t)plan->parameters,
+                             "micro_batches", (json_int_t)plan->micro_batches, "bytes_per_rank", bytes_as_json(report),
+                             "fits", report->fits, "wire_bytes_per_step", (json_int_t)plan->wire_bytes,
+                             "flops_per_step", plan->flops_per_step, "flops_of_fullest_rank", plan->flops_of_rank,
+                             "machine", machine_as_json(report->machine), "predicted", cost_as_json(&report->cost),
+                             "checkpoint", saves_as_json(report), "changes_that_fit", options);
     const bool printed = root && json_dumpf(root, out, JSON_INDENT(2)) == 0 && fputc('\n', out) != EOF;
     json_decref(root);
     return printed;

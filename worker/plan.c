@@ -6,6 +6,7 @@
 #include "worker/model/model.h"
 #include "worker/replica_plan.h"
 #include "worker/shard/shard.h"
+#include "worker/checkpoint/save.h"
 #include "worker/snapshot.h"
 #include "worker/trainer.h"
 
@@ -60,6 +61,7 @@ static void plan_host(const struct ls_config *config, const struct ls_model *mod
     plan->host_row_bytes[LS_PLAN_PREFETCH] = (int64_t)ls_prefetch_bytes(&ring);
     plan->host_row_bytes[LS_PLAN_EVALUATION] = evaluates ? (int64_t)ls_prefetch_bytes(&ring) : 0;
     plan->host_row_bytes[LS_PLAN_CHECKPOINT] = ls_snapshot_host_bytes(config, model, plan->ranks);
+    plan->checkpoint_bytes = ls_checkpoint_bytes(model, plan->ranks);
     for (int row = 0; row < LS_PLAN_HOST_ROWS; row++) plan->host_bytes += plan->host_row_bytes[row];
 }
 

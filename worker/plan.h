@@ -25,6 +25,7 @@ struct ls_plan {
     int64_t ranks, parameters, sequences, micro_batches; /* sequences, micro-batches: of a step on the fullest rank */
     int64_t category_bytes[LS_MEMORY_CATEGORIES], arena_bytes;
     int64_t host_row_bytes[LS_PLAN_HOST_ROWS], host_bytes;
+    int64_t checkpoint_bytes; /* of all ranks' files, at most */
     int64_t wire_bytes;       /* sent by a rank in a step */
     double flops_per_step;    /* of all ranks together, as MFU counts them: 6N + 6LCT a token */
     double flops_of_rank;     /* of the fullest rank in a step, with what is computed again */

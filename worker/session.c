@@ -339,13 +339,22 @@ static bool receive_all(struct ls_session *session) {
     return heard;
 }
 
+/* The oldest report that should have been answered is old; the mutex is held. SAVING has no answer before the parts of
+ * its save, which may take long to write. */
+static bool is_overdue(struct ls_session *session) {
+    for (uint64_t i = session->head; i < session->tail; i++) {
+        const struct report *report = report_at(session, i);
+        if (report->settled || report->kind == LS_MESSAGE_SAVING) continue;
+        return now_ns() - report->queued_ns > PULSE_MILLISECONDS * INT64_C(1000000);
+    }
+    return false;
+}
+
 /* Something has been asked of the coordinator that it has not answered; the mutex is held. */
 static bool waits_for_answer(struct ls_session *session) {
     if (!session->opened || (session->ranks && !session->joined)) return true;
     if (!session->joined) return false;
-    bool old = session->head < session->tail &&
-               now_ns() - report_at(session, session->head)->queued_ns > PULSE_MILLISECONDS * INT64_C(1000000);
-    return old || atomic_load(&session->steps_done) >= session->granted_step;
+    return is_overdue(session) || atomic_load(&session->steps_done) >= session->granted_step;
 }
 
 static void *session_thread(void *argument) {

@@ -410,6 +410,44 @@ static void a_checkpoint_goes_on_at_another_rank_count_and_stage_with_the_same_b
     assert_int_equal(nftw(folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS), 0);
 }
 
+/* Saved at 4 ranks and stage 3 beside the steps that follow, each time at step 2 of 5: goes on at any ranks and stage
+ * with the same bits. Pairwise; LS_TEST_LONG: every rank count, stage, precision and family. */
+static void a_save_beside_training_at_stage_3_goes_on_anywhere_with_the_same_bits(void **state) {
+    (void)state;
+    static const struct split pairs[] = {{.ranks = 1, .stage = 0}, {.ranks = 2, .stage = 1}, {.ranks = 3, .stage = 2},
+                                         {.ranks = 1, .stage = 3}, {.ranks = 2, .stage = 2}, {.ranks = 3, .stage = 0},
+                                         {.ranks = 3, .stage = 3}, {.ranks = 1, .stage = 1}};
+    struct split all[12];
+    for (int i = 0; i < 12; i++) all[i] = (struct split){.ranks = 1 + i % 3, .stage = i / 3};
+    for (int round = 0; round < (is_long() ? 6 : 2); round++) {
+        char folder[] = "/tmp/lockstep-fixed-XXXXXX", checkpoint[128];
+        assert_non_null(mkdtemp(folder));
+        struct ls_config config = harness_config(families[round % 2]);
+        config.evaluation.every_steps = 0;
+        config.precision = (enum ls_precision)(is_long() ? round / 2 : round);
+        struct run before = start(&config, (struct split){.ranks = 4, .threads = 1, .stage = 3}, 5);
+        before.save = folder;
+        before.save_every = 2;
+        harness_run_well(&before);
+        snprintf(checkpoint, sizeof checkpoint, "%s/checkpoints/step-00000002", folder);
+        for (int i = is_long() ? 0 : 4 * round; i < (is_long() ? 12 : 4 * round + 4); i++) {
+            struct split split = is_long() ? all[i] : pairs[i];
+            split.threads = 1;
+            struct run after = start(&config, split, 3);
+            after.load = checkpoint;
+            after.start_step = 2;
+            harness_run_well(&after);
+            if (memcmp(after.weights, before.weights, (size_t)before.weight_count * sizeof(float)) != 0)
+                fail_msg("at %d ranks and stage %d the weights are others", split.ranks, split.stage);
+            for (int step = 0; step < 3; step++)
+                assert_memory_equal(&after.reports[step].loss, &before.reports[2 + step].loss, sizeof(double));
+            harness_free(&after);
+        }
+        harness_free(&before);
+        assert_int_equal(nftw(folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS), 0);
+    }
+}
+
 /* What it is for: the fast way's bits do depend on the ranks, and the fixed way's on the micro-batch. */
 static void fast_differs_between_rank_counts_and_fixed_between_micro_batches(void **state) {
     (void)state;
@@ -457,6 +495,7 @@ int main(void) {
         cmocka_unit_test(the_plan_says_what_is_sent),
         cmocka_unit_test(the_plan_says_what_the_tree_holds),
         cmocka_unit_test(a_checkpoint_goes_on_at_another_rank_count_and_stage_with_the_same_bits),
+        cmocka_unit_test(a_save_beside_training_at_stage_3_goes_on_anywhere_with_the_same_bits),
         cmocka_unit_test(fast_differs_between_rank_counts_and_fixed_between_micro_batches),
         cmocka_unit_test(more_ranks_than_slots_are_refused),
     };

@@ -110,7 +110,7 @@ static bool is_long(void) {
     return mode && strcmp(mode, "1") == 0;
 }
 
-/* Every pair of stage, ranks, precision, order and bounce; LS_TEST_LONG: all of them. */
+/* Pairwise over stage, ranks, precision, order and bounce; LS_TEST_LONG: all of stage, ranks and precision. */
 static void saves_beside_training_hold_the_bytes_of_saves_it_waits_for(void **unused) {
     (void)unused;
     static const struct split pairs[] = {
@@ -132,13 +132,12 @@ static void saves_beside_training_hold_the_bytes_of_saves_it_waits_for(void **un
         for (int stage = 0; stage <= 3; stage++)
             for (int ranks = 1; ranks <= 4; ranks++)
                 for (int precision = 0; precision < 3; precision++)
-                    for (int order = 0; order < 3; order++)
-                        for (int bounce = 0; bounce < 2; bounce++)
-                            check_saves(families[family],
-                                        (struct split){stage, ranks, stage > 0 && ranks == 4 && order == 1 ? 2 : 0,
-                                                       (enum ls_precision)precision, (enum ls_stream_order)order,
-                                                       bounce},
-                                        7, 3);
+                    check_saves(families[family],
+                                (struct split){stage, ranks, stage > 0 && ranks == 4 && precision == 1 ? 2 : 0,
+                                               (enum ls_precision)precision,
+                                               (enum ls_stream_order)((stage + ranks + precision + family) % 3),
+                                               (ranks + precision) % 2 == family},
+                                7, 3);
     }
 }
 

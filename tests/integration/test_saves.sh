@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Checkpoints beside training, from outside: what is in them, when they come, which ones stay, and that none is lost to a crash at any
+# moment. LS_TEST_LONG=1: more crashes.
+source "$(dirname "$0")/lib.sh"
+repository=$PWD
+mkdir "$work/bin" "$work/here"
+ln -s "$lockstep" "$work/bin/lockstep"
+export PATH=$work/bin:$PATH
+cd "$work/here" || exit 1
+
+# 1.6 million weights, 26 MB of checkpoint, and a step of few tokens: a save lasts many steps.
+cat >run.yaml <<'Y'
+name: saves
+model: {model_type: gpt2, hidden_size: 256, num_hidden_layers: 2, num_attention_heads: 4}
+data: {train: [{path: "synthetic:20000"}], validation: [{path: "synthetic:500"}], sequence_length: 8}
+train: {steps: 24, global_batch_size: 4, micro_batch_size: 1, reduction: fixed}
+optimizer: {lr: 1.0e-3}
+launcher: {threads_per_rank: 1}
+device: cpu
+Y
+run() { # RUN ARGUMENTS...
+    local name=$1
+    shift
+    lockstep run run.yaml --run-dir "$name" "$@" >>"$name.out" 2>>"$name.err" </dev/null
+}
+names() { ls "$1/checkpoints"; }
+weights() { sha256sum <"$1/final/model.safetensors"; }
+events() { cat "$1/metrics.jsonl" 2>/dev/null | awk -v event="\"event\":\"$2\"" 'index($0, event) {n++} END {print n + 0}'; }
+
+# ---- what is saved ----
+
+check "a run without saves on the way" run plain -n 2
+check "a run that saves beside its steps" run beside -n 2 --set zero.stage=3 --set checkpoint.every_steps=6 --set checkpoint.keep=0
+check "a run that waits for its saves" run waiting -n 2 --set zero.stage=3 --set checkpoint.every_steps=6 --set checkpoint.keep=0 \
+    --set checkpoint.async=false
+check "they end with the same weights" bash -c "[ '$(weights plain)' = '$(weights beside)' ] && [ '$(weights plain)' = '$(weights waiting)' ]"
+check "both have saved every sixth step" bash -c "[ '$(names beside | tr '\n' ' ')' = 'step-00000006 step-00000012 step-00000018 step-00000024 ' ] &&
+    [ '$(names beside)' = '$(names waiting)' ]"
+check "with the same bytes in every file" diff -rq beside/checkpoints waiting/checkpoints
+check "each commit tells bytes and seconds" bash -c "[ $(grep -cE '"event":"commit",.*"seconds":[0-9.e-]+,"bytes":2[0-9]{7}' beside/metrics.jsonl) = 4 ]"
+check "the table at the end tells what training waited and advises an interval" bash -c \
+    "grep -qE 'checkpoints +4 saved, [0-9.]+ s to write one, training waited [0-9.]+ s' beside.out && grep -qE 'best interval +[0-9:]+ for a failure every' beside.out"
+
+check "plan tells a checkpoint's bytes and advises an interval too" bash -c "lockstep plan run.yaml -n 2 >plan.out &&
+    grep -A 3 '^a checkpoint ' plan.out | grep -qE 'bytes +27,506,688' && grep -qE 'best interval +[0-9]+ s, for a failure every 24000.0 hours' plan.out"
+
+# ---- when ----
+
+check "a run that saves by the clock" run clock -n 2 --set train.steps=300 --set checkpoint.every_seconds=1 --set checkpoint.keep=0
+seconds=$(sed -n 's/.*"wall_seconds":\([0-9]*\).*/\1/p' clock/metrics.jsonl | tail -n 1)
+check "has saved about once a second, and the last step" bash -c \
+    "[ $(events clock commit) -ge 2 ] && [ $(events clock commit) -le $((seconds + 2)) ]"
+check "every one of them is whole" lockstep verify clock
+
+# ---- which ones stay ----
+
+check "a run that keeps by step and by loss" run kept -n 2 --set train.steps=40 --set checkpoint.every_steps=4 --set evaluation.every_steps=4 \
+    --set checkpoint.keep=1 --set checkpoint.keep_every=16 --set checkpoint.keep_best=2
+best=$(sed -n 's/.*"kind":"validation","step":\([0-9]*\),"loss":\([0-9.e+-]*\).*/\2 \1/p' kept/metrics.jsonl | sort -g | head -n 2 | cut -d ' ' -f 2)
+expected=$(printf 'step-%08d\n' 16 32 40 $best | sort -u)
+check "has kept the last one, multiples of 16 and the two best" test "$(names kept)" = "$expected"
+check "best links to the lowest validation loss" test "$(readlink kept/best)" = "checkpoints/step-$(printf %08d "$(head -n 1 <<<"$best")")"
+expect 2 "no multiple of evaluation.every_steps" "keeping by a loss that most would not have is refused" \
+    lockstep run run.yaml --run-dir none --set evaluation.every_steps=4 --set checkpoint.every_steps=6 --set checkpoint.keep_best=1
+
+# ---- lockstep checkpoint ----
+
+lockstep run run.yaml --run-dir asked -n 2 --set train.steps=100000 >asked.out 2>&1 </dev/null &
+supervisor=$!
+until grep -q '"kind":"step"' asked/metrics.jsonl 2>/dev/null; do kill -0 $supervisor || exit 1; sleep 0.05; done
+expect 0 "^saved: step [0-9]+" "lockstep checkpoint saves while steps go on" lockstep checkpoint asked
+step=$(sed -n 's/^saved: step //p' "$work/expect.log")
+check "what it says was saved is there" test -f "asked/checkpoints/$(printf 'step-%08d' "$step")/manifest.json"
+expect 0 "stopping" "a stop saves too" lockstep stop asked
+wait $supervisor
+check "and the run ends with 130" test $? -eq 130
+check "what is left is whole" lockstep verify asked
+
+# ---- a disk that fills up ----
+
+if mkdir small && mount -t tmpfs -o size=45m none small 2>/dev/null; then
+    expect 4 "needs [0-9]+ bytes, the file system has [0-9]+ free" "a disk that is full ends the run with 4 and both numbers" \
+        lockstep run run.yaml --run-dir small/full -n 2 --set checkpoint.every_steps=4 --set checkpoint.keep=0 --set fault.max_restarts=0
+    check "the checkpoint before is good" lockstep verify small/full
+    check "it is step 4" test "$(cat small/full/latest)" = step-00000004
+    mount -o remount,size=80m small
+    expect 0 "steps +24 of 24" "with room for one more than is kept it goes on to the end" \
+        lockstep run run.yaml --run-dir small/full -n 2 --resume --set checkpoint.every_steps=4 --set checkpoint.keep=1
+    check "with the weights of a run that always had it" test "$(weights small/full)" = "$(weights plain)"
+    umount small
+else
+    skip "a full disk during a save beside training" "mounting a small tmpfs is not allowed here"
+fi
+
+# ---- a crash at any moment ----
+
+# Every process of the run dies at once, as when the host loses power: after a random time while there is always a save under way.
+tree() { # PID: it and its descendants
+    local child
+    echo "$1"
+    for child in $(pgrep -P "$1"); do tree "$child"; done
+}
+rounds=3 steps=100
+[ "${LS_TEST_LONG:-0}" = 1 ] && rounds=40 steps=1500
+RANDOM=20261121
+good=0 damaged=0 steps_before=0
+for round in $(seq $rounds); do
+    ranks=$((1 + round % 3)) stage=$((round % 4))
+    lockstep run run.yaml --run-dir crashed -n $ranks --resume --set zero.stage=$stage --set train.steps=$steps \
+        --set checkpoint.every_steps=2 --set fault.max_restarts=0 >>crashed.out 2>&1 </dev/null &
+    started=$!
+    for _ in $(seq 400); do
+        [ "$(events crashed commit)" -gt "$steps_before" ] && break
+        kill -0 $started 2>/dev/null || break
+        sleep 0.05
+    done
+    sleep "0.$((RANDOM % 90 + 10))"
+    # shellcheck disable=SC2046
+    kill -KILL $(tree $started) 2>/dev/null
+    wait $started 2>/dev/null
+    steps_before=$(events crashed commit)
+    if lockstep verify crashed >verify.log 2>&1 && [ -f "crashed/checkpoints/$(cat crashed/latest)/manifest.json" ]; then
+        good=$((good + 1))
+    else
+        cat verify.log
+    fi
+    grep -q "damaged" verify.log && damaged=$((damaged + 1))
+done
+check "after each of $rounds crashes the checkpoint before is good" test $good -eq $rounds -a $damaged -eq 0
+last=$(cat crashed/latest)
+check "$((10#${last#step-})) steps were saved in between" test $((10#${last#step-})) -ge $((2 * rounds))
+check "the run goes on to its end" run crashed -n 2 --resume --set train.steps=$steps --set zero.stage=2
+check "a run that was not disturbed" run calm -n 1 --set train.steps=$steps
+check "has the same weights" test "$(weights crashed)" = "$(weights calm)"
+expect 0 "the tokens read again give the digests" "and the ledger proves the samples" lockstep verify crashed --deep
+exit 0

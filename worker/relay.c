@@ -22,6 +22,7 @@ enum {
     BUNDLE_BYTES_MAX = LS_WIRE_BYTES_MAX / 2, /* of reports in one message; their lengths come on top */
     ANSWER_BYTES_MAX = 2048,
     PARENT_SILENCE_MS = 5000, /* then the next one up is tried */
+    FIRST_ANSWER_MS = 30000,  /* the same at first, when thousands of nodes connect at once */
     CHILD_SILENCE_MS = 15000, /* then a child is forgotten */
     ANCESTORS_MAX = 15,       /* 32^15 nodes */
     BACKLOG = 4               /* old reports are worth nothing */
@@ -222,7 +223,7 @@ static void send_pieces(struct ls_relay *relay, const struct ls_wire_piece *piec
 
 static void try_next_parent(struct ls_relay *relay) {
     const int64_t now = now_ms(), since = relay->heard_ms > relay->connected_ms ? relay->heard_ms : relay->connected_ms;
-    if (relay->link && now - since < PARENT_SILENCE_MS) return;
+    if (relay->link && now - since < (relay->heard_ms ? PARENT_SILENCE_MS : FIRST_ANSWER_MS)) return;
     if (relay->ancestors_count == 0 && relay->link) return; /* the link looks for the coordinator by itself */
     relay->parent = (relay->parent + 1) % (relay->ancestors_count + 1);
     (void)connect_up(relay, NULL); /* tried again with the next flush */

@@ -8,9 +8,9 @@
  *   node 32 ... node 63     ...                  every other one to node i / 32 - 1
  *
  * Reports go up, gathered on the way; every one is answered, so a node knows whether its attempt goes on, and the end
- * of an attempt spreads down. A node whose parent does not answer for five seconds turns to the parent's parent, in the
- * end to the coordinator. Connections are CURVE-encrypted; a node lets in whoever has the run's worker key. For one
- * thread. */
+ * of an attempt spreads down. A node whose parent does not answer for five seconds (thirty at first) turns to the
+ * parent's parent, in the end to the coordinator. Connections are CURVE-encrypted; a node lets in whoever has the run's
+ * worker key. For one thread. */
 #ifndef LS_WORKER_RELAY_H
 #define LS_WORKER_RELAY_H
 

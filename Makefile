@@ -42,7 +42,7 @@ endif
 
 # Everything but the two main programs and what needs MPI is one archive; a program takes from it what it calls.
 MAINS := coordinator/main.c worker/main.c
-MPI_SOURCES := worker/comm/mpi.c
+MPI_SOURCES := worker/comm/mpi.c worker/examine.c
 SOURCES := $(filter-out $(MAINS) $(MPI_SOURCES) $(LEFT_OUT),$(wildcard common/*.c coordinator/*.c worker/*.c worker/*/*.c worker/device/*/*.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/generated/common/wire.pb-c.o
 LIBRARY := $(BUILD)/liblockstep.a

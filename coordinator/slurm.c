@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { COUNT_MAX = 10000000, MARGIN_SECONDS_LEAST = 20, MARGIN_SECONDS_MOST = 300 };
 
@@ -164,6 +165,47 @@ enum ls_code ls_slurm_find(char *(*get)(const char *name), struct ls_slurm *slur
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "the environment says SLURM_NTASKS=%lld, more than %d",
                        (long long)slurm->tasks, COUNT_MAX);
     return read_hosts(get, slurm, hosts, error);
+}
+
+/* ---- time ---- */
+
+int64_t ls_slurm_parse_duration(const char *text) {
+    int64_t parts[4] = {0};
+    int count = 0;
+    bool days = false;
+    for (const char *at = text; count < 4; at++) {
+        char *end;
+        if (!isdigit((unsigned char)*at)) return -1;
+        parts[count++] = strtoll(at, &end, 10);
+        if (parts[count - 1] > COUNT_MAX) return -1;
+        at = end;
+        if (!*at || *at == '\n' || *at == ' ') break;
+        if (*at == '-' && count == 1 && !days)
+            days = true;
+        else if (*at != ':')
+            return -1;
+    }
+    if (count < 2 || (days && count != 4) || (!days && count == 4)) return -1;
+    const int64_t seconds = parts[count - 1], minutes = parts[count - 2], hours = count > 2 ? parts[count - 3] : 0;
+    return (((days ? parts[0] : 0) * 24 + hours) * 60 + minutes) * 60 + seconds;
+}
+
+void ls_slurm_ask_times(struct ls_slurm *slurm) {
+    char command[128], limit[64], left[64];
+    if (!slurm->job) return;
+    snprintf(command, sizeof command, "timeout 5 squeue --noheader --jobs=%lld --format='%%l %%L' 2>/dev/null",
+             (long long)slurm->job);
+    FILE *pipe = popen(command, "re");
+    if (!pipe) return;
+    const int64_t now = (int64_t)time(NULL);
+    if (fscanf(pipe, "%63s %63s", limit, left) == 2) {
+        const int64_t whole = ls_slurm_parse_duration(limit), rest = ls_slurm_parse_duration(left);
+        if (whole >= 0 && rest >= 0) {
+            slurm->end_time = now + rest;
+            slurm->start_time = slurm->end_time - whole;
+        }
+    }
+    pclose(pipe);
 }
 
 double ls_slurm_seconds_to_save(const struct ls_slurm *slurm, int64_t before_end_seconds, double now) {

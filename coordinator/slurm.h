@@ -32,6 +32,12 @@ enum ls_code ls_slurm_expand_hosts(const char *text, struct ls_hosts *hosts, str
  * -1 when it is no such text. */
 int ls_slurm_expand_counts(const char *text, int64_t *counts, int most);
 
+/* "1-02:03:04", "02:03:04", "03:04", as squeue prints times; -1: no such text. */
+int64_t ls_slurm_parse_duration(const char *text);
+/* Asks squeue when the job began and ends, as old Slurms do not say it in the environment and limits are changed; leaves
+ * what it cannot learn within a few seconds. */
+void ls_slurm_ask_times(struct ls_slurm *slurm);
+
 /* Seconds from now to the moment at which the run has to be saved: `before_end_seconds` (0: a tenth of the job's time,
  * from 20 s to 300 s) before the job's end; may be negative. INFINITY when the job's end is not known. */
 double ls_slurm_seconds_to_save(const struct ls_slurm *slurm, int64_t before_end_seconds, double now);

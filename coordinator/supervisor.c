@@ -7,6 +7,7 @@
 #include "coordinator/channel.h"
 #include "coordinator/launcher.h"
 #include "coordinator/server.h"
+#include "coordinator/trial.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -32,6 +33,7 @@ enum {
     GONE_MS = 3000,          /* for killed processes to be gone */
     PATIENCE_MS = 5000,      /* with the coordinator, after the second SIGINT */
     SAME_INTERRUPT_MS = 200, /* two SIGINTs closer than this are one */
+    CLOCK_SLACK_SECONDS = 2, /* between what two questions for a job's end say */
     PENDING_MAX = 8
 };
 
@@ -163,6 +165,20 @@ static void tell_signal(struct supervisor *supervisor, enum ls_core_signal signa
 
 /* ---- the workers' processes ---- */
 
+/* What every launch has in common. */
+static struct ls_launch_options usual_launch(const struct supervisor *supervisor) {
+    return (struct ls_launch_options){
+        .type = supervisor->launcher_type,
+        .config = supervisor->config,
+        .allocation = &supervisor->allocation,
+        .cores = ls_launch_cores(),
+        .root = geteuid() == 0,
+        .transport_is_chosen = getenv("OMPI_MCA_btl") || getenv("OMPI_MCA_pml"),
+        .inherited = environ,
+        .worker = supervisor->worker,
+    };
+}
+
 /* Splits "a,b" in place; returns how many names there are. */
 static int split_names(char *text, const char **names, int most) {
     int count = 0;
@@ -172,29 +188,19 @@ static int split_names(char *text, const char **names, int most) {
 }
 
 static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_error *error) {
-    const struct ls_config *config = supervisor->config;
     const struct ls_channel_message *ready = &supervisor->ready;
     struct attempt *attempt = &supervisor->attempt;
     char excluded[sizeof supervisor->excluded];
     const char *names[LS_CORE_HOSTS_MAX];
     memcpy(excluded, supervisor->excluded, sizeof excluded);
     const int excluded_count = split_names(excluded, names, LS_CORE_HOSTS_MAX);
-    struct ls_launch_options options = {
-        .excluded = names,
-        .excluded_count = excluded_count,
-        .type = supervisor->launcher_type,
-        .allocation = &supervisor->allocation,
-        .ranks = attempt->ranks,
-        .cores = ls_launch_cores(),
-        .root = geteuid() == 0,
-        .transport_is_chosen = getenv("OMPI_MCA_btl") || getenv("OMPI_MCA_pml"),
-        .config = config,
-        .worker = supervisor->worker,
-        .inherited = environ,
-        .endpoints = ready->ready.endpoints,
-        .run_id = ready->ready.run_id,
-        .attempt = attempt->number,
-    };
+    struct ls_launch_options options = usual_launch(supervisor);
+    options.excluded = names;
+    options.excluded_count = excluded_count;
+    options.ranks = attempt->ranks;
+    options.endpoints = ready->ready.endpoints;
+    options.run_id = ready->ready.run_id;
+    options.attempt = attempt->number;
     char log_path[PATH_MAX], memory[64];
     ls_leftovers_folder(options.run_id, options.attempt, memory);
     if (!getenv("OMPI_MCA_orte_tmpdir_base") && !getenv("OMPI_MCA_btl_vader_backing_directory"))
@@ -401,6 +407,10 @@ static void watch_job_time(struct supervisor *supervisor) {
     const double left = ls_slurm_seconds_to_save(
         &supervisor->allocation.slurm, supervisor->config->checkpoint.before_end_seconds, (double)time(NULL));
     if (left > 0) return;
+    /* The limit may have been changed meanwhile. */
+    const int64_t expected = supervisor->allocation.slurm.end_time;
+    ls_slurm_ask_times(&supervisor->allocation.slurm);
+    if (supervisor->allocation.slurm.end_time > expected + CLOCK_SLACK_SECONDS) return;
     supervisor->save_wished_in_time = true;
     ls_log(LS_LOG_INFO, "the time of Slurm job %lld is nearly up: saving, to be requeued",
            (long long)supervisor->allocation.slurm.job);
@@ -444,8 +454,18 @@ static void end_workers(struct supervisor *supervisor) {
     if (attempt->number) remove_leftovers(supervisor, attempt->number + 1);
 }
 
-/* Outside Slurm it is mpirun. */
+/* Outside Slurm it is mpirun; there what works, tried once. */
 static enum ls_code choose_launcher(struct supervisor *supervisor, struct ls_error *error) {
+    const struct ls_allocation *allocation = &supervisor->allocation;
+    if (supervisor->launcher_type == LS_LAUNCH_AUTO && allocation->by_slurm) {
+        struct ls_launch_options options = usual_launch(supervisor);
+        char why[512];
+        options.ranks = allocation->ranks;
+        enum ls_code code = ls_trial_choose(&options, &supervisor->launcher_type, why, error);
+        if (code != LS_OK) return code;
+        printf("launcher: %s\n", why);
+        fflush(stdout);
+    }
     if (supervisor->launcher_type == LS_LAUNCH_AUTO) supervisor->launcher_type = LS_LAUNCH_MPIRUN;
     return supervisor->launcher_type == LS_LAUNCH_MPIRUN ? ls_launch_find_mpirun(error) : LS_OK;
 }
@@ -465,6 +485,7 @@ static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_o
     supervisor->options.allocation = &supervisor->allocation;
     supervisor->options.started_seconds = (double)now_ms() * 1e-3;
     supervisor->launcher_type = supervisor->config->launcher.type;
+    if (code == LS_OK && !supervisor->allocation.slurm.end_time) ls_slurm_ask_times(&supervisor->allocation.slurm);
     if (code == LS_OK && supervisor->launcher_type != LS_LAUNCH_NONE) {
         code = ls_launch_find_worker(supervisor->worker, sizeof supervisor->worker, error);
         if (code == LS_OK) code = choose_launcher(supervisor, error);

@@ -5,11 +5,13 @@
 #include "common/log.h"
 #include "common/progress.h"
 #include "worker/comm/comm.h"
+#include "worker/examine.h"
 #include "worker/placement.h"
 #include "worker/worker.h"
 
 #include <argp.h>
 #include <errno.h>
+#include <math.h>
 #include <mpi.h>
 #include <pthread.h>
 #include <signal.h>
@@ -26,6 +28,7 @@ enum { VOICE_MILLISECONDS = 1000, PARENT_CHECK_MILLISECONDS = 1000, LEFTOVERS_SE
 
 struct arguments {
     const char *coordinator, *key;
+    double examine_seconds; /* not NAN: examine the cluster instead of training */
 };
 
 static atomic_bool save_wished;
@@ -40,11 +43,18 @@ static void on_end_signal(int signal_number) {
 
 static error_t parse_option(int key, char *argument, struct argp_state *state) {
     struct arguments *arguments = state->input;
+    char *end;
     switch (key) {
     case 'c': arguments->coordinator = argument; return 0;
     case 'k': arguments->key = argument; return 0;
+    case 'e':
+        arguments->examine_seconds = strtod(argument, &end);
+        if (end == argument || *end || !(arguments->examine_seconds >= 0 && arguments->examine_seconds <= 3600))
+            argp_error(state, "--examine takes a number of seconds from 0 to 3600, not '%s'", argument);
+        return 0;
     case ARGP_KEY_ARG: argp_error(state, "'%s' is not expected: there are only options", argument); return 0;
     case ARGP_KEY_END:
+        if (!isnan(arguments->examine_seconds)) return 0;
         if (!arguments->coordinator || strncmp(arguments->coordinator, "tcp://", 6) != 0)
             argp_error(state, "no coordinator: give --coordinator tcp://HOST:PORT or set LOCKSTEP_COORDINATOR");
         return 0;
@@ -59,6 +69,8 @@ static const struct argp_option options[] = {
      "The run's worker key, RUN/keys/worker.key (LOCKSTEP_KEY_FILE). Only rank 0 reads it; without one, or with '-', "
      "it "
      "reads the key's text from standard input",
+     0},
+    {"examine", 'e', "SECONDS", 0, "Measure the hosts and what is between them instead of training (lockstep doctor)",
      0},
     {0},
 };
@@ -204,15 +216,31 @@ static enum ls_code create_worker(const struct arguments *arguments, const struc
     return ls_worker_create(&worker_options, worker, error);
 }
 
+/* Ranks of nothing but an examination. */
+static int examine(double seconds, const struct ls_placement *placement) {
+    struct ls_error error = {.code = LS_OK};
+    int size = 0;
+    if (MPI_Init(NULL, NULL)) return LS_COMMUNICATION;
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    enum ls_code code = ls_placement_check(placement, size, &error);
+    if (!code) code = ls_examine(seconds, stdout, &error);
+    if (code) ls_report_exit(code, error.text);
+    MPI_Finalize();
+    return code;
+}
+
 int main(int argc, char **argv) {
-    struct arguments arguments = {.coordinator = getenv("LOCKSTEP_COORDINATOR"), .key = getenv("LOCKSTEP_KEY_FILE")};
+    struct arguments arguments = {.coordinator = getenv("LOCKSTEP_COORDINATOR"),
+                                  .key = getenv("LOCKSTEP_KEY_FILE"),
+                                  .examine_seconds = NAN};
     const struct argp argp = {options, parse_option, NULL, "One rank of a training run, started by mpirun or srun.",
                               NULL,    NULL,         NULL};
     argp_err_exit_status = LS_USAGE;
     argp_parse(&argp, argc, argv, 0, NULL, &arguments);
-    set_signals();
     struct ls_placement placement;
     ls_placement_find(getenv, &placement);
+    if (!isnan(arguments.examine_seconds)) return examine(arguments.examine_seconds, &placement);
+    set_signals();
     if (placement.launcher) start_watching_parent();
     remove_leftovers(&placement);
     struct ls_progress *progress = open_progress(&placement);

@@ -12,7 +12,7 @@ struct row {
 static const struct row rows[] = {
     {"Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"},
     {"PMI", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"},
-    {"Slurm", "SLURM_NTASKS", "SLURM_LOCALID", NULL},
+    {"Slurm", "SLURM_NTASKS", "SLURM_LOCALID", NULL}, /* the local size: see tasks_of_node() */
 };
 
 /* A whole number from 0 to 10 million, or -1. */
@@ -25,12 +25,31 @@ static int number_of(char *(*get)(const char *), const char *name) {
     return errno || *end || value < 0 || value > 10000000 ? -1 : (int)value;
 }
 
+/* Slurm says the tasks of all nodes of a step in its short form, "2(x3),1", and the number of this node. -1: not said. */
+static int tasks_of_node(char *(*get)(const char *)) {
+    const char *text = get("SLURM_STEP_TASKS_PER_NODE");
+    int node = number_of(get, "SLURM_NODEID");
+    while (text && *text && node >= 0) {
+        char *end;
+        long count = strtol(text, &end, 10), times = 1;
+        if (end == text || count < 1 || count > 100000) return -1;
+        if (end[0] == '(' && end[1] == 'x') times = strtol(end + 2, &end, 10);
+        if (*end == ')') end++;
+        if (node < times) return (int)count;
+        if (times < 1 || *end != ',') return -1;
+        node -= (int)times;
+        text = end + 1;
+    }
+    return -1;
+}
+
 void ls_placement_find(char *(*get)(const char *name), struct ls_placement *placement) {
     *placement = (struct ls_placement){0};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         int size = number_of(get, rows[i].size);
         if (size < 1) continue;
-        int local_rank = number_of(get, rows[i].local_rank), local_size = number_of(get, rows[i].local_size);
+        int local_rank = number_of(get, rows[i].local_rank);
+        int local_size = rows[i].local_size ? number_of(get, rows[i].local_size) : tasks_of_node(get);
         placement->launcher = rows[i].launcher;
         placement->world_size = size;
         if (local_rank >= 0 && local_rank < local_size) {

@@ -216,6 +216,13 @@ static void test_a_job_is_saved_before_its_end(void **state) {
     assert_true(ls_slurm_seconds_to_save(&slurm, 0, 1000) == 40);
     slurm.end_time = 101000;
     assert_true(ls_slurm_seconds_to_save(&slurm, 0, 100800) == -100);
+    static const struct {
+        const char *text;
+        int64_t seconds;
+    } times[] = {{"3:04", 184},   {"02:03:04", 7384}, {"1-02:03:04", 93784}, {"0:00\n", 0}, {"UNLIMITED", -1}, {"INVALID", -1},
+                 {"", -1},        {"5", -1},          {"1-02:03", -1},       {"1:2:3:4", -1}, {"1:-2", -1},     {"1-2-3:4", -1}};
+    for (size_t i = 0; i < sizeof times / sizeof *times; i++)
+        assert_int_equal(ls_slurm_parse_duration(times[i].text), times[i].seconds);
     slurm.end_time = 0;
     assert_true(isinf(ls_slurm_seconds_to_save(&slurm, 30, 1970)));
 }

@@ -64,6 +64,24 @@ static void ranks_that_slurm_started_and_mpi_does_not_see_are_refused(void **unu
     assert_non_null(strstr(error.text, "MPI sees 1 rank, Slurm started 8"));
 }
 
+static void slurms_short_form_tells_the_ranks_of_this_node(void **unused) {
+    (void)unused;
+    static const struct {
+        char *tasks, *node, *local;
+        int size;
+    } cases[] = {{"2(x3),1", "0", "1", 2}, {"2(x3),1", "2", "0", 2}, {"2(x3),1", "3", "0", 1}, {"2(x3),1", "4", "0", 0},
+                 {"3", "0", "2", 3},       {"3", "0", "3", 0},       {"1,4", "1", "3", 4},     {"x", "0", "0", 0},
+                 {"2(x", "0", "0", 0},     {"", "0", "0", 0},        {"2(x-1),3", "1", "0", 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const struct variable slurm[] = {{"SLURM_NTASKS", "7"},
+                                         {"SLURM_LOCALID", cases[i].local},
+                                         {"SLURM_NODEID", cases[i].node},
+                                         {"SLURM_STEP_TASKS_PER_NODE", cases[i].tasks},
+                                         {NULL, NULL}};
+        assert_int_equal(find(slurm).local_size, cases[i].size);
+    }
+}
+
 static void values_that_are_no_numbers_count_as_not_said(void **unused) {
     (void)unused;
     static char *const bad[] = {"", "x", "2x", "-1", "0", "99999999999999999999"};
@@ -83,6 +101,7 @@ int main(void) {
         cmocka_unit_test(started_by_hand_says_nothing),
         cmocka_unit_test(mpirun_within_a_slurm_job_counts_before_slurm),
         cmocka_unit_test(ranks_that_slurm_started_and_mpi_does_not_see_are_refused),
+        cmocka_unit_test(slurms_short_form_tells_the_ranks_of_this_node),
         cmocka_unit_test(values_that_are_no_numbers_count_as_not_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

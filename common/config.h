@@ -19,6 +19,8 @@ enum ls_reduction { LS_REDUCTION_FAST, LS_REDUCTION_FIXED };
 enum ls_optimizer_type { LS_ADAMW };
 enum ls_checkpointing_mode { LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL, LS_CHECKPOINTING_SELECTIVE };
 
+enum ls_replica_mismatch { LS_REPLICA_STOP, LS_REPLICA_ROLLBACK };
+
 enum ls_accumulate { LS_ACCUMULATE_AUTO, LS_ACCUMULATE_LOCAL, LS_ACCUMULATE_SHARDED };
 enum ls_gradient_dtype { LS_GRADIENT_FP32, LS_GRADIENT_BF16 };
 
@@ -113,8 +115,10 @@ struct ls_config {
     } checkpoint;
     struct {
         int64_t coordinator_timeout_seconds;
-        int64_t start_timeout_seconds;   /* how long the coordinator waits for every rank to join */
-        int64_t stall_timeout_seconds;   /* 0: auto */
+        int64_t start_timeout_seconds; /* how long the coordinator waits for every rank to join */
+        int64_t stall_timeout_seconds; /* 0: auto */
+        int64_t replica_check_every;   /* steps; 0: never */
+        enum ls_replica_mismatch replica_mismatch;
         int64_t max_restarts;            /* in a row, without progress */
         int64_t connect_timeout_seconds; /* how long a host tries the coordinator's addresses at first */
     } fault;

@@ -299,6 +299,11 @@ enum ls_code ls_config_check_ranks(const struct ls_config *config, int64_t ranks
             "%lld has %lld: not enough for %lld ranks. Use at most %lld ranks, a smaller train.micro_batch_size or a "
             "larger train.global_batch_size.",
             (long long)config->train.micro_batch_size, batch, slots, (long long)ranks, slots);
+    if (config->fault.replica_check_every > 0 && config->zero.stage == 3 && config->zero.replicas == 1)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
+                       "fault.replica_check_every: found %lld, but zero.stage 3 with zero.replicas 1 keeps one copy of "
+                       "the parameters: there is nothing to compare. Set it to 0, or use another stage or replicas.",
+                       (long long)config->fault.replica_check_every);
     if (ranks % config->zero.replicas)
         return ls_fail(
             error, LS_USAGE, LS_SCOPE_CALL,

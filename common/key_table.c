@@ -30,12 +30,13 @@ static const struct ls_choice CHECKPOINTING[] = {{"none", LS_CHECKPOINTING_NONE,
                                                  {"full", LS_CHECKPOINTING_FULL, NULL},
                                                  {"selective", LS_CHECKPOINTING_SELECTIVE, NULL},
                                                  {0}};
-static const struct ls_choice LAUNCHERS[] = {
-    {"auto", LS_LAUNCH_AUTO, NULL},
-    {"mpirun", LS_LAUNCH_MPIRUN, NULL},
-    {"srun", LS_LAUNCH_SRUN, NULL},
-    {"none", LS_LAUNCH_NONE, NULL},
-    {0}};
+static const struct ls_choice MISMATCHES[] = {
+    {"stop", LS_REPLICA_STOP, NULL}, {"rollback", LS_REPLICA_ROLLBACK, NULL}, {0}};
+static const struct ls_choice LAUNCHERS[] = {{"auto", LS_LAUNCH_AUTO, NULL},
+                                             {"mpirun", LS_LAUNCH_MPIRUN, NULL},
+                                             {"srun", LS_LAUNCH_SRUN, NULL},
+                                             {"none", LS_LAUNCH_NONE, NULL},
+                                             {0}};
 static const struct ls_choice DEVICES[] = {
     {"auto", LS_DEVICE_AUTO, NULL}, {"cpu", LS_DEVICE_CPU, NULL}, {"cuda", LS_DEVICE_CUDA, NULL}, {0}};
 static const struct ls_choice DTYPES[] = {{"uint16", 0, NULL}, {0}};
@@ -222,8 +223,9 @@ static const struct ls_key CONFIG_KEYS[] = {
      .elsewhere = "save_best save_top_k"},
     {"checkpoint.before_end_seconds", INTEGER(1, 86400), FIELD(checkpoint.before_end_seconds), .otherwise = "auto",
      .standard = "auto",
-     .meaning = "in a Slurm job: how long before its time is up the run is saved and ends with 75; auto: a tenth of the "
-                "job's time, from 20 s to 300 s"},
+     .meaning =
+         "in a Slurm job: how long before its time is up the run is saved and ends with 75; auto: a tenth of the "
+         "job's time, from 20 s to 300 s"},
 
     {"fault.coordinator_timeout_seconds", INTEGER(1, 604800), FIELD(fault.coordinator_timeout_seconds),
      .standard = "120", .meaning = "how long workers go on looking for a lost coordinator"},
@@ -235,6 +237,13 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "how long a step may stand still before the rank that holds it up is named and the attempt ends; auto: "
                 "20 times a step's median time, at least 10, and start_timeout_seconds before the first step",
      .elsewhere = "train_timeout_seconds stall_timeout watchdog_timeout timeout"},
+    {"fault.replica_check_every", INTEGER(0, 1000000000), FIELD(fault.replica_check_every), .standard = "0",
+     .meaning =
+         "steps between comparisons of a hash of all parameters over the ranks that hold copies of them; 0: none. "
+         "Not at zero.stage 3 with one replica, where there are no copies"},
+    {"fault.replica_mismatch", CHOICE(MISMATCHES), FIELD(fault.replica_mismatch), .standard = "stop",
+     .meaning =
+         "when copies of the parameters differ: stop (exit 1), or rollback to a checkpoint at which they agreed"},
     {"fault.connect_timeout_seconds", INTEGER(1, 3600), FIELD(fault.connect_timeout_seconds), .standard = "30",
      .meaning = "how long every host tries the coordinator's addresses before it is named as one that cannot reach it",
      .elsewhere = "rdzv_timeout connection_timeout"},

@@ -33,7 +33,7 @@
 #define SAVING_FIELDS(X)      X(step) X(order) X(stop)
 #define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps) X(seconds)
 #define SAVE_FAILED_FIELDS(X) X(step) X(rank)
-#define FAULT_FIELDS(X)       X(rank) X(step) X(code)
+#define FAULT_FIELDS(X)       X(rank) X(step) X(code) X(replicas_differ) X(good_step)
 #define REPORT_FIELDS(X)                                                                                               \
     X(beat)                                                                                                            \
     X(pid)                                                                                                             \
@@ -693,7 +693,9 @@ static void read_body(struct check *check, struct ls_message *message, const Ls_
     case LS_MESSAGE_FAULT:
         READ_PLAIN(fault, FAULT_FIELDS)
         require_step(check, "step", message->fault.step);
-        require_range(check, "rank", message->fault.rank, 0, LS_WIRE_WORLD_MAX - 1);
+        require_range(check, "good_step", message->fault.good_step, -1, INT64_C(1) << 60);
+        require_range(check, "rank", message->fault.rank, message->fault.replicas_differ ? -1 : 0,
+                      LS_WIRE_WORLD_MAX - 1);
         require_code(check, message->fault.code);
         take_string(check, "text", message->fault.text, sizeof message->fault.text, envelope->fault->text);
         break;

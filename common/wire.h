@@ -187,6 +187,8 @@ struct ls_message {
             int64_t rank, step;
             int32_t code;
             char text[LS_WIRE_TEXT_BYTES];
+            bool replicas_differ; /* behind `step`; rank -1: whose copy is wrong is not known */
+            int64_t good_step;
         } fault;
         struct ls_node_report report;
         struct {

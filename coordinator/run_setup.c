@@ -181,6 +181,7 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
     core->span_steps = SPAN_STEPS;
     core->checkpoint_every = config->checkpoint.every_steps;
     core->evaluation_every = config->evaluation.every_steps;
+    core->mismatch = config->fault.replica_mismatch == LS_REPLICA_ROLLBACK ? LS_MISMATCH_ROLLBACK : LS_MISMATCH_STOP;
     core->numerics_must_match = config->train.reduction == LS_REDUCTION_FIXED;
     core->protocol = LS_PROTOCOL;
     snprintf(core->version, sizeof core->version, "%s", LS_VERSION);

@@ -279,6 +279,13 @@ static void on_worker(struct ls_server *server, ls_connection name, const struct
         event.save_failed.text = message->save_failed.text;
         break;
     case LS_MESSAGE_FAULT:
+        if (message->fault.replicas_differ) {
+            event.kind = LS_EVENT_REPLICA_DIFFERS;
+            event.replica_differs.step = message->fault.step;
+            event.replica_differs.good_step = message->fault.good_step;
+            event.replica_differs.rank = (int32_t)message->fault.rank;
+            break;
+        }
         event.kind = LS_EVENT_FAULT;
         event.fault.rank = (int32_t)message->fault.rank;
         event.fault.step = message->fault.step;

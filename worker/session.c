@@ -57,6 +57,8 @@ struct report {
             int64_t rank, step;
             int32_t code;
             char text[LS_WIRE_TEXT_BYTES];
+            bool replicas_differ;
+            int64_t good_step;
         } words; /* FAULT, SAVE_FAILED */
     };
 };
@@ -176,6 +178,8 @@ static bool send_report(struct ls_session *session, const struct report *report)
         message.fault.rank = report->words.rank;
         message.fault.step = report->words.step;
         message.fault.code = report->words.code;
+        message.fault.replicas_differ = report->words.replicas_differ;
+        message.fault.good_step = report->words.good_step;
         memcpy(message.fault.text, report->words.text, sizeof message.fault.text);
         break;
     case LS_MESSAGE_SAVE_FAILED:
@@ -621,6 +625,8 @@ static void say(struct ls_session *session, enum ls_message_kind kind, int64_t r
     slot->words.rank = rank;
     slot->words.step = step;
     slot->words.code = code;
+    slot->words.replicas_differ = false;
+    slot->words.good_step = 0;
     snprintf(slot->words.text, sizeof slot->words.text, "%s", text);
     end_report(session);
 }
@@ -633,8 +639,8 @@ void ls_session_request_save(struct ls_session *session) {
     say(session, LS_MESSAGE_SAVE_REQUEST, 0, 0, 0, "");
 }
 
-void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error) {
-    say(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
+/* Waits up to a second for the coordinator to end the run. */
+static void await_end(struct ls_session *session) {
     struct timespec deadline = deadline_after(1);
     pthread_mutex_lock(&session->mutex);
     /* Sent is not received: what ZeroMQ still holds dies with the process. The coordinator's answer to a fault is the
@@ -642,4 +648,22 @@ void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, co
     while (!session->orders.ended && wait_until(session, &deadline))
         ;
     pthread_mutex_unlock(&session->mutex);
+}
+
+void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error) {
+    say(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
+    await_end(session);
+}
+
+void ls_session_replicas_differ(struct ls_session *session, int64_t rank, int64_t step, int64_t good_step,
+                                const struct ls_error *error) {
+    struct report *slot = begin_report(session, LS_MESSAGE_FAULT);
+    slot->words.rank = rank;
+    slot->words.step = step;
+    slot->words.code = error->code;
+    slot->words.replicas_differ = true;
+    slot->words.good_step = good_step;
+    snprintf(slot->words.text, sizeof slot->words.text, "%s", error->text);
+    end_report(session);
+    await_end(session);
 }

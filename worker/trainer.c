@@ -37,6 +37,9 @@ struct ls_trainer {
     double opening_seconds, opening_wait, data_wait; /* of the boundary that opened the step */
     double parameters;                               /* what the last step left, see struct ls_shard_scalars */
     double peak_flops;                               /* of this rank's GPU, 0: not known */
+    struct ls_replica_check *check;
+    bool differs;
+    struct ls_replica_difference difference;
     int failed_rank;
     struct ls_step_times *times; /* [ranks] */
     int *order;                  /* [ranks]: scratch */
@@ -125,6 +128,8 @@ enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct 
     if (!code)
         code = ls_snapshot_create(config, options->corpus, options->comm, options->device, made->replica,
                                   options->bounce, &made->snapshot, error);
+    if (!code)
+        code = ls_replica_check_create(config, options->device, options->comm, made->replica, &made->check, error);
     if (!code) code = create_prefetch(made, false, &made->prefetch, error);
     if (!code && config->evaluation.every_steps > 0 && options->corpus->validation_count > 0)
         code = create_prefetch(made, true, &made->evaluation, error);
@@ -143,6 +148,7 @@ void ls_trainer_destroy(struct ls_trainer *trainer) {
     /* What an unfinished step left on the stream may still speak with the saver. */
     if (trainer->replica) ls_stream_synchronize(ls_replica_stream(trainer->replica), NULL);
     ls_snapshot_destroy(trainer->snapshot);
+    ls_replica_check_destroy(trainer->check);
     ls_replica_destroy(trainer->replica);
     free(trainer->times);
     free(trainer->order);
@@ -191,6 +197,12 @@ uint64_t ls_trainer_position(const struct ls_trainer *trainer) {
 }
 int64_t ls_trainer_optimizer_steps(const struct ls_trainer *trainer) {
     return trainer->optimizer_steps;
+}
+const struct ls_replica_difference *ls_trainer_difference(const struct ls_trainer *trainer) {
+    return trainer->differs ? &trainer->difference : NULL;
+}
+struct ls_replica *ls_trainer_replica(struct ls_trainer *trainer) {
+    return trainer->replica;
 }
 int ls_trainer_failed_rank(const struct ls_trainer *trainer) {
     return trainer->failed_rank;
@@ -296,6 +308,20 @@ static void take_batch(struct ls_trainer *trainer, struct ls_error *error) {
     trainer->has_batch = true;
 }
 
+static enum ls_code refuse_difference(struct ls_trainer *trainer, struct ls_error *error) {
+    trainer->failed_rank = trainer->difference.rank;
+    return ls_replica_refuse(&trainer->difference, error);
+}
+
+/* Compares all parameters where that is due. */
+static enum ls_code check_replicas(struct ls_trainer *trainer, struct ls_error *error) {
+    const int64_t every = trainer->config->fault.replica_check_every;
+    if (every == 0 || trainer->steps_done % every || ls_comm_size(trainer->comm) == 1) return LS_OK;
+    enum ls_code code =
+        ls_replica_check_run(trainer->check, trainer->steps_done, &trainer->differs, &trainer->difference, error);
+    return code || !trainer->differs ? code : refuse_difference(trainer, error);
+}
+
 enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_orders *orders, struct ls_error *error) {
     const double begin = seconds_now();
     struct ls_error own = {.code = LS_OK};
@@ -317,13 +343,11 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
     if (code) return code;
     if (values[OPENING_ERRORS] > 0) return ls_comm_share(trainer->comm, &own, &trainer->failed_rank, error);
     const uint64_t ranks = (uint64_t)ls_comm_size(trainer->comm);
-    if (values[OPENING_REPLICA] != ranks * hash_norm(trainer->parameters))
-        return ls_fail(
-            error, LS_COMMUNICATION, LS_SCOPE_JOB,
-            "the replicas differ: after step %lld the ranks hold different parameters (squared norm %.17g on rank %d). "
-            "A rank computed or received something wrong: run 'lockstep doctor' on every host and start again from "
-            "the last checkpoint.",
-            (long long)trainer->steps_done, trainer->parameters, ls_comm_rank(trainer->comm));
+    if (values[OPENING_REPLICA] != ranks * hash_norm(trainer->parameters)) {
+        code = ls_replica_check_compare(trainer->check, trainer->steps_done, hash_norm(trainer->parameters),
+                                        &trainer->differs, &trainer->difference, error);
+        return code ? code : refuse_difference(trainer, error);
+    }
     assert(values[OPENING_BATCHES] == (trainer->has_batch ? ranks : 0));
     *orders = get_orders(values, ranks);
     trainer->targets = (int64_t)values[OPENING_TARGETS];
@@ -441,6 +465,8 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
     const uint64_t epoch_length = trainer->options.corpus->epoch_length;
     if (epoch_length > 0) report->epoch = (double)report->position / (double)epoch_length;
     finish_step(trainer, result.skipped);
+    code = check_replicas(trainer, error);
+    if (code) return code;
     code = report_times(trainer, trainer->opening_seconds + seconds_now() - begin,
                         trainer->opening_wait + ls_replica_exposed_seconds(trainer->replica) - exposed,
                         ls_saver_blocked_seconds(ls_snapshot_saver(trainer->snapshot)) - blocked, report, error);

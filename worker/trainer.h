@@ -18,6 +18,7 @@
 #include "common/wire.h" /* struct ls_step_report */
 #include "worker/comm/comm.h"
 #include "worker/device/device.h"
+#include "worker/replica_check.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -77,8 +78,8 @@ struct ls_trainer_orders {
 
 /* Collective. On rank 0 *orders is what it wants (other ranks: only save_wished counts), on return it is that on every
  * rank. Takes the next step's batch when that step was granted before. Errors: what any rank met since (LS_DATA
- * mostly); LS_COMMUNICATION, also when the ranks' parameters are found to differ: one block is compared after each
- * step. */
+ * mostly); LS_COMMUNICATION; LS_ERROR when the ranks' parameters are found to differ: the norm of one block is
+ * compared after each step, all of them every fault.replica_check_every steps. */
 enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_orders *orders, struct ls_error *error);
 /* True when the next step's batch was taken at the last boundary, on all ranks. */
 bool ls_trainer_may_step(const struct ls_trainer *trainer);
@@ -114,9 +115,12 @@ int64_t ls_trainer_save_bytes(const struct ls_trainer *trainer);
 int64_t ls_trainer_steps_done(const struct ls_trainer *trainer);
 uint64_t ls_trainer_position(const struct ls_trainer *trainer);
 int64_t ls_trainer_optimizer_steps(const struct ls_trainer *trainer);
+/* What the last error found to differ, NULL: something else was wrong. */
+const struct ls_replica_difference *ls_trainer_difference(const struct ls_trainer *trainer);
 /* The rank that the last error came from, -1: none in particular. */
 int ls_trainer_failed_rank(const struct ls_trainer *trainer);
 
+struct ls_replica *ls_trainer_replica(struct ls_trainer *trainer);
 /* Collective. Copies the flat parameters of a block to host memory. */
 enum ls_code ls_trainer_parameters(struct ls_trainer *trainer, int block, void *parameters, struct ls_error *error);
 const struct ls_model *ls_trainer_model(const struct ls_trainer *trainer);

@@ -584,7 +584,11 @@ enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
     if (code == LS_NONFINITE) worker->shared = true;
     worker->failed = true;
     if (worker->log_is_open) ls_log(LS_LOG_INFO, "%s", error->text);
-    if (worker->rank == 0 && worker->session)
+    const struct ls_replica_difference *difference = worker->trainer ? ls_trainer_difference(worker->trainer) : NULL;
+    if (difference) worker->shared = true;
+    if (difference && worker->rank == 0 && worker->session)
+        ls_session_replicas_differ(worker->session, difference->rank, difference->step, difference->good_step, error);
+    else if (worker->rank == 0 && worker->session)
         ls_session_fault(worker->session, worker->failed_rank >= 0 ? worker->failed_rank : worker->rank,
                          worker->trainer ? ls_trainer_steps_done(worker->trainer) + 1 : worker->welcome.start_step,
                          error);

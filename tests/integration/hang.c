@@ -4,12 +4,15 @@
  *                    mpi:  in MPI_Init
  *                    open: in the opening of a file whose name contains LS_HANG_NAME
  *                    slow: not at all, but each pread takes LS_HANG_MICROSECONDS more
- * The hang is a read from a FIFO, LS_HANG_FIFO, that nobody writes to. */
+ *                    flip: not at all, but once the file LS_HANG_FILE exists, the first product of matrices has the
+ * lowest bit of a number wrong in both of them, and one of them holds weights The hang is a read from a FIFO,
+ * LS_HANG_FIFO, that nobody writes to. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
@@ -49,6 +52,32 @@ int open(const char *path, int flags, ...) {
     return next(path, flags, mode);
 }
 int open64(const char *path, int flags, ...) __attribute__((alias("open")));
+
+static void flip(const float *a, const float *b) {
+    static bool done;
+    const char *trigger = getenv("LS_HANG_FILE");
+    if (done || !is_meant("flip") || !trigger || access(trigger, F_OK) != 0) return;
+    done = true;
+    unlink(trigger); /* once, over all attempts */
+    *(unsigned char *)a ^= 1;
+    *(unsigned char *)b ^= 1;
+}
+
+void cblas_sgemm(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha, const float *a, int lda,
+                 const float *b, int ldb, float beta, float *c, int ldc) {
+    void (*next)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int) =
+        dlsym(RTLD_NEXT, "cblas_sgemm");
+    flip(a, b);
+    next(order, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+int dnnl_sgemm(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
+               int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+    int (*next)(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t, float,
+                float *, int64_t) = dlsym(RTLD_NEXT, "dnnl_sgemm");
+    flip(a, b);
+    return next(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
 
 int MPI_Init_thread(int *count, char ***values, int required, int *provided) {
     int (*next)(int *, char ***, int, int *) = dlsym(RTLD_NEXT, "MPI_Init_thread");

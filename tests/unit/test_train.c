@@ -258,8 +258,8 @@ static void replicas_that_differ_are_noticed(void **unused) {
     run.config_of_last.optimizer.lr *= 1.01;
     harness_run(&run);
     for (int rank = 0; rank < 2; rank++) {
-        assert_int_equal(run.codes[rank], LS_COMMUNICATION);
-        assert_non_null(strstr(run.errors[rank].text, "after step 1 the ranks hold different parameters"));
+        assert_int_equal(run.codes[rank], LS_ERROR);
+        assert_non_null(strstr(run.errors[rank].text, "behind step 1 ranks 0 and 1 hold different parameters"));
     }
     harness_free(&run);
 }

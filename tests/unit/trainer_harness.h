@@ -37,6 +37,8 @@ struct run {
     int unwritable_rank;       /* from 1: this rank finds no folder to save in; 0: none. Weights are not copied then */
     bool evaluate;             /* after the last step */
     void (*after_step)(int rank, int64_t step);
+    int flip_rank;     /* from 1: this rank's copy gets a wrong bit ... */
+    int64_t flip_step; /* ... before this step, in the first block; 0: none */
     struct ls_step_report reports[HARNESS_STEPS_MAX];
     uint64_t wire_bytes[HARNESS_RANKS_MAX]; /* that each rank sent in the steps */
     double validation_loss, bits_per_byte;
@@ -128,6 +130,14 @@ static inline enum ls_code harness_save(struct harness *harness, int rank, struc
     return code ? code : harness_end_save(harness, rank, trainer, error);
 }
 
+/* The lowest bit of a number in the middle of the first block's parameters that this rank holds. */
+static inline void harness_flip_bit(struct ls_trainer *trainer) {
+    const struct ls_shard_copy copy = ls_shard_copy(ls_replica_shard(ls_trainer_replica(trainer)), 0);
+    assert_int_equal(ls_stream_synchronize(ls_replica_stream(ls_trainer_replica(trainer)), NULL), LS_OK);
+    ((uint8_t *)(uintptr_t)
+         copy.parameters)[copy.count / 2 * ls_dtype_bytes(ls_model_dtype(ls_trainer_model(trainer)))] ^= 1;
+}
+
 /* Steps are granted in spans of 3, so that the ranks learn of them on the way. */
 static inline enum ls_code harness_train(struct harness *harness, int rank, struct ls_trainer *trainer,
                                          struct ls_error *error) {
@@ -154,6 +164,8 @@ static inline enum ls_code harness_train(struct harness *harness, int rank, stru
             if (!code && run->save_waits) code = harness_end_save(harness, rank, trainer, error);
         }
         if (code || !ls_trainer_may_step(trainer)) continue;
+        if (rank + 1 == run->flip_rank && ls_trainer_steps_done(trainer) + 1 == run->flip_step)
+            harness_flip_bit(trainer);
         struct ls_step_report report;
         code = ls_trainer_step(trainer, &report, error);
         if (!code && run->after_step) run->after_step(rank, report.step);

@@ -47,6 +47,12 @@ static void pass(struct ls_shard *shard, int block, const void *parameters) {
     shard->reader.passed(shard->reader.context, block, parameters);
 }
 
+struct ls_shard_copy ls_shard_copy(struct ls_shard *shard, int index) {
+    const struct shard_block *block = &shard->blocks[index];
+    if (shard->cut.parameters_sliced) return (struct ls_shard_copy){block->parameters, block->own_count};
+    return (struct ls_shard_copy){acquire_whole(shard, index), block->count};
+}
+
 const void *ls_shard_acquire(struct ls_shard *shard, int block) {
     const void *parameters =
         shard->cut.parameters_sliced ? acquire_gathered(shard, block) : acquire_whole(shard, block);

@@ -139,6 +139,14 @@ void ls_shard_read(struct ls_shard *shard, const struct ls_shard_reader *reader)
 /* Lets the blocks pass that have not yet, for a reader that cannot wait for the next step. Collective at stage 3. */
 void ls_shard_pass_all(struct ls_shard *shard);
 
+/* What other ranks hold a copy of, as the last update left it: the block's whole parameters, or at stage 3 this rank's
+ * slice of them; `count` elements of the model's type. The compute stream waits for gathers. */
+struct ls_shard_copy {
+    const void *parameters;
+    int64_t count;
+};
+struct ls_shard_copy ls_shard_copy(struct ls_shard *shard, int block);
+
 /* This rank's memory for the block, for filling: elements [first, first + count) of the parameters, in the model's
  * type, and [state_first, state_first + state_count) of master parameters, m and v, padding left out. In fp32 master
  * lies over parameters. `m` has room for `scratch_count` fp32 elements on their way to parameters of another type,

@@ -3,9 +3,11 @@
  *
  *   team (ranks, links) --- messages with delay and loss ---> coordinator (core, journal, commits) ---> disk
  *
- * Virtual time, one seed, no threads: the same seed gives the same events. world.c runs it, team.c plays the workers,
- * faults.c breaks things, oracle.c knows the truth and checks every action of the core against it. The files are
- * included by the test programs, so that the core they drive can be the library's or one compiled with planted faults.
+ * Virtual time, one seed, no threads: the same seed gives the same events. world.c runs it, clock.c has time and
+ * network, process.c the coordinator's process with its disk and the supervisor, team.c plays the workers, faults.c
+ * breaks things, oracle.c knows the truth, oracle_judge.c and oracle_recovery.c check every action of the core against
+ * it. The files are included by the test programs, so that the core they drive can be the library's or one compiled
+ * with planted faults.
  */
 #ifndef LS_TESTS_SIM_WORLD_H
 #define LS_TESTS_SIM_WORLD_H

@@ -173,12 +173,12 @@ static void oracle_starts(struct world *w, bool restarted) {
     }
     w->truth_attempt = w->begun.attempt;
     memset(&w->seen, 0, sizeof w->seen);
-    if (!restarted) return;
     const struct journal_view *view = durable(w);
     if (!view->fault) { /* that replicas differ got lost, if it was so */
         w->bad_above = -1;
         for (int i = 0; i < w->folders_count; i++) w->folders[i].suspect = false;
     }
+    if (!restarted) return;
     w->seen.stop_code = view->stop;
     w->att.assembled = view->joined;
     w->att.skips = view->skips;

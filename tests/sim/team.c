@@ -291,7 +291,10 @@ static void team_hears(struct world *w, int index, const struct ls_core_action *
     case LS_ACTION_WELCOME: take_welcome(w, index, action); break;
     case LS_ACTION_REFUSE: leave(w, (int)action->message.code); break;
     case LS_ACTION_REJOIN:
-        if (team->impatient || !link->hello_open || w->now_ms - link->hello_ms > REJOIN_MS) send_hello(w, index);
+        /* The impatient do not wait for the answer, but they take a breath. */
+        if ((team->impatient && w->now_ms - link->hello_ms > 20) || !link->hello_open ||
+            w->now_ms - link->hello_ms > REJOIN_MS)
+            send_hello(w, index);
         break;
     case LS_ACTION_GRANT: take_grant(w, action); break;
     case LS_ACTION_ORDER:

@@ -1,6 +1,7 @@
 /* The proof of the ledger. */
 #include "coordinator/ledger.h"
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -454,6 +455,7 @@ enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, const struct ls
         const struct ls_ledger_step *step = &ledger->lineage[i];
         for (int64_t position = step->position; position < step->end_position && code == LS_OK; position++) {
             struct ls_draw draw = ls_order_at(order, (uint64_t)position);
+            assert(draw.source < (uint32_t)sources && count[draw.source].used);
             code = count_draw(&draw, ls_quarantine_has(&ledger->quarantine, position), &count[draw.source],
                               &use[draw.source], step->step, error);
         }

@@ -71,6 +71,7 @@ static bool is_own(const struct ls_saver *saver, int tensor) {
 struct job {
     struct ls_checkpoint_writer *writer;
     int64_t piece, copied_pieces;
+    int64_t due_pieces; /* may be read */
     int weights_block;
 };
 
@@ -90,8 +91,8 @@ static void mark_read(struct ls_saver *saver, bool *read) {
 
 /* Has the piece in a slice's buffer, and two more on their way. */
 static enum ls_code bounce(struct ls_saver *saver, struct job *job, const float **values, struct ls_error *error) {
-    const int64_t pieces = (int64_t)saver->block_count * LS_CHECKPOINT_KINDS;
-    for (; job->copied_pieces < pieces && job->copied_pieces < job->piece + LS_CHECKPOINT_KINDS; job->copied_pieces++) {
+    const int64_t most = job->piece + LS_CHECKPOINT_KINDS;
+    for (; job->copied_pieces < job->due_pieces && job->copied_pieces < most; job->copied_pieces++) {
         size_t bytes;
         const int place = (int)(job->copied_pieces % LS_CHECKPOINT_KINDS);
         const float *from = source_of(saver, job->copied_pieces, &bytes);
@@ -160,12 +161,19 @@ static enum ls_code write_staged_weights(struct ls_saver *saver, struct job *job
     return code;
 }
 
+/* Pieces of state that may be read; the mutex is held. Where parameters stay whole, the own slice lies among what a
+ * gather is receiving (Open MPI moves it about meanwhile), so state waits for the block's gather. */
+static int64_t count_due_pieces(const struct ls_saver *saver, const struct job *job) {
+    int block = (int)(job->piece / LS_CHECKPOINT_KINDS);
+    while (block < saver->block_count && (saver->staged || saver->blocks[block].parameters)) block++;
+    return (int64_t)block * LS_CHECKPOINT_KINDS;
+}
+
 enum turn { TURN_STATE, TURN_WEIGHTS, TURN_DONE, TURN_GIVEN_UP };
 
 /* What can be written next; waits while nothing can. Staged weights come first, since the forward may wait for room;
- * else blocks are finished one after another, in the order of the update. Where parameters stay whole, the own slice
- * lies among what a gather is receiving (Open MPI moves it about meanwhile), so state waits for the block's gather. */
-static enum turn next_turn(struct ls_saver *saver, const struct job *job, int64_t *available) {
+ * else blocks are finished one after another, in the order of the update. */
+static enum turn next_turn(struct ls_saver *saver, struct job *job, int64_t *available) {
     const bool state_left = job->piece < (int64_t)saver->block_count * LS_CHECKPOINT_KINDS;
     const int state_block = (int)(job->piece / LS_CHECKPOINT_KINDS);
     enum turn turn = TURN_DONE;
@@ -181,8 +189,11 @@ static enum turn next_turn(struct ls_saver *saver, const struct job *job, int64_
             weights_due = weights_left && saver->blocks[job->weights_block].parameters &&
                           (job->weights_block < state_block || !state_left);
         }
-        const bool state_due = state_left && (saver->staged || saver->blocks[state_block].parameters);
-        turn = saver->given_up ? TURN_GIVEN_UP : weights_due ? TURN_WEIGHTS : state_due ? TURN_STATE : TURN_DONE;
+        job->due_pieces = count_due_pieces(saver, job);
+        turn = saver->given_up                ? TURN_GIVEN_UP
+               : weights_due                  ? TURN_WEIGHTS
+               : job->piece < job->due_pieces ? TURN_STATE
+                                              : TURN_DONE;
         if (turn != TURN_DONE || (!weights_left && !state_left)) break;
         pthread_cond_wait(&saver->changed, &saver->mutex);
     }

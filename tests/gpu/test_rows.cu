@@ -162,6 +162,51 @@ static void rmsnorm_gradients_are_right(void) {
     for_each(rmsnorm_gradient_case);
 }
 
+/* Three heads a row, and what lies between rows stays as it was. The gradient is written over the output's. */
+static void head_norm_case(struct matrix s) {
+    const int64_t heads = 3, size = s.columns, stride = heads * size + (s.offset ? 5 : 16), count = s.rows * stride;
+    if (count > 40000) return;
+    const float epsilon = 1e-5f;
+    struct array x = make_array(s.dtype, count, 2.0, s.offset), y = make_array(s.dtype, count, 1.0, s.offset);
+    struct array dy = make_array(s.dtype, count, 1.0, s.offset), weight = make_array(s.dtype, size, 1.0);
+    struct array rstd = make_array(LS_FP32, s.rows * heads, 1.0), dw = make_array(LS_FP32, size, 1.0);
+    double *expected = copy_values(&y), *dx_expected = copy_values(&dy), *dw_expected = copy_values(&dw);
+    double *rstds = zero_doubles(s.rows * heads);
+    for (int64_t head = 0; head < s.rows * heads; head++) {
+        const int64_t at = head / heads * stride + head % heads * size;
+        double square = 0.0, product = 0.0;
+        for (int64_t c = 0; c < size; c++) square += x.value[at + c] * x.value[at + c] / (double)size;
+        const double r = rstds[head] = 1.0 / sqrt(square + (double)epsilon);
+        for (int64_t c = 0; c < size; c++) {
+            expected[at + c] = x.value[at + c] * r * weight.value[c];
+            product += dy.value[at + c] * weight.value[c] * x.value[at + c] * r / (double)size;
+            dw_expected[c] += dy.value[at + c] * x.value[at + c] * r;
+        }
+        for (int64_t c = 0; c < size; c++)
+            dx_expected[at + c] = r * (dy.value[at + c] * weight.value[c] - x.value[at + c] * r * product);
+    }
+    const struct ls_op_head_norm_forward forward = {
+        y.device, (float *)rstd.device, x.device, weight.device, s.rows, heads, size, stride, epsilon, s.dtype};
+    check_cuda(ls_cuda_head_norm_forward(&forward, 0));
+    const struct ls_op_head_norm_backward backward = {dy.device,     (float *)dw.device,
+                                                      dy.device,     x.device,
+                                                      weight.device, (const float *)rstd.device,
+                                                      s.rows,        heads,
+                                                      size,          stride,
+                                                      s.dtype};
+    check_cuda(ls_cuda_head_norm_backward(&backward, 0));
+    check_close("normed heads", &y, expected, rounding_of(s.dtype) + 1e-5, 1e-5);
+    check_close("rstd", &rstd, rstds, 1e-5, 0.0);
+    check_close("dx", &dy, dx_expected, rounding_of(s.dtype) + 1e-5, 1e-4);
+    check_close("dweight", &dw, dw_expected, 1e-5, 1e-4);
+    struct array *all[] = {&x, &y, &dy, &weight, &rstd, &dw};
+    for (struct array *a : all) free_array(a);
+    free(expected), free(dx_expected), free(dw_expected), free(rstds);
+}
+static void head_norms_and_their_gradients_are_right(void) {
+    for_each(head_norm_case);
+}
+
 static void bias_case(struct matrix s) {
     struct array d = make_array(s.dtype, s.rows * s.columns, 1.0, s.offset), sum = make_array(LS_FP32, s.columns, 1.0);
     double *expected = copy_values(&sum);
@@ -288,6 +333,8 @@ int main(void) {
     run_test("its gradients are right", layernorm_gradients_are_right);
     run_test("root-mean-square normalisation is right", rmsnorm_is_right);
     run_test("its gradients are right", rmsnorm_gradients_are_right);
+    run_test("norms of heads and their gradients are right, over their input too",
+             head_norms_and_their_gradients_are_right);
     run_test("bias gradients are sums of columns", bias_gradients_are_sums_of_columns);
     run_test("embedding adds equal tokens in order", embedding_adds_equal_tokens_in_order);
     run_test("cross-entropy and its gradient are right", cross_entropy_and_its_gradient_are_right);

@@ -23,6 +23,11 @@ static cudaError_t (*const kernels[LS_OP_COUNT])(const void *arguments, cudaStre
 #undef X
 };
 
+/* The kernels' list lacks the product alone, which is a library's. */
+#define X(name) +1
+_Static_assert(0 LS_CUDA_OPERATIONS(X) + 1 == LS_OP_COUNT, "every operation has a kernel");
+#undef X
+
 static struct ls_cuda_device *cuda_device(struct ls_device *device) {
     return (struct ls_cuda_device *)device;
 }

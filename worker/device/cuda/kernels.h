@@ -26,6 +26,8 @@ extern "C" {
     X(layernorm_backward)                                                                                              \
     X(rmsnorm_forward)                                                                                                 \
     X(rmsnorm_backward)                                                                                                \
+    X(head_norm_forward)                                                                                               \
+    X(head_norm_backward)                                                                                              \
     X(embedding_forward)                                                                                               \
     X(embedding_backward)                                                                                              \
     X(rope)                                                                                                            \

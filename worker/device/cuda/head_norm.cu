@@ -1,0 +1,139 @@
+/* Root-mean-square normalisation of every head by itself: a warp for each head, whose lanes take its channels in turns.
+ */
+#include "worker/device/cuda/columns.h"
+
+namespace {
+
+constexpr int THREADS = 256, WARPS = THREADS / LS_WARP;
+
+template <typename T> struct head_norm {
+    T *output; /* backward: the input's gradient */
+    const T *input, *weight, *output_gradient;
+    float *rstd, *weight_gradient;
+    int64_t rows, heads, head_size, stride;
+    float epsilon;
+};
+
+/* Where head `index` of all rows' heads begins. */
+template <typename T> __device__ __forceinline__ int64_t head_at(const head_norm<T> &n, int64_t index) {
+    return index / n.heads * n.stride + index % n.heads * n.head_size;
+}
+
+template <typename T, int N> __global__ void __launch_bounds__(THREADS) forward(head_norm<T> n) {
+    const int64_t begin = threadIdx.x % LS_WARP * N, step = LS_WARP * N;
+    for (int64_t head = ls_grid_thread() / LS_WARP; head < n.rows * n.heads; head += ls_grid_threads() / LS_WARP) {
+        const int64_t at = head_at(n, head);
+        float x[N], w[N], square = 0.0f;
+        for (int64_t c = begin; c < n.head_size; c += step) {
+            ls_load(x, n.input + at + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) square += x[k] * x[k];
+        }
+        const float rstd = 1.0f / sqrtf(ls_warp_sum(square) / static_cast<float>(n.head_size) + n.epsilon);
+        for (int64_t c = begin; c < n.head_size; c += step) {
+            ls_load(x, n.input + at + c);
+            ls_load(w, n.weight + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) x[k] = x[k] * rstd * w[k];
+            ls_store(n.output + at + c, x);
+        }
+        if (begin == 0 && n.rstd) n.rstd[head] = rstd;
+    }
+}
+
+/* With x^ = x rstd and d = dy * weight: dx = rstd (d - x^ mean(d x^)). */
+template <typename T, int N> __global__ void __launch_bounds__(THREADS) backward_input(head_norm<T> n) {
+    const int64_t begin = threadIdx.x % LS_WARP * N, step = LS_WARP * N;
+    for (int64_t head = ls_grid_thread() / LS_WARP; head < n.rows * n.heads; head += ls_grid_threads() / LS_WARP) {
+        const int64_t at = head_at(n, head);
+        const float rstd = n.rstd[head];
+        float dy[N], x[N], w[N], product = 0.0f;
+        for (int64_t c = begin; c < n.head_size; c += step) {
+            ls_load(dy, n.output_gradient + at + c);
+            ls_load(x, n.input + at + c);
+            ls_load(w, n.weight + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) product += dy[k] * w[k] * (x[k] * rstd);
+        }
+        const float mean = ls_warp_sum(product) / static_cast<float>(n.head_size);
+        for (int64_t c = begin; c < n.head_size; c += step) {
+            ls_load(dy, n.output_gradient + at + c);
+            ls_load(x, n.input + at + c);
+            ls_load(w, n.weight + c);
+#pragma unroll
+            for (int k = 0; k < N; k++) dy[k] = rstd * (dy[k] * w[k] - x[k] * rstd * mean);
+            ls_store(n.output + at + c, dy);
+        }
+    }
+}
+
+template <typename T, int N> __global__ void __launch_bounds__(LS_COLUMN_THREADS) backward_weight(head_norm<T> n) {
+    float *const sums[1] = {n.weight_gradient};
+    ls_sum_columns<T, N>(sums, n.rows * n.heads, n.head_size, [&](int64_t head, int64_t column, float(&values)[1][N]) {
+        const int64_t at = head_at(n, head) + column;
+        const float rstd = n.rstd[head];
+        float x[N];
+        ls_load(values[0], n.output_gradient + at);
+        ls_load(x, n.input + at);
+#pragma unroll
+        for (int k = 0; k < N; k++) values[0][k] *= x[k] * rstd;
+    });
+}
+
+template <typename T, int N> cudaError_t put_forward(const head_norm<T> &n, cudaStream_t stream) {
+    return LS_LAUNCH((forward<T, N>), ls_blocks(n.rows * n.heads, WARPS), THREADS, 0, stream, n);
+}
+
+/* The weight's gradient first: the input's may lie over what it reads. */
+template <typename T, int N> cudaError_t put_backward(const head_norm<T> &n, cudaStream_t stream) {
+    const cudaError_t error =
+        LS_LAUNCH((backward_weight<T, N>), (ls_column_blocks<T, N>(n.head_size)), LS_COLUMN_THREADS, 0, stream, n);
+    if (error != cudaSuccess) return error;
+    return LS_LAUNCH((backward_input<T, N>), ls_blocks(n.rows * n.heads, WARPS), THREADS, 0, stream, n);
+}
+
+/* Whether every head begins at a multiple of 16 bytes. */
+template <typename T> bool takes_packs(const head_norm<T> &n) {
+    return ls_aligned(n.output, n.input, n.weight, n.output_gradient) && n.head_size % ls_pack<T> == 0 &&
+           n.stride % ls_pack<T> == 0;
+}
+
+} // namespace
+
+cudaError_t ls_cuda_head_norm_forward(const struct ls_op_head_norm_forward *op, cudaStream_t stream) {
+    return ls_by_type(op->dtype, [=](auto element) {
+        using T = decltype(element);
+        if (op->rows <= 0 || op->heads <= 0) return cudaSuccess;
+        const head_norm<T> n = {static_cast<T *>(op->output),
+                                static_cast<const T *>(op->input),
+                                static_cast<const T *>(op->weight),
+                                nullptr,
+                                op->rstd,
+                                nullptr,
+                                op->rows,
+                                op->heads,
+                                op->head_size,
+                                op->stride,
+                                op->epsilon};
+        return takes_packs(n) ? put_forward<T, ls_pack<T>>(n, stream) : put_forward<T, 1>(n, stream);
+    });
+}
+
+cudaError_t ls_cuda_head_norm_backward(const struct ls_op_head_norm_backward *op, cudaStream_t stream) {
+    return ls_by_type(op->dtype, [=](auto element) {
+        using T = decltype(element);
+        if (op->rows <= 0 || op->heads <= 0) return cudaSuccess;
+        const head_norm<T> n = {static_cast<T *>(op->input_gradient),
+                                static_cast<const T *>(op->input),
+                                static_cast<const T *>(op->weight),
+                                static_cast<const T *>(op->output_gradient),
+                                const_cast<float *>(op->rstd),
+                                op->weight_gradient,
+                                op->rows,
+                                op->heads,
+                                op->head_size,
+                                op->stride,
+                                0.0f};
+        return takes_packs(n) ? put_backward<T, ls_pack<T>>(n, stream) : put_backward<T, 1>(n, stream);
+    });
+}

@@ -275,7 +275,8 @@ struct ls_core_event {
         struct {
             int64_t step, position; /* of the newest good checkpoint; 0: none */
             struct ls_digest chain;
-            int32_t slots, slots_all; /* ranks that can be placed, without the hosts left out and with them; -1: any */
+            int32_t slots, slots_all; /* ranks that can be placed, without the hosts left out and with them; -1: any,
+                                       * hosts are not ours to choose */
         } prepared;
         struct {
             enum ls_code code;

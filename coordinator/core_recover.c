@@ -83,7 +83,8 @@ static bool choose_world_size(const struct ls_core *core, const struct ls_core_e
     int32_t slots = event->prepared.slots, slots_all = event->prepared.slots_all;
     if (slots < 0 || slots > wanted) slots = wanted;
     if (slots_all < 0 || slots_all > wanted) slots_all = wanted;
-    *hosts_forgiven = slots < least;
+    /* Where hosts are not ours to choose, leaving some out means nothing. */
+    *hosts_forgiven = event->prepared.slots < 0 ? ls_core_excluded(core, 0) != NULL : slots < least;
     *world_size = *hosts_forgiven ? slots_all : slots;
     if (LS_MUTATED(FEWER_RANKS_THAN_ALLOWED) && slots > 0) *world_size = slots;
     return wanted == 0 || *world_size >= least || LS_MUTATED(FEWER_RANKS_THAN_ALLOWED);

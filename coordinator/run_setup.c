@@ -25,6 +25,7 @@ enum {
     BACKOFF_MS = 1000, /* before the second restart without progress; then twice as long each time */
     BACKOFF_MAX_MS = 60000,
     CLEAR_TIMEOUT_MS = 30000, /* for killed workers to be gone */
+    HOST_LOSSES_MAX = 3,      /* a host that lost ranks so often is left out where others can take its ranks */
     /* Weights, master weights and two moments, in fp32. */
     CHECKPOINT_BYTES_PER_PARAMETER = 16
 };
@@ -195,6 +196,7 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
     core->backoff_ms = BACKOFF_MS;
     core->backoff_max_ms = BACKOFF_MAX_MS;
     core->clear_timeout_ms = CLEAR_TIMEOUT_MS;
+    core->host_losses_max = HOST_LOSSES_MAX;
     enum ls_code code = list_checkpoints(run, options->restarted, error);
     if (code == LS_OK) code = ls_core_create(core, &run->machine, error);
     if (code == LS_OK) code = ls_journal_read_history(run->journal, run->attempt.attempt, restore, run->machine, error);

@@ -127,6 +127,11 @@ static int32_t expected_world_size(const struct world *w, bool *forgiven) {
     int32_t with = w->att.slots_all < 0 || w->att.slots_all > wanted ? wanted : w->att.slots_all;
     *forgiven = without < least;
     int32_t chosen = *forgiven ? with : without;
+    for (int host = 0; w->att.slots < 0 && host < w->hosts; host++) {
+        char name[16];
+        name_host(name, host);
+        *forgiven |= w->options.host_losses_max && losses_of(w, name) >= w->options.host_losses_max;
+    }
     return chosen < least ? -1 : chosen;
 }
 

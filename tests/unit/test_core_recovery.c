@@ -462,7 +462,10 @@ static void a_host_that_loses_ranks_is_left_out(void **state) {
     begin(options);
     lose(1);
     assert_null(ls_core_excluded(core, 0));
-    clear_and_prepare(0);
+    sync_journal();
+    of_attempt(LS_EVENT_CLEARED);
+    prepared_on(0, 2, 2);
+    sync_journal();
     join_again();
     lose(1);
     assert_string_equal(ls_core_excluded(core, 0), "node1");
@@ -472,6 +475,18 @@ static void a_host_that_loses_ranks_is_left_out(void **state) {
     prepared_on(0, 1, 2); /* without it there is not enough room: it has to do */
     assert_true(recorded(LS_RECORD_ATTEMPT)->attempt_begun.hosts_forgiven);
     assert_int_equal(recorded(LS_RECORD_ATTEMPT)->attempt_begun.world_size, 2);
+    assert_null(ls_core_excluded(core, 0));
+}
+
+static void hosts_that_are_not_ours_to_choose_are_not_left_out(void **state) {
+    (void)state;
+    struct ls_core_options options = restartable();
+    options.host_losses_max = 1;
+    begin(options);
+    lose(1);
+    assert_string_equal(ls_core_excluded(core, 0), "node1");
+    clear_and_prepare(0); /* any number of ranks, wherever they are */
+    assert_int_equal(asked(LS_ACTION_LAUNCH)->launch.world_size, 2);
     assert_null(ls_core_excluded(core, 0));
 }
 
@@ -656,6 +671,7 @@ int main(void) {
         PROMISE(fewer_ranks_go_on_down_to_the_least_allowed),
         PROMISE(too_few_ranks_end_the_run),
         PROMISE(a_host_that_loses_ranks_is_left_out),
+        PROMISE(hosts_that_are_not_ours_to_choose_are_not_left_out),
         PROMISE(a_lost_node_is_left_out_at_once),
         PROMISE(the_loss_of_every_rank_of_a_host_is_that_of_the_node),
         PROMISE(a_stop_between_two_attempts_ends_the_run_once_it_is_on_disk),

@@ -68,7 +68,8 @@ static void of_two_the_other_one_is_typical(void **unused) {
     assert_sums_up(&split);
 }
 
-/* Peaks add up, power is a GPU's on average, the clock the slowest one's; one GPU of which nothing is known is enough. */
+/* Peaks add up, power is a GPU's on average, the clock the slowest one's; one GPU of which nothing is known is enough.
+ */
 static void gpus_are_taken_together(void **unused) {
     (void)unused;
     int order[2];

@@ -35,7 +35,7 @@ void ls_bill_step(struct ls_bill *bill, const struct ls_step_report *report) {
     bill->seconds[LS_BILL_DATA] += report->data_wait_seconds;
     bill->seconds[LS_BILL_RANKS] += report->wait_seconds;
     bill->seconds[LS_BILL_CHECKPOINTS] += report->checkpoint_seconds;
-    if (report->wait_for_rank >= 0 && report->wait_for_rank < LS_WIRE_RANKS_MAX)
+    if (report->wait_for_rank >= 0 && report->wait_for_rank < LS_WIRE_WORLD_MAX)
         bill->waits[report->wait_for_rank] += report->wait_seconds;
 }
 
@@ -73,7 +73,7 @@ static void offer(struct list *list, double seconds, const char *format, ...) {
 static void advise_ranks(const struct ls_bill *bill, int64_t ranks, struct list *list) {
     int64_t worst = 0;
     double sum = 0;
-    if (ranks < 2 || ranks > LS_WIRE_RANKS_MAX) return;
+    if (ranks < 2 || ranks > LS_WIRE_WORLD_MAX) return;
     for (int64_t rank = 0; rank < ranks; rank++) {
         sum += bill->waits[rank];
         if (bill->waits[rank] > bill->waits[worst]) worst = rank;

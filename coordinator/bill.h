@@ -25,7 +25,7 @@ const char *ls_bill_key(enum ls_bill_row row);
 /* Sums over the steps so far; zero at first. */
 struct ls_bill {
     double seconds[LS_BILL_ROWS];    /* REST: 0 */
-    double waits[LS_WIRE_RANKS_MAX]; /* for each rank */
+    double waits[LS_WIRE_WORLD_MAX]; /* for each rank */
     int64_t newest_step, steps, repeated_steps;
 };
 /* Adds a step; one that ran before counts as repeated. */

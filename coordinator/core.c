@@ -86,6 +86,7 @@ void core_begin_attempt(struct ls_core *core) {
     core->skips = 0;
     core->cause = CAUSE_NONE;
     core->cause_below = 0;
+    core->cause_host[0] = 0;
     core->cause_since_ms = -1;
     core->launcher_exited = false;
     core->bad = (struct ls_quarantine_range){0, 0};

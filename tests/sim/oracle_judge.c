@@ -108,6 +108,10 @@ static void judge_record(struct world *w, const struct ls_core_event *event, con
     case LS_RECORD_FAULT: judge_fault(w, before, record); break;
     case LS_RECORD_QUARANTINE: judge_quarantine(w, record); break;
     case LS_RECORD_ATTEMPT: judge_attempt(w, event, before, record); break;
+    case LS_RECORD_END:
+        if (!w->att.faulted && (record->end.rank >= 0 || record->end.host[0]))
+            violate(w, "an end without a cause blames rank %d on '%s'", record->end.rank, record->end.host);
+        break;
     default: break;
     }
 }

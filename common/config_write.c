@@ -118,7 +118,7 @@ static bool write_texts(FILE *out, const char (*texts)[LS_CONFIG_TEXT_SIZE], int
 }
 
 /* Writes " VALUE" of a key. */
-static bool write_value(FILE *out, const struct ls_key *key, const struct ls_config *config, bool identity) {
+bool ls_key_write_value(FILE *out, const struct ls_key *key, const struct ls_config *config, bool identity) {
     const void *field = (const char *)config + key->offset;
     int64_t integer;
     double numbers[2];
@@ -178,7 +178,7 @@ static bool write_keys(FILE *out, const struct ls_config *config, bool identity)
         /* A path that is not given is no part of what is trained. */
         if (identity && key->type == LS_KEY_TEXT && !*((const char *)config + key->offset)) continue;
         write_name(out, key->name, before);
-        fine = write_value(out, key, config, identity) && fine;
+        fine = ls_key_write_value(out, key, config, identity) && fine;
         fputc('\n', out);
         before = key->name;
     }

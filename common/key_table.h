@@ -39,8 +39,8 @@ struct ls_key {
     double lower, upper; /* of numbers and pairs */
     bool below_upper;    /* upper itself is not allowed */
     const struct ls_choice *choices; /* ends with a NULL word */
-    const char *otherwise;           /* the word for 0, "auto" or "null", of an integer that need not be given; for "" of
-                                        a text: "" */
+    const char *otherwise; /* the word for 0, "auto" or "null", of an integer that need not be given; for "" of
+                              a text: "" */
     const char *standard;  /* the default, as YAML; NULL: required, or it follows from other keys (`derived`) */
     const char *derived;   /* in words, where the default follows from other keys */
     bool identity;         /* part of the run's identity: changes what is trained */
@@ -74,5 +74,9 @@ bool ls_key_applies(const struct ls_key *key, const struct ls_config *config);
 bool ls_key_is_equal(const struct ls_key *key, const struct ls_config *a, const struct ls_config *b);
 /* "an integer from 1 to 65536", "one of gpt2, llama": the values a key takes. */
 void ls_key_describe(const struct ls_key *key, char *text, size_t size);
+
+/* Writes " VALUE" as YAML; with `identity` without the paths of datasets, which say where and not what. False when it
+ * could not. */
+bool ls_key_write_value(FILE *out, const struct ls_key *key, const struct ls_config *config, bool identity);
 
 #endif

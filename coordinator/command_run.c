@@ -7,7 +7,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPTION_RUN_DIR = 256, OPTION_HOSTFILE, OPTION_SET, OPTION_RESUME, SETTINGS_MAX = 256 };
+enum {
+    OPTION_RUN_DIR = 256,
+    OPTION_HOSTFILE,
+    OPTION_SET,
+    OPTION_RESUME,
+    OPTION_ACCEPT,
+    SETTINGS_MAX = 256,
+    ACCEPTED_MAX = 32
+};
 
 static const struct argp_option options_table[] = {
     {"ranks", 'n', "RANKS", 0, "Number of workers; else launcher.ranks, Slurm's tasks, the hostfile's slots, 1", 0},
@@ -15,11 +23,14 @@ static const struct argp_option options_table[] = {
     {"run-dir", OPTION_RUN_DIR, "DIR", 0, "The run directory; else runs/NAME", 0},
     {"set", OPTION_SET, "KEY=VALUE", 0, "Set one key; the value is YAML. May be given again, later ones win", 0},
     {"resume", OPTION_RESUME, NULL, 0, "Go on from the newest good checkpoint, or start when there is none", 0},
+    {"accept", OPTION_ACCEPT, "KEY", 0,
+     "Resume although this key has changed and changes the numbers. May be given again", 0},
     {0}};
 
 struct request {
     struct ls_run_options options;
     const char *settings[SETTINGS_MAX];
+    const char *accepted[ACCEPTED_MAX];
 };
 
 static error_t parse_option(int key, char *argument, struct argp_state *state) {
@@ -30,6 +41,11 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
     case OPTION_RUN_DIR: options->run_dir = argument; return 0;
     case OPTION_HOSTFILE: options->hostfile = argument; return 0;
     case OPTION_RESUME: options->resume = true; return 0;
+    case OPTION_ACCEPT:
+        if (options->accepted_count == ACCEPTED_MAX)
+            argp_error(state, "--accept is given more than %d times", ACCEPTED_MAX);
+        request->accepted[options->accepted_count++] = argument;
+        return 0;
     case OPTION_SET:
         if (options->settings_count == SETTINGS_MAX)
             argp_error(state, "--set is given more than %d times", SETTINGS_MAX);
@@ -53,13 +69,17 @@ static int command(int argc, char **argv, const char *doc,
     struct request request = {0};
     struct ls_error reason = {0};
     request.options.settings = request.settings;
+    request.options.accepted = request.accepted;
     ls_command_parse(&argp, argc, argv, &request);
     enum ls_code code = run(&request.options, &reason);
     return ls_report_exit(code, reason.text);
 }
 
 int ls_command_run(int argc, char **argv) {
-    return command(argc, argv, "Trains: coordinator and workers, supervised; here, on the hosts of a hostfile, or on those of a Slurm job.", ls_supervisor_run);
+    return command(
+        argc, argv,
+        "Trains: coordinator and workers, supervised; here, on the hosts of a hostfile, or on those of a Slurm job.",
+        ls_supervisor_run);
 }
 
 int ls_command_coordinator(int argc, char **argv) {

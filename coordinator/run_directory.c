@@ -3,7 +3,8 @@
 #include "coordinator/run_directory.h"
 
 #include "common/files.h"
-#include "common/key_table.h"
+#include "common/log.h"
+#include "coordinator/config_change.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +19,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-enum { TAIL_BYTES = 1 << 16, CONFIG_BYTES_MAX = 1 << 20 };
+enum { TAIL_BYTES = 1 << 16, CONFIG_BYTES_MAX = 1 << 20, LINEAGE_BYTES_MAX = 1 << 20, LINEAGE_DIGITS = 32 };
 
 static bool under(const struct ls_run_directory *run, const char *name, char path[PATH_MAX]) {
     return snprintf(path, PATH_MAX, "%s/%s", run->path, name) < PATH_MAX;
@@ -217,16 +218,6 @@ void ls_run_directory_unlock(struct ls_run_directory *run) {
 
 /* ---- the configuration of the run ---- */
 
-static const char *first_difference(const struct ls_config *a, const struct ls_config *b) {
-    for (int i = 0; i < ls_config_keys.count; i++) {
-        const struct ls_key *key = &ls_config_keys.keys[i];
-        if (key->type == LS_KEY_TEXTS || key->type == LS_KEY_SOURCES) continue;
-        if (key->identity && (ls_key_applies(key, a) || ls_key_applies(key, b)) && !ls_key_is_equal(key, a, b))
-            return key->name;
-    }
-    return "data.train";
-}
-
 static enum ls_code write_config(const char *path, const struct ls_config *config, struct ls_error *error) {
     char *yaml;
     enum ls_code code = ls_config_write(config, &yaml, error);
@@ -236,27 +227,64 @@ static enum ls_code write_config(const char *path, const struct ls_config *confi
     return code;
 }
 
+bool ls_run_directory_knows_config(const char *run_dir, const char *current, const char *digest) {
+    if (strcmp(current, digest) == 0) return true;
+    char path[PATH_MAX], *text;
+    size_t count;
+    snprintf(path, sizeof path, "%s/config.lineage", run_dir);
+    if (ls_file_read(path, LINEAGE_BYTES_MAX, &text, &count, LS_CHECKPOINT, NULL) != LS_OK) return false;
+    const bool known = strlen(digest) == LINEAGE_DIGITS && strstr(text, digest) != NULL;
+    free(text);
+    return known;
+}
+
+/* Before config.yaml changes: a crash in between leaves one digest too many, never one too few. */
+static enum ls_code append_lineage(const struct ls_run_directory *run, const struct ls_config *before,
+                                   struct ls_error *error) {
+    char path[PATH_MAX], digest[33], *text = NULL, *longer = NULL;
+    size_t count = 0;
+    if (!under(run, "config.lineage", path))
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "path too long: %s", run->path);
+    ls_config_digest(before, digest);
+    enum ls_code code = LS_OK;
+    if (!access(path, F_OK)) code = ls_file_read(path, LINEAGE_BYTES_MAX, &text, &count, LS_CHECKPOINT, error);
+    if (code == LS_OK && asprintf(&longer, "%s%s\n", text ? text : "", digest) < 0)
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the configuration");
+    else if (code == LS_OK)
+        code = ls_file_replace(path, longer, strlen(longer), LS_CHECKPOINT, error);
+    free(text);
+    free(longer);
+    return code;
+}
+
+static enum ls_code take_changes(const struct ls_run_directory *run, const struct ls_config *before,
+                                 const struct ls_config_change *changes, int count, struct ls_error *error) {
+    bool numbers = false;
+    for (int i = 0; i < count; i++) {
+        const bool counts = changes[i].effect == LS_EFFECT_NUMBERS;
+        numbers |= counts;
+        ls_log(LS_LOG_INFO, "%s: %s, it was %s (%s)", changes[i].key, changes[i].after, changes[i].before,
+               counts ? "changes the numbers from here on; accepted" : "changes no result");
+    }
+    return numbers ? append_lineage(run, before, error) : LS_OK;
+}
+
 enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, const struct ls_config *config,
-                                           struct ls_error *error) {
+                                           const char *const *accepted, int accepted_count, struct ls_error *error) {
     char path[PATH_MAX];
     if (!under(run, "config.yaml", path)) return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "path too long: %s", run->path);
     if (access(path, F_OK)) return write_config(path, config, error);
     struct ls_config *before = malloc(sizeof *before);
-    if (!before) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the configuration");
-    char ours[33], theirs[33];
-    enum ls_code code = ls_config_load(path, NULL, 0, before, error);
-    if (code == LS_OK) {
-        ls_config_digest(config, ours);
-        ls_config_digest(before, theirs);
-        if (strcmp(ours, theirs) != 0)
-            code = ls_fail(
-                error, LS_USAGE, LS_SCOPE_JOB,
-                "%s differs from the configuration of the run %s, which it would change: its result would belong to "
-                "neither. Set it back, or start anew with --run-dir DIR.",
-                first_difference(before, config), run->path);
-        else /* What is no identity (ports, intervals, ranks) may change from start to start. */
-            code = write_config(path, config, error);
-    }
+    struct ls_config_change *changes = calloc(LS_CONFIG_CHANGES_MAX, sizeof *changes);
+    enum ls_code code = LS_OK;
+    if (!before || !changes) code = ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the configuration");
+    if (code == LS_OK) code = ls_config_load(path, NULL, 0, before, error);
+    const int count = code == LS_OK ? ls_config_changes(before, config, changes) : 0;
+    if (count < 0) code = ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to compare configurations");
+    if (code == LS_OK) code = ls_config_changes_check(changes, count, accepted, accepted_count, run->path, error);
+    if (code == LS_OK) code = take_changes(run, before, changes, count, error);
+    if (code == LS_OK) code = write_config(path, config, error);
+    free(changes);
     free(before);
     return code;
 }

@@ -42,9 +42,13 @@ void ls_run_directory_unlock(struct ls_run_directory *run);
 /* The last step in metrics.jsonl; -1 when there is none. */
 int64_t ls_run_directory_last_step(const struct ls_run_directory *run);
 
-/* Compares `config` with RUN/config.yaml, which is written first if absent. LS_USAGE names the first key of the run's
- * identity that differs. */
+/* Compares `config` with RUN/config.yaml, which is written first if absent, and then replaced. Each change is logged,
+ * with its effect. LS_USAGE where one of them is in the way (ls_config_changes_check); accepted[count] are the keys
+ * that may change numbers. */
 enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, const struct ls_config *config,
-                                           struct ls_error *error);
+                                           const char *const *accepted, int count, struct ls_error *error);
+/* True when a checkpoint of a configuration with this digest belongs to the run: `current` is that of RUN/config.yaml,
+ * and RUN/config.lineage lists those before it. */
+bool ls_run_directory_knows_config(const char *run_dir, const char *current, const char *digest);
 
 #endif

@@ -252,7 +252,9 @@ static void state_facts(struct ls_run *run, const struct ls_run_options *options
 static enum ls_code open_run(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     char path[PATH_MAX];
     enum ls_code code = ls_run_directory_lock(&run->directory, options->restarted ? 10 : 0.5, error);
-    if (code == LS_OK) code = ls_run_directory_check_config(&run->directory, run->config, error);
+    if (code == LS_OK)
+        code = ls_run_directory_check_config(&run->directory, run->config, options->accepted, options->accepted_count,
+                                             error);
     if (code == LS_OK) code = check_space(run, error);
     if (code == LS_OK) code = ls_keys_open(run->directory.path, &run->keys, error);
     snprintf(path, sizeof path, "%s/journal.db", run->directory.path);

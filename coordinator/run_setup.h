@@ -22,6 +22,8 @@ struct ls_run_options {
     const char *config_path;
     const char *const *settings; /* --set, settings_count of them */
     int settings_count;
+    const char *const *accepted; /* --accept, accepted_count of them: keys that may change numbers */
+    int accepted_count;
     int64_t ranks;        /* -n, 0: see ls_allocation_find() */
     const char *hostfile; /* --hostfile, may be NULL */
     const char *run_dir;  /* --run-dir, NULL: runs/NAME */

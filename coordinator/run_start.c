@@ -3,6 +3,7 @@
 
 #include "common/checkpoint_folder.h"
 #include "common/log.h"
+#include "coordinator/run_directory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,7 @@ static void pass_over(void *context, const char *name, const char *text) {
 
 static enum ls_code check_lineage(const struct ls_run_start_wish *wish, const struct ls_trainer_state *state,
                                   struct ls_error *error) {
-    if (strcmp(state->config_digest, wish->config_digest) != 0)
+    if (!ls_run_directory_knows_config(wish->run_dir, wish->config_digest, state->config_digest))
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
                        "the newest checkpoint, step %lld, was made with another configuration (digest %s, this one has "
                        "%s). Start anew with --run-dir DIR.",

@@ -30,6 +30,7 @@ events() { cat "$1/metrics.jsonl" 2>/dev/null | awk -v event="\"event\":\"$2\"" 
 # ---- what is saved ----
 
 check "a run without saves on the way" run plain -n 2
+undisturbed=$(weights plain)
 check "a run that saves beside its steps" run beside -n 2 --set zero.stage=3 --set checkpoint.every_steps=6 --set checkpoint.keep=0
 check "a run that waits for its saves" run waiting -n 2 --set zero.stage=3 --set checkpoint.every_steps=6 --set checkpoint.keep=0 \
     --set checkpoint.async=false
@@ -63,6 +64,22 @@ check "best links to the lowest validation loss" test "$(readlink kept/best)" = 
 expect 2 "no multiple of evaluation.every_steps" "keeping by a loss that most would not have is refused" \
     lockstep run run.yaml --run-dir none --set evaluation.every_steps=4 --set checkpoint.every_steps=6 --set checkpoint.keep_best=1
 
+# ---- going on under another configuration ----
+
+expect 2 "^lockstep: train.steps differs .*\(30, it was 24\).*--accept train.steps" "a key that changes the numbers is refused by name" \
+    lockstep run run.yaml --run-dir plain -n 2 --resume --set optimizer.lr=2.0e-3 --set train.steps=30
+expect 2 "^lockstep: optimizer.lr differs .*\(0.002, it was 0.001\).*--accept optimizer.lr" "and so is the next one" \
+    lockstep run run.yaml --run-dir plain -n 2 --resume --set optimizer.lr=2.0e-3 --set train.steps=30 --accept train.steps
+expect 2 "data.seed differs .*start anew" "one that changes what is trained on is refused" \
+    lockstep run run.yaml --run-dir plain -n 2 --resume --set data.seed=4 --set train.steps=30 --accept train.steps
+expect 2 "cannot go on with another data.seed" "and cannot be accepted" lockstep run run.yaml --run-dir plain --resume --accept data.seed
+expect 0 "optimizer.lr: 0.002, it was 0.001 \(changes the numbers" "accepted by name it goes on, and each change is told" \
+    lockstep run run.yaml --run-dir plain -n 3 --resume --set optimizer.lr=2.0e-3 --set train.steps=30 --set checkpoint.every_steps=5 \
+    --accept optimizer.lr --accept train.steps
+check "with its effect" grep -q "checkpoint.every_steps: 5, it was 0 (changes no result)" "$work/expect.log"
+check "to the new end" grep -qE "steps +30 of 30" "$work/expect.log"
+expect 0 "steps 25 to 30 by attempt 2" "the ledger proves both parts" lockstep verify plain --deep
+
 # ---- lockstep checkpoint ----
 
 lockstep run run.yaml --run-dir asked -n 2 --set train.steps=100000 >asked.out 2>&1 </dev/null &
@@ -86,7 +103,7 @@ if mkdir small && mount -t tmpfs -o size=45m none small 2>/dev/null; then
     mount -o remount,size=80m small
     expect 0 "steps +24 of 24" "with room for one more than is kept it goes on to the end" \
         lockstep run run.yaml --run-dir small/full -n 2 --resume --set checkpoint.every_steps=4 --set checkpoint.keep=1
-    check "with the weights of a run that always had it" test "$(weights small/full)" = "$(weights plain)"
+    check "with the weights of a run that always had it" test "$(weights small/full)" = "$undisturbed"
     umount small
 else
     skip "a full disk during a save beside training" "mounting a small tmpfs is not allowed here"

@@ -130,15 +130,63 @@ static void test_a_changed_identity_is_refused_by_its_key(void **state) {
     struct ls_error error = {0};
     parse(NULL);
     assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
-    assert_int_equal(ls_run_directory_check_config(&run, &config, &error), LS_OK);
+    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, &error), LS_OK);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         parse(rows[i].setting);
-        assert_int_equal(ls_run_directory_check_config(&run, &config, &error), LS_USAGE);
+        assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, &error), LS_USAGE);
         if (strncmp(error.text, rows[i].key, strlen(rows[i].key)) != 0)
             fail_msg("'%s' does not name %s", error.text, rows[i].key);
     }
     parse("checkpoint.every_steps=2");
-    assert_int_equal(ls_run_directory_check_config(&run, &config, &error), LS_OK);
+    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, &error), LS_OK);
+}
+
+static enum ls_code check_with(const struct ls_run_directory *run, const char *const *accepted, int count,
+                               struct ls_error *error) {
+    return ls_run_directory_check_config(run, &config, accepted, count, error);
+}
+
+/* What changes only numbers goes on once it is accepted by name, and the checkpoints of before still belong to the run.
+ */
+static void test_a_change_of_numbers_is_accepted_by_name(void **state) {
+    (void)state;
+    static const char *const lr[] = {"optimizer.lr"}, *const both[] = {"train.steps", "optimizer.lr"};
+    static const char *const seed[] = {"train.seed"}, *const nonsense[] = {"optimizer.rate"};
+    static const char strange[] = "0123456789abcdef0123456789abcdef";
+    struct ls_run_directory run;
+    struct ls_error error = {0};
+    char first[33], second[33], third[33];
+    parse(NULL);
+    ls_config_digest(&config, first);
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
+    assert_int_equal(check_with(&run, lr, 1, &error), LS_OK);
+    assert_true(ls_run_directory_knows_config(run.path, first, first));
+    assert_false(ls_run_directory_knows_config(run.path, first, strange));
+    parse("optimizer.lr=2.0e-3");
+    ls_config_digest(&config, second);
+    assert_int_equal(check_with(&run, NULL, 0, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "(0.002, it was 0.001)"));
+    assert_non_null(strstr(error.text, "--accept optimizer.lr"));
+    assert_false(ls_run_directory_knows_config(run.path, second, first));
+    assert_int_equal(check_with(&run, nonsense, 1, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "'optimizer.rate' is no key"));
+    assert_int_equal(check_with(&run, lr, 1, &error), LS_OK);
+    assert_true(ls_run_directory_knows_config(run.path, second, first));
+    /* The same line again, and one key more. */
+    assert_int_equal(check_with(&run, lr, 1, &error), LS_OK);
+    parse("train.steps=9");
+    ls_config_digest(&config, third);
+    assert_int_equal(check_with(&run, lr, 1, &error), LS_USAGE);
+    assert_int_equal(strncmp(error.text, "train.steps differs", 19), 0);
+    assert_int_equal(check_with(&run, both, 2, &error), LS_OK);
+    assert_true(ls_run_directory_knows_config(run.path, third, first));
+    assert_true(ls_run_directory_knows_config(run.path, third, second));
+    assert_false(ls_run_directory_knows_config(run.path, third, strange));
+    assert_false(ls_run_directory_knows_config(run.path, third, ""));
+    /* What the record of samples rests on cannot be accepted. */
+    parse("train.seed=7");
+    assert_int_equal(check_with(&run, seed, 1, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "cannot go on with another train.seed"));
 }
 
 int main(void) {
@@ -148,6 +196,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_the_lock_has_one_owner_and_says_who, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_newer_generation_fences_an_older_one, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_changed_identity_is_refused_by_its_key, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_change_of_numbers_is_accepted_by_name, make_folder, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,14 +8,12 @@ cd "$work" || exit 1
 host=$(hostname)
 timeout=3
 endless=(--set train.steps=1000000 --set evaluation.every_steps=0 --set "fault.stall_timeout_seconds=$timeout")
-# Once runs restart by themselves, not here: the first verdict ends them.
-"$lockstep" config --keys | grep -q '^ *fault.max_restarts' && endless+=(--set fault.max_restarts=0)
 
 # A run in the background; sets `supervisor`. begin RUN ARGUMENTS...
 begin() {
     local run=$1
     shift
-    "$lockstep" run "$config" --run-dir "$run" "${endless[@]}" "$@" >"$run.out" 2>"$run.err" </dev/null &
+    "$lockstep" run "$config" --run-dir "$run" "${endless[@]}" --set fault.max_restarts=0 "$@" >"$run.out" 2>"$run.err" </dev/null &
     supervisor=$!
     # A run that does not end by itself shall not keep the tests from ending.
     (sleep 100 && kill -KILL "$supervisor") >/dev/null 2>&1 &
@@ -48,19 +46,28 @@ pid_of() { sed -n 's/.* process \([0-9]*\), attempt .*/\1/p' "$1/logs/rank-0000$
 
 # ---- stopped processes ----
 
-for rank in 0 2; do
-    begin stopped$rank -n 3
-    until_steps stopped$rank 5
-    pid=$(pid_of stopped$rank $rank)
-    kill -STOP "$pid"
-    ends stopped$rank "rank $rank on $host.* pid $pid, in phase .*: it is stopped by a signal" "a stopped rank $rank is named with host, pid and phase"
-    dump=$(echo stopped$rank/logs/stall-a1-step*.txt)
-    check "the dump has all three ranks and the collective that did not end" \
-        bash -c "[ \$(grep -c '^rank [0-2] on $host, pid' $dump) = 3 ] && grep -q 'collective [0-9]*, not ended' $dump"
-    check "and the last operations of each" bash -c "[ \$(grep -c ' s ago  step ' $dump) -ge 150 ]"
-done
-check "the fault is in metrics.jsonl" grep -q '"event":"fault".*"rank":2,"code":8,"text":"[^"]*stopped by a signal' stopped2/metrics.jsonl
-check "and the stall, for programs" grep -q '"event":"stall".*"verdict":"stopped","rank":2,"host":"[^"]*","phase":".*"dump":"' stopped2/metrics.jsonl
+begin stopped -n 3
+until_steps stopped 5
+pid=$(pid_of stopped 0)
+kill -STOP "$pid"
+ends stopped "rank 0 on $host.* pid $pid, in phase .*: it is stopped by a signal" "a stopped rank 0 is named with host, pid and phase"
+dump=$(echo stopped/logs/stall-a1-step*.txt)
+check "the dump has all three ranks and the collective that did not end" \
+    bash -c "[ \$(grep -c '^rank [0-2] on $host, pid' $dump) = 3 ] && grep -q 'collective [0-9]*, not ended' $dump"
+check "and the last operations of each" bash -c "[ \$(grep -c ' s ago  step ' $dump) -ge 150 ]"
+
+begin restarted -n 3 --set fault.max_restarts=1
+until_steps restarted 5
+pid=$(pid_of restarted 2)
+kill -STOP "$pid"
+for _ in $(seq 300); do grep -q '"kind":"step".*"attempt":2' restarted/metrics.jsonl && break; sleep 0.1; done
+kill -INT "$supervisor"
+wait "$supervisor"
+kill "$watchdog" 2>/dev/null
+check "where restarts are left the run goes on without the stopped rank 2" grep -q '"kind":"step".*"attempt":2' restarted/metrics.jsonl
+check "its process is gone" bash -c "[ ! -e /proc/$pid ] || grep -q '^State:.Z' /proc/$pid/status"
+check "the fault is in metrics.jsonl" grep -q '"event":"fault".*"rank":2,"code":8,"text":"[^"]*stopped by a signal' restarted/metrics.jsonl
+check "and the stall, for programs" grep -q '"event":"stall".*"verdict":"stopped","rank":2,"host":"[^"]*","phase":".*"dump":"' restarted/metrics.jsonl
 
 # ---- a host that is frozen: everything stops for longer than the timeout, and goes on ----
 

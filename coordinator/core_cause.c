@@ -137,6 +137,14 @@ void core_fail(struct ls_core *core, enum core_cause cause, enum ls_code code, i
                text);
 }
 
+void core_blame_instead(struct ls_core *core, enum ls_code code) {
+    core->cause = CAUSE_EXACT;
+    core->cause_code = code;
+    core->cause_scope = LS_SCOPE_JOB;
+    core->cause_rank = -1;
+    core->cause_host[0] = 0;
+}
+
 /* ---- what is told of ranks, nodes and the launcher ---- */
 
 /* The exit code of what a rank says about itself; it cannot say that the run is done or saved. */

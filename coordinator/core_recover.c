@@ -149,7 +149,7 @@ void core_on_prepare_failed(struct ls_core *core, const struct ls_core_event *ev
         core->unplaced++;
         return;
     }
-    core->cause_code = event->prepare_failed.code;
+    core_blame_instead(core, event->prepare_failed.code);
     snprintf(core->cause_text, sizeof core->cause_text, "%s", event->prepare_failed.text);
     core_end_for_cause(core, "", out);
 }

@@ -181,7 +181,7 @@ void core_on_journal_failed(struct ls_core *core, const struct ls_core_event *ev
     core->journal_failed = true;
     if (core->recovery) {
         /* Whatever ended the attempt, without a journal no other one can begin. */
-        core->cause_code = LS_CHECKPOINT;
+        core_blame_instead(core, LS_CHECKPOINT);
         snprintf(core->cause_text, sizeof core->cause_text,
                  "journal: journal.db cannot be written between two attempts (%s). Free space in the run directory.",
                  event->journal_failed.text);

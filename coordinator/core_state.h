@@ -218,6 +218,9 @@ void core_blame(struct ls_core *core, const struct core_blame *blame, struct ls_
 /* The same for what takes the whole run with it. `rank` is -1 for none in particular. */
 void core_fail(struct ls_core *core, enum core_cause cause, enum ls_code code, int32_t rank,
                struct ls_core_actions *out, const char *format, ...) __attribute__((format(printf, 6, 7)));
+/* Between two attempts: what keeps the next one from beginning outweighs what ended the last; nobody is to blame. The
+ * caller says it in cause_text. */
+void core_blame_instead(struct ls_core *core, enum ls_code code);
 /* Ends the attempt for the noted cause if its time has come; called on TICK and after a commit. */
 void core_check_cause(struct ls_core *core, struct ls_core_actions *out);
 /* Ends the run for the noted cause; `why` says why no attempt follows, "" if that needs no words. */

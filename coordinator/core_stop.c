@@ -26,10 +26,11 @@ void core_end(struct ls_core *core, enum ls_code code, bool kill, const char *te
         if (core->requests[i].connection) reply(core, &core->requests[i], code, out, "%s", text);
     struct ls_core_record *record = core_journal(core, out, LS_RECORD_END);
     record->end.code = code;
-    record->end.rank = core->cause ? core->cause_rank : -1;
-    record->end.scope = core->cause ? core->cause_scope : LS_SCOPE_JOB;
+    bool blamed = core->cause && code == core->cause_code;
+    record->end.rank = blamed ? core->cause_rank : -1;
+    record->end.scope = blamed ? core->cause_scope : LS_SCOPE_JOB;
     record->end.step = core->done_step;
-    memcpy(record->end.host, core->cause_host, sizeof record->end.host);
+    if (blamed) memcpy(record->end.host, core->cause_host, sizeof record->end.host);
     snprintf(record->end.text, sizeof record->end.text, "%s", text);
     if (kill && (!core->launcher_exited || core->recovery)) core_act(core, out, LS_ACTION_KILL, 0);
     struct ls_core_action *action = core_act(core, out, LS_ACTION_END, 0);

@@ -109,7 +109,8 @@ static void judge_record(struct world *w, const struct ls_core_event *event, con
     case LS_RECORD_QUARANTINE: judge_quarantine(w, record); break;
     case LS_RECORD_ATTEMPT: judge_attempt(w, event, before, record); break;
     case LS_RECORD_END:
-        if (!w->att.faulted && (record->end.rank >= 0 || record->end.host[0]))
+        if ((!w->att.faulted || record->end.code != w->att.fault.end.code) &&
+            (record->end.rank >= 0 || record->end.host[0]))
             violate(w, "an end without a cause blames rank %d on '%s'", record->end.rank, record->end.host);
         break;
     default: break;

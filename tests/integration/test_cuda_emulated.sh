@@ -31,6 +31,12 @@ launcher: {threads_per_rank: 1}
 device: cuda
 END
 
+if make -s build/emulator/tests/unit/test_device >"$work/make.log" 2>&1; then
+    check "streams, events, errors and memory of the device keep their contracts" env LS_TEST_DEVICE=cuda LS_STANDIN_DEVICES=1 build/emulator/tests/unit/test_device
+else
+    not_ok "the device's test builds" "$work/make.log"
+fi
+
 train() { # NAME MODEL RANKS STAGE PRECISION ARGUMENTS...
     local name=$1 model=$2 ranks=$3 stage=$4 precision=$5 devices=$3
     shift 5

@@ -59,7 +59,7 @@ unset LS_STANDIN_ORDER
 LS_STANDIN_NCCL_VERSION=21400 expect 1 'NCCL 2.14.0 at [^ ]*libnccl.so.2 is too old, 2.18.1 or newer is needed' "an old NCCL is named with path and version" start 2 "$program"
 # No NCCL anywhere: the machine's own is hidden, if it is where CUDA is.
 mkdir "$work/libraries" "$work/nothing"
-cp build/emulator/lib/libcublasLt* build/emulator/lib/libcudnn* "$work/libraries/"
+cp build/emulator/lib/libcublasLt* "$work/libraries/"
 if unshare -m true 2>/dev/null; then
     LOCKSTEP_CUDA_LIBRARIES=$work/libraries VIRTUAL_ENV='' CONDA_PREFIX='' HOME=$work expect 1 'libnccl.so.2 cannot be opened.*LOCKSTEP_CUDA_LIBRARIES' \
         "a missing NCCL is named with the places that were tried" unshare -m sh -c 'mount --bind "$0" "$(realpath /usr/local/cuda/lib64)" 2>/dev/null; exec "$@"' \

@@ -1,6 +1,6 @@
-/* Stand-ins for CUDA on hosts without a GPU: cudart.c is linked in place of the runtime; cublaslt.c, cudnn.c, nvml.c
- * and nccl*.c are shared libraries that the program opens as it opens the real ones (LOCKSTEP_CUDA_LIBRARIES =
- * BUILD/emulator/lib). They are written against the real headers and refuse what the real ones refuse.
+/* Stand-ins for CUDA on hosts without a GPU: cudart.c is linked in place of the runtime; cublaslt.c, nvml.c and nccl*.c
+ * are shared libraries that the program opens as it opens the real ones (LOCKSTEP_CUDA_LIBRARIES = BUILD/emulator/lib).
+ * They are written against the real headers and refuse what the real ones refuse.
  *
  * "Device" memory is host memory: counted, limited, filled with NaN. Streams are queues. The environment says how:
  *

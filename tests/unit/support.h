@@ -90,6 +90,12 @@ static inline void check_same_bits(const char *what, const float *a, const float
             fail_msg("%s[%lld] differs: %.9g and %.9g", what, (long long)i, (double)a[i], (double)b[i]);
 }
 
+/* True with LS_TEST_DEVICE=cuda in the environment, where the program is linked with the stand-ins (tests/standin/). */
+static inline bool support_is_cuda(void) {
+    const char *device = getenv("LS_TEST_DEVICE");
+    return device && strcmp(device, "cuda") == 0;
+}
+
 /* A device and its compute stream. Device memory of a CPU device is host memory: the tests of its kernels use that. */
 struct support {
     struct ls_device *device;
@@ -99,7 +105,11 @@ struct support {
 static inline struct support support_open(int threads, enum ls_stream_order order) {
     struct support s;
     struct ls_error error;
-    if (ls_device_create_cpu(threads, order, &s.device, &error) != LS_OK) fail_msg("%s", error.text);
+    static const char *const orders[] = {"eager", "lazy", "hasty"};
+    setenv("LS_STANDIN_ORDER", orders[order], 1);
+    if ((support_is_cuda() ? ls_device_create_cuda(0, false, &s.device, &error)
+                           : ls_device_create_cpu(threads, order, &s.device, &error)) != LS_OK)
+        fail_msg("%s", error.text);
     s.stream = ls_stream_create(s.device, false);
     assert_non_null(s.stream);
     return s;

@@ -1,4 +1,4 @@
-/* Streams, events, errors and memory of the CPU device. */
+/* Streams, events, errors and memory of the CPU device, and of the CUDA device over the stand-ins (LS_TEST_DEVICE). */
 #include "tests/unit/support.h"
 
 #include <pthread.h>
@@ -84,8 +84,10 @@ static float copy_across_streams(enum ls_stream_order order, bool from_backgroun
     struct ls_stream *writer = from_background ? background : s.stream,
                      *reader = from_background ? s.stream : background;
     struct ls_event *event = ls_event_create(s.device);
-    float *x = ls_device_allocate(s.device, 4), *y = ls_device_allocate(s.device, 4), two = 2.0f, result;
-    ls_copy_to_device(writer, x, &two, 4);
+    float *x = ls_device_allocate(s.device, 4), *y = ls_device_allocate(s.device, 4), result;
+    float *two = ls_device_allocate_host(s.device, 4); /* from other host memory CUDA copies at once */
+    *two = 2.0f;
+    ls_copy_to_device(writer, x, two, 4);
     ls_event_record(event, writer);
     if (wait) ls_stream_wait(reader, event);
     ls_copy(reader, y, x, 4);
@@ -95,6 +97,7 @@ static float copy_across_streams(enum ls_stream_order order, bool from_backgroun
     ls_stream_destroy(background);
     assert_int_equal(ls_stream_synchronize(s.stream, NULL), LS_OK);
     ls_device_free(s.device, x), ls_device_free(s.device, y);
+    ls_device_free_host(s.device, two);
     support_close(s);
     return result;
 }
@@ -134,6 +137,12 @@ static enum ls_code append(const void *argument, struct ls_error *error) {
     int *log;
     memcpy(&log, argument, sizeof log);
     log[++log[0]] = *((const int *)((const char *)argument + sizeof log));
+    return LS_OK;
+}
+
+static enum ls_code sleep_a_little(const void *argument, struct ls_error *error) {
+    (void)argument, (void)error;
+    usleep(2000);
     return LS_OK;
 }
 
@@ -342,8 +351,45 @@ static void the_numerics_id_names_processor_and_libraries(void **state) {
     support_close(s);
 }
 
+/* A wait that is measured waits, and takes as long as what it waits for. */
+static void measured_waits_add_up(void **state) {
+    (void)state;
+    struct support s = support_open(1, LS_STREAMS_LAZY);
+    struct ls_stream *background = ls_stream_create(s.device, true);
+    struct ls_event *event = ls_event_create(s.device);
+    int log[4] = {0};
+    for (int round = 0; round < 2; round++) {
+        ls_stream_call(background, sleep_a_little, NULL, 0);
+        put_append(background, log, round);
+        ls_event_record(event, background);
+        ls_stream_wait_measured(s.stream, event);
+        assert_int_equal(ls_stream_synchronize(s.stream, NULL), LS_OK);
+        assert_int_equal(log[0], round + 1);
+    }
+    const double waited = ls_stream_waited_seconds(s.stream);
+    assert_true(waited >= 2 * 0.002);
+    assert_true(ls_stream_waited_seconds(background) == 0.0);
+    ls_event_destroy(event);
+    ls_stream_destroy(background);
+    support_close(s);
+}
+
 int main(void) {
+    const struct CMUnitTest on_cuda[] = {
+        cmocka_unit_test(eager_lazy_and_hasty_streams_give_the_same_bits),
+        cmocka_unit_test(a_missing_wait_shows_every_time),
+        cmocka_unit_test(forgotten_waits_show_in_random_programs),
+        cmocka_unit_test(errors_latch_skip_what_follows_and_are_reported_once),
+        cmocka_unit_test(a_failed_stream_does_not_hold_up_those_that_wait_for_it),
+        cmocka_unit_test(unknown_types_are_refused_by_name),
+        cmocka_unit_test(a_wait_takes_the_latest_record_at_the_time_of_the_call),
+        cmocka_unit_test(a_stream_takes_any_number_of_entries_in_order),
+        cmocka_unit_test(memory_is_aligned_and_zeroed_and_its_lack_is_null),
+        cmocka_unit_test(measured_waits_add_up),
+    };
+    if (support_is_cuda()) return cmocka_run_group_tests(on_cuda, NULL, NULL);
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(measured_waits_add_up),
         cmocka_unit_test(eager_lazy_and_hasty_streams_give_the_same_bits),
         cmocka_unit_test(a_missing_wait_shows_every_time),
         cmocka_unit_test(forgotten_waits_show_in_random_programs),

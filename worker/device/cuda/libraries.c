@@ -144,9 +144,6 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void name_cublaslt(struct ls_cublaslt *opened) {
     write_version(opened->version, sizeof opened->version, opened->cublasLtGetVersion(), 10000, 100);
 }
-static void name_cudnn(struct ls_cudnn *opened) {
-    write_version(opened->version, sizeof opened->version, opened->cudnnGetVersion(), 10000, 100);
-}
 static void name_nccl(struct ls_nccl *opened) {
     int version = 0;
     if (opened->ncclGetVersion(&version)) version = 0;
@@ -154,5 +151,4 @@ static void name_nccl(struct ls_nccl *opened) {
 }
 
 DEFINE_OPEN(cublaslt, "libcublasLt.so." TEXT(CUBLAS_VER_MAJOR), LS_CUBLASLT_FUNCTIONS, name_cublaslt(&opened))
-DEFINE_OPEN(cudnn, "libcudnn.so." TEXT(CUDNN_MAJOR), LS_CUDNN_FUNCTIONS, name_cudnn(&opened))
 DEFINE_OPEN(nccl, "libnccl.so." TEXT(NCCL_MAJOR), LS_NCCL_FUNCTIONS, name_nccl(&opened))

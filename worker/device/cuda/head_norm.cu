@@ -67,16 +67,21 @@ template <typename T, int N> __global__ void __launch_bounds__(THREADS) backward
     }
 }
 
+/* A row's heads are added before the rows are. */
 template <typename T, int N> __global__ void __launch_bounds__(LS_COLUMN_THREADS) backward_weight(head_norm<T> n) {
     float *const sums[1] = {n.weight_gradient};
-    ls_sum_columns<T, N>(sums, n.rows * n.heads, n.head_size, [&](int64_t head, int64_t column, float(&values)[1][N]) {
-        const int64_t at = head_at(n, head) + column;
-        const float rstd = n.rstd[head];
-        float x[N];
-        ls_load(values[0], n.output_gradient + at);
-        ls_load(x, n.input + at);
+    ls_sum_columns<T, N>(sums, n.rows, n.head_size, [&](int64_t row, int64_t column, float(&values)[1][N]) {
 #pragma unroll
-        for (int k = 0; k < N; k++) values[0][k] *= x[k] * rstd;
+        for (int k = 0; k < N; k++) values[0][k] = 0.0f;
+        for (int64_t head = 0; head < n.heads; head++) {
+            const int64_t at = row * n.stride + head * n.head_size + column;
+            const float rstd = n.rstd[row * n.heads + head];
+            float dy[N], x[N];
+            ls_load(dy, n.output_gradient + at);
+            ls_load(x, n.input + at);
+#pragma unroll
+            for (int k = 0; k < N; k++) values[0][k] += dy[k] * (x[k] * rstd);
+        }
     });
 }
 

@@ -1,5 +1,5 @@
-/* Root-mean-square normalisation of every head by itself: a warp for each head, whose lanes take its channels in turns.
- */
+/* Root-mean-square normalisation of every head by itself: a warp for each row, which takes its heads one after another;
+ * the lanes take a head's channels in turns. */
 #include "worker/device/cuda/columns.h"
 
 namespace {
@@ -14,57 +14,54 @@ template <typename T> struct head_norm {
     float epsilon;
 };
 
-/* Where head `index` of all rows' heads begins. */
-template <typename T> __device__ __forceinline__ int64_t head_at(const head_norm<T> &n, int64_t index) {
-    return index / n.heads * n.stride + index % n.heads * n.head_size;
-}
-
 template <typename T, int N> __global__ void __launch_bounds__(THREADS) forward(head_norm<T> n) {
     const int64_t begin = threadIdx.x % LS_WARP * N, step = LS_WARP * N;
-    for (int64_t head = ls_grid_thread() / LS_WARP; head < n.rows * n.heads; head += ls_grid_threads() / LS_WARP) {
-        const int64_t at = head_at(n, head);
-        float x[N], w[N], square = 0.0f;
-        for (int64_t c = begin; c < n.head_size; c += step) {
-            ls_load(x, n.input + at + c);
+    for (int64_t row = ls_grid_thread() / LS_WARP; row < n.rows; row += ls_grid_threads() / LS_WARP)
+        for (int64_t head = 0; head < n.heads; head++) {
+            const int64_t at = row * n.stride + head * n.head_size;
+            float x[N], w[N], square = 0.0f;
+            for (int64_t c = begin; c < n.head_size; c += step) {
+                ls_load(x, n.input + at + c);
 #pragma unroll
-            for (int k = 0; k < N; k++) square += x[k] * x[k];
-        }
-        const float rstd = 1.0f / sqrtf(ls_warp_sum(square) / static_cast<float>(n.head_size) + n.epsilon);
-        for (int64_t c = begin; c < n.head_size; c += step) {
-            ls_load(x, n.input + at + c);
-            ls_load(w, n.weight + c);
+                for (int k = 0; k < N; k++) square += x[k] * x[k];
+            }
+            const float rstd = 1.0f / sqrtf(ls_warp_sum(square) / static_cast<float>(n.head_size) + n.epsilon);
+            for (int64_t c = begin; c < n.head_size; c += step) {
+                ls_load(x, n.input + at + c);
+                ls_load(w, n.weight + c);
 #pragma unroll
-            for (int k = 0; k < N; k++) x[k] = x[k] * rstd * w[k];
-            ls_store(n.output + at + c, x);
+                for (int k = 0; k < N; k++) x[k] = x[k] * rstd * w[k];
+                ls_store(n.output + at + c, x);
+            }
+            if (begin == 0 && n.rstd) n.rstd[row * n.heads + head] = rstd;
         }
-        if (begin == 0 && n.rstd) n.rstd[head] = rstd;
-    }
 }
 
 /* With x^ = x rstd and d = dy * weight: dx = rstd (d - x^ mean(d x^)). */
 template <typename T, int N> __global__ void __launch_bounds__(THREADS) backward_input(head_norm<T> n) {
     const int64_t begin = threadIdx.x % LS_WARP * N, step = LS_WARP * N;
-    for (int64_t head = ls_grid_thread() / LS_WARP; head < n.rows * n.heads; head += ls_grid_threads() / LS_WARP) {
-        const int64_t at = head_at(n, head);
-        const float rstd = n.rstd[head];
-        float dy[N], x[N], w[N], product = 0.0f;
-        for (int64_t c = begin; c < n.head_size; c += step) {
-            ls_load(dy, n.output_gradient + at + c);
-            ls_load(x, n.input + at + c);
-            ls_load(w, n.weight + c);
+    for (int64_t row = ls_grid_thread() / LS_WARP; row < n.rows; row += ls_grid_threads() / LS_WARP)
+        for (int64_t head = 0; head < n.heads; head++) {
+            const int64_t at = row * n.stride + head * n.head_size;
+            const float rstd = n.rstd[row * n.heads + head];
+            float dy[N], x[N], w[N], product = 0.0f;
+            for (int64_t c = begin; c < n.head_size; c += step) {
+                ls_load(dy, n.output_gradient + at + c);
+                ls_load(x, n.input + at + c);
+                ls_load(w, n.weight + c);
 #pragma unroll
-            for (int k = 0; k < N; k++) product += dy[k] * w[k] * (x[k] * rstd);
-        }
-        const float mean = ls_warp_sum(product) / static_cast<float>(n.head_size);
-        for (int64_t c = begin; c < n.head_size; c += step) {
-            ls_load(dy, n.output_gradient + at + c);
-            ls_load(x, n.input + at + c);
-            ls_load(w, n.weight + c);
+                for (int k = 0; k < N; k++) product += dy[k] * w[k] * (x[k] * rstd);
+            }
+            const float mean = ls_warp_sum(product) / static_cast<float>(n.head_size);
+            for (int64_t c = begin; c < n.head_size; c += step) {
+                ls_load(dy, n.output_gradient + at + c);
+                ls_load(x, n.input + at + c);
+                ls_load(w, n.weight + c);
 #pragma unroll
-            for (int k = 0; k < N; k++) dy[k] = rstd * (dy[k] * w[k] - x[k] * rstd * mean);
-            ls_store(n.output + at + c, dy);
+                for (int k = 0; k < N; k++) dy[k] = rstd * (dy[k] * w[k] - x[k] * rstd * mean);
+                ls_store(n.output + at + c, dy);
+            }
         }
-    }
 }
 
 /* A row's heads are added before the rows are. */
@@ -86,15 +83,17 @@ template <typename T, int N> __global__ void __launch_bounds__(LS_COLUMN_THREADS
 }
 
 template <typename T, int N> cudaError_t put_forward(const head_norm<T> &n, cudaStream_t stream) {
-    return LS_LAUNCH((forward<T, N>), ls_blocks(n.rows * n.heads, WARPS), THREADS, 0, stream, n);
+    return LS_LAUNCH((forward<T, N>), ls_blocks(n.rows, WARPS), THREADS, 0, stream, n);
 }
 
-/* The weight's gradient first: the input's may lie over what it reads. */
+/* The weight's gradient first: the input's may lie over what it reads. It takes half packs: its registers hold no whole
+ * ones of two tensors beside their sums. */
 template <typename T, int N> cudaError_t put_backward(const head_norm<T> &n, cudaStream_t stream) {
-    const cudaError_t error =
-        LS_LAUNCH((backward_weight<T, N>), (ls_column_blocks<T, N>(n.head_size)), LS_COLUMN_THREADS, 0, stream, n);
+    constexpr int HALF = N > 1 ? N / 2 : 1;
+    const cudaError_t error = LS_LAUNCH((backward_weight<T, HALF>), (ls_column_blocks<T, HALF>(n.head_size)),
+                                        LS_COLUMN_THREADS, 0, stream, n);
     if (error != cudaSuccess) return error;
-    return LS_LAUNCH((backward_input<T, N>), ls_blocks(n.rows * n.heads, WARPS), THREADS, 0, stream, n);
+    return LS_LAUNCH((backward_input<T, N>), ls_blocks(n.rows, WARPS), THREADS, 0, stream, n);
 }
 
 /* Whether every head begins at a multiple of 16 bytes. */

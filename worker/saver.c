@@ -285,13 +285,26 @@ static bool has_room(const struct ls_saver *saver, int64_t end) {
     return saver->phase != WRITING || end - saver->drained_bytes <= saver->options.weights_bytes;
 }
 
+/* Tells those who watch this rank that it waits for its disk, and when it goes on. Returns the phase it was in. */
+static uint64_t mark_phase(struct ls_saver *saver, uint64_t phase) {
+    struct ls_progress_record *record = saver->options.progress;
+    if (!record) return 0;
+    const uint64_t before = atomic_load_explicit(&record->phase, memory_order_relaxed);
+    ls_progress_mark(record, (enum ls_phase)phase, atomic_load_explicit(&record->step, memory_order_relaxed),
+                     atomic_load_explicit(&record->micro_batch, memory_order_relaxed),
+                     atomic_load_explicit(&record->block, memory_order_relaxed));
+    return before;
+}
+
 /* Waits, with the time it takes counted, until `condition` holds. */
 static void wait_until(struct ls_saver *saver, bool (*condition)(const struct ls_saver *saver, int64_t value),
                        int64_t value) {
     pthread_mutex_lock(&saver->mutex);
     if (!condition(saver, value)) {
         const uint64_t begin = now_ns();
+        const uint64_t phase = mark_phase(saver, LS_PHASE_CHECKPOINT);
         while (!condition(saver, value)) pthread_cond_wait(&saver->changed, &saver->mutex);
+        mark_phase(saver, phase);
         saver->blocked_ns += now_ns() - begin;
     }
     pthread_mutex_unlock(&saver->mutex);

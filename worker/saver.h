@@ -16,6 +16,7 @@
 
 #include "common/corpus.h"
 #include "common/manifest.h"
+#include "common/progress.h"
 #include "common/status.h"
 #include "worker/checkpoint/save.h"
 #include "worker/replica.h"
@@ -33,7 +34,8 @@ struct ls_saver_options {
     struct ls_comm *comm;
     struct ls_device *device;
     struct ls_replica *replica;
-    char *weights; /* [weights_bytes], a whole block's parameters */
+    struct ls_progress_record *progress; /* says when training waits for the thread; NULL: none */
+    char *weights;                       /* [weights_bytes], a whole block's parameters */
     int64_t weights_bytes;
     float *slices[LS_CHECKPOINT_KINDS]; /* each of the largest slice of a block */
     bool bounce;                        /* as if the host could not read the device's memory */

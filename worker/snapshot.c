@@ -40,37 +40,33 @@ int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_m
            (state >= LS_PART_LARGE_BYTES ? 2 * LS_PART_BUFFER_BYTES : 0);
 }
 
-enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
-                                struct ls_device *device, struct ls_replica *replica, bool bounce,
-                                struct ls_snapshot **snapshot, struct ls_error *error) {
-    const int64_t largest = largest_block(ls_replica_model(replica));
-    const size_t block_bytes = (size_t)(largest * ls_dtype_bytes(ls_model_dtype(ls_replica_model(replica))));
+enum ls_code ls_snapshot_create(const struct ls_saver_options *options, struct ls_snapshot **snapshot,
+                                struct ls_error *error) {
+    const struct ls_model *model = ls_replica_model(options->replica);
+    const int64_t largest = largest_block(model), ranks = ls_comm_size(options->comm);
+    const size_t block_bytes = (size_t)(largest * ls_dtype_bytes(ls_model_dtype(model)));
     struct ls_snapshot *made = calloc(1, sizeof *made);
     if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of checkpoints");
-    *made = (struct ls_snapshot){.comm = comm,
-                                 .device = device,
-                                 .replica = replica,
-                                 .slice_elements = largest_slice(config, largest, ls_comm_size(comm))};
-    made->weights = ls_device_allocate_host(device, block_bytes);
-    made->master = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
-    made->m = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
-    made->v = ls_device_allocate_host(device, (size_t)made->slice_elements * sizeof(float));
-    if (!made->weights || !made->master || !made->m || !made->v) {
-        ls_snapshot_destroy(made);
-        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
+    *made = (struct ls_snapshot){.comm = options->comm,
+                                 .device = options->device,
+                                 .replica = options->replica,
+                                 .slice_elements = largest_slice(options->config, largest, ranks)};
+    made->weights = ls_device_allocate_host(made->device, block_bytes);
+    made->master = ls_device_allocate_host(made->device, (size_t)made->slice_elements * sizeof(float));
+    made->m = ls_device_allocate_host(made->device, (size_t)made->slice_elements * sizeof(float));
+    made->v = ls_device_allocate_host(made->device, (size_t)made->slice_elements * sizeof(float));
+    enum ls_code code = LS_OK;
+    if (!made->weights || !made->master || !made->m || !made->v)
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
                        "memory: no %lld bytes of host memory for saving checkpoints. Run on more memory.",
-                       (long long)ls_snapshot_host_bytes(config, ls_replica_model(replica), ls_comm_size(comm)));
-    }
-    const struct ls_saver_options saver = {.config = config,
-                                           .corpus = corpus,
-                                           .comm = comm,
-                                           .device = device,
-                                           .replica = replica,
-                                           .weights = made->weights,
-                                           .weights_bytes = (int64_t)block_bytes,
-                                           .slices = {made->master, made->m, made->v},
-                                           .bounce = bounce};
-    enum ls_code code = ls_saver_create(&saver, &made->saver, error);
+                       (long long)ls_snapshot_host_bytes(options->config, model, ranks));
+    struct ls_saver_options saver = *options;
+    saver.weights = made->weights;
+    saver.weights_bytes = (int64_t)block_bytes;
+    saver.slices[LS_CHECKPOINT_MASTER] = made->master;
+    saver.slices[LS_CHECKPOINT_EXP_AVG] = made->m;
+    saver.slices[LS_CHECKPOINT_EXP_AVG_SQ] = made->v;
+    if (!code) code = ls_saver_create(&saver, &made->saver, error);
     if (code) {
         ls_snapshot_destroy(made);
         return code;

@@ -18,11 +18,11 @@ struct ls_snapshot;
 /* Bytes of host memory that a snapshot takes: the largest block, three slices of it, and the buffers of two files where
  * they are large. Pure. */
 int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks);
-/* Takes host memory for the largest block and for three slices of it, and starts the thread that saves; `bounce` as in
- * struct ls_saver_options. The pointers must outlive the snapshot. LS_MEMORY, LS_ERROR. */
-enum ls_code ls_snapshot_create(const struct ls_config *config, const struct ls_corpus *corpus, struct ls_comm *comm,
-                                struct ls_device *device, struct ls_replica *replica, bool bounce,
-                                struct ls_snapshot **snapshot, struct ls_error *error);
+/* Takes host memory for the largest block and for three slices of it, and starts the thread that saves. *options is as
+ * the saver's, but for the buffers, which are made here; what it points to must outlive the snapshot. LS_MEMORY,
+ * LS_ERROR. */
+enum ls_code ls_snapshot_create(const struct ls_saver_options *options, struct ls_snapshot **snapshot,
+                                struct ls_error *error);
 /* Takes NULL. */
 void ls_snapshot_destroy(struct ls_snapshot *snapshot);
 

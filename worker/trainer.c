@@ -125,9 +125,14 @@ enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct 
     code = allocate_records(made, error);
     if (!code)
         code = ls_replica_create(config, options->device, options->comm, options->progress, &made->replica, error);
-    if (!code)
-        code = ls_snapshot_create(config, options->corpus, options->comm, options->device, made->replica,
-                                  options->bounce, &made->snapshot, error);
+    const struct ls_saver_options saver = {.config = config,
+                                           .corpus = options->corpus,
+                                           .comm = options->comm,
+                                           .device = options->device,
+                                           .replica = made->replica,
+                                           .progress = options->progress,
+                                           .bounce = options->bounce};
+    if (!code) code = ls_snapshot_create(&saver, &made->snapshot, error);
     if (!code)
         code = ls_replica_check_create(config, options->device, options->comm, made->replica, &made->check, error);
     if (!code) code = create_prefetch(made, false, &made->prefetch, error);

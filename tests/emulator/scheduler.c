@@ -17,6 +17,7 @@
 #endif
 
 #ifndef __x86_64__
+// cppcheck-suppress preprocessorErrorDirective
 #error "the emulator switches fibers with x86-64 code"
 #endif
 

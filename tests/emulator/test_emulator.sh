@@ -92,7 +92,7 @@ mutate() {
 mutate worker/device/cuda/attention.cu 3 test_attention
 if [ "${LS_TEST_LONG:-0}" = 1 ]; then
     for pair in attention.cu:test_attention attention_backward.cu:test_attention columns.h:test_rows cross_entropy.cu:test_rows \
-        embedding.cu:test_rows optimizer.cu:test_optimizer reduction.cu:test_optimizer; do
+        embedding.cu:test_rows optimizer.cu:test_optimizer ordered.h:test_optimizer; do
         file=worker/device/cuda/${pair%:*}
         for n in $(seq "$(grep -c '__syncthreads();' "$file")"); do mutate "$file" "$n" "${pair#*:}"; done
     done

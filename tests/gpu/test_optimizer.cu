@@ -46,6 +46,17 @@ static void norms_are_ordered_sums_of_pieces(void) {
             for (int64_t offset = 0; offset < 2; offset++) norm_case((enum ls_dtype)dtype, size, offset);
 }
 
+static void an_ordered_sum_of_many_is_in_order(void) {
+    const int64_t count = 3001;
+    double *values = zero_doubles(count), expected = 0.0;
+    for (int64_t i = 0; i < count; i++) expected += values[i] = random_between(-1.0, 1.0);
+    double *input = put_values(values, count), *result = put_values(values, 1);
+    const struct ls_op_ordered_sum op = {result, input, count};
+    check_cuda(ls_cuda_ordered_sum(&op, 0));
+    if (get_value(result) != expected) fail("%.17g, not %.17g", get_value(result), expected);
+    free(values), device_free(input), device_free(result);
+}
+
 /* Slices of a tensor begin at multiples of 1024 but not where memory is aligned to 16 bytes: the bits of a piece must
  * not depend on that. */
 static void a_piece_has_the_same_bits_wherever_it_lies(void) {
@@ -188,6 +199,7 @@ static void initial_weights_follow_the_counter(void) {
 int main(void) {
     begin_tests();
     run_test("norms are sums of pieces in order", norms_are_ordered_sums_of_pieces);
+    run_test("an ordered sum of many is in order", an_ordered_sum_of_many_is_in_order);
     run_test("a piece has the same bits wherever it lies", a_piece_has_the_same_bits_wherever_it_lies);
     run_test("clip factors are right", clip_factors_are_right);
     run_test("AdamW follows its formula", adamw_follows_its_formula);

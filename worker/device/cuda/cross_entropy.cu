@@ -1,9 +1,9 @@
 /* Softmax cross-entropy fused with its gradient: a block per row, which it reads twice and writes once. */
-#include "worker/device/cuda/element.h"
+#include "worker/device/cuda/ordered.h"
 
 namespace {
 
-constexpr int THREADS = 512, LOSS_THREADS = 256, STAGED = 1024;
+constexpr int THREADS = 512;
 
 /* The sum of exponentials so far, relative to the largest value so far. */
 struct softmax {
@@ -66,24 +66,6 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-/* loss[0] += the rows' losses, in their order: the block fetches, its first thread adds. */
-__global__ void __launch_bounds__(LOSS_THREADS) add_losses(double *loss, const float *row_loss, int64_t count) {
-    LS_SHARED(double, staged, [STAGED]);
-    double sum = loss[0];
-    for (int64_t first = 0; first < count; first += STAGED) {
-        const int length = static_cast<int>(count - first < STAGED ? count - first : STAGED);
-        for (int i = static_cast<int>(threadIdx.x); i < length; i += LOSS_THREADS)
-            staged[i] = static_cast<double>(row_loss[first + i]);
-        __syncthreads();
-        if (threadIdx.x == 0) {
-#pragma unroll 16
-            for (int i = 0; i < length; i++) sum += staged[i];
-        }
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) loss[0] = sum;
-}
-
 } // namespace
 
 cudaError_t ls_cuda_cross_entropy(const struct ls_op_cross_entropy *op, cudaStream_t stream) {
@@ -99,5 +81,5 @@ cudaError_t ls_cuda_cross_entropy(const struct ls_op_cross_entropy *op, cudaStre
                          op->gradient_scale, op->vocabulary, op->stride, op->gradient);
     });
     if (error != cudaSuccess) return error;
-    return LS_LAUNCH(add_losses, 1, LOSS_THREADS, 0, stream, op->loss, op->row_loss, op->rows);
+    return ls_put_ordered_sum(op->loss, static_cast<const float *>(op->row_loss), op->rows, true, stream);
 }

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(THREADS)
                 for (int i = 0; i < count; i++) sum += ls_to_float(output_gradient[places[i] * channels + channel]);
                 to[channel] = sum;
             }
-        __syncthreads();
+        /* The next places are written behind a barrier that no thread passes while another reads these. */
     }
 }
 

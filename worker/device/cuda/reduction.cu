@@ -1,11 +1,12 @@
 /* Sums whose order the contract gives: column sums of bias gradients, sums of squares per 1024 elements in double, and
  * what is made of the norm. */
 #include "worker/device/cuda/columns.h"
+#include "worker/device/cuda/ordered.h"
 
 namespace {
 
-/* A warp sums one piece of 1024 elements; ORDERED values are staged at a time for the one thread that adds in order. */
-constexpr int THREADS = 256, NORM_PIECE = 1024, ORDERED = 1024, SUM_THREADS = 512;
+/* A warp sums one piece of 1024 elements. */
+constexpr int THREADS = 256, NORM_PIECE = 1024, SUM_THREADS = 512;
 
 template <typename T, int N>
 __global__ void __launch_bounds__(LS_COLUMN_THREADS)
@@ -55,26 +56,6 @@ __global__ void __launch_bounds__(THREADS) squares(double *partial, const T *inp
     if (lane == 0) partial[piece] = sum;
 }
 
-/* One block: result = (result when `add`, else 0) + input[0] + input[1] + ... in this order. Its threads fetch, the
- * first one adds. */
-template <typename T>
-__global__ void __launch_bounds__(THREADS) ordered_sum(double *result, const T *input, int64_t count, bool add) {
-    LS_SHARED(double, staged, [ORDERED]);
-    double sum = add ? result[0] : 0.0;
-    for (int64_t first = 0; first < count; first += ORDERED) {
-        const int length = static_cast<int>(count - first < ORDERED ? count - first : ORDERED);
-        for (int i = static_cast<int>(threadIdx.x); i < length; i += THREADS)
-            staged[i] = static_cast<double>(input[first + i]);
-        __syncthreads();
-        if (threadIdx.x == 0) {
-#pragma unroll 16
-            for (int i = 0; i < length; i++) sum += staged[i];
-        }
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) result[0] = sum;
-}
-
 /* One block: result += the sum of input, each thread its share. */
 __global__ void __launch_bounds__(SUM_THREADS) shared_sum(double *result, const double *input, int64_t count) {
     double sum = 0.0;
@@ -121,11 +102,11 @@ cudaError_t ls_cuda_squared_norm(const struct ls_op_squared_norm *op, cudaStream
     }
     if (!op->result) return cudaSuccess;
     if (op->any_order) return LS_LAUNCH(shared_sum, 1, SUM_THREADS, 0, stream, op->result, op->partial, pieces);
-    return LS_LAUNCH((ordered_sum<double>), 1, THREADS, 0, stream, op->result, op->partial, pieces, true);
+    return ls_put_ordered_sum(op->result, op->partial, pieces, true, stream);
 }
 
 cudaError_t ls_cuda_ordered_sum(const struct ls_op_ordered_sum *op, cudaStream_t stream) {
-    return LS_LAUNCH((ordered_sum<double>), 1, THREADS, 0, stream, op->result, op->input, op->count, false);
+    return ls_put_ordered_sum(op->result, op->input, op->count, false, stream);
 }
 
 cudaError_t ls_cuda_clip(const struct ls_op_clip *op, cudaStream_t stream) {

@@ -73,13 +73,6 @@ $(BUILD)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -Xptxas -v -MMD -MP -c -o $@ $< >$(@:.o=.log) 2>&1 || { cat $(@:.o=.log) >&2; exit 1; }
 
-# The kernels' tests for a GPU; `make emulator` builds the same for CPUs.
-GPU_TESTS := $(if $(CUDA_HOME),$(patsubst %.cu,$(BUILD)/%,$(wildcard tests/gpu/test_*.cu)))
-.PHONY: gpu-tests
-gpu-tests: $(GPU_TESTS)
-$(BUILD)/tests/gpu/test_%: $(BUILD)/tests/gpu/test_%.cu.o $(CUDA_LIBRARY)
-	$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LDLIBS) -lm
-
 $(LIBRARY): $(OBJECTS) $(BUILD)/cuda-home
 	@rm -f $@
 	$(AR) rcs $@ $(OBJECTS)

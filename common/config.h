@@ -22,6 +22,8 @@ enum ls_checkpointing_mode { LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL, LS_CH
 enum ls_replica_mismatch { LS_REPLICA_STOP, LS_REPLICA_ROLLBACK };
 
 enum ls_accumulate { LS_ACCUMULATE_AUTO, LS_ACCUMULATE_LOCAL, LS_ACCUMULATE_SHARDED };
+/* What to do about a loss or gradient that is not finite, or a loss that spikes. */
+enum ls_nonfinite_policy { LS_POLICY_STOP, LS_POLICY_SKIP, LS_POLICY_ROLLBACK };
 enum ls_gradient_dtype { LS_GRADIENT_FP32, LS_GRADIENT_BF16 };
 
 /* A name of 64 bytes and its NUL. */
@@ -119,7 +121,10 @@ struct ls_config {
         int64_t stall_timeout_seconds; /* 0: auto */
         int64_t replica_check_every;   /* steps; 0: never */
         enum ls_replica_mismatch replica_mismatch;
-        int64_t max_restarts;            /* in a row, without progress */
+        int64_t max_restarts; /* in a row, without progress */
+        int64_t min_ranks;    /* that may go on when not as many as wanted can be placed; 0: all */
+        enum ls_nonfinite_policy nonfinite;
+        double loss_spike_factor;        /* 0: off */
         int64_t connect_timeout_seconds; /* how long a host tries the coordinator's addresses at first */
     } fault;
     struct {

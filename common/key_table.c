@@ -21,6 +21,8 @@ static const struct ls_choice ACCUMULATIONS[] = {{"auto", LS_ACCUMULATE_AUTO, NU
                                                  {0}};
 static const struct ls_choice GRADIENT_DTYPES[] = {
     {"fp32", LS_GRADIENT_FP32, NULL}, {"bf16", LS_GRADIENT_BF16, NULL}, {0}};
+static const struct ls_choice POLICIES[] = {
+    {"stop", LS_POLICY_STOP, NULL}, {"skip", LS_POLICY_SKIP, NULL}, {"rollback", LS_POLICY_ROLLBACK, NULL}, {0}};
 static const struct ls_choice SCHEDULES[] = {{"cosine", LS_COSINE, NULL},
                                              {"linear", LS_LINEAR, NULL},
                                              {"constant", LS_CONSTANT, NULL},
@@ -252,6 +254,19 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "restarts from the newest checkpoint after a loss or a stall, counted since the last new checkpoint; "
                 "used up, the run ends with the code of the last cause",
      .elsewhere = "max_retries retries torchrun.max_restarts"},
+    {"fault.min_ranks", INTEGER(0, 1 << 20), FIELD(fault.min_ranks), .standard = "0",
+     .meaning =
+         "a restart may go on with fewer ranks, down to this many, when hosts are lost or left out after repeated "
+         "losses; 0: only with as many as the run began with",
+     .elsewhere = "min_nodes min_nnodes"},
+    {"fault.nonfinite", CHOICE(POLICIES), FIELD(fault.nonfinite), .standard = "stop",
+     .meaning =
+         "what to do about a loss or gradient that is not finite, or a loss that spikes: stop (exit 7), skip the "
+         "update, or rollback: restart from the last checkpoint and pass over the step's sequences",
+     .elsewhere = "skip_nan terminate_on_nan"},
+    {"fault.loss_spike_factor", NUMBER(0, 1e6), FIELD(fault.loss_spike_factor), .standard = "0.0",
+     .meaning = "a loss above this factor times the median of the last 64 steps counts as not finite; 0: off",
+     .elsewhere = "spike_threshold"},
 
     {"coordinator.bind", TEXT(64), FIELD(coordinator.bind), .standard = "auto",
      .meaning = "address to listen on: auto (loopback if all ranks are here, else every address of this host, the one "

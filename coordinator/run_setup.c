@@ -24,6 +24,10 @@ enum {
     CAUSE_GRACE_MS = 1000,
     BACKOFF_MS = 1000, /* before the second restart without progress; then twice as long each time */
     BACKOFF_MAX_MS = 60000,
+    /* Steps in a row that make no update, with fault.nonfinite: skip. In fp16 the loss scale's search is among them. */
+    SKIPS_MAX = 10,
+    SKIPS_MAX_FP16 = 32,
+    HOST_LOSSES_MAX = 3,      /* of ranks on a host, before it is left out where there are others */
     CLEAR_TIMEOUT_MS = 30000, /* for killed workers to be gone */
     HOST_LOSSES_MAX = 3,      /* a host that lost ranks so often is left out where others can take its ranks */
     /* Weights, master weights and two moments, in fp32. */
@@ -167,6 +171,11 @@ static enum ls_code restore(void *core, const struct ls_core_record *record, str
     return ls_core_restore(core, record, error);
 }
 
+static enum ls_core_nonfinite nonfinite_of(enum ls_nonfinite_policy policy) {
+    if (policy == LS_POLICY_SKIP) return LS_NONFINITE_SKIP;
+    return policy == LS_POLICY_ROLLBACK ? LS_NONFINITE_ROLLBACK : LS_NONFINITE_STOP;
+}
+
 static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     struct ls_core_options *core = &run->core;
     const struct ls_config *config = run->config;
@@ -193,6 +202,11 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
     core->cause_grace_ms = CAUSE_GRACE_MS;
     core->checkpoints_keep = (int32_t)config->checkpoint.keep;
     core->max_restarts = (int32_t)config->fault.max_restarts;
+    core->min_ranks = (int32_t)config->fault.min_ranks;
+    if (run->allocation->hosts.count > 1) core->host_losses_max = HOST_LOSSES_MAX;
+    core->nonfinite = nonfinite_of(config->fault.nonfinite);
+    if (config->fault.nonfinite == LS_POLICY_SKIP)
+        core->skips_max = config->precision == LS_PRECISION_FP16 ? SKIPS_MAX_FP16 : SKIPS_MAX;
     core->backoff_ms = BACKOFF_MS;
     core->backoff_max_ms = BACKOFF_MAX_MS;
     core->clear_timeout_ms = CLEAR_TIMEOUT_MS;

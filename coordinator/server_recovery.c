@@ -92,6 +92,13 @@ void server_tell_damaged(struct ls_server *server, const struct ls_run_start *st
     for (int i = 0; i < start->damaged_count; i++) server_tell(server, "checkpoint_damaged", "%s", start->damaged[i]);
 }
 
+/* The most ranks up to `room` that the configuration can be run on. */
+static int32_t fitting_ranks(const struct ls_server *server, int64_t room) {
+    if (room > LS_CORE_RANKS_MAX) room = LS_CORE_RANKS_MAX;
+    while (room > 0 && ls_config_check_ranks(server->run->config, room, NULL) != LS_OK) room--;
+    return (int32_t)room;
+}
+
 /* Ranks that the hosts have room for, without those left out and with them; -1 where there is this host alone. */
 static void count_slots(const struct ls_server *server, int32_t *slots, int32_t *slots_all) {
     const struct ls_allocation *allocation = server->run->allocation;
@@ -100,8 +107,8 @@ static void count_slots(const struct ls_server *server, int32_t *slots, int32_t 
     *slots = *slots_all = -1;
     if (!allocation || allocation->hosts.count == 0) return;
     while (count < LS_CORE_HOSTS_MAX && (excluded[count] = ls_core_excluded(server->run->machine, count))) count++;
-    *slots = (int32_t)ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, excluded, count);
-    *slots_all = (int32_t)ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, NULL, 0);
+    *slots = fitting_ranks(server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, excluded, count));
+    *slots_all = fitting_ranks(server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, NULL, 0));
 }
 
 void server_take_start(struct ls_server *server) {

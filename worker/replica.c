@@ -28,6 +28,7 @@ struct ls_replica {
     struct replica_staging *staging;
     struct ls_replica_scalars *scalars;
     bool fixed;                   /* train.reduction */
+    bool refused;                 /* the update of this step changes nothing */
     int64_t loss_count;           /* 1, or slots at most */
     double *losses;               /* device, [loss_count] */
     double *summed_losses;        /* their host side */
@@ -364,16 +365,30 @@ void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *b
     replica->micro_batch++;
 }
 
-void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t optimizer_step) {
-    mark(replica, LS_PHASE_REDUCE, 0);
-    ls_shard_update(replica->shard, learning_rate, (float)replica->loss_scale.factor, optimizer_step);
-}
-
 /* Both streams, and the guards of the arena where it has some. */
 static enum ls_code synchronize(struct ls_replica *replica, struct ls_error *error) {
     enum ls_code code = ls_stream_synchronize(replica->stream, error);
     if (!code) code = ls_shard_check(replica->shard, error);
     return code ? code : ls_arena_check(replica->arena, error);
+}
+
+enum ls_code ls_replica_loss(struct ls_replica *replica, double *loss, struct ls_error *error) {
+    ls_shard_await_values(replica->shard);
+    ls_copy_to_host(replica->stream, replica->summed_losses, replica->losses,
+                    (size_t)replica->loss_count * sizeof(double));
+    enum ls_code code = synchronize(replica, error);
+    if (!code) *loss = sum_losses(replica);
+    return code;
+}
+
+void ls_replica_refuse_update(struct ls_replica *replica) {
+    replica->refused = true;
+    ls_shard_refuse_update(replica->shard);
+}
+
+void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t optimizer_step) {
+    mark(replica, LS_PHASE_REDUCE, 0);
+    ls_shard_update(replica->shard, learning_rate, (float)replica->loss_scale.factor, optimizer_step);
 }
 
 /* Of this rank alone. */
@@ -402,7 +417,8 @@ enum ls_code ls_replica_finish(struct ls_replica *replica, struct ls_replica_res
     if (code) return code;
     const double loss = sum_losses(replica);
     const bool found_inf = staging->found_inf != 0;
-    const bool skipped = isfinite(loss) && ls_loss_scale_advance(&replica->loss_scale, found_inf);
+    const bool skipped = !replica->refused && isfinite(loss) && ls_loss_scale_advance(&replica->loss_scale, found_inf);
+    replica->refused = false;
     *result = (struct ls_replica_result){.loss = loss,
                                          .own_loss = sum_own_losses(replica),
                                          .norm = staging->norm,

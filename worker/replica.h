@@ -58,6 +58,10 @@ struct ls_micro_batch {
 void ls_replica_begin(struct ls_replica *replica, int64_t step, int64_t targets, int64_t sequences);
 /* Forward and backward; gradients accumulate. After the `last` micro-batch the sums over the ranks are under way. */
 void ls_replica_train(struct ls_replica *replica, const struct ls_micro_batch *batch, bool last);
+/* Between the last ls_replica_train() and the update: the sum of token losses over all ranks. Waits for it. */
+enum ls_code ls_replica_loss(struct ls_replica *replica, double *loss, struct ls_error *error);
+/* The next update changes nothing, and does not speak about the loss scale. On every rank alike. */
+void ls_replica_refuse_update(struct ls_replica *replica);
 /* The optimizer's step number `optimizer_step` (from 1). */
 void ls_replica_update(struct ls_replica *replica, float learning_rate, int64_t optimizer_step);
 

@@ -4,6 +4,7 @@
 #include "worker/data/prefetch.h"
 #include "worker/memory/gpu_table.h"
 #include "worker/optim/schedule.h"
+#include "worker/optim/spike.h"
 #include "worker/replica.h"
 #include "worker/snapshot.h"
 #include "worker/step_times.h"
@@ -40,6 +41,7 @@ struct ls_trainer {
     struct ls_replica_check *check;
     bool differs;
     struct ls_replica_difference difference;
+    struct ls_spike spike;
     int failed_rank;
     struct ls_step_times *times; /* [ranks] */
     int *order;                  /* [ranks]: scratch */
@@ -388,6 +390,12 @@ static enum ls_code refuse_not_finite(struct ls_trainer *trainer, const struct l
     for (int rank = 0; rank < ls_comm_size(trainer->comm) && trainer->failed_rank < 0; rank++)
         if (trainer->not_finite[rank]) trainer->failed_rank = rank;
     if (trainer->failed_rank >= 0) snprintf(where, sizeof where, "first on rank %d", trainer->failed_rank);
+    if (isfinite(loss) && !result->not_finite)
+        return ls_fail(error, LS_NONFINITE, LS_SCOPE_JOB,
+                       "the loss of step %lld is %g, the median of the steps before it %g: a spike above "
+                       "fault.loss_spike_factor %g. Look at its samples with 'lockstep blame', or set fault.nonfinite.",
+                       (long long)trainer->steps_done + 1, loss, ls_spike_median(&trainer->spike),
+                       trainer->config->fault.loss_spike_factor);
     return ls_fail(
         error, LS_NONFINITE, LS_SCOPE_JOB,
         "step %lld is not finite: loss %g, gradient norm %g, seen %s. Nothing of it was saved. Lower optimizer.lr "
@@ -440,6 +448,27 @@ static void finish_step(struct ls_trainer *trainer, bool skipped) {
     ls_prefetch_release(trainer->prefetch);
 }
 
+static double mean_loss(const struct ls_trainer *trainer, double sum) {
+    return trainer->targets > 0 ? sum / (double)trainer->targets : 0;
+}
+
+/* The same on every rank: they have the same losses. */
+static bool is_bad_loss(const struct ls_trainer *trainer, double loss) {
+    return !isfinite(loss) || ls_spike_is(&trainer->spike, trainer->config->fault.loss_spike_factor, loss);
+}
+
+/* With fault.nonfinite: skip the loss is waited for before the update, which a bad one must not bring. The other
+ * policies throw away what the update has made. */
+static enum ls_code look_before_update(struct ls_trainer *trainer, bool *refused, struct ls_error *error) {
+    if (trainer->config->fault.nonfinite != LS_POLICY_SKIP) return LS_OK;
+    double sum;
+    enum ls_code code = ls_replica_loss(trainer->replica, &sum, error);
+    if (code) return code;
+    *refused = is_bad_loss(trainer, mean_loss(trainer, sum));
+    if (*refused) ls_replica_refuse_update(trainer->replica);
+    return LS_OK;
+}
+
 enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *report, struct ls_error *error) {
     assert(trainer->has_batch && trainer->batch.step == trainer->steps_done + 1);
     const double begin = seconds_now(), exposed = ls_replica_exposed_seconds(trainer->replica);
@@ -451,12 +480,19 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
         const struct ls_micro_batch micro = micro_batch_of(trainer, batch, i);
         ls_replica_train(trainer->replica, &micro, i == batch->micro_batches - 1);
     }
+    bool refused = false;
+    enum ls_code code = look_before_update(trainer, &refused, error);
+    if (code) return code;
     ls_replica_update(trainer->replica, (float)learning_rate, trainer->optimizer_steps + 1);
     struct ls_replica_result result;
-    enum ls_code code = ls_replica_finish(trainer->replica, &result, error);
+    code = ls_replica_finish(trainer->replica, &result, error);
     if (code) return code;
-    const double loss = trainer->targets > 0 ? result.loss / (double)trainer->targets : 0;
-    if (result.not_finite || !isfinite(loss)) return refuse_not_finite(trainer, &result, loss, error);
+    const double loss = mean_loss(trainer, result.loss);
+    const bool skips = trainer->config->fault.nonfinite == LS_POLICY_SKIP;
+    const bool bad = refused || result.not_finite || is_bad_loss(trainer, loss);
+    if (bad && !skips) return refuse_not_finite(trainer, &result, loss, error);
+    const bool skipped = bad || result.skipped;
+    if (!bad) ls_spike_add(&trainer->spike, loss);
     trainer->parameters = result.parameters;
     *report = (struct ls_step_report){.step = batch->step,
                                       .position = batch->end_position,
@@ -465,11 +501,11 @@ enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *
                                       .loss = loss,
                                       .grad_norm = result.norm,
                                       .lr = learning_rate,
-                                      .skipped = result.skipped,
+                                      .skipped = skipped,
                                       .digest = trainer->digest};
     const uint64_t epoch_length = trainer->options.corpus->epoch_length;
     if (epoch_length > 0) report->epoch = (double)report->position / (double)epoch_length;
-    finish_step(trainer, result.skipped);
+    finish_step(trainer, skipped);
     code = check_replicas(trainer, error);
     if (code) return code;
     code = report_times(trainer, trainer->opening_seconds + seconds_now() - begin,

@@ -85,10 +85,11 @@ enum ls_code ls_trainer_boundary(struct ls_trainer *trainer, struct ls_trainer_o
 bool ls_trainer_may_step(const struct ls_trainer *trainer);
 
 /* Collective. Runs the next step; *report (attempt stays 0) is the same on every rank; its times are those of
- * worker/step_times.h. Errors:
- * LS_NONFINITE when loss or gradient are not finite; the update is not applied when the gradient is not. In fp16 a
- * gradient that is not finite only skips the update while the loss scale can be lowered: the step and its samples
- * count, the optimizer's steps do not. */
+ * worker/step_times.h. Errors: LS_NONFINITE when loss or gradient are not finite, or the loss spikes
+ * (fault.loss_spike_factor); the update is not applied when the gradient is not finite. With fault.nonfinite: skip such
+ * a step is none of these: it makes no update. In fp16 a gradient that is not finite only skips the update while the
+ * loss scale can be lowered. A step that skipped its update counts, and so do its samples; the optimizer's steps do
+ * not. */
 enum ls_code ls_trainer_step(struct ls_trainer *trainer, struct ls_step_report *report, struct ls_error *error);
 
 /* Collective. Loss over the validation datasets, or their first evaluation.batches global batches, in nats per target;

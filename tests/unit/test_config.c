@@ -92,6 +92,9 @@ static void defaults_are_those_of_the_design_page(void **state) {
     assert_int_equal(config.fault.coordinator_timeout_seconds, 120);
     assert_int_equal(config.fault.start_timeout_seconds, 300);
     assert_int_equal(config.fault.max_restarts, 3);
+    assert_int_equal(config.fault.min_ranks, 0);
+    assert_int_equal(config.fault.nonfinite, LS_POLICY_STOP);
+    assert_true(config.fault.loss_spike_factor == 0);
     assert_string_equal(config.coordinator.bind, "auto");
     assert_int_equal(config.coordinator.port, 0);
     assert_int_equal(config.launcher.type, LS_LAUNCH_AUTO);
@@ -133,7 +136,8 @@ static void every_key_is_read_into_its_field(void **state) {
             "lr_schedule: {type: wsd, warmup_steps: 7, min_lr_ratio: 1, decay_ratio: 0.5}\n"
             "zero: {stage: 1, replicas: 3, accumulate: sharded, gradient_dtype: bf16}\n"
             "evaluation: {every_steps: 2, batches: 4}\ncheckpoint: {every_steps: 3, before_end_seconds: 14}\n"
-            "fault: {max_restarts: 13, coordinator_timeout_seconds: 11, start_timeout_seconds: 12,\n"
+            "fault: {max_restarts: 13, min_ranks: 2, nonfinite: rollback, loss_spike_factor: 2.5, "
+            "coordinator_timeout_seconds: 11, start_timeout_seconds: 12,\n"
             "        connect_timeout_seconds: 13}\n"
             "coordinator: {bind: '::1', port: 65535, interface: ''}\n"
             "launcher: {type: srun, ranks: 3, ranks_per_node: 4, threads_per_rank: 2, arguments: [--mca, 'a b', "
@@ -197,6 +201,9 @@ static void every_key_is_read_into_its_field(void **state) {
     assert_int_equal(config.fault.coordinator_timeout_seconds, 11);
     assert_int_equal(config.fault.start_timeout_seconds, 12);
     assert_int_equal(config.fault.max_restarts, 13);
+    assert_int_equal(config.fault.min_ranks, 2);
+    assert_int_equal(config.fault.nonfinite, LS_POLICY_ROLLBACK);
+    assert_true(config.fault.loss_spike_factor == 2.5);
     assert_string_equal(config.coordinator.bind, "::1");
     assert_int_equal(config.coordinator.port, 65535);
     assert_int_equal(config.fault.connect_timeout_seconds, 13);

@@ -106,6 +106,8 @@ struct ls_shard_scalars ls_shard_scalars(struct ls_shard *shard);
  * Gradients are `loss_scale` times what they should be; 0: 1. Gathering starts. The compute stream must be synchronised
  * between two updates. */
 void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_scale, int64_t step);
+/* The next update changes nothing, as one whose norm is not finite: norm is NAN, found_inf 1. On every rank alike. */
+void ls_shard_refuse_update(struct ls_shard *shard);
 /* Returns what the collectives met whose results the compute stream has waited for; waits for no others. */
 enum ls_code ls_shard_check(struct ls_shard *shard, struct ls_error *error);
 /* Seconds the compute stream waited for collectives so far; up to date after it was synchronised. */

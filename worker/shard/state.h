@@ -120,6 +120,7 @@ struct scalars {
 struct update_inputs {
     float learning_rate;
     int64_t step;
+    double squared; /* in place of the sum of squares, when the update is refused */
 };
 
 struct ls_shard {
@@ -133,6 +134,7 @@ struct ls_shard {
     double *partial;              /* device, squared_norm's scratch */
     double *norms;                /* device, squared norms of each slice's gradients */
     struct update_inputs *inputs; /* host, for asynchronous copies */
+    bool refused;                 /* the next update is to change nothing */
     struct ls_event *value_complete, *value_reduced, *norm_complete, *norm_gathered, *updated;
     struct ls_event *awaited; /* the last one the compute stream waited for */
     void *wire;               /* device, a block's gradients in the wire's type; NULL where that is fp32 */

@@ -2,6 +2,7 @@
 #include "worker/shard/state.h"
 
 #include <assert.h>
+#include <math.h>
 
 float *ls_shard_own_gradients(const struct ls_shard *shard, const struct shard_block *block) {
     return shard->cut.gradients_sliced ? block->gradients : block->gradients + block->own_first;
@@ -9,7 +10,7 @@ float *ls_shard_own_gradients(const struct ls_shard *shard, const struct shard_b
 
 static void copy_inputs(struct ls_shard *shard, float learning_rate, int64_t step) {
     struct scalars *scalars = shard->scalars;
-    *shard->inputs = (struct update_inputs){.learning_rate = learning_rate, .step = step};
+    *shard->inputs = (struct update_inputs){.learning_rate = learning_rate, .step = step, .squared = NAN};
     ls_copy_to_device(shard->compute, &scalars->learning_rate, &shard->inputs->learning_rate,
                       sizeof scalars->learning_rate);
     ls_copy_to_device(shard->compute, &scalars->step, &shard->inputs->step, sizeof scalars->step);
@@ -67,6 +68,10 @@ static void renew_pool(struct ls_shard *shard, int updated) {
     ls_shard_prefetch(shard, updated);
 }
 
+void ls_shard_refuse_update(struct ls_shard *shard) {
+    shard->refused = true;
+}
+
 void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_scale, int64_t step) {
     struct scalars *scalars = shard->scalars;
     copy_inputs(shard, learning_rate, step);
@@ -76,6 +81,9 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_sca
         ls_shard_sum_squares_fixed(shard);
     else
         sum_squares(shard);
+    if (shard->refused)
+        ls_copy_to_device(shard->compute, &scalars->squared, &shard->inputs->squared, sizeof scalars->squared);
+    shard->refused = false;
     ls_op(shard->compute, clip, .factor = &scalars->factor, .norm = &scalars->norm, .found_inf = &scalars->found_inf,
           .squared = &scalars->squared, .maximum = (float)shard->config->train.gradient_clipping,
           .loss_scale = loss_scale);

@@ -29,6 +29,8 @@ expect 0 "steps +560 of 560" "skip: the run goes on to its end" run skip -n 2
 skipped() { grep -c '"kind":"step".*"skipped":true' "$1/metrics.jsonl"; }
 check "the steps with the noise made no update" test "$(skipped "$work/skip")" -ge 1 -a "$(skipped "$work/skip")" -le 8
 expect 0 "updates +[0-9]+ skipped" "verify counts the skipped updates" "$lockstep" verify "$work/skip" --deep
+expect 7 "10 updates in a row were passed over" "a run that can only skip ends" run skip -n 1 --run-dir "$work/hopeless" \
+    --set optimizer.lr=1000 --set optimizer.weight_decay=1000 --set lr_schedule.type=constant --set train.gradient_clipping=0
 expect 0 "steps +560 of 560" "rollback: the run goes on to its end" run rollback -n 2
 check "the sequences were put in quarantine, each time by one restart" \
     test "$(grep -c '"event":"quarantine"' "$work/rollback/metrics.jsonl")" -ge 1 -a \

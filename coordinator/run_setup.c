@@ -203,7 +203,6 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
     core->checkpoints_keep = (int32_t)config->checkpoint.keep;
     core->max_restarts = (int32_t)config->fault.max_restarts;
     core->min_ranks = (int32_t)config->fault.min_ranks;
-    if (run->allocation->hosts.count > 1) core->host_losses_max = HOST_LOSSES_MAX;
     core->nonfinite = nonfinite_of(config->fault.nonfinite);
     if (config->fault.nonfinite == LS_POLICY_SKIP)
         core->skips_max = config->precision == LS_PRECISION_FP16 ? SKIPS_MAX_FP16 : SKIPS_MAX;

@@ -27,7 +27,6 @@ enum {
     /* Steps in a row that make no update, with fault.nonfinite: skip. In fp16 the loss scale's search is among them. */
     SKIPS_MAX = 10,
     SKIPS_MAX_FP16 = 32,
-    HOST_LOSSES_MAX = 3,      /* of ranks on a host, before it is left out where there are others */
     CLEAR_TIMEOUT_MS = 30000, /* for killed workers to be gone */
     HOST_LOSSES_MAX = 3,      /* a host that lost ranks so often is left out where others can take its ranks */
     /* Weights, master weights and two moments, in fp32. */

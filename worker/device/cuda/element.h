@@ -52,7 +52,7 @@ template <typename T, int N> static __device__ __forceinline__ void ls_load(floa
         values[0] = from[0];
     } else if constexpr (bytes == 8) {
         const int2 bits = *reinterpret_cast<const int2 *>(from);
-        memcpy(values, &bits, sizeof bits);
+        memcpy(reinterpret_cast<char *>(values), &bits, sizeof bits);
     } else {
 #pragma unroll
         for (int i = 0; i < bytes / 16; i++) {
@@ -74,7 +74,7 @@ template <typename T, int N> static __device__ __forceinline__ void ls_store(T *
         to[0] = values[0];
     } else if constexpr (bytes == 8) {
         int2 bits;
-        memcpy(&bits, values, sizeof bits);
+        memcpy(&bits, reinterpret_cast<const char *>(values), sizeof bits);
         *reinterpret_cast<int2 *>(to) = bits;
     } else {
 #pragma unroll

@@ -14,7 +14,7 @@ template <typename T> struct head_norm {
     float epsilon;
 };
 
-template <typename T, int N> __global__ void __launch_bounds__(THREADS) forward(head_norm<T> n) {
+template <typename T, int N> __global__ void __launch_bounds__(THREADS, 4) forward(head_norm<T> n) {
     const int64_t begin = threadIdx.x % LS_WARP * N, step = LS_WARP * N;
     for (int64_t row = ls_grid_thread() / LS_WARP; row < n.rows; row += ls_grid_threads() / LS_WARP)
         for (int64_t head = 0; head < n.heads; head++) {
@@ -38,7 +38,7 @@ template <typename T, int N> __global__ void __launch_bounds__(THREADS) forward(
 }
 
 /* With x^ = x rstd and d = dy * weight: dx = rstd (d - x^ mean(d x^)). */
-template <typename T, int N> __global__ void __launch_bounds__(THREADS) backward_input(head_norm<T> n) {
+template <typename T, int N> __global__ void __launch_bounds__(THREADS, 3) backward_input(head_norm<T> n) {
     const int64_t begin = threadIdx.x % LS_WARP * N, step = LS_WARP * N;
     for (int64_t row = ls_grid_thread() / LS_WARP; row < n.rows; row += ls_grid_threads() / LS_WARP)
         for (int64_t head = 0; head < n.heads; head++) {

@@ -71,6 +71,8 @@ static enum ls_code create_prefetch(struct ls_trainer *trainer, bool evaluation,
     const struct ls_config *config = trainer->config;
     const struct ls_corpus *corpus = trainer->options.corpus;
     struct ls_dataset *const *datasets = evaluation ? corpus->validation : corpus->train;
+    static const struct ls_quarantine nothing;
+    const struct ls_quarantine *quarantine = evaluation ? &nothing : &trainer->options.quarantine;
     const struct ls_prefetch_options options = {
         .order = evaluation ? NULL : corpus->order,
         .datasets = (const struct ls_dataset *const *)datasets,
@@ -83,7 +85,7 @@ static enum ls_code create_prefetch(struct ls_trainer *trainer, bool evaluation,
         .micro_batch = config->train.micro_batch_size,
         .slots = config->train.reduction == LS_REDUCTION_FIXED,
         .global_batch_max = config->train.global_batch_size,
-        .quarantine = evaluation ? (struct ls_quarantine){.count = 0} : trainer->options.quarantine,
+        .quarantine = *quarantine,
         .depth = LS_TRAINER_PREFETCH_DEPTH,
         .allocator = {.allocate = allocate_host, .release = release_host, .context = trainer->options.device},
     };

@@ -73,6 +73,10 @@ static void print_lineage(const struct ls_run_ledger *run) {
                (long long)steps[next - 1].step, (long long)steps[first].attempt, (long long)steps[first].world_size,
                steps[first].world_size == 1 ? "" : "s");
     }
+    for (int i = 0; i < run->shapes_count; i++)
+        if (*run->shapes[i].accepted)
+            printf("changed     from attempt %lld on: %s\n", (long long)run->shapes[i].first_attempt,
+                   run->shapes[i].accepted);
     if (summary->skipped)
         printf("updates     %lld skipped, since their loss or gradient was not finite; their samples count\n",
                (long long)summary->skipped);

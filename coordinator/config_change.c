@@ -9,8 +9,19 @@
 #include <string.h>
 
 static const char *const numbers_keys[] = {
+    "model.layer_norm_epsilon",
+    "model.rms_norm_eps",
+    "model.rope_theta",
+    "model.rope_scaling.factor",
+    "model.rope_scaling.low_freq_factor",
+    "model.rope_scaling.high_freq_factor",
+    "model.rope_scaling.original_max_position_embeddings",
     "train.steps",
+    "train.epochs",
+    "train.global_batch_size",
+    "train.micro_batch_size",
     "train.gradient_clipping",
+    "train.reduction",
     "precision",
     "optimizer.type",
     "optimizer.lr",
@@ -64,20 +75,27 @@ int ls_config_changes(const struct ls_config *before, const struct ls_config *af
     return count;
 }
 
+/* By its name, or by a section that it is in. */
 static bool is_accepted(const char *key, const char *const *accepted, int count) {
-    for (int i = 0; i < count; i++)
-        if (strcmp(key, accepted[i]) == 0) return true;
+    for (int i = 0; i < count; i++) {
+        const size_t length = strlen(accepted[i]);
+        if (strncmp(key, accepted[i], length) == 0 && (key[length] == 0 || key[length] == '.')) return true;
+    }
     return false;
 }
 
 static enum ls_code check_names(const char *const *accepted, int count, struct ls_error *error) {
     for (int i = 0; i < count; i++) {
         const int found = ls_key_find(&ls_config_keys, accepted[i]);
-        if (found < 0)
+        char nearest[LS_KEY_NAME_MAX] = "optimizer.lr";
+        if (found < 0 && ls_key_is_section(&ls_config_keys, accepted[i])) continue;
+        if (found < 0) {
+            ls_key_nearest(&ls_config_keys, accepted[i], nearest);
             return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                           "--accept: '%.64s' is no key. Name one as 'lockstep config --keys' lists it, such as "
-                           "optimizer.lr.",
-                           accepted[i]);
+                           "--accept: '%.64s' is no key. Name one, or a section, as 'lockstep config --keys' lists it, "
+                           "such as %s.",
+                           accepted[i], nearest);
+        }
         if (effect_of(&ls_config_keys.keys[found]) == LS_EFFECT_RECORD)
             return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                            "--accept: a run cannot go on with another %s: its checkpoints and the record of its "

@@ -38,6 +38,8 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS attempts(attempt INTEGER PRIMARY KEY, world_size INTEGER, start_step INTEGER,"
     " start_position INTEGER, optimizer_steps INTEGER, tokens INTEGER, start_chain TEXT, checkpoint TEXT,"
     " parent_manifest TEXT, started_at REAL);"
+    "CREATE TABLE IF NOT EXISTS shapes(first_attempt INTEGER PRIMARY KEY, global_batch INTEGER, steps INTEGER,"
+    " end_position INTEGER, config_digest TEXT, accepted TEXT);"
     "CREATE TABLE IF NOT EXISTS generations(generation INTEGER PRIMARY KEY, attempt INTEGER, host TEXT,"
     " pid INTEGER, started_at REAL);"
     "CREATE TABLE IF NOT EXISTS records(id INTEGER PRIMARY KEY, attempt INTEGER, generation INTEGER,"
@@ -276,6 +278,46 @@ enum ls_code ls_journal_begin_attempt(struct ls_journal *journal, const struct l
     sqlite3_bind_text(statement, 9, attempt->parent_manifest, -1, SQLITE_STATIC);
     sqlite3_bind_double(statement, 10, now_seconds());
     return run(journal, statement, error);
+}
+
+enum ls_code ls_journal_write_shape(struct ls_journal *journal, const struct ls_journal_shape *shape,
+                                    struct ls_error *error) {
+    sqlite3_stmt *statement;
+    if (sqlite3_prepare_v2(journal->database, "INSERT OR REPLACE INTO shapes VALUES(?,?,?,?,?,?)", -1, &statement,
+                           NULL) != SQLITE_OK)
+        return failed(journal, error);
+    sqlite3_bind_int64(statement, 1, shape->first_attempt);
+    sqlite3_bind_int64(statement, 2, shape->global_batch);
+    sqlite3_bind_int64(statement, 3, shape->steps);
+    sqlite3_bind_int64(statement, 4, shape->end_position);
+    sqlite3_bind_text(statement, 5, shape->config_digest, -1, SQLITE_STATIC);
+    sqlite3_bind_text(statement, 6, shape->accepted, -1, SQLITE_STATIC);
+    return run(journal, statement, error);
+}
+
+enum ls_code ls_journal_read_shapes(struct ls_journal *journal, ls_journal_take_shape *take, void *context,
+                                    struct ls_error *error) {
+    sqlite3_stmt *statement;
+    if (sqlite3_prepare_v2(journal->database,
+                           "SELECT first_attempt, global_batch, steps, end_position, config_digest, accepted "
+                           "FROM shapes ORDER BY first_attempt",
+                           -1, &statement, NULL) != SQLITE_OK)
+        return failed(journal, error);
+    enum ls_code code = LS_OK;
+    int row = SQLITE_DONE;
+    struct ls_journal_shape shape;
+    while (code == LS_OK && (row = sqlite3_step(statement)) == SQLITE_ROW) {
+        shape = (struct ls_journal_shape){.first_attempt = sqlite3_column_int64(statement, 0),
+                                          .global_batch = sqlite3_column_int64(statement, 1),
+                                          .steps = sqlite3_column_int64(statement, 2),
+                                          .end_position = sqlite3_column_int64(statement, 3)};
+        copy_column(statement, 4, shape.config_digest, sizeof shape.config_digest);
+        copy_column(statement, 5, shape.accepted, sizeof shape.accepted);
+        code = take(context, &shape, error);
+    }
+    if (code == LS_OK && row != SQLITE_DONE) code = failed(journal, error);
+    sqlite3_finalize(statement);
+    return code;
 }
 
 enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t attempt, uint32_t *generation,

@@ -35,6 +35,16 @@ struct ls_journal_note {
     char fields[]; /* a JSON object: what the line says beside kind, event, attempt, generation and time */
 };
 
+/* What the configuration said of every step, from an attempt on until the next shape: a run may be resumed with another
+ * one, where that is accepted. */
+struct ls_journal_shape {
+    int64_t first_attempt, global_batch;
+    int64_t steps;        /* the run's last step */
+    int64_t end_position; /* its last step is truncated here; INT64_MAX: never */
+    char config_digest[33];
+    char accepted[1024]; /* what was changed, "" for the run's first shape */
+};
+
 /* A record with what the step line and metrics.jsonl say beside it. */
 struct ls_journal_entry {
     struct ls_core_record record;       /* with a note only attempt and generation */
@@ -71,6 +81,13 @@ enum ls_code ls_journal_read_attempts(struct ls_journal *journal, ls_journal_tak
                                       struct ls_error *error);
 enum ls_code ls_journal_begin_attempt(struct ls_journal *journal, const struct ls_journal_attempt *attempt,
                                       struct ls_error *error);
+/* Adds a shape, or replaces the one of the same attempt. */
+enum ls_code ls_journal_write_shape(struct ls_journal *journal, const struct ls_journal_shape *shape,
+                                    struct ls_error *error);
+/* Calls `take` for every shape in the order of their attempts, until it returns something else than LS_OK. */
+typedef enum ls_code ls_journal_take_shape(void *context, const struct ls_journal_shape *shape, struct ls_error *error);
+enum ls_code ls_journal_read_shapes(struct ls_journal *journal, ls_journal_take_shape *take, void *context,
+                                    struct ls_error *error);
 /* Registers this coordinator: *generation is one more than the last one's. Durable on return. */
 enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t attempt, uint32_t *generation,
                                          struct ls_error *error);

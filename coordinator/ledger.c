@@ -76,8 +76,11 @@ enum ls_code ls_ledger_add_attempt(struct ls_ledger *ledger, const struct ls_led
                                    struct ls_error *error) {
     enum ls_code code = reserve((void **)&ledger->attempts, ledger->attempts_count, &ledger->attempts_capacity,
                                 sizeof *ledger->attempts, error);
-    if (code == LS_OK) ledger->attempts[ledger->attempts_count++] = (struct attempt){.facts = *attempt};
-    return code;
+    if (code != LS_OK) return code;
+    struct attempt *added = &ledger->attempts[ledger->attempts_count++];
+    *added = (struct attempt){.facts = *attempt};
+    if (!attempt->options.global_batch) added->facts.options = ledger->options;
+    return LS_OK;
 }
 
 enum ls_code ls_ledger_add_record(struct ls_ledger *ledger, const struct ls_core_record *record,
@@ -137,14 +140,16 @@ static const struct ls_core_step *find_step(const struct attempt *attempt, int64
 }
 
 /* The position behind `sequences` more from `position`; the run's last step ends where the run does. */
-static int64_t position_behind(const struct ls_ledger *ledger, int64_t position, int64_t sequences) {
-    int64_t behind = ls_quarantine_behind(&ledger->quarantine, position, sequences), end = ledger->options.end_position;
+static int64_t position_behind(const struct ls_ledger *ledger, const struct attempt *attempt, int64_t position,
+                               int64_t sequences) {
+    int64_t behind = ls_quarantine_behind(&ledger->quarantine, position, sequences);
+    const int64_t end = attempt->facts.options.end_position;
     if (end == INT64_MAX || behind >= end) return behind;
     return end - behind == ls_quarantine_within(&ledger->quarantine, behind, end) ? end : behind;
 }
 
 static enum ls_code prove_steps(const struct ls_ledger *ledger, const struct attempt *attempt, struct ls_error *error) {
-    const struct ls_ledger_options *options = &ledger->options;
+    const struct ls_ledger_options *options = &attempt->facts.options;
     int64_t position = attempt->facts.start_position, number = attempt->facts.start_step;
     struct ls_digest chain = attempt->facts.start_chain;
     for (size_t i = 0; i < attempt->steps_count; i++) {
@@ -167,7 +172,7 @@ static enum ls_code prove_steps(const struct ls_ledger *ledger, const struct att
             return differs(error, attempt, number, "its number of sequences", step->sequences, sequences);
         chain = ls_digest_chain(chain, (uint64_t)number, step->digest);
         if (!same(step->chain, chain)) return broken_chain(error, attempt, number, "the journal", step->chain, chain);
-        position = position_behind(ledger, position, sequences);
+        position = position_behind(ledger, attempt, position, sequences);
         step->end_position = position;
     }
     return LS_OK;
@@ -177,15 +182,15 @@ static enum ls_code prove_steps(const struct ls_ledger *ledger, const struct att
 static enum ls_code prove_quarantine(struct ls_ledger *ledger, const struct attempt *attempt, struct ls_error *error) {
     const struct ls_ledger_quarantine *bad = &attempt->bad;
     const struct ls_ledger_attempt *facts = &attempt->facts;
-    int64_t batch = ledger->options.global_batch, before = bad->step - 1 - facts->start_step;
+    int64_t batch = facts->options.global_batch, before = bad->step - 1 - facts->start_step;
     if (bad->from == bad->to) return LS_OK;
-    if (before < 0 || bad->step > ledger->options.steps)
+    if (before < 0 || bad->step > facts->options.steps)
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
                        "attempt %lld put step %lld into quarantine, which it cannot have run",
                        (long long)facts->attempt, (long long)bad->step);
-    int64_t from = position_behind(ledger, facts->start_position, before * batch);
-    int64_t to = position_behind(ledger, from, batch);
-    if (to > ledger->options.end_position) to = ledger->options.end_position;
+    int64_t from = position_behind(ledger, attempt, facts->start_position, before * batch);
+    int64_t to = position_behind(ledger, attempt, from, batch);
+    if (to > facts->options.end_position) to = facts->options.end_position;
     if (bad->from != from) return differs(error, attempt, bad->step, "the start of its quarantine", bad->from, from);
     if (bad->to != to) return differs(error, attempt, bad->step, "the end of its quarantine", bad->to, to);
     if (ledger->quarantined_count == LS_QUARANTINE_RANGES_MAX || !ls_quarantine_add(&ledger->quarantine, from, to))

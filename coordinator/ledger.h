@@ -24,7 +24,7 @@
 
 struct ls_ledger;
 
-/* What the configuration says of every step. */
+/* What the configuration says of every step of an attempt. */
 struct ls_ledger_options {
     int64_t global_batch;
     int64_t steps;        /* the run's last step */
@@ -35,7 +35,8 @@ struct ls_ledger_attempt {
     int64_t attempt, world_size;
     int64_t start_step, start_position;
     struct ls_digest start_chain;
-    char parent_manifest[33]; /* hash of the checkpoint it started from, "" for none */
+    char parent_manifest[33];         /* hash of the checkpoint it started from, "" for none */
+    struct ls_ledger_options options; /* global_batch 0: the ledger's */
 };
 
 /* What a committed checkpoint says of itself. */

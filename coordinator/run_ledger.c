@@ -16,8 +16,18 @@ enum { DATASETS_BYTES_MAX = 1 << 18 };
 
 struct journal_context {
     struct ls_journal *journal;
-    struct ls_ledger *ledger;
+    struct ls_run_ledger *run;
 };
+
+static enum ls_code take_shape(void *run_ledger, const struct ls_journal_shape *shape, struct ls_error *error) {
+    struct ls_run_ledger *run = run_ledger;
+    struct ls_journal_shape *grown = reallocarray(run->shapes, (size_t)run->shapes_count + 1, sizeof *grown);
+    if (!grown) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for the shapes of the run");
+    run->shapes = grown;
+    run->shapes[run->shapes_count++] = *shape;
+    run->total_steps = shape->steps;
+    return LS_OK;
+}
 
 static enum ls_code take_record(void *ledger, const struct ls_core_record *record, struct ls_error *error) {
     return ls_ledger_add_record(ledger, record, error);
@@ -31,9 +41,13 @@ static enum ls_code take_attempt(void *context, const struct ls_journal_attempt 
                                       .start_position = attempt->start_position,
                                       .start_chain = attempt->start_chain};
     memcpy(facts.parent_manifest, attempt->parent_manifest, sizeof facts.parent_manifest);
-    enum ls_code code = ls_ledger_add_attempt(into->ledger, &facts, error);
+    for (int i = 0; i < into->run->shapes_count && into->run->shapes[i].first_attempt <= attempt->attempt; i++)
+        facts.options = (struct ls_ledger_options){.global_batch = into->run->shapes[i].global_batch,
+                                                   .steps = into->run->shapes[i].steps,
+                                                   .end_position = into->run->shapes[i].end_position};
+    enum ls_code code = ls_ledger_add_attempt(into->run->ledger, &facts, error);
     if (code != LS_OK) return code;
-    return ls_journal_read_records(into->journal, attempt->attempt, take_record, into->ledger, error);
+    return ls_journal_read_records(into->journal, attempt->attempt, take_record, into->run->ledger, error);
 }
 
 /* ---- the checkpoints ---- */
@@ -136,8 +150,9 @@ static enum ls_code read_journal(struct ls_run_ledger *run, struct ls_error *err
     snprintf(path, sizeof path, "%s/journal.db", run->directory.path);
     enum ls_code code = ls_journal_open_existing(path, &journal, error);
     if (code != LS_OK) return code;
-    struct journal_context context = {journal, run->ledger};
+    struct journal_context context = {journal, run};
     code = check_datasets(run, journal, error);
+    if (code == LS_OK) code = ls_journal_read_shapes(journal, take_shape, run, error);
     if (code == LS_OK) code = ls_journal_read_attempts(journal, take_attempt, &context, error);
     /* With the journal open no coordinator can begin and change them. */
     if (code == LS_OK) code = add_checkpoints(run, error);
@@ -169,6 +184,7 @@ void ls_run_ledger_close(struct ls_run_ledger *run) {
     ls_ledger_destroy(run->ledger);
     ls_corpus_close(run->corpus);
     free(run->config);
+    free(run->shapes);
     free(run->tokens);
     memset(run, 0, sizeof *run);
 }

@@ -6,6 +6,7 @@
 #include "common/config.h"
 #include "common/corpus.h"
 #include "common/status.h"
+#include "coordinator/journal.h"
 #include "coordinator/ledger.h"
 #include "coordinator/run_directory.h"
 
@@ -17,6 +18,8 @@ struct ls_run_ledger {
     struct ls_corpus *corpus;
     struct ls_ledger *ledger;
     struct ls_ledger_summary summary; /* of the proof */
+    struct ls_journal_shape *shapes;  /* [shapes_count], by attempt */
+    int shapes_count;
     int64_t total_steps;
     uint64_t end_position; /* UINT64_MAX: train.steps says where the run ends */
     int32_t *tokens;       /* [data.sequence_length], what ls_run_ledger_sample() reads */

@@ -125,6 +125,37 @@ static enum ls_code note_below_step(void *below_step, const struct ls_core_recor
     return LS_OK;
 }
 
+/* ---- what the configuration says of every step ---- */
+
+static enum ls_code note_shape(void *run, const struct ls_journal_shape *shape, struct ls_error *error) {
+    (void)error;
+    ((struct ls_run *)run)->shape = *shape;
+    return LS_OK;
+}
+
+/* A run without a shape gets its first; one whose numbers change another one. The last step of a run by epochs follows
+ * from where the new batch begins. What the shape says of the end holds until the next one. */
+static enum ls_code settle_shape(struct ls_run *run, struct ls_error *error) {
+    struct ls_journal_shape shape = {.first_attempt = run->attempt.attempt,
+                                     .global_batch = run->config->train.global_batch_size,
+                                     .steps = run->total_steps,
+                                     .end_position = INT64_MAX};
+    if (run->shape.first_attempt && strcmp(run->shape.config_digest, run->core.config_digest) == 0) {
+        run->total_steps = run->shape.steps;
+        return LS_OK;
+    }
+    if (run->end_position != UINT64_MAX) {
+        shape.end_position = (int64_t)run->end_position;
+        const int64_t left = shape.end_position - run->attempt.start_position;
+        shape.steps = run->attempt.start_step + (left + shape.global_batch - 1) / shape.global_batch;
+    }
+    run->total_steps = shape.steps;
+    memcpy(shape.config_digest, run->core.config_digest, sizeof shape.config_digest);
+    memcpy(shape.accepted, run->changed, sizeof shape.accepted);
+    run->shape = shape;
+    return ls_journal_write_shape(run->journal, &shape, error);
+}
+
 /* A new attempt, from the newest good checkpoint or from step 0. */
 static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
     struct ls_journal_attempt before;
@@ -141,6 +172,8 @@ static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
     run->attempt = run->start.attempt;
     run->attempt.attempt = wish.attempt;
     run->attempt.world_size = run->ranks;
+    code = settle_shape(run, error);
+    if (code != LS_OK) return code;
     run->complete = run->end_position == UINT64_MAX ? run->attempt.start_step >= run->total_steps
                                                     : (uint64_t)run->attempt.start_position >= run->end_position;
     if (!run->complete) code = ls_journal_write_meta(run->journal, "datasets", run->datasets, error);
@@ -149,8 +182,10 @@ static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
 }
 
 static enum ls_code begin(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
-    enum ls_code code = LS_OK;
+    enum ls_code code = ls_journal_read_shapes(run->journal, note_shape, run, error);
+    if (code != LS_OK) return code;
     if (options->restarted) {
+        if (run->shape.first_attempt) run->total_steps = run->shape.steps;
         code = ls_journal_last_attempt(run->journal, &run->attempt, error);
         if (code == LS_OK && run->attempt.attempt == 0)
             code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "the journal of %s has no attempt to go on with",
@@ -266,7 +301,7 @@ static enum ls_code open_run(struct ls_run *run, const struct ls_run_options *op
     enum ls_code code = ls_run_directory_lock(&run->directory, options->restarted ? 10 : 0.5, error);
     if (code == LS_OK)
         code = ls_run_directory_check_config(&run->directory, run->config, options->accepted, options->accepted_count,
-                                             error);
+                                             run->changed, error);
     if (code == LS_OK) code = check_space(run, error);
     if (code == LS_OK) code = ls_keys_open(run->directory.path, &run->keys, error);
     snprintf(path, sizeof path, "%s/journal.db", run->directory.path);

@@ -54,8 +54,10 @@ struct ls_run {
     char token[LS_RUN_TOKEN_SIZE]; /* in the run directory */
     int64_t ranks;                 /* of the attempt */
     int64_t total_steps, port;
-    uint64_t end_position; /* UINT64_MAX: none */
-    uint64_t epoch_length; /* 0: not defined */
+    uint64_t end_position;          /* UINT64_MAX: none */
+    uint64_t epoch_length;          /* 0: not defined */
+    char changed[LS_CHANGED_BYTES]; /* what was accepted on resuming, "" for nothing */
+    struct ls_journal_shape shape;  /* in force; first_attempt 0: none is known yet */
     struct ls_run_facts facts;
     bool complete; /* nothing is left to do */
 };

@@ -16,6 +16,7 @@
 
 static char folder[64], run_path[96];
 static struct ls_config config;
+static char changed[LS_CHANGED_BYTES];
 
 static const char yaml[] = "model: {model_type: gpt2, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1}\n"
                            "data: {train: [{path: 'synthetic:2000'}], sequence_length: 8}\n"
@@ -130,20 +131,20 @@ static void test_a_changed_identity_is_refused_by_its_key(void **state) {
     struct ls_error error = {0};
     parse(NULL);
     assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
-    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, &error), LS_OK);
+    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &error), LS_OK);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         parse(rows[i].setting);
-        assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, &error), LS_USAGE);
+        assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &error), LS_USAGE);
         if (strncmp(error.text, rows[i].key, strlen(rows[i].key)) != 0)
             fail_msg("'%s' does not name %s", error.text, rows[i].key);
     }
     parse("checkpoint.every_steps=2");
-    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, &error), LS_OK);
+    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &error), LS_OK);
 }
 
 static enum ls_code check_with(const struct ls_run_directory *run, const char *const *accepted, int count,
                                struct ls_error *error) {
-    return ls_run_directory_check_config(run, &config, accepted, count, error);
+    return ls_run_directory_check_config(run, &config, accepted, count, changed, error);
 }
 
 /* What changes only numbers goes on once it is accepted by name, and the checkpoints of before still belong to the run.

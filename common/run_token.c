@@ -52,9 +52,9 @@ enum ls_code ls_run_token_check(const char *run_directory, const char *token, do
         if (waited >= seconds) break;
         nanosleep(&(struct timespec){0, LOOK_AGAIN_MS * 1000000L}, NULL);
     }
-    const char *instead = found[0]                          ? "there is another folder of that name"
+    const char *instead = found[0]                            ? "there is another folder of that name"
                           : stat(run_directory, &status) == 0 ? "its folder of that name lacks the run's token"
-                                                            : "there is no such folder";
+                                                              : "there is no such folder";
     return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_NODE,
                    "host %s does not see the run directory %s: %s. Put it on a file system that all hosts share "
                    "(--run-dir).",

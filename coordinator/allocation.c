@@ -22,20 +22,23 @@ static enum ls_code find_hosts(const char *hostfile, char *(*get)(const char *),
 static enum ls_code check_slurm(const struct ls_config *config, const struct ls_slurm *slurm, const char *hostfile,
                                 struct ls_error *error) {
     if (slurm->step_tasks > 1)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "srun started %lld copies of 'lockstep run', which starts its ranks itself. Call it once, in the "
-                       "batch script or under salloc, without srun.",
-                       (long long)slurm->step_tasks);
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_JOB,
+            "srun started %lld copies of 'lockstep run', which starts its ranks itself. Call it once, in the "
+            "batch script or under salloc, without srun.",
+            (long long)slurm->step_tasks);
     if (config->launcher.type != LS_LAUNCH_SRUN) return LS_OK;
     if (!slurm->job)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "launcher.type: srun, but this is no Slurm job (SLURM_JOB_ID is not set). Submit it with sbatch, "
-                       "or use launcher.type: auto.");
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_JOB,
+            "launcher.type: srun, but this is no Slurm job (SLURM_JOB_ID is not set). Submit it with sbatch, "
+            "or use launcher.type: auto.");
     if (hostfile)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "launcher.type: srun takes its hosts from Slurm, not from the hostfile %s. Leave --hostfile out, "
-                       "or use launcher.type: mpirun.",
-                       hostfile);
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_JOB,
+            "launcher.type: srun takes its hosts from Slurm, not from the hostfile %s. Leave --hostfile out, "
+            "or use launcher.type: mpirun.",
+            hostfile);
     return LS_OK;
 }
 

@@ -1,5 +1,5 @@
-/* Comparing pairs of hosts. A slow host shows in all of its pairs, a slow link in one; with two hosts there is nothing to
- * compare with. */
+/* Comparing pairs of hosts. A slow host shows in all of its pairs, a slow link in one; with two hosts there is nothing
+ * to compare with. */
 #include "coordinator/cluster.h"
 
 #include <math.h>
@@ -60,8 +60,7 @@ static void judge_rates(struct judging *judging) {
     for (int i = 0; i < trial->pairs_count; i++) {
         const struct ls_trial_pair *pair = &trial->pairs[i];
         const double both = smaller(judging->rate[pair->first], judging->rate[pair->second]);
-        if (pair->mbps < SLOW * both)
-            add(judging, LS_FINDING_SLOW_LINK, pair->first, pair->second, pair->mbps, both);
+        if (pair->mbps < SLOW * both) add(judging, LS_FINDING_SLOW_LINK, pair->first, pair->second, pair->mbps, both);
     }
 }
 
@@ -114,7 +113,8 @@ void ls_cluster_describe(const struct ls_trial *trial, const struct ls_finding *
     case LS_FINDING_SLOW_HOST:
         snprintf(text, size, "host %s is slow: at most %.1f MB/s with any other host, the fastest pair has %.1f", host,
                  value, best);
-        *fix = "look at its cable, port and speed (ethtool), at what else uses its network, or leave it out of the hosts";
+        *fix =
+            "look at its cable, port and speed (ethtool), at what else uses its network, or leave it out of the hosts";
         return;
     case LS_FINDING_SLOW_LINK:
         snprintf(text, size, "the link between %s and %s is slow: %.1f MB/s, with others both reach %.1f", host, other,
@@ -131,8 +131,8 @@ void ls_cluster_describe(const struct ls_trial *trial, const struct ls_finding *
         *fix = "look at the way between them (traceroute) and at the switches on it";
         return;
     case LS_FINDING_SLOW_INSIDE:
-        snprintf(text, size, "host %s is slow inside: all-reduce of its own ranks %.1f MB/s, elsewhere %.1f", host, value,
-                 best);
+        snprintf(text, size, "host %s is slow inside: all-reduce of its own ranks %.1f MB/s, elsewhere %.1f", host,
+                 value, best);
         *fix = "look at what else runs there, at its clock rate and at the binding of ranks";
         return;
     case LS_FINDING_WRONG_CLOCK:

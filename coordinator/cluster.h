@@ -7,12 +7,12 @@
 #include <stdbool.h>
 
 enum ls_finding_kind {
-    LS_FINDING_SLOW_HOST,    /* its best pair has less than half the rate of the best pair of all */
-    LS_FINDING_SLOW_LINK,    /* less than half of what both hosts reach with others */
-    LS_FINDING_LATE_HOST,    /* its shortest latency is five times the shortest of all, and 0.2 ms longer */
-    LS_FINDING_LATE_LINK,    /* the same beside what both hosts reach with others */
-    LS_FINDING_SLOW_INSIDE,  /* all-reduce within the host: less than a third of the fastest with as many ranks */
-    LS_FINDING_WRONG_CLOCK   /* 5 s or more beside the first host's */
+    LS_FINDING_SLOW_HOST,   /* its best pair has less than half the rate of the best pair of all */
+    LS_FINDING_SLOW_LINK,   /* less than half of what both hosts reach with others */
+    LS_FINDING_LATE_HOST,   /* its shortest latency is five times the shortest of all, and 0.2 ms longer */
+    LS_FINDING_LATE_LINK,   /* the same beside what both hosts reach with others */
+    LS_FINDING_SLOW_INSIDE, /* all-reduce within the host: less than a third of the fastest with as many ranks */
+    LS_FINDING_WRONG_CLOCK  /* 5 s or more beside the first host's */
 };
 
 /* One of them; `other` only of links, else -1. `value` and `best` in the finding's unit: MB/s, microseconds. */

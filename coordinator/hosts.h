@@ -23,9 +23,9 @@ struct ls_hosts {
     int count, capacity;
 };
 
-/* Reads a hostfile: a line a host, "NAME" or "NAME slots=N"; '#' begins a comment, empty lines are passed over. LS_USAGE
- * names file and line of one that is not understood, of a host that is named twice, and a file without any. The caller
- * releases in either case. */
+/* Reads a hostfile: a line a host, "NAME" or "NAME slots=N"; '#' begins a comment, empty lines are passed over.
+ * LS_USAGE names file and line of one that is not understood, of a host that is named twice, and a file without any.
+ * The caller releases in either case. */
 enum ls_code ls_hosts_read(const char *path, struct ls_hosts *hosts, struct ls_error *error);
 /* The same from text[bytes]; `label` stands for the file. */
 enum ls_code ls_hosts_parse(const char *text, size_t bytes, const char *label, struct ls_hosts *hosts,
@@ -48,8 +48,8 @@ int ls_hosts_find(const struct ls_hosts *hosts, const char *name);
  * not); where slots are not said, `ranks_per_node` takes their place. */
 int64_t ls_hosts_room(const struct ls_hosts *hosts, int64_t ranks_per_node, const char *const *excluded,
                       int excluded_count);
-/* Deals `ranks` in order, each host to its room, into counts[hosts->count]. LS_USAGE, naming the room of each host, when
- * they do not fit. */
+/* Deals `ranks` in order, each host to its room, into counts[hosts->count]. LS_USAGE, naming the room of each host,
+ * when they do not fit. */
 enum ls_code ls_hosts_deal(const struct ls_hosts *hosts, int64_t ranks, int64_t ranks_per_node,
                            const char *const *excluded, int excluded_count, int64_t *counts, struct ls_error *error);
 

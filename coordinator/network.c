@@ -53,8 +53,8 @@ void ls_network_describe(char *text, size_t size) {
     size_t used = 0;
     snprintf(text, size, "none");
     for (int i = 0; i < count && used + LS_ADDRESS_SIZE + 24 < size; i++)
-        used += (size_t)snprintf(text + used, size - used, "%s%s (%s)", used ? ", " : "", list[i].interface,
-                                 list[i].text);
+        used +=
+            (size_t)snprintf(text + used, size - used, "%s%s (%s)", used ? ", " : "", list[i].interface, list[i].text);
 }
 
 /* Connecting a datagram socket sends nothing and asks the kernel for the route. */
@@ -99,7 +99,8 @@ static void listen_on(struct ls_listen *chosen, const char *text) {
 
 static bool is_any(const char *address) {
     struct in6_addr six;
-    return strcmp(address, "0.0.0.0") == 0 || (inet_pton(AF_INET6, address, &six) == 1 && IN6_IS_ADDR_UNSPECIFIED(&six));
+    return strcmp(address, "0.0.0.0") == 0 ||
+           (inet_pton(AF_INET6, address, &six) == 1 && IN6_IS_ADDR_UNSPECIFIED(&six));
 }
 
 /* Those towards the hosts first, then all others but loopback. */

@@ -25,17 +25,17 @@ struct ls_listen {
     int listen_count, offered_count;
 };
 
-/* The addresses of all interfaces that are up, IPv4 first, without those that hold on one link only; how many there are,
- * at most `most`. */
+/* The addresses of all interfaces that are up, IPv4 first, without those that hold on one link only; how many there
+ * are, at most `most`. */
 int ls_network_list(struct ls_address *list, int most);
 /* "e0 (10.0.0.1), lo (127.0.0.1)". */
 void ls_network_describe(char *text, size_t size);
 /* The own address from which packets to `host` leave; false when it cannot be resolved or there is no way to it. */
 bool ls_network_source(const char *host, char address[LS_ADDRESS_SIZE]);
 
-/* By coordinator.bind and coordinator.interface. With bind: auto and hosts[] beside this one: every address but loopback,
- * those that lead to the hosts first; `hosts` NULL: all ranks are here, so loopback. LS_USAGE names the interfaces there
- * are when the wanted one is not there or has no address. */
+/* By coordinator.bind and coordinator.interface. With bind: auto and hosts[] beside this one: every address but
+ * loopback, those that lead to the hosts first; `hosts` NULL: all ranks are here, so loopback. LS_USAGE names the
+ * interfaces there are when the wanted one is not there or has no address. */
 enum ls_code ls_network_choose(const struct ls_config *config, const struct ls_hosts *hosts, struct ls_listen *chosen,
                                struct ls_error *error);
 

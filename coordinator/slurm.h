@@ -19,9 +19,9 @@ struct ls_slurm {
     int64_t step_tasks; /* tasks of the step that this process is one of; 0: it is the batch script's or salloc's */
 };
 
-/* Reads the environment with `get` (getenv, or a test's stand-in): the job into *slurm, its hosts with the tasks of each
- * as slots into *hosts (empty outside a job), which the caller releases in either case. LS_USAGE names the variable that
- * cannot be read. */
+/* Reads the environment with `get` (getenv, or a test's stand-in): the job into *slurm, its hosts with the tasks of
+ * each as slots into *hosts (empty outside a job), which the caller releases in either case. LS_USAGE names the
+ * variable that cannot be read. */
 enum ls_code ls_slurm_find(char *(*get)(const char *name), struct ls_slurm *slurm, struct ls_hosts *hosts,
                            struct ls_error *error);
 
@@ -34,8 +34,8 @@ int ls_slurm_expand_counts(const char *text, int64_t *counts, int most);
 
 /* "1-02:03:04", "02:03:04", "03:04", as squeue prints times; -1: no such text. */
 int64_t ls_slurm_parse_duration(const char *text);
-/* Asks squeue when the job began and ends, as old Slurms do not say it in the environment and limits are changed; leaves
- * what it cannot learn within a few seconds. */
+/* Asks squeue when the job began and ends, as old Slurms do not say it in the environment and limits are changed;
+ * leaves what it cannot learn within a few seconds. */
 void ls_slurm_ask_times(struct ls_slurm *slurm);
 
 /* Seconds from now to the moment at which the run has to be saved: `before_end_seconds` (0: a tenth of the job's time,

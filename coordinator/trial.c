@@ -159,8 +159,7 @@ enum ls_code ls_trial_run(const struct ls_launch_options *options, double examin
 static enum ls_code try_launcher(const struct ls_launch_options *options, enum ls_launcher_type type,
                                  struct ls_trial *trial, struct ls_error *error) {
     const char *program = type == LS_LAUNCH_SRUN ? "srun" : "mpirun";
-    if (!ls_launch_has_program(program))
-        return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB, "it is not in PATH");
+    if (!ls_launch_has_program(program)) return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB, "it is not in PATH");
     /* Two ranks show whether MPI and launcher speak to each other; on two hosts where there are two. */
     struct ls_allocation allocation = *options->allocation;
     struct ls_launch_options own = *options;
@@ -192,8 +191,9 @@ enum ls_code ls_trial_choose(const struct ls_launch_options *options, enum ls_la
         snprintf(why, 512, "mpirun, because srun --mpi=pmix does not work here: %.400s", srun.text);
         return LS_OK;
     }
-    return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_JOB,
-                   "in this Slurm job neither srun --mpi=pmix nor mpirun starts ranks that find each other. srun: %.300s. "
-                   "mpirun: %.300s. Look at 'lockstep doctor' within the job.",
-                   srun.text, mpirun.text);
+    return ls_fail(
+        error, LS_COMMUNICATION, LS_SCOPE_JOB,
+        "in this Slurm job neither srun --mpi=pmix nor mpirun starts ranks that find each other. srun: %.300s. "
+        "mpirun: %.300s. Look at 'lockstep doctor' within the job.",
+        srun.text, mpirun.text);
 }

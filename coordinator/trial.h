@@ -1,5 +1,5 @@
-/* A trial: starts ranks that only examine the cluster (worker/examine.h), as a run would be started, and reads what they
- * found. `lockstep doctor` shows it; in a Slurm job it decides between srun and mpirun. */
+/* A trial: starts ranks that only examine the cluster (worker/examine.h), as a run would be started, and reads what
+ * they found. `lockstep doctor` shows it; in a Slurm job it decides between srun and mpirun. */
 #ifndef LS_COORDINATOR_TRIAL_H
 #define LS_COORDINATOR_TRIAL_H
 

@@ -14,6 +14,7 @@ enum {
     HOST_BYTES = 64,
     ROUNDS_MAX = 63, /* of pairs: on more than 64 hosts each meets 63 others */
     MESSAGE_BYTES = 1 << 20,
+    WARM_UP_BYTES = 1 << 18,
     PINGS = 50,
     REPEATS_MAX = 10000
 };
@@ -22,7 +23,7 @@ static const double PAIRS_PART = 0.6, LOCAL_PART = 0.15, ALL_PART = 0.25;
 
 /* What the first rank of a host has measured with a partner. */
 struct pair {
-    int first, second; /* hosts */
+    int first, second;                 /* hosts */
     double latency_us, mbps, clock_us; /* the second's clock beside the first's */
 };
 
@@ -91,6 +92,7 @@ static double compare_clocks(struct examination *examination, int partner, bool 
 
 /* The first decides when it is enough, and tells the second with each exchange. */
 static double measure_rate(struct examination *examination, int partner, bool first, double seconds) {
+    exchange(examination, partner, first, WARM_UP_BYTES);
     const double begin = clock_seconds(CLOCK_MONOTONIC);
     double spent = 0;
     int count = 0;
@@ -203,8 +205,7 @@ static void measure(struct examination *examination, double seconds, struct pair
     if (gethostname(own.name, sizeof own.name - 1)) memcpy(own.name, "unknown", sizeof "unknown");
     if (examination->local_size > 1)
         own.mbps = measure_allreduce(examination, examination->local, seconds * LOCAL_PART);
-    if (leads)
-        MPI_Gather(&own, sizeof own, MPI_BYTE, results, sizeof own, MPI_BYTE, 0, examination->leaders);
+    if (leads) MPI_Gather(&own, sizeof own, MPI_BYTE, results, sizeof own, MPI_BYTE, 0, examination->leaders);
     const double mbps = measure_allreduce(examination, examination->all, seconds * ALL_PART);
     if (examination->rank != 0) return;
     print_hosts(examination, results, pairs, rounds * examination->hosts, out);

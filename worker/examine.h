@@ -1,5 +1,6 @@
-/* Examining the cluster: do the ranks find each other over MPI, how fast is every pair of hosts, how fast an all-reduce.
- * `lockstep doctor` and the choice of a launcher start workers as ranks of nothing but this (lockstep-worker
+/* Examining the cluster: do the ranks find each other over MPI, how fast is every pair of hosts, how fast an
+ * all-reduce. `lockstep doctor` and the choice of a launcher start workers as ranks of nothing but this
+ * (lockstep-worker
  * --examine=SECONDS); rank 0 prints what was found, a line each:
  *
  *   examine ranks 6 hosts 3                    always

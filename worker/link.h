@@ -1,5 +1,6 @@
 /* The link: an encrypted ZeroMQ socket to the coordinator, which may be reached at one of several addresses. They are
- * tried in turn until one answers; a link that breaks is looked for at all of them again. Not thread-safe: one owner. */
+ * tried in turn until one answers; a link that breaks is looked for at all of them again. Not thread-safe: one owner.
+ */
 #ifndef LS_WORKER_LINK_H
 #define LS_WORKER_LINK_H
 

@@ -25,7 +25,8 @@ static int number_of(char *(*get)(const char *), const char *name) {
     return errno || *end || value < 0 || value > 10000000 ? -1 : (int)value;
 }
 
-/* Slurm says the tasks of all nodes of a step in its short form, "2(x3),1", and the number of this node. -1: not said. */
+/* Slurm says the tasks of all nodes of a step in its short form, "2(x3),1", and the number of this node. -1: not said.
+ */
 static int tasks_of_node(char *(*get)(const char *)) {
     const char *text = get("SLURM_STEP_TASKS_PER_NODE");
     int node = number_of(get, "SLURM_NODEID");

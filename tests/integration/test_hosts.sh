@@ -57,6 +57,21 @@ expect 0 "steps +20 of 20" "a wrapper and variables are given to every host" run
 printf 'h%d %d hello world heir 1\n' 1 0 2 1 3 2 >expected
 check "they are there, with OMP_NUM_THREADS" bash -c 'sort "$0" | diff expected -' "$work/wrapped"
 
+# ---- the doctor ----
+doctor() { on h1 "$lockstep" doctor --hostfile three --seconds 3 --run-dir . "$@"; }
+for host in h1 h2 h3; do link $host rate 100; done
+expect 0 "^ok +host +h2: 1 rank, clock" "doctor finds nothing wrong with three hosts alike" doctor --set launcher.ranks_per_node=1
+check "it measured every pair" bash -c "grep -cE '^ok +pair +h[123] - h[123]: [0-9]+ us, [0-9.]+ MB/s$' '$work/expect.log' | grep -qx 3"
+check "and all together" grep -qE "^ok +all-reduce +[0-9.]+ MB/s over all ranks" "$work/expect.log"
+link h3 rate 10
+expect 1 "^WRONG cluster +host h3 is slow: at most [0-9.]+ MB/s" "doctor names the host whose link is slow" doctor --set launcher.ranks_per_node=1
+check "with what to do" grep -q "fix: look at its cable" "$work/expect.log"
+check "and blames no other" bash -c "! grep -E '^WRONG' '$work/expect.log' | grep -vq 'host h3'"
+for host in h1 h2 h3; do link $host rate 0; done
+printf 'h1\nno-such-host\n' >unknown
+expect 1 "^WRONG way +to no-such-host: the name cannot be resolved" "doctor names a host that cannot be found" \
+    on h1 "$lockstep" doctor --hostfile unknown --seconds 1 --run-dir .
+
 # ---- what can be wrong ----
 on h3 mount -t tmpfs none "$work/shared"
 expect 4 "host h3 does not see the run directory $work/shared/unseen: there is no such folder" "a host without the run directory is named" \

@@ -39,9 +39,10 @@ static void test_even_clusters_have_no_finding(void **state) {
                                      "pair 1 2 latency_us 40 mbps 80\nallreduce mbps 50\nend\n"),
                         "");
     /* Two hosts cannot be told apart. */
-    assert_string_equal(judged("examine ranks 2 hosts 2\nhost 0 a ranks 1 clock_us 0 mbps 0\nhost 1 b ranks 1 clock_us 1 "
-                               "mbps 0\npair 0 1 latency_us 9000 mbps 1\nallreduce mbps 1\nend\n"),
-                        "");
+    assert_string_equal(
+        judged("examine ranks 2 hosts 2\nhost 0 a ranks 1 clock_us 0 mbps 0\nhost 1 b ranks 1 clock_us 1 "
+               "mbps 0\npair 0 1 latency_us 9000 mbps 1\nallreduce mbps 1\nend\n"),
+        "");
 }
 
 static void test_a_slow_host_is_named_and_not_its_links(void **state) {
@@ -70,10 +71,11 @@ static void test_late_hosts_and_links_are_named(void **state) {
 
 static void test_what_is_inside_a_host_is_judged_too(void **state) {
     (void)state;
-    assert_string_equal(judged("examine ranks 6 hosts 3\nhost 0 a ranks 2 clock_us 0 mbps 900\nhost 1 b ranks 2 clock_us "
-                               "7000000 mbps 800\nhost 2 c ranks 2 clock_us 0 mbps 100\nallreduce mbps 1\nend\n"),
-                        "host c is slow inside: all-reduce of its own ranks 100.0 MB/s, elsewhere 900.0\n"
-                        "the clock of host b is 7.0 s beside that of a\n");
+    assert_string_equal(
+        judged("examine ranks 6 hosts 3\nhost 0 a ranks 2 clock_us 0 mbps 900\nhost 1 b ranks 2 clock_us "
+               "7000000 mbps 800\nhost 2 c ranks 2 clock_us 0 mbps 100\nallreduce mbps 1\nend\n"),
+        "host c is slow inside: all-reduce of its own ranks 100.0 MB/s, elsewhere 900.0\n"
+        "the clock of host b is 7.0 s beside that of a\n");
 }
 
 static void test_what_is_cut_off_or_nonsense_is_not_taken(void **state) {

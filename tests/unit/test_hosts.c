@@ -92,8 +92,9 @@ static void test_slurm_lists_are_expanded(void **state) {
         {"n[1,3-4,9]x", "n1x:0 n3x:0 n4x:0 n9x:0"},
         {"r[1-2]n[1-2],z", "r1n1:0 r1n2:0 r2n1:0 r2n2:0 z:0"},
     };
-    static const char *const bad[] = {"",      "a,",     ",a",      "n[1-",     "n[1]]",           "n[[1]]",      "n[2-1]", "n[]x",
-                                      "n[1-]", "n[-1]", "n[a-b]", "n[1-2-3]", "n[0-99999999]", "n[1 2]", "n[,]"};
+    static const char *const bad[] = {"",     "a,",    ",a",    "n[1-",   "n[1]]",    "n[[1]]",        "n[2-1]",
+                                      "n[]x", "n[1-]", "n[-1]", "n[a-b]", "n[1-2-3]", "n[0-99999999]", "n[1 2]",
+                                      "n[,]"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         struct ls_hosts hosts = {0};
         if (ls_slurm_expand_hosts(texts[i][0], &hosts, &error) != LS_OK) fail_msg("%s", error.text);
@@ -138,12 +139,9 @@ static enum ls_code find(const struct variable *variables, int64_t ranks) {
 
 static void test_ranks_come_from_the_nearest_source(void **state) {
     (void)state;
-    static const struct variable job[] = {{"SLURM_JOB_ID", "7"},
-                                          {"SLURM_NTASKS", "5"},
-                                          {"SLURM_CPUS_PER_TASK", "3"},
-                                          {"SLURM_JOB_NODELIST", "n[1-2]"},
-                                          {"SLURM_TASKS_PER_NODE", "3,2"},
-                                          {NULL, NULL}};
+    static const struct variable job[] = {{"SLURM_JOB_ID", "7"},           {"SLURM_NTASKS", "5"},
+                                          {"SLURM_CPUS_PER_TASK", "3"},    {"SLURM_JOB_NODELIST", "n[1-2]"},
+                                          {"SLURM_TASKS_PER_NODE", "3,2"}, {NULL, NULL}};
     memset(&config, 0, sizeof config);
     assert_int_equal(find(NULL, 0), LS_OK);
     assert_int_equal(allocation.ranks, 1);
@@ -219,8 +217,9 @@ static void test_a_job_is_saved_before_its_end(void **state) {
     static const struct {
         const char *text;
         int64_t seconds;
-    } times[] = {{"3:04", 184},   {"02:03:04", 7384}, {"1-02:03:04", 93784}, {"0:00\n", 0}, {"UNLIMITED", -1}, {"INVALID", -1},
-                 {"", -1},        {"5", -1},          {"1-02:03", -1},       {"1:2:3:4", -1}, {"1:-2", -1},     {"1-2-3:4", -1}};
+    } times[] = {
+        {"3:04", 184}, {"02:03:04", 7384}, {"1-02:03:04", 93784}, {"0:00\n", 0},   {"UNLIMITED", -1}, {"INVALID", -1},
+        {"", -1},      {"5", -1},          {"1-02:03", -1},       {"1:2:3:4", -1}, {"1:-2", -1},      {"1-2-3:4", -1}};
     for (size_t i = 0; i < sizeof times / sizeof *times; i++)
         assert_int_equal(ls_slurm_parse_duration(times[i].text), times[i].seconds);
     slurm.end_time = 0;

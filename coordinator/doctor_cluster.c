@@ -20,8 +20,8 @@ static void show(struct ls_examination *examination, const struct ls_trial *tria
                          trial->hosts[pair->first].name, trial->hosts[pair->second].name, pair->latency_us, pair->mbps);
     }
     if (trial->pairs_count > PAIRS_SHOWN || trial->hosts_count > HOSTS_SHOWN)
-        ls_doctor_report(examination, LS_HEALTH_FINE, "more", NULL, "%d hosts and %d pairs in all",
-                         trial->hosts_count, trial->pairs_count);
+        ls_doctor_report(examination, LS_HEALTH_FINE, "more", NULL, "%d hosts and %d pairs in all", trial->hosts_count,
+                         trial->pairs_count);
     ls_doctor_report(examination, LS_HEALTH_FINE, "all-reduce", NULL, "%.1f MB/s over all ranks",
                      trial->allreduce_mbps);
 }
@@ -56,18 +56,17 @@ void ls_doctor_examine_cluster(struct ls_examination *examination, const struct 
         options.type = LS_LAUNCH_MPIRUN;
     }
     struct ls_trial trial = {0};
-    enum ls_code code =
-        ls_trial_run(&options, several ? examination->seconds : 0, PATIENCE_SECONDS, &trial, &error);
+    enum ls_code code = ls_trial_run(&options, several ? examination->seconds : 0, PATIENCE_SECONDS, &trial, &error);
     if (code != LS_OK) {
         ls_doctor_report(examination, LS_HEALTH_WRONG, "ranks",
-                         several ? "the name, the password-free login (ssh) and the firewall of each host; the same Open "
-                                   "MPI and lockstep-worker on all; the interface MPI uses (OMPI_MCA_btl_tcp_if_include)"
-                                 : "the mpirun in PATH must be that of the MPI this was built with",
+                         several
+                             ? "the name, the password-free login (ssh) and the firewall of each host; the same Open "
+                               "MPI and lockstep-worker on all; the interface MPI uses (OMPI_MCA_btl_tcp_if_include)"
+                             : "the mpirun in PATH must be that of the MPI this was built with",
                          "%lld ranks do not find each other: %s", (long long)options.ranks, error.text);
     } else {
         ls_doctor_report(examination, LS_HEALTH_FINE, "ranks", NULL, "%d found each other on %s in %.1f s", trial.ranks,
-                         several ? "all hosts" : "this host",
-                         trial.seconds - (several ? examination->seconds : 0));
+                         several ? "all hosts" : "this host", trial.seconds - (several ? examination->seconds : 0));
         if (several) show(examination, &trial);
         if (several) judge(examination, &trial);
     }

@@ -159,8 +159,8 @@ void ls_doctor_examine_gpus(struct ls_examination *examination) {
 /* Connects to a port of its own at `address`, as a rank of this host would. */
 static bool reaches_itself(const char *address, bool six) {
     struct sockaddr_storage name = {.ss_family = six ? AF_INET6 : AF_INET};
-    void *place = six ? (void *)&((struct sockaddr_in6 *)&name)->sin6_addr
-                      : (void *)&((struct sockaddr_in *)&name)->sin_addr;
+    void *place =
+        six ? (void *)&((struct sockaddr_in6 *)&name)->sin6_addr : (void *)&((struct sockaddr_in *)&name)->sin_addr;
     socklen_t size = six ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
     int listener = socket(name.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int caller = socket(name.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -221,8 +221,8 @@ void ls_doctor_examine_network(struct ls_examination *examination) {
                          list[i].text, speed, reached ? "" : ", but connections to it fail");
     }
     const bool known = ls_host_is_here(host);
-    ls_doctor_report(examination, fine_if(known && count > 0), "name", "put this host's name into DNS or /etc/hosts", "%s",
-                     host);
+    ls_doctor_report(examination, fine_if(known && count > 0), "name", "put this host's name into DNS or /etc/hosts",
+                     "%s", host);
     examine_hosts(examination);
 }
 
@@ -233,13 +233,19 @@ static const char *name_file_system(long type, bool *shared) {
         long type;
         const char *name;
         bool shared;
-    } known[] = {{EXT4_SUPER_MAGIC, "ext4", false},    {XFS_SUPER_MAGIC, "XFS", false},
-                 {BTRFS_SUPER_MAGIC, "btrfs", false},  {TMPFS_MAGIC, "tmpfs (in memory)", false},
+    } known[] = {{EXT4_SUPER_MAGIC, "ext4", false},
+                 {XFS_SUPER_MAGIC, "XFS", false},
+                 {BTRFS_SUPER_MAGIC, "btrfs", false},
+                 {TMPFS_MAGIC, "tmpfs (in memory)", false},
                  {OVERLAYFS_SUPER_MAGIC, "overlay (of a container)", false},
-                 {NFS_SUPER_MAGIC, "NFS", true},       {0x0BD00BD0, "Lustre", true},
-                 {0x47504653, "GPFS", true},           {0x19830326, "BeeGFS", true},
-                 {CEPH_SUPER_MAGIC, "CephFS", true},   {0x65735546, "FUSE", true},
-                 {0x01021997, "9p", true},             {0xFF534D42, "CIFS", true}};
+                 {NFS_SUPER_MAGIC, "NFS", true},
+                 {0x0BD00BD0, "Lustre", true},
+                 {0x47504653, "GPFS", true},
+                 {0x19830326, "BeeGFS", true},
+                 {CEPH_SUPER_MAGIC, "CephFS", true},
+                 {0x65735546, "FUSE", true},
+                 {0x01021997, "9p", true},
+                 {0xFF534D42, "CIFS", true}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i].type == type) {
             *shared = known[i].shared;
@@ -297,12 +303,12 @@ void ls_doctor_examine_files(struct ls_examination *examination) {
     const char *name = name_file_system((long)kind.f_type, &shared);
     const double seconds = try_file(full, &failed);
     ls_doctor_report(examination, fine_if(!failed), "files", "choose a --run-dir on a file system that can do this",
-                     failed ? "%s: the folder %s" : "%s, a small file lasts after %s%.1f ms", name, failed ? failed : "",
-                     seconds * 1e3);
+                     failed ? "%s: the folder %s" : "%s, a small file lasts after %s%.1f ms", name,
+                     failed ? failed : "", seconds * 1e3);
     if (examination->allocation.elsewhere && !shared)
-        ls_doctor_report(examination, LS_HEALTH_NOTED, "files", "choose a --run-dir that all hosts see (NFS, Lustre, ...)",
-                         "%s mostly belongs to one host alone, and there are others: a run will look before it starts",
-                         name);
+        ls_doctor_report(
+            examination, LS_HEALTH_NOTED, "files", "choose a --run-dir that all hosts see (NFS, Lustre, ...)",
+            "%s mostly belongs to one host alone, and there are others: a run will look before it starts", name);
 }
 
 /* ---- Slurm ---- */
@@ -320,7 +326,9 @@ void ls_doctor_examine_slurm(struct ls_examination *examination) {
     if (pipe) pclose(pipe);
     if (!allocation->slurm.job) {
         ls_doctor_report(examination, LS_HEALTH_FINE, "Slurm", NULL, "%s; this is no job",
-                         !answers ? "its commands are here, and no Slurm answers" : pmix ? "with pmix" : "without pmix");
+                         !answers ? "its commands are here, and no Slurm answers"
+                         : pmix   ? "with pmix"
+                                  : "without pmix");
         return;
     }
     struct ls_slurm slurm = allocation->slurm;

@@ -187,7 +187,7 @@ static void place(struct making *making) {
     const struct ls_launch_options *options = making->options;
     const struct ls_allocation *allocation = options->allocation;
     const bool several = making->hosts->count > 0;
-    const int64_t here = several ? largest_count(making) : options->ranks;
+    const int64_t largest = several ? largest_count(making) : options->ranks, here = largest > 0 ? largest : 1;
     making->threads = allocation->threads;
     if (making->threads == 0 && !allocation->elsewhere) {
         making->threads = options->cores / here;

@@ -59,7 +59,7 @@ void ls_network_describe(char *text, size_t size) {
 
 /* Connecting a datagram socket sends nothing and asks the kernel for the route. */
 static bool source_of(const struct sockaddr *to, socklen_t to_size, struct ls_address *source) {
-    struct sockaddr_storage own;
+    struct sockaddr_storage own = {.ss_family = AF_UNSPEC};
     socklen_t size = sizeof own;
     int probe = socket(to->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (probe < 0) return false;

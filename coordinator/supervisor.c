@@ -232,8 +232,8 @@ static void begin_kill(struct supervisor *supervisor) {
     ls_launch_ask_end(attempt->launcher);
 }
 
-/* The same at once: a broken attempt has nothing left to say, and the next one waits. The daemons that mpirun started on
- * other hosts end their ranks when it is gone; srun has to be asked, and is given time to pass that on. */
+/* The same at once: a broken attempt has nothing left to say, and the next one waits. The daemons that mpirun started
+ * on other hosts end their ranks when it is gone; srun has to be asked, and is given time to pass that on. */
 static void kill_now(struct supervisor *supervisor) {
     struct attempt *attempt = &supervisor->attempt;
     if (!attempt->launcher || attempt->gone) return;
@@ -404,8 +404,8 @@ static void read_signals(struct supervisor *supervisor) {
 /* A Slurm job knows when it ends: saves in time, whether a signal comes or not. */
 static void watch_job_time(struct supervisor *supervisor) {
     if (supervisor->save_wished_in_time || supervisor->ended) return;
-    const double left = ls_slurm_seconds_to_save(
-        &supervisor->allocation.slurm, supervisor->config->checkpoint.before_end_seconds, (double)time(NULL));
+    const double left = ls_slurm_seconds_to_save(&supervisor->allocation.slurm,
+                                                 supervisor->config->checkpoint.before_end_seconds, (double)time(NULL));
     if (left > 0) return;
     /* The limit may have been changed meanwhile. */
     const int64_t expected = supervisor->allocation.slurm.end_time;

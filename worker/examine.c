@@ -222,10 +222,11 @@ enum ls_code ls_examine(double seconds, FILE *out, struct ls_error *error) {
     examination.buffer = malloc(MESSAGE_BYTES);
     struct pair *pairs = calloc((size_t)rounds * hosts + 1, sizeof *pairs);
     struct host_result *results = calloc(hosts, sizeof *results);
-    int fine = examination.buffer && pairs && results, all_fine = 0;
+    const bool own_fine = examination.buffer && pairs && results;
+    int fine = own_fine, all_fine = 0;
     MPI_Allreduce(&fine, &all_fine, 1, MPI_INT, MPI_MIN, examination.all);
     enum ls_code code = LS_OK;
-    if (all_fine) {
+    if (own_fine && all_fine) {
         if (examination.rank == 0) fprintf(out, "examine ranks %d hosts %d\n", examination.size, examination.hosts);
         if (seconds > 0) measure(&examination, seconds, pairs, results, rounds, out);
         if (examination.rank == 0) fprintf(out, "end\n");

@@ -230,9 +230,8 @@ static int examine(double seconds, const struct ls_placement *placement) {
 }
 
 int main(int argc, char **argv) {
-    struct arguments arguments = {.coordinator = getenv("LOCKSTEP_COORDINATOR"),
-                                  .key = getenv("LOCKSTEP_KEY_FILE"),
-                                  .examine_seconds = NAN};
+    struct arguments arguments = {
+        .coordinator = getenv("LOCKSTEP_COORDINATOR"), .key = getenv("LOCKSTEP_KEY_FILE"), .examine_seconds = NAN};
     const struct argp argp = {options, parse_option, NULL, "One rank of a training run, started by mpirun or srun.",
                               NULL,    NULL,         NULL};
     argp_err_exit_status = LS_USAGE;

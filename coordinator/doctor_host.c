@@ -117,7 +117,6 @@ void ls_doctor_examine_host(struct ls_examination *examination) {
 static void examine_libraries(struct ls_examination *examination) {
     const struct ls_nccl *nccl;
     const struct ls_cublaslt *cublaslt;
-    const struct ls_cudnn *cudnn;
     struct ls_error error;
     static const char fix[] = "install it, or name its folder in LOCKSTEP_CUDA_LIBRARIES";
     if (ls_library_nccl(&nccl, &error) == LS_OK)
@@ -128,11 +127,6 @@ static void examine_libraries(struct ls_examination *examination) {
         ls_doctor_report(examination, LS_HEALTH_FINE, "cuBLASLt", NULL, "%s, %s", cublaslt->version, cublaslt->path);
     else
         ls_doctor_report(examination, LS_HEALTH_WRONG, "cuBLASLt", fix, "%s", error.text);
-    if (ls_library_cudnn(&cudnn, &error) == LS_OK)
-        ls_doctor_report(examination, LS_HEALTH_FINE, "cuDNN", NULL, "%s, %s", cudnn->version, cudnn->path);
-    else
-        ls_doctor_report(examination, LS_HEALTH_NOTED, "cuDNN", "install it: attention is slower without", "%s",
-                         error.text);
 }
 #endif
 

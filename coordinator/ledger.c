@@ -447,7 +447,7 @@ static void find_extremes(const struct count *count, struct ls_ledger_use *use) 
 
 enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, const struct ls_order *order, const uint64_t *samples,
                                  int sources, struct ls_ledger_use *use, struct ls_error *error) {
-    struct count count[LS_ORDER_SOURCES_MAX] = {{NULL}};
+    struct count count[LS_ORDER_SOURCES_MAX] = {{.used = NULL}};
     enum ls_code code = LS_OK;
     for (int i = 0; i < sources && code == LS_OK; i++) {
         use[i] = (struct ls_ledger_use){.samples = samples[i]};

@@ -61,7 +61,7 @@ struct ls_progress_record {
     _Atomic uint64_t host_collective, host_collective_done; /* on the host */
     _Atomic uint64_t phase;                                 /* enum ls_phase; a reader takes any value */
     _Atomic uint64_t exit_code;                             /* UINT64_MAX while the rank runs */
-    _Atomic uint64_t gpu;                                   /* the device it computes on, UINT64_MAX: none */
+    _Atomic uint64_t gpu; /* PCI domain << 32 | bus << 16 | device << 8 | function of its GPU, UINT64_MAX: none */
     _Atomic uint64_t reported_ns;  /* CLOCK_MONOTONIC: when its reporter last looked around (worker/reporter.h) */
     _Atomic uint64_t operations;   /* so many so far; number i is in the ring at i % LS_PROGRESS_OPERATIONS */
     _Atomic uint64_t attempt_over; /* 1 + the exit code once its reporter heard that the attempt is over, else 0 */

@@ -227,7 +227,7 @@ static void fill_rank(const struct ls_stall *stall, int64_t rank, struct ls_verd
                                    .gone = is_gone(entry),
                                    .host = entry->host,
                                    .pid = (int64_t)entry->pid,
-                                   .gpu = entry->seen && entry->gpu < INT32_MAX ? (int64_t)entry->gpu : -1,
+                                   .gpu = entry->seen && entry->gpu <= INT64_MAX ? (int64_t)entry->gpu : -1,
                                    .phase = entry->seen ? entry->phase : (uint64_t)LS_PHASE_LOAD,
                                    .step = entry->step,
                                    .micro_batch = entry->micro_batch,

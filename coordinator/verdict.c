@@ -237,7 +237,10 @@ static void tell_culprit(const struct ls_verdict_scene *scene, struct ls_verdict
     const size_t size = sizeof verdict->text;
     char place[96], gpu[32] = "";
     tell_place(rank, place, sizeof place);
-    if (rank->gpu >= 0) snprintf(gpu, sizeof gpu, ", GPU %lld", (long long)rank->gpu);
+    const uint64_t bus = (uint64_t)rank->gpu;
+    if (rank->gpu >= 0)
+        snprintf(gpu, sizeof gpu, ", GPU %04x:%02x:%02x.%x", (unsigned)(bus >> 32), (unsigned)(bus >> 16 & 0xff),
+                 (unsigned)(bus >> 8 & 0xff), (unsigned)(bus & 0xff));
     snprintf(text, size, "no progress for %.0f s, pid %lld%s, %s", verdict->seconds, (long long)rank->pid, gpu, place);
     if (rank->look.text[0]) append(text, size, ": %s", rank->look.text);
     tell_waiting(verdict, text, size);

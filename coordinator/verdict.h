@@ -25,7 +25,7 @@ struct ls_verdict_rank {
     bool known;       /* there is a record of it */
     bool gone;        /* its process has ended: not judged here */
     int host;         /* index of its host; of an unknown rank -1 */
-    int64_t pid, gpu; /* gpu -1: none */
+    int64_t pid, gpu; /* gpu: as in struct ls_progress_record, -1: none */
     uint64_t phase;   /* enum ls_phase; anything else is taken for the last one */
     uint64_t step, micro_batch, block;
     uint64_t collective, collective_done, host_collective, host_collective_done;

@@ -283,7 +283,13 @@ static enum ls_code prepare(struct ls_worker *worker, const char *yaml, struct l
     if (!code) code = ls_corpus_resolve_vocab(worker->corpus, &worker->config, error);
     if (code) return code;
     ls_config_digest(&worker->config, worker->config_digest);
-    return ls_gpus_open(&worker->config, worker->comm, threads_of(worker), &worker->device, error);
+    code = ls_gpus_open(&worker->config, worker->comm, threads_of(worker), &worker->device, error);
+    unsigned domain, bus, slot, function;
+    if (!code && worker->record &&
+        sscanf(ls_device_info(worker->device)->bus_id, "%x:%x:%x.%x", &domain, &bus, &slot, &function) == 4)
+        atomic_store_explicit(&worker->record->gpu, (uint64_t)domain << 32 | bus << 16 | slot << 8 | function,
+                              memory_order_relaxed);
+    return code;
 }
 
 static enum ls_code check_gpus(struct ls_worker *worker, struct ls_error *error) {

@@ -295,13 +295,13 @@ static void one_rank_alone_can_stall(void **unused) {
     stage.scene.ranks_count = 1;
     stage.ranks[0].collective = stage.ranks[0].collective_done = 0;
     stage.ranks[0].look.state = 'D';
-    stage.ranks[0].gpu = 3;
+    stage.ranks[0].gpu = 0x3b0000;
     snprintf(stage.ranks[0].look.text, LS_PROCESS_TEXT_BYTES, "it waits without interrupt in nfs_wait");
     struct ls_verdict verdict = judge(&stage);
     assert_int_equal(verdict.kind, LS_VERDICT_STUCK);
     assert_int_equal(verdict.rank, 0);
     assert_string_equal(verdict.waiting, "");
-    assert_says(&verdict, "pid 100, GPU 3");
+    assert_says(&verdict, "pid 100, GPU 0000:3b:00.0");
     assert_says(&verdict, "nfs_wait");
 }
 

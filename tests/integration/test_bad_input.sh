@@ -6,7 +6,7 @@ run() { timeout 120 "$lockstep" run "$config" --run-dir "$work/$1" "${@:2}"; }
 
 # --- configuration
 expect 2 'Did you mean train\.steps' "an unknown key names the nearest known one" run a --set train.stepz=3
-expect 2 'unknown key gpu\.share' "a key of a later release is refused by name" run a --set gpu.share=true
+expect 2 'unknown key zero\.offload' "a key that there is not is refused by name" run a --set zero.offload=true
 expect 2 'global_batch_size.*(1|at least)' "a value out of range names the key and the range" run a --set train.global_batch_size=0
 expect 2 'num_attention_heads: found 3, which does not divide' "heads that do not divide the width are refused" run a --set model.num_attention_heads=3
 expect 2 '2 sequences cannot feed 3 ranks' "a step needs a sequence for every rank" run a -n 3 --set train.global_batch_size=2 --set train.micro_batch_size=1

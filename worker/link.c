@@ -116,6 +116,12 @@ enum ls_code ls_link_open(const char *endpoints, const struct ls_key *key, int b
     return code;
 }
 
+bool ls_link_is_loopback(const char *endpoints) {
+    for (const char *at = endpoints; at; at = strchr(at, ','), at = at ? at + 1 : NULL)
+        if (strncmp(at, "tcp://127.", 10) != 0 && strncmp(at, "tcp://[::1]", 11) != 0) return false;
+    return true;
+}
+
 void ls_link_close(struct ls_link *link) {
     if (!link) return;
     if (link->monitor) zmq_close(link->monitor);

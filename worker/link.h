@@ -32,6 +32,8 @@ void *ls_link_monitor(struct ls_link *link);
 /* To be called at least a few times a second: reads the monitor, and goes on to the next address when the present one
  * has not answered. Fills *state; returns true when it has changed. */
 bool ls_link_turn(struct ls_link *link, struct ls_link_state *state);
+/* True when every address is this host's own to itself, 127.*. or ::1. */
+bool ls_link_is_loopback(const char *endpoints);
 /* Takes NULL. */
 void ls_link_close(struct ls_link *link);
 

@@ -116,13 +116,23 @@ static void keep_log_here(const struct ls_worker *worker, struct ls_error *error
              path);
 }
 
+/* True when this is not the host of rank 0. */
+static bool elsewhere(const struct ls_worker *worker) {
+    return worker->rank != 0 && ls_comm_local_size(worker->comm) < ls_comm_size(worker->comm);
+}
+
 /* What every host has to have, before it makes anything: a way to the coordinator, and the run directory. Its first
  * rank looks. */
 static enum ls_code check_host(struct ls_worker *worker, struct ls_error *error) {
     struct ls_error own = {.code = LS_OK};
     enum ls_code code = ls_comm_broadcast(worker->comm, &worker->key, sizeof worker->key, 0, error);
     if (!code && ls_comm_local_rank(worker->comm) == 0) {
-        if (worker->rank != 0) ls_link_probe(worker->options.endpoints, &worker->key, patience_of(worker), &own);
+        if (ls_link_is_loopback(worker->options.endpoints) && elsewhere(worker))
+            ls_log(LS_LOG_WARNING, "this host is not one that the coordinator knew of (launcher.arguments?), and it "
+                                   "listens for its own host only: it hears nothing from here but through rank 0. Use "
+                                   "--hostfile");
+        else if (worker->rank != 0)
+            ls_link_probe(worker->options.endpoints, &worker->key, patience_of(worker), &own);
         if (!own.code &&
             ls_run_token_check(worker->welcome.run_directory, worker->welcome.token, TOKEN_SECONDS, &own) != LS_OK)
             keep_log_here(worker, &own);

@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "worker/comm/nccl_environment.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,6 +92,7 @@ enum ls_code ls_gpus_check(const struct ls_config *config, struct ls_comm *comm,
     if (!places) ls_fail(&own, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the devices of %d ranks", size);
     enum ls_code code = ls_comm_agree(comm, &own, &failed_rank, error);
     if (!code) code = ls_comm_gather_bytes(comm, &mine, sizeof mine, places, error);
+    assert(code || places);
     int same = 0;
     for (int second = 0; second < size && !code; second++) {
         /* With rank 0 for the kind of device, with the ranks of the same host for the GPU. */

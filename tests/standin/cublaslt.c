@@ -46,8 +46,9 @@ cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
 }
 
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *out, cublasComputeType_t compute, cudaDataType_t scale) {
-    struct description *made = calloc(1, sizeof *made);
     if (scale != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
+    struct description *made = calloc(1, sizeof *made);
+    if (!made) return CUBLAS_STATUS_ALLOC_FAILED;
     made->compute = compute;
     made->epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     *out = (cublasLtMatmulDesc_t)made;

@@ -24,9 +24,13 @@ static cudaError_t (*const kernels[LS_OP_COUNT])(const void *arguments, cudaStre
 };
 
 /* The kernels' list lacks the product alone, which is a library's. */
-#define X(name) +1
-_Static_assert(0 LS_CUDA_OPERATIONS(X) + 1 == LS_OP_COUNT, "every operation has a kernel");
+enum {
+#define X(name) KERNEL_##name,
+    LS_CUDA_OPERATIONS(X)
 #undef X
+        KERNEL_COUNT
+};
+_Static_assert(KERNEL_COUNT + 1 == LS_OP_COUNT, "every operation has a kernel");
 
 static struct ls_cuda_device *cuda_device(struct ls_device *device) {
     return (struct ls_cuda_device *)device;

@@ -10,6 +10,7 @@
 #include "worker/device/cuda/kernels.h"
 #include "worker/device/cuda/stream.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -323,6 +324,7 @@ void ls_cuda_gemm(struct ls_cuda_gemm *gemm, struct ls_stream *stream, const str
     }
     take_workspace(gemm, stream);
     enum ls_code code = plan_product(gemm, op, &product, &error);
+    assert(code || product); /* without an epilogue nothing is refused */
     if (!code) code = multiply(gemm, ls_cuda_stream(stream), product, &product->algorithm, op, &error);
     if (code)
         ls_cuda_stream_fail(stream, &error);
@@ -367,8 +369,10 @@ static enum ls_code choose_one(struct ls_cuda_gemm *gemm, cudaStream_t stream, c
     float times[WAYS];
     enum ls_code code = plan_product(gemm, op, &product, error);
     if (code) return code;
+    assert(product);
     cublasStatus_t status = propose(gemm, product, proposals, &count);
     if (status) return library_failed(gemm, status, "cublasLtMatmulAlgoGetHeuristic", &product->shape, error);
+    assert(count > 0);
     for (int way = 0; way < count; way++) {
         times[way] = measure(gemm, stream, events, product, &proposals[way].algo, op);
         if (times[way] < times[best]) best = way;
@@ -456,6 +460,6 @@ void ls_cuda_gemm_destroy(struct ls_cuda_gemm *gemm) {
     if (gemm->library) clear_products(gemm);
     if (gemm->passed) cudaEventDestroy(gemm->passed);
     if (gemm->workspace) cudaFree(gemm->workspace);
-    if (gemm->handle) gemm->library->cublasLtDestroy(gemm->handle);
+    if (gemm->library && gemm->handle) gemm->library->cublasLtDestroy(gemm->handle);
     free(gemm);
 }

@@ -47,7 +47,7 @@
 
 enum { LS_LIBRARY_PATH_MAX = 512 };
 
-#define X(name) __typeof__(&(name)) name;
+#define X(name) __typeof__ (&(name))(name);
 struct ls_cublaslt {
     char path[LS_LIBRARY_PATH_MAX], version[24];
     LS_CUBLASLT_FUNCTIONS(X)

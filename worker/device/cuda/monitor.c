@@ -57,7 +57,7 @@ static void look(struct ls_cuda_monitor *monitor, const struct nvml *nvml, void 
 
 static void *watch(void *argument) {
     struct ls_cuda_monitor *monitor = argument;
-    struct nvml nvml;
+    struct nvml nvml = {0};
     void *gpu = open_nvml(monitor->device->info.bus_id, &nvml);
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);

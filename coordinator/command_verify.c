@@ -55,7 +55,8 @@ static void print_quarantine(const struct ls_run_ledger *run) {
     size_t count;
     const struct ls_ledger_quarantine *bad = ls_ledger_quarantined(run->ledger, &count);
     for (size_t i = 0; i < count; i++)
-        printf("skipped     sequences %lld to %lld: step %lld of attempt %lld was not finite with them "
+        printf("skipped     sequences %lld to %lld: step %lld of attempt %lld was not finite with them, or its loss "
+               "spiked "
                "(fault.nonfinite: rollback)\n",
                (long long)bad[i].from, (long long)bad[i].to - 1, (long long)bad[i].step, (long long)bad[i].attempt);
 }

@@ -246,8 +246,8 @@ static void show_bill(struct ls_console *console, const struct ls_metrics_summar
             ls_console_print(console, "    %-18s %10.1f s  %5.1f %%", ls_bill_name((enum ls_bill_row)i),
                              summary->bill[i], percent(summary->bill[i], wall));
     for (int i = 0; i < summary->advice_count; i++)
-        ls_console_print(console, "  %s %s (about %.1f s less)", i ? "         " : "to save it", summary->advice[i].text,
-                         summary->advice[i].seconds);
+        ls_console_print(console, "  %s %s (about %.1f s less)", i ? "         " : "to save it",
+                         summary->advice[i].text, summary->advice[i].seconds);
 }
 
 void ls_console_show_summary(struct ls_console *console, const struct ls_metrics_summary *summary) {

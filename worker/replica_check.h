@@ -5,8 +5,8 @@
  *     stage 3         slices: a copy in each of zero.replicas groups of ranks
  *
  * At stages 1 and 2 the parameters are gathered anew after each update from the ranks that own them, so within a group
- * of ranks only what came wrong is found, not what was updated wrong; between groups both are. In bf16 and fp16 it is the
- * parameters that blocks compute with: a wrong master shows when it reaches them. */
+ * of ranks only what came wrong is found, not what was updated wrong; between groups both are. In bf16 and fp16 it is
+ * the parameters that blocks compute with: a wrong master shows when it reaches them. */
 #ifndef LS_WORKER_REPLICA_CHECK_H
 #define LS_WORKER_REPLICA_CHECK_H
 

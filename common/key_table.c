@@ -282,7 +282,8 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "what starts the workers; auto: mpirun, in a Slurm allocation what works there of srun and mpirun; "
                 "none: somebody else does"},
     {"launcher.ranks", INTEGER(1, 1 << 20), FIELD(launcher.ranks), .otherwise = "auto", .standard = "auto",
-     .meaning = "workers to start; auto: Slurm's tasks, else the slots of the hostfile, else 1",
+     .meaning =
+         "workers to start; auto: Slurm's tasks, else the slots of the hostfile, else the GPUs of this host, else 1",
      .elsewhere = "world_size num_workers nproc"},
     {"launcher.ranks_per_node", INTEGER(1, 4096), FIELD(launcher.ranks_per_node), .otherwise = "auto",
      .standard = "auto", .meaning = "largest number of workers on one host; auto: Slurm's or the hostfile's",

@@ -1,6 +1,7 @@
 /* From four sources to one answer. */
 #include "coordinator/allocation.h"
 
+#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -42,12 +43,39 @@ static enum ls_code check_slurm(const struct ls_config *config, const struct ls_
     return LS_OK;
 }
 
-static enum ls_code find_ranks(const struct ls_config *config, int64_t ranks, struct ls_allocation *allocation,
-                               struct ls_error *error) {
+/* GPUs of this host that ranks may be started for: by CUDA_VISIBLE_DEVICES, else those of the driver. Not by CUDA,
+ * which would not survive the forks to come. */
+static int64_t count_gpus(const struct ls_config *config, char *(*get)(const char *)) {
+#ifdef LS_CUDA
+    const char *visible = get("CUDA_VISIBLE_DEVICES");
+    DIR *driver = config->device == LS_DEVICE_CPU ? NULL : opendir("/proc/driver/nvidia/gpus");
+    int64_t count = 0;
+    if (!driver) return 0;
+    for (const struct dirent *entry; (entry = readdir(driver));) count += entry->d_name[0] != '.';
+    closedir(driver);
+    if (!visible) return count;
+    int64_t named = *visible != 0;
+    for (const char *at = visible; (at = strchr(at, ',')); at++) named++;
+    return named < count ? named : count;
+#else
+    (void)config;
+    (void)get;
+    return 0;
+#endif
+}
+
+static enum ls_code find_ranks(const struct ls_config *config, int64_t ranks, char *(*get)(const char *),
+                               struct ls_allocation *allocation, struct ls_error *error) {
     const int64_t per_node = allocation->ranks_per_node = config->launcher.ranks_per_node;
     allocation->ranks = ranks ? ranks : config->launcher.ranks;
     const bool hosts = allocation->hosts.count > 0;
-    const int64_t room = hosts ? ls_hosts_room(&allocation->hosts, per_node, NULL, 0) : per_node ? per_node : 1;
+    const int64_t gpus = allocation->slurm.tasks && allocation->by_slurm ? 0 : count_gpus(config, get);
+    for (int i = 0; gpus > 0 && !allocation->by_slurm && i < allocation->hosts.count; i++)
+        if (!allocation->hosts.list[i].slots) allocation->hosts.list[i].slots = gpus;
+    const int64_t room = hosts      ? ls_hosts_room(&allocation->hosts, per_node, NULL, 0)
+                         : per_node ? per_node
+                         : gpus     ? gpus
+                                    : 1;
     if (!allocation->ranks) allocation->ranks = room;
     /* A Slurm job without --ntasks says nothing of ranks: -n is dealt evenly over its hosts. */
     if (allocation->by_slurm && !allocation->slurm.tasks && !per_node)
@@ -72,7 +100,7 @@ enum ls_code ls_allocation_find(const struct ls_config *config, int64_t ranks, c
     memset(allocation, 0, sizeof *allocation);
     enum ls_code code = find_hosts(hostfile, get, allocation, error);
     if (code == LS_OK) code = check_slurm(config, &allocation->slurm, hostfile, error);
-    if (code == LS_OK) code = find_ranks(config, ranks, allocation, error);
+    if (code == LS_OK) code = find_ranks(config, ranks, get, allocation, error);
     if (code != LS_OK) return code;
     allocation->threads =
         config->launcher.threads_per_rank ? config->launcher.threads_per_rank : allocation->slurm.cpus_per_task;

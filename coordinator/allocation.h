@@ -21,9 +21,10 @@ struct ls_allocation {
     int64_t threads;        /* of a rank: launcher.threads_per_rank, else Slurm's --cpus-per-task; 0: not said */
 };
 
-/* Finds it. `ranks` is -n (0: launcher.ranks, else Slurm's tasks, else the slots of the hosts, else 1), `hostfile` may
- * be NULL, `get` is getenv or a test's stand-in. LS_USAGE: the hostfile, Slurm's variables, ranks that do not fit, srun
- * outside Slurm, one of several `lockstep run` that srun started. The caller releases in either case. */
+/* Finds it. `ranks` is -n (0: launcher.ranks, else Slurm's tasks, else the slots of the hosts, else GPUs, else 1),
+ * `hostfile` may be NULL, `get` is getenv or a test's stand-in. LS_USAGE: the hostfile, Slurm's variables, ranks that
+ * do not fit, srun outside Slurm, one of several `lockstep run` that srun started. The caller releases in either case.
+ */
 enum ls_code ls_allocation_find(const struct ls_config *config, int64_t ranks, const char *hostfile,
                                 char *(*get)(const char *name), struct ls_allocation *allocation,
                                 struct ls_error *error);

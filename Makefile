@@ -81,6 +81,7 @@ $(BUILD)/cuda-home: FORCE
 	@mkdir -p $(@D)
 	@echo "$(CUDA_HOME)" | cmp -s - $@ || echo "$(CUDA_HOME)" >$@
 FORCE:
+$(BUILD)/coordinator/doctor_host.o: $(BUILD)/cuda-home
 
 $(BUILD)/generated/common/wire.pb-c.c $(BUILD)/generated/common/wire.pb-c.h &: common/wire.proto
 	@mkdir -p $(BUILD)/generated

@@ -158,6 +158,15 @@ agrees "gpu.share lets two ranks train on one GPU" cpu-gpt2-fp32 shared 2e-6
 LS_STANDIN_DRIVER=0 train auto gpt2 1 0 fp32 --set device=auto
 same "device: auto trains on CPUs where there is no driver" cpu-gpt2-fp32 auto
 
+if [ "$LS_TEST_LONG" = 1 ]; then
+    make -s -j2 BUILD=build/asan OPTIMISE='-O1 -DLS_DEBUG' \
+        SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' \
+        build/asan/emulator/lockstep build/asan/emulator/lockstep-worker >"$work/make.log" 2>&1 || tail -n 5 "$work/make.log"
+    expect 0 "steps +$steps of $steps" "under the address and undefined behaviour sanitizers two ranks train at stage 3" \
+        env LOCKSTEP_CUDA_LIBRARIES="$PWD/build/asan/emulator/lib" ASAN_OPTIONS=detect_leaks=0 LS_STANDIN_DEVICES=2 LS_STANDIN_ORDER=lazy \
+        build/asan/emulator/lockstep run "$work/gpt2.yaml" -n 2 --run-dir "$work/asan" --set zero.stage=3 --set precision=bf16
+fi
+
 # The real program, with CUDA built in: CPUs where no CUDA library is at all.
 expect 2 "no NVIDIA driver is loaded|shows no GPU" "the program built with CUDA says why there is no GPU" \
     "$lockstep" run "$work/gpt2.yaml" -n 1 --run-dir "$work/real" # on a host without GPUs

@@ -35,7 +35,7 @@ CPPFLAGS += -DLS_CUDA -isystem $(CUDA_HOME)/include
 CUDA_OBJECTS := $(patsubst %.cu,$(BUILD)/%.cu.o,$(wildcard worker/device/cuda/*.cu))
 CUDA_LIBRARY := $(BUILD)/libcuda-kernels.a
 CUDA_LDLIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
-LEFT_OUT := worker/device/without_cuda.c
+LEFT_OUT := worker/device/without_cuda.c worker/comm/without_nccl.c
 else
 LEFT_OUT := $(wildcard worker/device/cuda/*.c) worker/comm/nccl.c worker/comm/nccl_team.c
 endif

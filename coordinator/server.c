@@ -172,12 +172,12 @@ static void watch(struct ls_server *server) {
     }
 }
 
-/* The event of a stall, for programs; the line for people is that of the fault. */
+/* The event of a stall, for programs (`dump` NULL: there is none); the line for people is that of the fault. */
 static void tell_stall(struct ls_server *server, const struct ls_verdict *verdict, const char *dump) {
-    char line[PATH_MAX + 64];
-    snprintf(line, sizeof line, "what every rank did last is in %s", dump);
+    char line[PATH_MAX + 64] = "what every rank did last could not be written";
+    if (dump) snprintf(line, sizeof line, "what every rank did last is in %s", dump);
     json_t *fields =
-        json_pack("{s:s, s:i, s:s, s:s, s:f, s:I, s:b, s:s, s:s, s:s}", "verdict", ls_verdict_name(verdict->kind),
+        json_pack("{s:s, s:i, s:s, s:s, s:f, s:I, s:b, s:s, s:s?, s:s}", "verdict", ls_verdict_name(verdict->kind),
                   "rank", verdict->rank, "host", ls_stall_host(server->stall, verdict->host), "phase", verdict->phase,
                   "seconds", verdict->seconds, "collective", (json_int_t)verdict->collective, "collective_on_host",
                   verdict->collective_on_host, "waiting", verdict->waiting, "dump", dump, "text", line);
@@ -196,9 +196,9 @@ static void watch_progress(struct ls_server *server) {
     ls_core_read_status(server->run->machine, &status);
     const bool joined = status.ranks_joined == status.world_size;
     if (!server->stall || !ls_stall_poll(server->stall, server_now_ms(), joined, &verdict)) return;
-    if (ls_stall_dump(server->stall, &verdict, path, sizeof path, &error) != LS_OK)
-        ls_log(LS_LOG_WARNING, "%s", error.text);
-    tell_stall(server, &verdict, path);
+    const bool dumped = ls_stall_dump(server->stall, &verdict, path, sizeof path, &error) == LS_OK;
+    if (!dumped) ls_log(LS_LOG_WARNING, "%s", error.text);
+    tell_stall(server, &verdict, dumped ? path : NULL);
     char text[LS_CORE_TEXT_BYTES];
     const bool of_one = verdict.kind != LS_VERDICT_NETWORK && verdict.kind != LS_VERDICT_DEADLOCK;
     const char *host = ls_stall_host(server->stall, verdict.host);

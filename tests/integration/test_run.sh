@@ -186,6 +186,13 @@ check "the console tells the cause, the restart and how long it took" \
 check "every step is there in the end, and its samples are the ledger's" \
     bash -c "[ '$(digests mended | wc -l)' = 900 ] && lockstep verify mended --deep"
 
+begin used -n 2 --set fault.max_restarts=1
+kill -9 "$(worker_pids used | head -n 1)"
+while [ "$(grep -c '"event":"recovered"' used/metrics.jsonl)" -lt 1 ] && kill -0 $supervisor 2>/dev/null; do sleep 0.05; done
+kill -9 "$(worker_pids used | tail -n 1)"
+ends 6 "rank 1 on .* was lost" "when the restarts are used up, the run ends with the code of the last cause" used
+check "and says so" grep -q "1 restart without progress is used up (fault.max_restarts)" used.err
+
 begin orphan -n 2
 kill -9 $supervisor
 wait $supervisor 2>/dev/null

@@ -252,6 +252,55 @@ static void recovery_puts_a_superseded_folder_back_when_its_replacement_never_ca
     harness_remove(run);
 }
 
+static bool has(const char *run, const char *name) {
+    char path[LS_CHECKPOINT_PATH_MAX];
+    snprintf(path, sizeof path, "checkpoints/%s", name);
+    return access(harness_path(run, path), F_OK) == 0;
+}
+
+static void a_rejected_checkpoint_is_none_and_stays_until_a_later_one_is_kept(void **unused) {
+    (void)unused;
+    char *run = harness_folder();
+    save(run, 10, 1);
+    save(run, 20, 1);
+    save(run, 30, 1);
+    expect_ok(ls_checkpoint_reject(run, "step-00000030", 2, error));
+    assert_int_equal(newest(run, NULL), 20);
+    assert_true(has(run, "step-00000030.rejected-a2"));
+    expect_ok(ls_checkpoint_recover(run, 2, error)); /* does not bring it back */
+    assert_int_equal(newest(run, NULL), 20);
+    expect_text(harness_path(run, "latest"), "step-00000020\n");
+    expect_ok(ls_retention_prune(run, 20, &(struct ls_retention){.keep = 3}, error));
+    assert_true(has(run, "step-00000030.rejected-a2"));
+    save(run, 30, 2);                                                /* the step comes again */
+    expect_ok(ls_checkpoint_reject(run, "step-00000030", 2, error)); /* and is rejected again: the first makes room */
+    assert_int_equal(newest(run, NULL), 20);
+    save(run, 40, 3);
+    expect_ok(ls_retention_prune(run, 40, &(struct ls_retention){.keep = 3}, error));
+    assert_false(has(run, "step-00000030.rejected-a2"));
+    assert_true(has(run, "step-00000010") && has(run, "step-00000020") && has(run, "step-00000040"));
+    assert_int_equal(ls_checkpoint_reject(run, "../elsewhere", 2, error), LS_CHECKPOINT);
+    assert_int_equal(ls_checkpoint_reject(run, "step-00000030.rejected-a2", 2, error), LS_CHECKPOINT);
+    harness_remove(run);
+}
+
+static void all_from_a_step_on_are_rejected_superseded_ones_too(void **unused) {
+    (void)unused;
+    char *run = harness_folder();
+    save(run, 10, 1);
+    save(run, 20, 1);
+    save(run, 20, 2); /* puts the first aside */
+    save(run, 30, 2);
+    assert_true(has(run, "step-00000020.superseded-a2"));
+    expect_ok(ls_checkpoint_reject_from(run, 20, 3, error));
+    expect_ok(ls_checkpoint_recover(run, 3, error));
+    assert_int_equal(newest(run, NULL), 10);
+    assert_false(has(run, "step-00000020") || has(run, "step-00000030") || has(run, "step-00000020.superseded-a2"));
+    expect_ok(ls_checkpoint_reject_from(run, 20, 3, error)); /* again: nothing is left to do */
+    assert_int_equal(newest(run, NULL), 10);
+    harness_remove(run);
+}
+
 static void recovery_keeps_the_build_folders_of_the_living_attempt(void **unused) {
     (void)unused;
     char *run = harness_folder(), old[LS_CHECKPOINT_PATH_MAX], living[LS_CHECKPOINT_PATH_MAX];
@@ -441,6 +490,8 @@ int main(void) {
         cmocka_unit_test(what_an_earlier_try_left_is_not_in_the_commit),
         cmocka_unit_test(a_second_save_of_a_step_puts_the_first_aside),
         cmocka_unit_test(recovery_puts_a_superseded_folder_back_when_its_replacement_never_came),
+        cmocka_unit_test(a_rejected_checkpoint_is_none_and_stays_until_a_later_one_is_kept),
+        cmocka_unit_test(all_from_a_step_on_are_rejected_superseded_ones_too),
         cmocka_unit_test(recovery_keeps_the_build_folders_of_the_living_attempt),
         cmocka_unit_test(pruning_keeps_the_newest_and_what_lies_above),
         cmocka_unit_test(what_has_a_reason_to_stay_stays),

@@ -117,6 +117,45 @@ static void test_notes_are_told_in_their_place_and_not_kept(void **state) {
     close(wake);
 }
 
+static void test_a_new_attempt_comes_with_its_record_and_history_has_what_matters(void **state) {
+    (void)state;
+    struct ls_journal *journal = open_journal();
+    int observed = 0, wake = eventfd(0, 0);
+    uint32_t generation;
+    struct ls_journal_attempt first = {.attempt = 1, .world_size = 3}, found;
+    assert_int_equal(ls_journal_begin_attempt(journal, &first, NULL), LS_OK);
+    assert_int_equal(ls_journal_begin_generation(journal, 1, &generation, NULL), LS_OK);
+    assert_int_equal(ls_journal_start(journal, generation, wake, count_entry, &observed, NULL), LS_OK);
+    struct ls_journal_entry step = step_entry(1, generation, 1, 1);
+    struct ls_journal_entry fault = {
+        .record = {.kind = LS_RECORD_FAULT, .attempt = 1, .generation = generation, .sequence = 2}};
+    struct ls_journal_entry begun = {
+        .record = {.kind = LS_RECORD_ATTEMPT, .attempt = 2, .generation = generation, .sequence = 3}};
+    begun.attempt = calloc(1, sizeof *begun.attempt);
+    *begun.attempt = (struct ls_journal_attempt){.attempt = 2, .world_size = 2, .start_step = 7, .optimizer_steps = 6};
+    struct ls_journal_entry second = step_entry(2, generation, 8, 4);
+    ls_journal_append(journal, &step);
+    ls_journal_append(journal, &fault);
+    ls_journal_append(journal, &begun);
+    ls_journal_append(journal, &second);
+    wait_until_durable(journal, wake, 4);
+    ls_journal_close(journal);
+    journal = open_journal();
+    assert_int_equal(ls_journal_last_attempt(journal, &found, NULL), LS_OK);
+    assert_int_equal(found.attempt, 2);
+    assert_int_equal(found.start_step, 7);
+    assert_int_equal(found.optimizer_steps, 6);
+    static struct seen seen;
+    seen.count = 0;
+    assert_int_equal(ls_journal_read_history(journal, 2, take, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 3); /* not the first attempt's step */
+    assert_int_equal(seen.records[0].kind, LS_RECORD_FAULT);
+    assert_int_equal(seen.records[1].kind, LS_RECORD_ATTEMPT);
+    assert_int_equal(seen.records[2].step.step, 8);
+    ls_journal_close(journal);
+    close(wake);
+}
+
 static void test_every_kind_of_record_is_read_back(void **state) {
     (void)state;
     struct ls_journal *journal = open_journal();
@@ -373,6 +412,8 @@ static void test_a_foreign_or_later_file_is_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_notes_are_told_in_their_place_and_not_kept, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_new_attempt_comes_with_its_record_and_history_has_what_matters,
+                                        make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_every_kind_of_record_is_read_back, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_history_and_the_last_validation_are_found, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_durable_records_survive_a_kill, make_folder, remove_folder),

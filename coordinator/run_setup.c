@@ -118,10 +118,19 @@ static enum ls_code list_checkpoints(struct ls_run *run, bool restarted, struct 
     return LS_OK;
 }
 
-/* What the newest attempt was told not to start again from; INT64_MAX: nothing. */
-static enum ls_code note_below_step(void *below_step, const struct ls_core_record *record, struct ls_error *error) {
+/* How the newest attempt ended. */
+struct last_words {
+    int64_t below_step; /* it is not to be started again from this step on; INT64_MAX: nothing was said */
+    int64_t step;       /* the last one in the journal */
+    bool ended;         /* there is a record of the end */
+};
+
+static enum ls_code note_last_words(void *context, const struct ls_core_record *record, struct ls_error *error) {
+    struct last_words *last = context;
     (void)error;
-    if (record->kind == LS_RECORD_FAULT && record->end.below_step) *(int64_t *)below_step = record->end.below_step;
+    if (record->kind == LS_RECORD_FAULT && record->end.below_step) last->below_step = record->end.below_step;
+    if (record->kind == LS_RECORD_STEP) last->step = record->step.step;
+    last->ended = record->kind == LS_RECORD_END;
     return LS_OK;
 }
 
@@ -164,8 +173,13 @@ static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
                                      .config_digest = run->core.config_digest,
                                      .dataset_digest = run->core.dataset_digest};
     enum ls_code code = ls_journal_last_attempt(run->journal, &before, error);
-    if (code == LS_OK)
-        code = ls_journal_read_records(run->journal, before.attempt, note_below_step, &wish.below_step, error);
+    struct last_words last = {.below_step = INT64_MAX, .step = before.start_step};
+    if (code == LS_OK) code = ls_journal_read_records(run->journal, before.attempt, note_last_words, &last, error);
+    wish.below_step = last.below_step;
+    if (before.attempt && !last.ended) {
+        run->unheard_attempt = before.attempt;
+        run->unheard_step = last.step;
+    }
     wish.attempt = before.attempt + 1;
     if (code == LS_OK) code = ls_run_find_start(&wish, &run->start, error);
     if (code != LS_OK) return code;

@@ -44,9 +44,10 @@ struct ls_run {
     struct ls_run_directory directory;
     struct ls_keys keys;
     struct ls_journal *journal;
-    struct ls_run_start start;         /* as it was found; empty when `restarted` */
-    struct ls_journal_attempt attempt; /* whose workers are served */
-    struct ls_core_options core;       /* as they were when the core was made */
+    struct ls_run_start start;             /* as it was found; empty when `restarted` */
+    int64_t unheard_attempt, unheard_step; /* the attempt before ended without a word behind this step; 0: it did not */
+    struct ls_journal_attempt attempt;     /* whose workers are served */
+    struct ls_core_options core;           /* as they were when the core was made */
     struct ls_core *machine;
     const struct ls_allocation *allocation;
     struct ls_allocation own_allocation; /* where the options had none */

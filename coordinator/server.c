@@ -419,8 +419,13 @@ static void announce(struct ls_server *server) {
 static void tell_beginning(struct ls_server *server) {
     struct ls_core_status status;
     ls_core_read_status(server->run->machine, &status);
-    server_tell_damaged(server, &server->run->start);
-    if (server->run->core.restarted)
+    const struct ls_run *run = server->run;
+    if (run->unheard_attempt)
+        server_tell(server, "unheard_end",
+                    "attempt %lld ended without a word behind step %lld: everything was killed, or the disk was full",
+                    (long long)run->unheard_attempt, (long long)run->unheard_step);
+    server_tell_damaged(server, &run->start);
+    if (run->core.restarted)
         server_tell(server, "coordinator_restarted", "a new coordinator took over at step %lld of attempt %u (%u)",
                     (long long)status.step, status.attempt, status.generation);
 }

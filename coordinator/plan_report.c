@@ -89,8 +89,9 @@ struct saves {
 
 static struct saves predict_saves(const struct ls_plan_report *report) {
     const int64_t ranks = report->plan->ranks, per_node = report->machine->ranks_per_node;
-    const double nodes = (double)((ranks + per_node - 1) / per_node);
-    struct saves saves = {.write_seconds = (double)report->plan->checkpoint_bytes / nodes / disk_bytes_per_second,
+    const int64_t nodes = (ranks + per_node - 1) / per_node;
+    struct saves saves = {.write_seconds =
+                              (double)report->plan->checkpoint_bytes / (double)nodes / disk_bytes_per_second,
                           .failure_seconds = ls_interval_assumed_failure_seconds(ranks)};
     const double hidden = report->config->checkpoint.async ? report->cost.compute_seconds : 0;
     if (saves.write_seconds > hidden) saves.blocked_seconds = saves.write_seconds - hidden;

@@ -16,6 +16,7 @@ struct ls_bench_options {
     int settings_count;
     int64_t ranks[LS_SCALING_ROWS_MAX]; /* ascending, each once */
     int ranks_count;
+    const char *hostfile;                  /* handed to every run, NULL: none */
     const char *folder;                    /* where the results and the runs' folders go; NULL: runs/NAME-bench-TIME */
     int64_t steps, warm_up_steps, repeats; /* measured, left out, runs of every row */
     double link_bytes_per_second;          /* between nodes, for the prediction; 0: 100 Gbit/s */

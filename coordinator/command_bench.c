@@ -17,12 +17,14 @@ enum {
     OPTION_WARM_UP,
     OPTION_REPEAT,
     OPTION_OUTPUT,
-    OPTION_LINK
+    OPTION_LINK,
+    OPTION_HOSTFILE
 };
 enum { STEPS_STANDARD = 15, WARM_UP_STANDARD = 5, STEPS_MAX = 1000000, REPEATS_MAX = 1000 };
 
 static const struct argp_option options_table[] = {
     {"ranks", 'n', "LIST", 0, "Numbers of workers to compare, as 1,2,4", 0},
+    {"hostfile", OPTION_HOSTFILE, "FILE", 0, "Hosts to run on, a line each: HOST slots=N", 0},
     {"weak", OPTION_WEAK, NULL, 0, "Let the global batch grow with the ranks, from the configuration's for the fewest",
      0},
     {"steps", OPTION_STEPS, "N", 0, "Steps measured in a run; else 15", 0},
@@ -66,6 +68,7 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
     char *end;
     switch (key) {
     case 'n': parse_ranks(state, argument, options); return 0;
+    case OPTION_HOSTFILE: options->hostfile = argument; return 0;
     case OPTION_WEAK: options->weak = true; return 0;
     case OPTION_JSON: request->json = options->quiet = true; return 0;
     case OPTION_STEPS: options->steps = ls_command_number(state, "--steps", argument, 1, STEPS_MAX); return 0;

@@ -2,7 +2,6 @@
 # Checkpoints beside training, from outside: what is in them, when they come, which ones stay, and that none is lost to a crash at any
 # moment. LS_TEST_LONG=1: more crashes.
 source "$(dirname "$0")/lib.sh"
-repository=$PWD
 mkdir "$work/bin" "$work/here"
 ln -s "$lockstep" "$work/bin/lockstep"
 export PATH=$work/bin:$PATH

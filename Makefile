@@ -207,6 +207,7 @@ bundle:
 	scripts/bundle/make $(BUILD)/bundle $(BUILD)/lockstep-bundle
 	tar -C $(BUILD) -cf - lockstep-bundle | xz -6 -T0 >$(BUILD)/lockstep-bundle.tar.xz
 	@echo "$(BUILD)/lockstep-bundle.tar.xz: $$(($$(stat -c %s $(BUILD)/lockstep-bundle.tar.xz) / 1000000)) MB"
+	@[ $$(stat -c %s $(BUILD)/lockstep-bundle.tar.xz) -le 40000000 ] || { echo "bundle: more than the 40 MB it may have" >&2; exit 1; }
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin

@@ -22,7 +22,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { TURN_MS = 50, WATCH_MS = 200, LEAVE_SECONDS = 10 /* for orphaned workers */ };
+enum { TURN_MS = 50, WATCH_MS = 200, HELD_MS = 5000, LEAVE_SECONDS = 10 /* for orphaned workers */ };
 
 int64_t server_now_ms(void) {
     struct timespec now;
@@ -93,11 +93,19 @@ static void tell_launchers_verdict(struct ls_server *server, int64_t attempt) {
     server_handle(server, &event);
 }
 
+/* A rank that was ended by its launcher is told when nothing better came. */
+static void tell_held(struct ls_server *server) {
+    if (!server->held_ms || server->ended) return;
+    server->held_ms = 0;
+    tell_fault(server, &server->held);
+}
+
 /* What a rank said on its standard error comes first: it may have reached nobody else. */
 static void on_launcher_exited(struct ls_server *server, const struct ls_channel_message *message) {
     struct ls_watcher_loss loss;
     if (message->status && ls_watcher_read_launcher(server->watcher, &loss)) tell_fault(server, &loss);
     if (!server->ended) tell_launchers_verdict(server, message->attempt);
+    tell_held(server);
     if (server->ended) return;
     struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message->attempt};
     event.launcher_exited.status = message->status;
@@ -161,7 +169,12 @@ static void watch(struct ls_server *server) {
     struct ls_watcher_loss loss;
     while (!server->ended && ls_watcher_poll(server->watcher, &loss)) {
         server_note_loss(server, loss.silent_seconds);
-        if (loss.by_itself || loss.asked) {
+        if (!loss.by_itself && loss.asked) {
+            if (!server->held_ms) server->held = loss;
+            if (!server->held_ms) server->held_ms = server_now_ms();
+            continue;
+        }
+        if (loss.by_itself) {
             tell_fault(server, &loss);
             continue;
         }
@@ -170,6 +183,7 @@ static void watch(struct ls_server *server) {
         event.rank_lost.how = loss.text;
         server_handle(server, &event);
     }
+    if (server->held_ms && server_now_ms() - server->held_ms > HELD_MS) tell_held(server);
 }
 
 /* The event of a stall, for programs (`dump` NULL: there is none); the line for people is that of the fault. */

@@ -145,6 +145,7 @@ static void begin_attempt(struct ls_server *server, const struct ls_core_action 
     run->attempt.attempt = action->attempt;
     run->attempt.world_size = action->launch.world_size;
     run->ranks = action->launch.world_size;
+    server->held_ms = 0;
     ls_watcher_destroy(server->watcher);
     ls_stall_destroy(server->stall);
     ls_stragglers_destroy(server->stragglers);

@@ -65,7 +65,7 @@ struct ls_server {
     struct ls_metrics *metrics;
     struct ls_console *console;
     char endpoints[LS_ENDPOINTS_SIZE]; /* that are offered */
-    uint8_t *buffer; /* of an outgoing message */
+    uint8_t *buffer;                   /* of an outgoing message */
     struct ls_core_rank *ranks;
     struct ls_connections connections;
     struct server_parts parts;
@@ -79,6 +79,8 @@ struct ls_server {
     uint32_t preparing;             /* the attempt after which a start is looked for */
     struct ls_journal_attempt next; /* what was found */
     struct server_recovery recovery;
+    struct ls_watcher_loss held; /* a rank that its launcher ended: the launcher is waited for, which knows why */
+    int64_t held_ms;             /* since then; 0: none */
     /* For `status`. */
     double loss, tokens_per_second, step_seconds;
     struct server_count handshakes, undecodable, forbidden, crowded;

@@ -1,9 +1,15 @@
 /* From four sources to one answer. */
 #include "coordinator/allocation.h"
 
+#include "coordinator/network.h"
+
 #include <dirent.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+/* For an answer of a host that is there, over any network. */
+enum { ASK_SECONDS = 2 };
 
 static enum ls_code find_hosts(const char *hostfile, char *(*get)(const char *), struct ls_allocation *allocation,
                                struct ls_error *error) {
@@ -111,7 +117,26 @@ enum ls_code ls_allocation_find(const struct ls_config *config, int64_t ranks, c
 
 void ls_allocation_release(struct ls_allocation *allocation) {
     ls_hosts_release(&allocation->hosts);
+    free(allocation->answered);
     *allocation = (struct ls_allocation){0};
+}
+
+void ls_allocation_ask(struct ls_allocation *allocation) {
+    if (!allocation->elsewhere || allocation->answered) return;
+    allocation->answered = calloc((size_t)allocation->hosts.count, sizeof *allocation->answered);
+    if (allocation->answered) ls_network_ask(&allocation->hosts, ASK_SECONDS, allocation->answered);
+}
+
+int ls_allocation_find_lost(const struct ls_allocation *allocation, const char **lost, int most) {
+    if (!allocation->answered) return 0;
+    bool *answers = calloc((size_t)allocation->hosts.count, sizeof *answers);
+    int count = 0;
+    if (!answers) return 0;
+    ls_network_ask(&allocation->hosts, ASK_SECONDS, answers);
+    for (int i = 0; i < allocation->hosts.count && count < most; i++)
+        if (allocation->answered[i] && !answers[i]) lost[count++] = allocation->hosts.list[i].name;
+    free(answers);
+    return count;
 }
 
 const struct ls_hosts *ls_allocation_elsewhere(const struct ls_allocation *allocation) {

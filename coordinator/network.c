@@ -8,13 +8,15 @@
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 /* Every host of a large cluster has the same way as its neighbours: so many are asked for theirs. */
-enum { HOSTS_ASKED = 64, DISCARD_PORT = 9 };
+enum { HOSTS_ASKED = 64, DISCARD_PORT = 9, HOSTS_CALLED = 1024 };
+static const char SSH_PORT[] = "22";
 
 /* ---- what there is ---- */
 
@@ -82,6 +84,56 @@ bool ls_network_source(const char *host, char address[LS_ADDRESS_SIZE]) {
     freeaddrinfo(found);
     if (known) memcpy(address, source.text, LS_ADDRESS_SIZE);
     return known;
+}
+
+/* ---- who is there ---- */
+
+/* Begins a connection; -1 when there is nothing to wait for, *answers says why. */
+static int call_host(const char *host, bool *answers) {
+    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found;
+    *answers = false;
+    if (getaddrinfo(host, SSH_PORT, &hints, &found)) return -1;
+    int caller = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (caller >= 0 && connect(caller, found->ai_addr, found->ai_addrlen)) {
+        *answers = errno == ECONNREFUSED;
+        if (errno != EINPROGRESS) {
+            close(caller);
+            caller = -1;
+        }
+    }
+    freeaddrinfo(found);
+    return caller;
+}
+
+static bool has_answered(int caller) {
+    int cause = 0;
+    socklen_t size = sizeof cause;
+    return getsockopt(caller, SOL_SOCKET, SO_ERROR, &cause, &size) == 0 && (cause == 0 || cause == ECONNREFUSED);
+}
+
+void ls_network_ask(const struct ls_hosts *hosts, double seconds, bool *answers) {
+    struct pollfd calls[HOSTS_CALLED];
+    const int count = hosts->count < HOSTS_CALLED ? hosts->count : HOSTS_CALLED;
+    int waiting = 0;
+    for (int i = 0; i < hosts->count; i++) answers[i] = true;
+    for (int i = 0; i < count; i++) {
+        calls[i] = (struct pollfd){.fd = -1, .events = POLLOUT};
+        if (!ls_host_is_here(hosts->list[i].name)) calls[i].fd = call_host(hosts->list[i].name, &answers[i]);
+        waiting += calls[i].fd >= 0;
+    }
+    for (int left_ms = (int)(seconds * 1000), step_ms = 20; waiting > 0 && left_ms > 0; left_ms -= step_ms) {
+        poll(calls, (nfds_t)count, step_ms);
+        for (int i = 0; i < count; i++) {
+            if (calls[i].fd < 0 || !calls[i].revents) continue;
+            answers[i] = has_answered(calls[i].fd);
+            close(calls[i].fd);
+            calls[i].fd = -1;
+            waiting--;
+        }
+    }
+    for (int i = 0; i < count; i++)
+        if (calls[i].fd >= 0) close(calls[i].fd);
 }
 
 /* ---- where to listen ---- */

@@ -33,6 +33,10 @@ void ls_network_describe(char *text, size_t size);
 /* The own address from which packets to `host` leave; false when it cannot be resolved or there is no way to it. */
 bool ls_network_source(const char *host, char address[LS_ADDRESS_SIZE]);
 
+/* Asks every host whether it is there, all at once: its ssh port takes or refuses a connection within `seconds`. Fills
+ * answers[hosts->count]; this host answers, and those beyond the first 1024 are not asked and count as answering. */
+void ls_network_ask(const struct ls_hosts *hosts, double seconds, bool *answers);
+
 /* By coordinator.bind and coordinator.interface. With bind: auto and hosts[] beside this one: every address but
  * loopback, those that lead to the hosts first; `hosts` NULL: all ranks are here, so loopback. LS_USAGE names the
  * interfaces there are when the wanted one is not there or has no address. */

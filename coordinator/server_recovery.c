@@ -107,6 +107,7 @@ static void count_slots(const struct ls_server *server, int32_t *slots, int32_t 
     *slots = *slots_all = -1;
     if (!allocation || allocation->hosts.count == 0) return;
     while (count < LS_CORE_HOSTS_MAX && (excluded[count] = ls_core_excluded(server->run->machine, count))) count++;
+    count += ls_allocation_find_lost(allocation, excluded + count, LS_CORE_HOSTS_MAX - count);
     *slots = fitting_ranks(server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, excluded, count));
     *slots_all = fitting_ranks(server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, NULL, 0));
 }

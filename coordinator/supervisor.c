@@ -60,6 +60,7 @@ struct supervisor {
     pid_t coordinator; /* 0: none */
     struct attempt attempt;
     int64_t wanted_attempt, wanted_ranks; /* to be started once the one before is gone; 0: none */
+    bool launched_before;                 /* some attempt was started */
     char excluded[1024];                  /* hosts that it leaves out, with commas between them */
     int restarts;
     int64_t born_ms;                 /* of the coordinator */
@@ -187,6 +188,21 @@ static int split_names(char *text, const char **names, int most) {
     return count;
 }
 
+/* Adds the hosts that were there at the start and are gone, where the others have room enough; returns how many names
+ * there are then. */
+static int leave_out_lost(const struct supervisor *supervisor, const struct attempt *attempt,
+                          const char *names[LS_CORE_HOSTS_MAX], int count) {
+    const struct ls_allocation *allocation = &supervisor->allocation;
+    if (!supervisor->launched_before) return count;
+    const int lost = ls_allocation_find_lost(allocation, names + count, LS_CORE_HOSTS_MAX - count);
+    if (lost == 0) return count;
+    if (ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, names, count + lost) < attempt->ranks)
+        return count;
+    for (int i = 0; i < lost; i++)
+        ls_log(LS_LOG_WARNING, "host %s does not answer any more: the other hosts take its ranks", names[count + i]);
+    return count + lost;
+}
+
 static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_error *error) {
     const struct ls_channel_message *ready = &supervisor->ready;
     struct attempt *attempt = &supervisor->attempt;
@@ -196,7 +212,7 @@ static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_erro
     const int excluded_count = split_names(excluded, names, LS_CORE_HOSTS_MAX);
     struct ls_launch_options options = usual_launch(supervisor);
     options.excluded = names;
-    options.excluded_count = excluded_count;
+    options.excluded_count = leave_out_lost(supervisor, attempt, names, excluded_count);
     options.ranks = attempt->ranks;
     options.endpoints = ready->ready.endpoints;
     options.run_id = ready->ready.run_id;
@@ -208,6 +224,7 @@ static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_erro
     struct ls_launch *launch = malloc(sizeof *launch);
     if (!launch) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to start the launcher");
     snprintf(log_path, sizeof log_path, "%s/logs/launcher.log", ready->ready.run_dir);
+    supervisor->launched_before = true;
     enum ls_code code = ls_launch_plan(&options, launch, error);
     if (code == LS_OK) code = ls_launch_start(launch, ready->ready.key_text, log_path, &attempt->launcher, error);
     free(launch);
@@ -485,6 +502,7 @@ static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_o
     supervisor->options.allocation = &supervisor->allocation;
     supervisor->options.started_seconds = (double)now_ms() * 1e-3;
     supervisor->launcher_type = supervisor->config->launcher.type;
+    if (code == LS_OK) ls_allocation_ask(&supervisor->allocation);
     if (code == LS_OK && !supervisor->allocation.slurm.end_time) ls_slurm_ask_times(&supervisor->allocation.slurm);
     if (code == LS_OK && supervisor->launcher_type != LS_LAUNCH_NONE) {
         code = ls_launch_find_worker(supervisor->worker, sizeof supervisor->worker, error);

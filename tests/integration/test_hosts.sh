@@ -120,3 +120,22 @@ if command -v nft >/dev/null; then
 else
     skip "a host behind a firewall" "there is no nft (Debian: nftables)"
 fi
+
+# ---- a host that is lost ----
+if [ "${LS_TEST_LONG:-0}" = 1 ]; then
+    printf 'h1 slots=1\nh2 slots=1\nh3 slots=1\n' >spare
+    for host in h1 h2 h3; do link $host rate 10; done # a step takes a tenth of a second
+    lossy=(-n 2 --hostfile spare --set train.steps=40 --set checkpoint.every_steps=10 --set fault.stall_timeout_seconds=3)
+    (
+        for ((i = 0; i < 600; i++)); do [ "$(grep -c '"kind":"step"' lossy/metrics.jsonl 2>/dev/null || true)" -ge 15 ] 2>/dev/null && break; sleep 0.1; done
+        link h2 down
+    ) &
+    # shellcheck disable=SC2086
+    expect 0 "host h2 does not answer any more: the other hosts take its ranks" "a spare host takes the ranks of one that is lost" \
+        run "${lossy[@]}" --run-dir lossy $fixed
+    link h2 up
+    for host in h1 h2 h3; do link $host rate 0; done
+    # shellcheck disable=SC2086
+    run -n 1 --run-dir lossless --set train.steps=40 $fixed >"$work/lossless.log" 2>&1
+    check "the run ends with the weights of one that lost nothing" test "$(weights lossy)" = "$(weights lossless)"
+fi

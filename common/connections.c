@@ -1,6 +1,7 @@
 /* A table of slots, with buckets by the hash of the route. A name is the number of names given before and the slot. */
 #include "common/connections.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -14,6 +15,7 @@ void ls_connections_release(struct ls_connections *connections) {
 }
 
 static int32_t *bucket_of(const struct ls_connections *connections, const void *route, size_t size) {
+    assert(connections->capacity > 0);
     return &connections->buckets[XXH3_64bits(route, size) % (2 * (uint64_t)connections->capacity)];
 }
 

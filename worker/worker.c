@@ -219,23 +219,33 @@ static enum ls_code make_tree(struct ls_worker *worker, struct ls_progress *prog
     struct ls_error trouble = {.code = LS_OK};
     if (!places || !worker->nodes) ls_fail(&trouble, LS_MEMORY, LS_SCOPE_RANK, "no memory for the list of nodes");
     enum ls_code code = agree(worker, &trouble, error);
-    if (code == LS_OK && progress)
+    if (code != LS_OK || !places || !worker->nodes) {
+        free(places);
+        return code;
+    }
+    if (progress)
         own.leader = (int64_t)atomic_load_explicit(&ls_progress_record(progress, 0)->world_rank, memory_order_relaxed);
-    if (code == LS_OK && leads && progress && worker->options.reports) {
+    if (leads && progress && worker->options.reports) {
         const struct ls_relay_options way = {
             .key = &worker->key, .endpoints = worker->options.endpoints, .attempt = worker->welcome.attempt};
         char address[LS_RELAY_ADDRESS_BYTES];
         own.leader = worker->rank;
         if (!ls_relay_address(worker->options.endpoints, address) ||
             ls_relay_create(&way, &options->relay, &trouble) != LS_OK ||
-            ls_relay_listen(options->relay, address, &own.node, &trouble) != LS_OK)
+            ls_relay_listen(options->relay, address, &own.node, &trouble) != LS_OK) {
+            own.node.endpoint[0] = 0;
             ls_log(LS_LOG_WARNING, "no reports of other nodes go through this one: %s", trouble.text);
+        }
     }
-    if (code == LS_OK) code = ls_comm_gather_bytes(worker->comm, &own, sizeof own, places, error);
+    code = ls_comm_gather_bytes(worker->comm, &own, sizeof own, places, error);
     for (int rank = 0; rank < ranks && code == LS_OK; rank++) {
         if (places[rank].leader != rank) continue;
         if (rank == own.leader) options->node = options->nodes_count;
         worker->nodes[options->nodes_count++] = places[rank].node;
+    }
+    if (!ls_relay_has_children(options->node, options->nodes_count)) {
+        ls_relay_destroy(options->relay);
+        options->relay = NULL;
     }
     options->nodes = worker->nodes;
     free(places);

@@ -13,13 +13,13 @@
 
 struct ls_worker_options {
     const char *endpoints; /* tcp://HOST:PORT, several separated by commas */
-    const char *key_path; /* rank 0: the key file, NULL: `key_text` holds its text */
-    char *key_text;       /* wiped once it was used */
-    int64_t attempt;      /* these workers were started for, 0: not known */
+    const char *key_path;  /* rank 0: the key file, NULL: `key_text` holds its text */
+    char *key_text;        /* wiped once it was used */
+    int64_t attempt;       /* these workers were started for, 0: not known */
     struct ls_comm *comm;
-    bool logs;                      /* this process is this rank: its log goes to RUN/logs/rank-N.log */
-    bool reports;                   /* this process reports where its node's ranks are, when it is its turn */
-    struct ls_progress *progress;   /* of this node, NULL: opened once run and attempt are known */
+    bool logs;                    /* this process is this rank: its log goes to RUN/logs/rank-N.log */
+    bool reports;                 /* this process reports where its node's ranks are, when it is its turn */
+    struct ls_progress *progress; /* of this node, NULL: opened once run and attempt are known */
     /* Ends the process when the training thread is stuck in a lost collective on a GPU: called by another thread, must
      * not return. */
     void (*leave)(const struct ls_error *error);

@@ -24,7 +24,7 @@ static void write_text(char path[32], const char *text) {
 }
 
 #define STEP(number, seconds, rate, bytes)                                                                             \
-    "{\"kind\":\"step\",\"step\":" number ",\"step_seconds\":" seconds ",\"compute_seconds\":" seconds                   \
+    "{\"kind\":\"step\",\"step\":" number ",\"step_seconds\":" seconds ",\"compute_seconds\":" seconds                 \
     ",\"comm_exposed_seconds\":0.25,\"tokens_per_second\":" rate ",\"memory_peak_bytes\":" bytes "}\n"
 
 static void medians_leave_the_warm_up_out_and_span_all_runs(void **unused) {
@@ -33,8 +33,9 @@ static void medians_leave_the_warm_up_out_and_span_all_runs(void **unused) {
     struct ls_scaling_samples samples = {0};
     struct ls_scaling_row row = {.ranks = 2};
     struct ls_error error;
-    write_text(path, "{\"kind\":\"event\",\"event\":\"joined\"}\n" STEP("1", "9", "1", "700") STEP("2", "4", "10", "500")
-                         STEP("3", "2", "20", "600") "{\"kind\":\"summary\",\"ranks_per_node\":2}\n");
+    write_text(path,
+               "{\"kind\":\"event\",\"event\":\"joined\"}\n" STEP("1", "9", "1", "700") STEP("2", "4", "10", "500")
+                   STEP("3", "2", "20", "600") "{\"kind\":\"summary\",\"ranks_per_node\":2}\n");
     assert_int_equal(ls_scaling_read(path, 1, &samples, &error), LS_OK);
     assert_int_equal(samples.count, 2);
     unlink(path);
@@ -77,7 +78,8 @@ static struct ls_scaling *example(void) {
     struct ls_scaling *scaling = calloc(1, sizeof *scaling);
     assert_non_null(scaling);
     *scaling = (struct ls_scaling){.name = "x", .machine = "m", .time = "t", .sequence_length = 10, .count = 4};
-    scaling->rows[0] = (struct ls_scaling_row){.ranks = 1, .code = LS_MEMORY, .reason = "too \"big\"", .global_batch = 5};
+    scaling->rows[0] =
+        (struct ls_scaling_row){.ranks = 1, .code = LS_MEMORY, .reason = "too \"big\"", .global_batch = 5};
     for (int i = 1; i < 4; i++)
         scaling->rows[i] = (struct ls_scaling_row){.ranks = 1 << i,
                                                    .global_batch = 5,

@@ -29,7 +29,7 @@ static int compare(const void *a, const void *b) {
 
 void ls_nccl_environment(char *text, size_t bytes) {
     enum { VARIABLES_MAX = 64 };
-    const char *found[VARIABLES_MAX];
+    const char *found[VARIABLES_MAX] = {NULL};
     size_t count = 0, used = 0;
     for (char **variable = environ; variable && *variable && count < VARIABLES_MAX; variable++)
         if (strncmp(*variable, "NCCL_", 5) == 0) found[count++] = *variable;

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -144,6 +145,35 @@ static void test_the_summary_advises_an_interval(void **state) {
     assert_int_equal(system(command), 0);
 }
 
+static void test_the_summary_names_the_hosts_and_counts_from_the_start_of_the_command(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-metrics-XXXXXX", path[64], line[4096] = "", command[64];
+    assert_non_null(mkdtemp(folder));
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    struct ls_run_facts facts = {.ranks = 5, .total_steps = 10, .started_seconds = (double)now.tv_sec - 1000};
+    struct ls_metrics *metrics;
+    struct ls_metrics_summary summary;
+    snprintf(facts.path, sizeof facts.path, "%s", folder);
+    assert_int_equal(ls_metrics_open(&facts, &metrics, NULL), LS_OK);
+    /* A first attempt on other hosts does not count; ranks of a host need not be neighbours. */
+    const char *before[] = {"x", "x"}, *hosts[] = {"b", "a", "b", "c", "b"};
+    ls_metrics_place(metrics, before, 2);
+    ls_metrics_place(metrics, hosts, 5);
+    ls_metrics_summarise(metrics, &summary);
+    assert_true(summary.wall_seconds >= 1000 && summary.wall_seconds < 2000);
+    ls_metrics_write_summary(metrics, LS_OK);
+    ls_metrics_close(metrics);
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    assert_non_null(fgets(line, sizeof line, file));
+    fclose(file);
+    assert_non_null(strstr(line, "\"hosts\":[\"a\",\"b\",\"c\"],\"ranks\":5,\"ranks_per_node\":3,"));
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
 static void test_the_step_line_of_the_console(void **state) {
     (void)state;
     char text[256];
@@ -176,6 +206,7 @@ int main(void) {
         cmocka_unit_test(test_a_step_line_is_complete_and_reproduces_the_float),
         cmocka_unit_test(test_the_summary_leaves_the_first_five_steps_out),
         cmocka_unit_test(test_the_summary_advises_an_interval),
+        cmocka_unit_test(test_the_summary_names_the_hosts_and_counts_from_the_start_of_the_command),
         cmocka_unit_test(test_the_step_line_of_the_console),
         cmocka_unit_test(test_durations),
     };

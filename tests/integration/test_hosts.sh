@@ -73,14 +73,17 @@ expect 1 "^WRONG way +to no-such-host: the name cannot be resolved" "doctor name
     on h1 "$lockstep" doctor --hostfile unknown --seconds 1 --run-dir .
 
 # ---- what can be wrong ----
+# What a host without the run directory keeps goes to its TMPDIR.
+mkdir "$work/kept"
+unseen() { TMPDIR=$work/kept run -n 6 --hostfile three --set 'launcher.environment=[TMPDIR]' --set fault.max_restarts=0 "$@"; }
 on h3 mount -t tmpfs none "$work/shared"
 expect 4 "host h3 does not see the run directory $work/shared/unseen: there is no such folder" "a host without the run directory is named" \
-    run -n 6 --hostfile three --run-dir unseen
+    unseen --run-dir unseen
 check "it made nothing there" on h3 test ! -e "$work/shared/unseen"
 on h3 mkdir -p "$work/shared/other" && on h3 sh -c "echo 0123456789abcdef0123456789abcdef | tr -d '\n' >'$work/shared/other/token'"
 expect 4 "host h3 does not see .*/other: there is another folder of that name" "a host with another folder of that name is named" \
-    run -n 6 --hostfile three --run-dir other
-check "a log of it is kept there" bash -c "grep -rl 'does not see' /tmp/lockstep-*-rank-00004.log && rm -f /tmp/lockstep-*-rank-0000[45].log"
+    unseen --run-dir other
+check "a log of it is kept there" bash -c "grep -l 'does not see' '$work/kept'/lockstep-*-rank-00004.log"
 on h3 umount -l "$work/shared"
 
 expect 2 "no interface 'eth9'. There are: lo \(127.0.0.1\), e0 \(10.77.0.1\)" "a wrong interface is named, with those there are" \

@@ -44,6 +44,20 @@ static double seconds_of(clockid_t clock) {
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
+/* A coordinator that was killed while it wrote leaves half a line, whose record comes again: the next line must not
+ * join on to it. */
+static void drop_half_line(int file) {
+    char tail[4096];
+    off_t end = lseek(file, 0, SEEK_END);
+    while (end > 0) {
+        const off_t from = end > (off_t)sizeof tail ? end - (off_t)sizeof tail : 0;
+        if (ls_pread_all(file, tail, (size_t)(end - from), from)) return;
+        while (end > from && tail[end - from - 1] != '\n') end--;
+        if (end > from) break;
+    }
+    if (ftruncate(file, end)) ls_log(LS_LOG_WARNING, "metrics: cannot cut metrics.jsonl: %s", strerror(errno));
+}
+
 enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics **result, struct ls_error *error) {
     struct ls_metrics *metrics = calloc(1, sizeof *metrics);
     if (metrics) metrics->rates = calloc(RATES_MAX, sizeof *metrics->rates);
@@ -58,8 +72,9 @@ enum ls_code ls_metrics_open(const struct ls_run_facts *facts, struct ls_metrics
     metrics->opened = seconds_of(CLOCK_MONOTONIC);
     metrics->last_step = facts->start_step;
     metrics->last_loss = metrics->validation_loss = metrics->bits_per_byte = NAN;
-    metrics->file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    metrics->file = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (metrics->file >= 0) {
+        drop_half_line(metrics->file);
         *result = metrics;
         return LS_OK;
     }

@@ -70,6 +70,38 @@ static void test_a_step_line_is_complete_and_reproduces_the_float(void **state) 
 }
 
 /* Rates 1 to 105; the first five steps are left out, so 6 to 105: quantiles by hand. */
+/* What the file holds after it was `before` and opened. */
+static void reopen(const char *path, struct ls_run_facts *facts, const char *before, size_t bytes, char **after) {
+    size_t count;
+    struct ls_metrics *metrics;
+    assert_int_equal(ls_file_replace(path, before, bytes, LS_ERROR, NULL), LS_OK);
+    assert_int_equal(ls_metrics_open(facts, &metrics, NULL), LS_OK);
+    ls_metrics_close(metrics);
+    assert_int_equal(ls_file_read(path, 1 << 16, after, &count, LS_ERROR, NULL), LS_OK);
+}
+
+static void test_half_a_line_of_a_killed_coordinator_is_cut(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-metrics-XXXXXX", path[96], command[96], *text, longest[9000];
+    struct ls_run_facts facts = {.ranks = 2, .total_steps = 100, .sequence_length = 64};
+    assert_non_null(mkdtemp(folder));
+    snprintf(facts.path, sizeof facts.path, "%s", folder);
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    const char *const cases[][2] = {{"", ""}, {"{}\n", "{}\n"}, {"{}\n{\"a\":", "{}\n"}, {"{\"a\":", ""}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        reopen(path, &facts, cases[i][0], strlen(cases[i][0]), &text);
+        assert_string_equal(text, cases[i][1]);
+        free(text);
+    }
+    memset(longest, 'x', sizeof longest); /* longer than what is read at a time */
+    memcpy(longest, "{}\n", 3);
+    reopen(path, &facts, longest, sizeof longest, &text);
+    assert_string_equal(text, "{}\n");
+    free(text);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
 static void test_the_summary_leaves_the_first_five_steps_out(void **state) {
     (void)state;
     char folder[] = "/tmp/lockstep-metrics-XXXXXX", command[96];
@@ -204,6 +236,7 @@ static void test_durations(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_step_line_is_complete_and_reproduces_the_float),
+        cmocka_unit_test(test_half_a_line_of_a_killed_coordinator_is_cut),
         cmocka_unit_test(test_the_summary_leaves_the_first_five_steps_out),
         cmocka_unit_test(test_the_summary_advises_an_interval),
         cmocka_unit_test(test_the_summary_names_the_hosts_and_counts_from_the_start_of_the_command),

@@ -40,3 +40,36 @@ wait $bench
 status=$?
 if [ $status -eq 75 ] && grep -q "stopped by Terminated" long.log; then ok "SIGTERM ends the run that is going on, and the bench with 75"; else not_ok "SIGTERM ends the bench (exit $status)" long.log; fi
 check "no process is left of it" bash -c "! ps ax -o args | grep -q '[l]ong/ranks'"
+
+# scripts/bench/cpu beside a stand-in for PyTorch, whose steps take what STEP says: the real one is no part of the tests.
+cpu=$OLDPWD/scripts/bench/cpu
+cat >torch <<'END'
+#!/bin/sh
+[ "$1" = -c ] && exit 0
+case "$*" in *--compile*) echo "no compiler here" >&2; exit 1 ;; esac
+case "$*" in *"--rank 1"*) exit "${SECOND:-0}" ;; *"--rank 0"*) [ -z "${SECOND:-}" ] || exec sleep 600 ;; esac
+steps=$(yes "$STEP" | head -n 23 | paste -sd,)
+echo "{\"seconds\": [$steps], \"first_loss\": 4.2, \"validation_loss\": 2.5, \"parameters\": 1, \"gemm_gflops\": 1, \"version\": \"0\", \"peak_bytes\": 1}"
+END
+chmod +x torch
+beside() { "$cpu" --lockstep "$lockstep" --python "$work/torch" --pairs 1 --steps 3 "$@"; }
+STEP=1000 expect 0 "claim small above 2: holds .*1 pair\)" "two ranks beside DDP, a claim that holds" beside --ddp --sizes small --claim small=2
+check "what two ranks do by twice one rank is in the table" grep -qE '^\| small: L4 .* per rank \|.*\[.*\|.*\[.*\|' expect.log
+STEP=0.000001 expect 1 "claim small above 0.9: does not hold" "a claim that does not hold is exit 1" beside --ddp --sizes small --claim small=0.9
+STEP=1 SECOND=3 expect 1 "ended with 3" "a rank of PyTorch's that fails ends the other" beside --ddp --sizes small
+expect 2 "a claim about baby, which is not measured" "a claim about a size that is not measured is refused" beside --sizes small --claim baby=1
+expect 2 "is no claim" "a claim without a number is refused" beside --sizes small --claim small
+if command -v bible >/dev/null; then
+    STEP=1 expect 0 "validation loss, nats a character.*\| [0-9.]+ \[.*\| 2.5000 " "nanoGPT's example reports both losses" beside --example
+else
+    skip "nanoGPT's example reports both losses" "the program bible is missing (Debian: bible-kjv)"
+fi
+# 2048 tokens of 6 x 123,653,376 + 12 x 12 x 256 x 768 FLOPs at 188 GFLOP/s, and 123,849,984 parameters at 1052 M/s, by hand.
+check "the floor of 124M's step is the sum of its products and AdamW" python3 -c '
+import importlib.machinery, importlib.util, sys
+sys.dont_write_bytecode = True
+loader = importlib.machinery.SourceFileLoader("bench", sys.argv[1])
+bench = importlib.util.module_from_spec(importlib.util.spec_from_file_location("bench", sys.argv[1], loader=loader))
+loader.exec_module(bench)
+assert abs(bench.floor_seconds(bench.SIZES["124M-long"], 123849984, 188e9, 1052e6) - 8.508338) < 1e-5
+assert bench.quartiles([1, 2, 3, 4, 5]) == (2, 3, 4)' "$cpu"

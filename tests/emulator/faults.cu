@@ -128,10 +128,9 @@ int main(int argument_count, char **arguments) {
     }
     if (is("unwritten-shared")) {
         LS_LAUNCH(reads_what_nobody_wrote, 2, THREADS, 0, 0, out, sound);
-        const int expected = sound ? 0 : 2 * THREADS;
-        if (count_nan(out, 2 * THREADS) != expected) return 2;
-        if (!sound) {
-            printf("not a number, %d times\n", expected);
+        const int found = count_nan(out, 2 * THREADS);
+        if (found > 0 || !sound) {
+            fprintf(stderr, "not a number, %d times\n", found);
             return 1;
         }
     }

@@ -1,5 +1,6 @@
 /* Any bytes as a message: refused, or within the limits, and then encoding it again gives a message with the same bytes
- * as a second round. covers: common/wire.c */
+ * as a second round. covers: common/wire.c
+ * common/wire_decode.c */
 #include "common/wire.h"
 
 #include <stdint.h>

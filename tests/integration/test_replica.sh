@@ -24,11 +24,11 @@ spoil() {
     rm -f now
 }
 
-spoil three 3 1 1000000
+spoil three 3 1 20000
 check "a wrong bit ends the run with 1" test "$status" = 1
 check "with three copies its rank is named" grep -qE "^lockstep: replicas: behind step [0-9]+ copies of the parameters differ, that of rank 1 on $(hostname) is wrong" three.err
 
-spoil two 2 0 1000000
+spoil two 2 0 20000
 check "with two copies it is said what cannot be told" grep -q "which copy is wrong cannot be told" two.err
 check "the log names the two ranks" grep -q "ranks 0 and 1 hold different parameters; which of them is wrong could be told with three copies" two/logs/rank-00000.log
 

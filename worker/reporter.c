@@ -164,8 +164,7 @@ static bool is_closing(struct ls_reporter *reporter) {
 static void pass_turn(struct ls_reporter *reporter, uint64_t begin) {
     struct timespec end = {.tv_sec = (time_t)(begin / 1000000000) + 1, .tv_nsec = (long)(begin % 1000000000)};
     if (reporter->relay) {
-        while (now_ns() < begin + TURN_NS && !is_closing(reporter))
-            ls_relay_serve(reporter->relay, SERVE_MILLISECONDS);
+        while (now_ns() < begin + TURN_NS && !is_closing(reporter)) ls_relay_serve(reporter->relay, SERVE_MILLISECONDS);
         return;
     }
     pthread_mutex_lock(&reporter->mutex);

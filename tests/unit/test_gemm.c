@@ -120,11 +120,76 @@ static void threads_share_the_product_without_gaps(void **state) {
         }
 }
 
+/* Where factors are cut into parts of fewer bits, none may get lost, whatever the sizes of neighbours. A sum of K
+ * random terms loses a few roundings of its size; with a part of 8 bits missing it would lose 2^-17 / sqrt(K), 16
+ * roundings. */
+static void no_bit_of_a_factor_is_lost(void **state) {
+    (void)state;
+    enum { M = 70, N = 90, K = 64 };
+    float *a = random_floats((int64_t)M * K, 1), *b = random_floats((int64_t)K * N, 1),
+          *c = random_floats((int64_t)M * N, 1);
+    for (int l = 0; l < K; l++) {
+        const float scale = ldexpf(1.0f, (int)random_below(61) - 30);
+        for (int i = 0; i < M; i++) a[i * K + l] *= scale;
+        for (int j = 0; j < N; j++) b[l * N + j] /= scale;
+    }
+    struct support s = support_open(1, LS_STREAMS_EAGER);
+    ls_op(s.stream, gemm, .c = c, .a = a, .b = b, .m = M, .n = N, .k = K, .lda = K, .ldb = N, .ldc = N);
+    support_close(s);
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) {
+            double sum = 0.0, size = 0.0;
+            for (int l = 0; l < K; l++) {
+                sum += (double)a[i * K + l] * (double)b[l * N + j];
+                size += fabs((double)a[i * K + l] * (double)b[l * N + j]);
+            }
+            if (!(fabs((double)c[i * N + j] - sum) <= 8.0 * ROUNDING * size))
+                fail_msg("c[%d, %d] is %.9g, the reference %.9g", i, j, (double)c[i * N + j], sum);
+        }
+    free(a), free(b), free(c);
+}
+
+/* What is not finite is seen in its own row or column, and nowhere else. */
+static void what_is_not_finite_stays_so_and_where_it_is(void **state) {
+    (void)state;
+    enum { SIDE = 80, ROW = 41, COLUMN = 37 };
+    float *a = random_floats((int64_t)SIDE * SIDE, 1), *b = random_floats((int64_t)SIDE * SIDE, 1);
+    float *c = random_floats((int64_t)SIDE * SIDE, 1);
+    a[ROW * SIDE + 5] = INFINITY;
+    b[9 * SIDE + COLUMN] = NAN;
+    struct support s = support_open(1, LS_STREAMS_EAGER);
+    ls_op(s.stream, gemm, .c = c, .a = a, .b = b, .m = SIDE, .n = SIDE, .k = SIDE, .lda = SIDE, .ldb = SIDE,
+          .ldc = SIDE);
+    support_close(s);
+    for (int i = 0; i < SIDE; i++)
+        for (int j = 0; j < SIDE; j++)
+            if (isfinite(c[i * SIDE + j]) != (i != ROW && j != COLUMN))
+                fail_msg("c[%d, %d] is %g", i, j, (double)c[i * SIDE + j]);
+    free(a), free(b), free(c);
+}
+
+/* Deeper, wider and higher than the blocks that stay in a cache. */
+static void large_products_are_right(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++)
+        check((struct problem){.m = 75,
+                               .n = 411,
+                               .k = 793,
+                               .transpose_a = kind & 1,
+                               .transpose_b = kind & 2,
+                               .accumulate = kind == 1,
+                               .epilogue = kind == 1 ? LS_EPILOGUE_NONE : (enum ls_epilogue)kind,
+                               .threads = 1 + kind % 2});
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(product_is_right_for_odd_shapes_transposes_and_strides),
         cmocka_unit_test(long_sums_of_weight_gradients_are_right),
         cmocka_unit_test(epilogues_add_bias_and_apply_gelu_and_its_derivative),
+        cmocka_unit_test(no_bit_of_a_factor_is_lost),
+        cmocka_unit_test(what_is_not_finite_stays_so_and_where_it_is),
+        cmocka_unit_test(large_products_are_right),
         cmocka_unit_test(threads_share_the_product_without_gaps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,7 @@
-/* Matrix products on OpenBLAS and oneDNN, one single-threaded library call per thread. */
+/* Matrix products, each thread's by itself: on the matrix unit where there is one, else on OpenBLAS and oneDNN, one
+ * single-threaded library call per thread. */
 #include "worker/device/cpu/activation.h"
+#include "worker/device/cpu/amx.h"
 #include "worker/device/cpu/kernels.h"
 
 #include <assert.h>
@@ -9,7 +11,7 @@
 #include <math.h>
 
 /* The unit of cutting between threads; multiply-adds below which threads do not pay. */
-enum { CUT = 16, THREADED_MIN = 1 << 20 };
+enum { CUT = 32, THREADED_MIN = 1 << 20 };
 
 /* Tiles by shape alone: FEW as soon as each has work worth a thread's wake-up, more for as long as each keeps enough
  * for the library to run at full speed. All are powers of two. */
@@ -64,19 +66,28 @@ static void epilogue_row(const struct ls_op_gemm *op, int64_t row, int64_t begin
     }
 }
 
-/* Rows [r0, r1) and columns [c0, c1) of the product. The epilogue follows the whole tile: smaller ones that stay in the
- * cache cost more, because the library packs their rows and columns anew. */
-static void tile(const struct ls_op_gemm *op, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
-    const float *a = (const float *)op->a + (op->transpose_a ? r0 : r0 * op->lda);
-    const float *b = (const float *)op->b + (op->transpose_b ? c0 * op->ldb : c0);
-    sgemm(op->transpose_a, op->transpose_b, r1 - r0, c1 - c0, op->k, a, op->lda, b, op->ldb,
-          op->accumulate ? 1.0f : 0.0f, (float *)op->c + r0 * op->ldc + c0, op->ldc);
+static void epilogue(const struct ls_op_gemm *op, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
     if (op->epilogue == LS_EPILOGUE_NONE) return;
     for (int64_t r = r0; r < r1; r++) epilogue_row(op, r, c0, c1);
 }
 
+/* Rows [r0, r1) and columns [c0, c1) of the product. On libraries the epilogue follows the whole tile: smaller ones
+ * that stay in the cache cost more, because the library packs their rows and columns anew. */
+static void tile(const struct ls_op_gemm *op, bool amx, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+    if (amx) {
+        ls_amx_multiply(op, r0, r1, c0, c1, epilogue);
+        return;
+    }
+    const float *a = (const float *)op->a + (op->transpose_a ? r0 : r0 * op->lda);
+    const float *b = (const float *)op->b + (op->transpose_b ? c0 * op->ldb : c0);
+    sgemm(op->transpose_a, op->transpose_b, r1 - r0, c1 - c0, op->k, a, op->lda, b, op->ldb,
+          op->accumulate ? 1.0f : 0.0f, (float *)op->c + r0 * op->ldc + c0, op->ldc);
+    epilogue(op, r0, r1, c0, c1);
+}
+
 struct grid {
     const struct ls_op_gemm *op;
+    bool amx;
     int64_t rows, columns; /* parts in each direction */
 };
 
@@ -90,14 +101,14 @@ static void tiles(const void *arguments, int64_t begin, int64_t end) {
     const struct ls_op_gemm *op = grid->op;
     for (int64_t i = begin; i < end; i++) {
         const int64_t row = i / grid->columns, column = i % grid->columns;
-        tile(op, cut(op->m, row, grid->rows), cut(op->m, row + 1, grid->rows), cut(op->n, column, grid->columns),
-             cut(op->n, column + 1, grid->columns));
+        tile(op, grid->amx, cut(op->m, row, grid->rows), cut(op->m, row + 1, grid->rows),
+             cut(op->n, column, grid->columns), cut(op->n, column + 1, grid->columns));
     }
 }
 
 /* `parts` tiles, cut so that the rows of a and columns of b that are read more than once are fewest. */
-static struct grid choose_grid(const struct ls_op_gemm *op, int parts) {
-    struct grid best = {op, 1, 1};
+static struct grid choose_grid(const struct ls_op_gemm *op, bool amx, int parts) {
+    struct grid best = {op, amx, 1, 1};
     double least = HUGE_VAL;
     for (int rows = 1; rows <= parts; rows++) {
         const double read = (double)op->m / rows + (double)op->n * rows / parts;
@@ -106,20 +117,24 @@ static struct grid choose_grid(const struct ls_op_gemm *op, int parts) {
     return best;
 }
 
-static void run(int threads, const struct ls_op_gemm *op, int parts) {
+static void run(int threads, const struct ls_op_gemm *op, bool amx, int parts) {
     if (op->m <= 0 || op->n <= 0) return;
-    const struct grid grid = choose_grid(op, parts);
+    const struct grid grid = choose_grid(op, amx, parts);
     ls_cpu_parallel(threads, grid.rows * grid.columns, 1, tiles, &grid);
 }
 
 void ls_cpu_gemm(int threads, const struct ls_op_gemm *op) {
-    run(threads, op, op->m * op->n * op->k < THREADED_MIN ? 1 : threads);
+    run(threads, op, ls_amx_serves(op->m, op->n, op->k), op->m * op->n * op->k < THREADED_MIN ? 1 : threads);
 }
 
 void ls_cpu_gemm_fixed(int threads, const struct ls_op_gemm *op) {
     int parts = 1;
+    if (ls_amx_serves(op->m, op->n, op->k)) { /* the same bits however it is cut */
+        ls_cpu_gemm(threads, op);
+        return;
+    }
     while (parts < FIXED_MOST &&
            op->m * op->n * op->k / (2 * parts) >= (parts < FIXED_FEW ? FIXED_FEW_MIN : FIXED_MOST_MIN))
         parts *= 2;
-    run(threads, op, parts);
+    run(threads, op, false, parts);
 }

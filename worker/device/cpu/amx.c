@@ -1,0 +1,337 @@
+/* Blocks of both factors are packed into tiles of three parts, which a loop over 2 x 2 tiles of the result multiplies.
+ *
+ *     strip     32 rows of a, or columns of b: a group for every STEP of k
+ *     group     [part: upper, middle, lower][half of the strip] tiles
+ *     tile      16 rows of 16 pairs of bf16; a pair is elements p and p + 16 of a STEP, so that two loads make 16 pairs
+ *               a's rows are rows of a, b's rows are pairs
+ */
+#include "worker/device/cpu/amx.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define WITH_AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl")))
+
+enum { TILE = 16, STEP = 2 * TILE, STRIP = 2 * TILE, TILE_PAIRS = TILE * TILE };
+enum { UPPER, MIDDLE, LOWER, PARTS, GROUP_PAIRS = PARTS * 2 * TILE_PAIRS };
+
+/* Of a block: b's stays in the second cache while a's pass by. */
+enum { ROWS = STRIP, COLUMNS = 384, DEPTH = 384 };
+
+/* Smaller products do not pay for packing. */
+enum { SIDE_MIN = 32, PRODUCT_MIN = 1 << 17 };
+
+static bool available;
+
+/* Linux saves the tiles' 8 KiB only for processes that have asked (Documentation/arch/x86/xstate.rst). */
+static void find_out(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_BF16) || !(d & AMX_TILE)) return;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+        return;
+    available = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+bool ls_amx_available(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, find_out);
+    return available;
+}
+
+bool ls_amx_serves(int64_t m, int64_t n, int64_t k) {
+    return m >= SIDE_MIN && n >= SIDE_MIN && k >= SIDE_MIN && m * n * k >= PRODUCT_MIN && ls_amx_available();
+}
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* All tiles are 16 rows of 64 bytes. */
+WITH_AMX static void configure(void) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } configuration = {.palette = 1};
+    for (int i = 0; i < 8; i++) configuration.row_bytes[i] = 64, configuration.rows[i] = TILE;
+    _tile_loadconfig(&configuration);
+}
+
+/* Four rows of four by four: afterwards a row holds a column of each. */
+WITH_AMX static inline void transpose_fours(__m512 x[4]) {
+    const __m512 low = _mm512_unpacklo_ps(x[0], x[1]), high = _mm512_unpackhi_ps(x[0], x[1]);
+    const __m512 low2 = _mm512_unpacklo_ps(x[2], x[3]), high2 = _mm512_unpackhi_ps(x[2], x[3]);
+    x[0] = _mm512_shuffle_ps(low, low2, 0x44), x[1] = _mm512_shuffle_ps(low, low2, 0xee);
+    x[2] = _mm512_shuffle_ps(high, high2, 0x44), x[3] = _mm512_shuffle_ps(high, high2, 0xee);
+}
+
+/* to[j][i] = from[i][j], rows of `step`. Of from, rows below `rows` and columns in `mask` exist; the others are zero.
+ * Four columns at a time are gathered as four rows of four by four: loads are cheaper than moves between registers. */
+WITH_AMX static void transpose(const float *from, int64_t step, int64_t rows, __mmask16 mask, float *to) {
+    float edge[TILE_PAIRS] __attribute__((aligned(64)));
+    if (rows < TILE || mask != 0xffff) {
+        for (int64_t i = 0; i < TILE; i++)
+            _mm512_store_ps(edge + i * TILE, _mm512_maskz_loadu_ps(i < rows ? mask : 0, from + i * step));
+        from = edge, step = TILE;
+    }
+    for (int j = 0; j < TILE; j += 4) {
+        __m512 x[4];
+        for (int i = 0; i < 4; i++) {
+            x[i] = _mm512_broadcast_f32x4(_mm_loadu_ps(from + i * step + j));
+            x[i] = _mm512_mask_broadcast_f32x4(x[i], 0x00f0, _mm_loadu_ps(from + (i + 4) * step + j));
+            x[i] = _mm512_mask_broadcast_f32x4(x[i], 0x0f00, _mm_loadu_ps(from + (i + 8) * step + j));
+            x[i] = _mm512_mask_broadcast_f32x4(x[i], 0xf000, _mm_loadu_ps(from + (i + 12) * step + j));
+        }
+        transpose_fours(x);
+        for (int i = 0; i < 4; i++) _mm512_store_ps(to + (j + i) * TILE, x[i]);
+    }
+}
+
+/* The upper half of x, rounded to nearest, as a float's bits. */
+WITH_AMX static inline __m512i round_upper(__m512 x) {
+    const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32((int)0xffff0000);
+    return _mm512_and_epi32(_mm512_add_epi32(_mm512_castps_si512(x), half), upper);
+}
+
+WITH_AMX static inline __m512i pair(__m512i first, __m512i second) {
+    return _mm512_or_epi32(_mm512_srli_epi32(first, 16), second);
+}
+
+/* Sixteen pairs of x and y, to the same row of the three parts' tiles. */
+WITH_AMX static inline void split(__m512 x, __m512 y, uint32_t *row) {
+    const __m512i x_upper = round_upper(x), y_upper = round_upper(y);
+    const __m512 x_rest = _mm512_sub_ps(x, _mm512_castsi512_ps(x_upper)),
+                 y_rest = _mm512_sub_ps(y, _mm512_castsi512_ps(y_upper));
+    const __m512i x_middle = round_upper(x_rest), y_middle = round_upper(y_rest);
+    /* at most 8 bits are left: the lower halves are zero */
+    const __m512 x_lower = _mm512_sub_ps(x_rest, _mm512_castsi512_ps(x_middle)),
+                 y_lower = _mm512_sub_ps(y_rest, _mm512_castsi512_ps(y_middle));
+    _mm512_store_si512(row + UPPER * 2 * TILE_PAIRS, pair(x_upper, y_upper));
+    _mm512_store_si512(row + MIDDLE * 2 * TILE_PAIRS, pair(x_middle, y_middle));
+    _mm512_store_si512(row + LOWER * 2 * TILE_PAIRS, pair(_mm512_castps_si512(x_lower), _mm512_castps_si512(y_lower)));
+}
+
+/* Where the 16 x 32 elements of a tile are: pair (i, j) is made of x[i * step + j] and x[i * step + second + j]. Of the
+ * first ones rows below `rows` and columns in `mask` exist, and so with the second ones. */
+struct source {
+    const float *x;
+    int64_t step, second, rows, second_rows;
+    __mmask16 mask, second_mask;
+};
+
+WITH_AMX static void pack_tile(const struct source *s, bool transposed, uint32_t *tile) {
+    if (transposed) {
+        float x[TILE_PAIRS] __attribute__((aligned(64))), y[TILE_PAIRS] __attribute__((aligned(64)));
+        transpose(s->x, s->step, s->rows, s->mask, x);
+        transpose(s->x + s->second, s->step, s->second_rows, s->second_mask, y);
+        for (int i = 0; i < TILE; i++)
+            split(_mm512_load_ps(x + i * TILE), _mm512_load_ps(y + i * TILE), tile + i * TILE);
+        return;
+    }
+    for (int64_t i = 0; i < TILE; i++) {
+        const __m512 x = _mm512_maskz_loadu_ps(i < s->rows ? s->mask : 0, s->x + i * s->step);
+        const __m512 y = _mm512_maskz_loadu_ps(i < s->second_rows ? s->second_mask : 0, s->x + i * s->step + s->second);
+        split(x, y, tile + i * TILE);
+    }
+}
+
+static __mmask16 first_lanes(int64_t count) {
+    return count >= TILE ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
+}
+
+/* A factor of the product: element (i, k) is x[i * ld + k] where `along` says that k runs along memory, else x[k * ld +
+ * i]; i counts rows of a or columns of b. */
+struct factor {
+    const float *x;
+    int64_t ld;
+    bool along, is_a;
+};
+
+static void pack_one(const struct factor *f, int64_t i, int64_t count, int64_t k, int64_t depth, uint32_t *tile) {
+    const struct source along = {.x = f->x + i * f->ld + k,
+                                 .step = f->ld,
+                                 .second = TILE,
+                                 .rows = count,
+                                 .second_rows = count,
+                                 .mask = first_lanes(depth),
+                                 .second_mask = first_lanes(depth - TILE)};
+    const struct source across = {.x = f->x + k * f->ld + i,
+                                  .step = f->ld,
+                                  .second = TILE * f->ld,
+                                  .rows = depth,
+                                  .second_rows = depth - TILE,
+                                  .mask = first_lanes(count),
+                                  .second_mask = first_lanes(count)};
+    pack_tile(f->along ? &along : &across, f->is_a != f->along, tile);
+}
+
+/* Packs rows of a, or columns of b, [first, first + count) at [k, k + depth) into strips. Memory is read along its
+ * rows.
+ */
+static void pack(const struct factor *f, int64_t first, int64_t count, int64_t k, int64_t depth, uint32_t *strips) {
+    const int64_t steps = (depth + STEP - 1) / STEP, halves = (count + TILE - 1) / TILE;
+    for (int64_t j = 0; j < steps * halves; j++) {
+        const int64_t half = f->along ? j / steps : j % halves, step = f->along ? j % steps : j / halves;
+        uint32_t *tile = strips + (half / 2 * steps + step) * GROUP_PAIRS + half % 2 * TILE_PAIRS;
+        pack_one(f, first + half * TILE, min64(TILE, count - half * TILE), k + step * STEP,
+                 min64(STEP, depth - step * STEP), tile);
+    }
+}
+
+#define LOAD_A(part)                                                                                                   \
+    do {                                                                                                               \
+        _tile_loadd(4, a + (part)*2 * TILE_PAIRS, 64);                                                                 \
+        if (tall) _tile_loadd(5, a + (part)*2 * TILE_PAIRS + TILE_PAIRS, 64);                                          \
+    } while (0)
+#define LOAD_B(part)                                                                                                   \
+    do {                                                                                                               \
+        _tile_loadd(6, b + (part)*2 * TILE_PAIRS, 64);                                                                 \
+        if (wide) _tile_loadd(7, b + (part)*2 * TILE_PAIRS + TILE_PAIRS, 64);                                          \
+    } while (0)
+#define MULTIPLY()                                                                                                     \
+    do {                                                                                                               \
+        _tile_dpbf16ps(0, 4, 6);                                                                                       \
+        if (wide) _tile_dpbf16ps(1, 4, 7);                                                                             \
+        if (tall) _tile_dpbf16ps(2, 5, 6);                                                                             \
+        if (tall && wide) _tile_dpbf16ps(3, 5, 7);                                                                     \
+    } while (0)
+
+/* c[32, 32] = a b (+ c when `add`) over one strip of each; of 16 rows unless `tall`, 16 columns unless `wide`. The
+ * smallest products are added first, and from one to the next only one factor has to be loaded. */
+WITH_AMX static inline __attribute__((always_inline)) void multiply_strips(const bool tall, const bool wide,
+                                                                           int64_t steps, const uint32_t *a,
+                                                                           const uint32_t *b, float *c, int64_t ldc,
+                                                                           bool add) {
+    const int64_t stride = ldc * (int64_t)sizeof *c;
+    if (add) {
+        _tile_loadd(0, c, stride);
+        if (wide) _tile_loadd(1, c + TILE, stride);
+        if (tall) _tile_loadd(2, c + TILE * ldc, stride);
+        if (tall && wide) _tile_loadd(3, c + TILE * ldc + TILE, stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t step = 0; step < steps; step++, a += GROUP_PAIRS, b += GROUP_PAIRS) {
+        LOAD_A(UPPER);
+        LOAD_B(LOWER);
+        MULTIPLY();
+        LOAD_B(MIDDLE);
+        MULTIPLY();
+        LOAD_A(MIDDLE);
+        MULTIPLY();
+        LOAD_B(UPPER);
+        MULTIPLY();
+        LOAD_A(LOWER);
+        MULTIPLY();
+        LOAD_A(UPPER);
+        MULTIPLY();
+    }
+    _tile_stored(0, c, stride);
+    if (wide) _tile_stored(1, c + TILE, stride);
+    if (tall) _tile_stored(2, c + TILE * ldc, stride);
+    if (tall && wide) _tile_stored(3, c + TILE * ldc + TILE, stride);
+}
+
+WITH_AMX static void multiply_any(bool tall, bool wide, int64_t steps, const uint32_t *a, const uint32_t *b, float *c,
+                                  int64_t ldc, bool add) {
+    if (tall && wide)
+        multiply_strips(true, true, steps, a, b, c, ldc, add);
+    else if (tall)
+        multiply_strips(true, false, steps, a, b, c, ldc, add);
+    else if (wide)
+        multiply_strips(false, true, steps, a, b, c, ldc, add);
+    else
+        multiply_strips(false, false, steps, a, b, c, ldc, add);
+}
+
+static void copy_rows(float *to, int64_t to_stride, const float *from, int64_t from_stride, int64_t rows,
+                      int64_t columns) {
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof *to);
+}
+
+/* c[rows, columns] = a b (+ c when `add`) from packed blocks. Tiles that stick out are summed aside. */
+static void multiply_blocks(int64_t rows, int64_t columns, int64_t steps, const uint32_t *a, const uint32_t *b,
+                            float *c, int64_t ldc, bool add) {
+    float aside[STRIP * STRIP] __attribute__((aligned(64)));
+    /* The compiler is not told that tiles are loaded from memory: what was packed has to be there. */
+    __asm__ volatile("" ::: "memory");
+    for (int64_t j = 0; j < columns; j += STRIP)
+        for (int64_t i = 0; i < rows; i += STRIP) {
+            const int64_t height = min64(STRIP, rows - i), width = min64(STRIP, columns - j);
+            const bool whole = height % TILE == 0 && width % TILE == 0;
+            const uint32_t *a_strip = a + i / STRIP * steps * GROUP_PAIRS,
+                           *b_strip = b + j / STRIP * steps * GROUP_PAIRS;
+            float *c_ij = c + i * ldc + j;
+            if (whole) {
+                multiply_any(height > TILE, width > TILE, steps, a_strip, b_strip, c_ij, ldc, add);
+                continue;
+            }
+            if (add) {
+                copy_rows(aside, STRIP, c_ij, ldc, height, width);
+                __asm__ volatile("" ::: "memory");
+            }
+            multiply_any(height > TILE, width > TILE, steps, a_strip, b_strip, aside, STRIP, add);
+            __asm__ volatile("" ::: "memory");
+            copy_rows(c_ij, ldc, aside, STRIP, height, width);
+        }
+    __asm__ volatile("" ::: "memory");
+}
+
+/* The depth of blocks for a whole depth of k: equal steps, but for the last block. */
+static int64_t block_depth(int64_t k) {
+    const int64_t blocks = (k + DEPTH - 1) / DEPTH, depth = (k + blocks - 1) / blocks;
+    return (depth + STEP - 1) / STEP * STEP;
+}
+
+WITH_AMX void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t row_end, int64_t column,
+                              int64_t column_end, ls_amx_finish *finish) {
+    uint32_t a_strips[ROWS / STRIP * DEPTH / STEP * GROUP_PAIRS] __attribute__((aligned(64)));
+    uint32_t b_strips[COLUMNS / STRIP * DEPTH / STEP * GROUP_PAIRS] __attribute__((aligned(64)));
+    const struct factor a = {.x = op->a, .ld = op->lda, .along = !op->transpose_a, .is_a = true};
+    const struct factor b = {.x = op->b, .ld = op->ldb, .along = op->transpose_b};
+    const int64_t depth = block_depth(op->k);
+    configure();
+    for (int64_t j = column; j < column_end; j += COLUMNS) {
+        const int64_t columns = min64(COLUMNS, column_end - j);
+        for (int64_t k = 0; k < op->k; k += depth) {
+            const int64_t now = min64(depth, op->k - k), steps = (now + STEP - 1) / STEP;
+            pack(&b, j, columns, k, now, b_strips);
+            for (int64_t i = row; i < row_end; i += ROWS) {
+                const int64_t rows = min64(ROWS, row_end - i);
+                pack(&a, i, rows, k, now, a_strips);
+                multiply_blocks(rows, columns, steps, a_strips, b_strips, (float *)op->c + i * op->ldc + j, op->ldc,
+                                k > 0 || op->accumulate);
+                if (k + now == op->k) finish(op, i, i + rows, j, j + columns);
+            }
+        }
+    }
+    _tile_release();
+}
+
+#else
+
+bool ls_amx_available(void) {
+    return false;
+}
+
+bool ls_amx_serves(int64_t m, int64_t n, int64_t k) {
+    (void)m, (void)n, (void)k;
+    return false;
+}
+
+void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t row_end, int64_t column, int64_t column_end,
+                     ls_amx_finish *finish) {
+    (void)op, (void)row, (void)row_end, (void)column, (void)column_end, (void)finish;
+}
+
+#endif

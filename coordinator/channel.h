@@ -11,6 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { LS_CHANNEL_HOSTS_BYTES = LS_CORE_HOSTS_MAX * LS_CORE_HOST_BYTES };
+
 enum ls_channel_kind {
     /* from the coordinator */
     LS_CHANNEL_READY, /* it listens */
@@ -34,9 +36,10 @@ struct ls_channel_message {
         int64_t attempt, ranks, port;
         char key_text[LS_KEY_TEXT_MAX]; /* of the workers */
     } ready;
-    int64_t attempt;               /* LAUNCH, KILL, LAUNCHER_STARTED, LAUNCHER_EXITED, GONE */
-    int64_t ranks;                 /* LAUNCH */
-    char excluded[1024];           /* LAUNCH: hosts to be left out, with commas between them */
+    int64_t attempt; /* LAUNCH, KILL, LAUNCHER_STARTED, LAUNCHER_EXITED, GONE */
+    int64_t ranks;   /* LAUNCH */
+    /* LAUNCH: hosts to be left out, with commas between them: for their losses, and because they do not answer. */
+    char excluded[LS_CHANNEL_HOSTS_BYTES], silent[LS_CHANNEL_HOSTS_BYTES];
     int32_t code;                  /* END */
     char text[LS_WIRE_TEXT_BYTES]; /* END */
     enum ls_core_signal signal;    /* SIGNAL */

@@ -54,8 +54,8 @@
  *  - It does the actions of a list in order, and hands events over one at a time.
  *  - TICK comes first and then a few times a second.
  *  - RANK_LOST is told for every joined rank whose process is gone, also for one that was gone when it joined;
- * NODE_LOST when all of a host is, in its place. LAUNCHER_EXITED of the newest attempt launched is told to every
- * generation that begins after it, and signals wait for the next generation.
+ *    NODE_LOST when all of a host is, or nothing is heard of it any more, in its place. LAUNCHER_EXITED of the newest
+ *    attempt launched is told to every generation that begins after it, and signals wait for the next generation.
  *  - CONNECTION_LOST is told if it is known; the core does without.
  *  - LAUNCH is asked for every attempt, the first included, and again by a coordinator that starts again: an attempt
  *    that has been launched is not launched twice. Without a launcher of ours it means that workers started by hand are
@@ -84,6 +84,7 @@ enum {
     LS_CORE_WINDOW_STEPS = 1024,
     LS_CORE_CHECKPOINTS_MAX = 64, /* committed checkpoints known at a time */
     LS_CORE_HOSTS_MAX = 64,       /* hosts with losses remembered at a time */
+    LS_CORE_NODE_LOSSES = 2,      /* what the loss of a whole node counts for */
     LS_CORE_HOST_BYTES = 64,
     LS_CORE_ID_BYTES = 96,
     LS_CORE_TEXT_BYTES = 512
@@ -138,7 +139,9 @@ struct ls_core_options {
     int64_t cause_grace_ms;    /* how long to wait for a better explanation once something is lost; 1000 is good */
     int32_t max_restarts;      /* without progress in between; 0: the first loss ends the run */
     int32_t min_ranks;         /* fewer than wanted may go on, down to this many; 0: only as many as wanted */
-    int32_t host_losses_max;   /* a host that lost ranks so often is left out, if there are others; 0: never */
+    /* A host that lost ranks so often is left out if there are others, else a loss so often in a row is met with fewer
+     * ranks; the loss of a whole node counts for two. 0: never. */
+    int32_t host_losses_max;
     int64_t backoff_ms; /* before the second restart in a row; doubles with each one after it, none before the first */
     int64_t backoff_max_ms;   /* and no more than this */
     int64_t clear_timeout_ms; /* how long the end of an attempt's processes may take */
@@ -254,10 +257,12 @@ struct ls_core_event {
         } fault; /* a rank's own last words */
         struct {
             int32_t rank;
-            const char *how; /* "killed by signal 9"; read during the call only */
+            const char *host; /* of a rank that has not joined; else, and where NULL: where it joined from */
+            const char *how;  /* "killed by signal 9"; both are read during the call only */
         } rank_lost;
         struct {
-            const char *host, *how; /* every rank there is gone; read during the call only */
+            const char *host; /* every rank there is gone, or out of reach */
+            const char *how;  /* "not heard for 9 s. Check its network."; both are read during the call only */
         } node_lost;
         struct {
             int32_t rank;     /* that others wait for; -1: none in particular */
@@ -277,6 +282,7 @@ struct ls_core_event {
             struct ls_digest chain;
             int32_t slots, slots_all; /* ranks that can be placed, without the hosts left out and with them; -1: any,
                                        * hosts are not ours to choose */
+            int32_t fewer; /* the most ranks below those of this attempt that the run can have; 0: it cannot */
         } prepared;
         struct {
             enum ls_code code;

@@ -180,11 +180,14 @@ void core_on_rank_lost(struct ls_core *core, const struct ls_core_event *event, 
     int32_t rank = event->rank_lost.rank;
     if (rank >= 0 && rank < core->world_size) core->ranks[rank].lost = true;
     if (!core->cause && core_end_if_saved(core, out)) return;
+    const bool joined = rank >= 0 && rank < core->world_size && core->ranks[rank].known;
+    const char *host = joined ? NULL : event->rank_lost.host;
     core_blame(
         core,
-        &(struct core_blame){.cause = CAUSE_RANK_LOST, .code = LS_COMMUNICATION, .scope = LS_SCOPE_RANK, .rank = rank},
+        &(struct core_blame){
+            .cause = CAUSE_RANK_LOST, .code = LS_COMMUNICATION, .scope = LS_SCOPE_RANK, .rank = rank, .host = host},
         out, "communication: rank %d on %s was lost at step %lld (%s). Look at the end of logs/rank-%05d.log.", rank,
-        core_host(core, rank), (long long)core->done_step + 1, event->rank_lost.how, rank);
+        host ? host : core_host(core, rank), (long long)core->done_step + 1, event->rank_lost.how, rank);
 }
 
 void core_on_node_lost(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
@@ -200,8 +203,8 @@ void core_on_node_lost(struct ls_core *core, const struct ls_core_event *event, 
         core,
         &(struct core_blame){
             .cause = CAUSE_NODE_LOST, .code = LS_COMMUNICATION, .scope = LS_SCOPE_NODE, .rank = first, .host = host},
-        out, "communication: host %s with %d rank%s was lost at step %lld (%s). See that it runs and its network.",
-        host, count, count == 1 ? "" : "s", (long long)core->done_step + 1, event->node_lost.how);
+        out, "communication: host %s with %d rank%s was lost at step %lld: %s", host, count, count == 1 ? "" : "s",
+        (long long)core->done_step + 1, event->node_lost.how);
 }
 
 void core_on_stalled(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {

@@ -42,6 +42,7 @@
     X(BACKOFF_SKIPPED)                                                                                                 \
     X(BAD_CHECKPOINT_USED_AGAIN)                                                                                       \
     X(FEWER_RANKS_THAN_ALLOWED)                                                                                        \
+    X(FEWER_RANKS_TOO_SOON)                                                                                            \
     X(LOST_HOST_USED_AGAIN)                                                                                            \
     X(QUARANTINE_FORGOTTEN)                                                                                            \
     X(QUARANTINE_FORGOTTEN_ON_RESTART)                                                                                 \

@@ -8,7 +8,7 @@
 
 bool core_host_is_excluded(const struct ls_core *core, const struct core_host *host) {
     if (LS_MUTATED(LOST_HOST_USED_AGAIN)) return false;
-    return core->options.host_losses_max > 0 && (host->gone || host->losses >= core->options.host_losses_max);
+    return core->options.host_losses_max > 0 && host->losses >= core->options.host_losses_max;
 }
 
 void core_count_loss(struct ls_core *core, const char *name, enum ls_scope scope) {
@@ -23,8 +23,7 @@ void core_count_loss(struct ls_core *core, const char *name, enum ls_scope scope
         *host = (struct core_host){.losses = 0};
         snprintf(host->name, sizeof host->name, "%s", name);
     }
-    host->losses++;
-    host->gone |= scope == LS_SCOPE_NODE;
+    host->losses += scope == LS_SCOPE_NODE ? LS_CORE_NODE_LOSSES : 1;
 }
 
 const char *ls_core_excluded(const struct ls_core *core, int index) {
@@ -74,8 +73,16 @@ void core_on_cleared(struct ls_core *core, const struct ls_core_event *event, st
 
 /* ---- preparing ---- */
 
-/* How many ranks the next attempt has. Fewer than wanted rather than a host that loses ranks; that host rather than
- * none at all. Returns false when there are too few either way. */
+/* Ranks were lost so often in a row that doing the same again is no cure. */
+static bool is_lost_again_and_again(const struct ls_core *core) {
+    const int32_t most = core->options.host_losses_max;
+    if (core->cause_scope != LS_SCOPE_RANK && core->cause_scope != LS_SCOPE_NODE) return false;
+    return most > 0 && (core->restarts + 1 >= most || LS_MUTATED(FEWER_RANKS_TOO_SOON));
+}
+
+/* How many ranks the next attempt has. Fewer than wanted rather than a host that loses ranks; where none can be left
+ * out, fewer rather than the same loss for ever, and no more of them again where hosts are not ours to choose. Returns
+ * false when there are too few either way. */
 static bool choose_world_size(const struct ls_core *core, const struct ls_core_event *event, int32_t *world_size,
                               bool *hosts_forgiven) {
     int32_t wanted = core->ranks_wanted;
@@ -84,8 +91,14 @@ static bool choose_world_size(const struct ls_core *core, const struct ls_core_e
     if (slots < 0 || slots > wanted) slots = wanted;
     if (slots_all < 0 || slots_all > wanted) slots_all = wanted;
     /* Where hosts are not ours to choose, leaving some out means nothing. */
-    *hosts_forgiven = event->prepared.slots < 0 ? ls_core_excluded(core, 0) != NULL : slots < least;
+    const bool ours = event->prepared.slots >= 0;
+    *hosts_forgiven = ours ? slots < least : ls_core_excluded(core, 0) != NULL;
     *world_size = *hosts_forgiven ? slots_all : slots;
+    if (!ours && core->world_size && core->world_size < *world_size) *world_size = core->world_size;
+    const int32_t fewer = event->prepared.fewer;
+    if ((!ours || *hosts_forgiven) && is_lost_again_and_again(core) && fewer >= least && fewer > 0 &&
+        fewer < *world_size)
+        *world_size = fewer;
     if (LS_MUTATED(FEWER_RANKS_THAN_ALLOWED) && slots > 0) *world_size = slots;
     return wanted == 0 || *world_size >= least || LS_MUTATED(FEWER_RANKS_THAN_ALLOWED);
 }

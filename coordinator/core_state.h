@@ -25,8 +25,7 @@ struct core_rank {
 /* A host that lost ranks in this invocation. */
 struct core_host {
     char name[LS_CORE_HOST_BYTES];
-    int32_t losses;
-    bool gone; /* as a whole, once */
+    int32_t losses; /* that of the host as a whole counts for LS_CORE_NODE_LOSSES */
 };
 
 /* What is remembered of a step that was done: slot step % LS_CORE_WINDOW_STEPS. */

@@ -351,24 +351,58 @@ enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_tex
 
 /* "mpirun noticed that process rank 2 with PID 282 on node storm2 exited on signal 9 (Killed)." */
 static bool read_mpirun(const char *line, struct ls_launch_loss *loss) {
-    char host[64];
     int rank, pid, number;
-    if (sscanf(line, "%*s noticed that process rank %d with PID %d on node %63s exited on signal %d", &rank, &pid, host,
-               &number) != 4)
+    if (sscanf(line, "%*s noticed that process rank %d with PID %d on node %63s exited on signal %d", &rank, &pid,
+               loss->host, &number) != 4)
         return false;
-    loss->rank = rank;
-    snprintf(loss->text, sizeof loss->text, "pid %d on %s was killed by signal %d, says mpirun", pid, host, number);
+    loss->ranks[0] = rank;
+    loss->count = 1;
+    snprintf(loss->text, sizeof loss->text, "pid %d on %s was killed by signal %d, says mpirun", pid, loss->host,
+             number);
+    return rank >= 0;
+}
+
+/* "  Remote daemon: [[47094,0],2] on node storm2", which is lost */
+static bool read_mpirun_host(const char *line, struct ls_launch_loss *loss) {
+    if (sscanf(line, " Remote daemon: %*s on node %63s", loss->host) != 1) return false;
+    loss->count = 0;
+    snprintf(loss->text, sizeof loss->text,
+             "mpirun has lost the daemon that it started there. See that %s runs, and its network.", loss->host);
     return true;
 }
 
-/* "srun: error: node-2: task 5: Killed" */
+/* "5" or "2-3,5" into ranks; false when it is something else. */
+static bool read_ranks(const char *list, struct ls_launch_loss *loss) {
+    loss->count = 0;
+    for (const char *at = list; *at;) {
+        char *end;
+        long first = strtol(at, &end, 10), last = first;
+        if (end == at || first < 0) return false;
+        if (*end == '-') last = strtol(at = end + 1, &end, 10);
+        if (end == at || last < first || last > INT32_MAX || (*end && *end != ',')) return false;
+        for (long rank = first; rank <= last && loss->count < LS_LAUNCH_LOSSES_MAX; rank++)
+            loss->ranks[loss->count++] = (int32_t)rank;
+        at = end + (*end == ',');
+    }
+    return loss->count > 0;
+}
+
+/* "srun: error: node-2: task 5: Killed", "srun: error: node-2: tasks 4-5: Killed" */
 static bool read_srun(const char *line, struct ls_launch_loss *loss) {
-    char host[64], how[32];
-    int rank;
-    if (sscanf(line, "srun: error: %63[^:]: task %d: %31[A-Za-z ]", host, &rank, how) != 3) return false;
+    char how[32], list[128];
+    if (sscanf(line, "srun: error: %63[^:]: task%*[s ]%127[0-9,-]: %31[A-Za-z ]", loss->host, list, how) != 3)
+        return false;
     if (strncmp(how, "Exited", 6) == 0) return false; /* its own words say more */
-    loss->rank = rank;
-    snprintf(loss->text, sizeof loss->text, "on %s: %s, says srun", host, how);
+    snprintf(loss->text, sizeof loss->text, "on %s: %s, says srun", loss->host, how);
+    return read_ranks(list, loss);
+}
+
+/* "srun: error: Node failure on node-2" */
+static bool read_srun_host(const char *line, struct ls_launch_loss *loss) {
+    if (sscanf(line, "srun: error: Node failure on %63[^[, ]", loss->host) != 1) return false;
+    loss->count = 0;
+    snprintf(loss->text, sizeof loss->text, "Slurm says that the node failed. See that %s runs, and its network.",
+             loss->host);
     return true;
 }
 
@@ -386,7 +420,8 @@ bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch
             if (strncmp(line, header_mark, sizeof header_mark - 1) == 0)
                 of_attempt = strtoll(line + sizeof header_mark - 1, NULL, 10) == attempt;
             else
-                found = of_attempt && (read_mpirun(line, loss) || read_srun(line, loss)) && loss->rank >= 0;
+                found = of_attempt && (read_mpirun(line, loss) || read_mpirun_host(line, loss) ||
+                                       read_srun(line, loss) || read_srun_host(line, loss));
         }
     }
     free(text);

@@ -66,13 +66,17 @@ enum ls_code ls_launch_find_mpirun(struct ls_error *error);
  * mpirun hands to rank 0. *pid is the leader of the session. */
 enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_text, const char *log_path, pid_t *pid,
                              struct ls_error *error);
-/* What a launcher says of the rank whose loss made it end. */
+enum { LS_LAUNCH_LOSSES_MAX = 64 };
+
+/* What a launcher says of the loss that made it end: ranks of one host, or all of a host. */
 struct ls_launch_loss {
-    int32_t rank;
-    char text[128]; /* "pid 282 on storm2 was killed by signal 9, says mpirun" */
+    int32_t ranks[LS_LAUNCH_LOSSES_MAX];
+    int count; /* 0: the host as a whole */
+    char host[64];
+    char text[160]; /* "pid 282 on storm2 was killed by signal 9, says mpirun"; of a host with what to do */
 };
 /* Finds it in the launcher's output at `log_path`, in what was written since `attempt` was started. Understands Open
- * MPI's mpirun and Slurm's srun; false when they say nothing of a signal. */
+ * MPI's mpirun and Slurm's srun; false when they say nothing of a signal or a host. */
 bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss);
 
 /* Sends `signal` to every process of the session led by `leader`, however its groups are; returns how many there were.

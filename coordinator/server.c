@@ -81,16 +81,39 @@ static void tell_fault(struct ls_server *server, const struct ls_watcher_loss *l
     server_handle(server, &event);
 }
 
-/* A launcher knows which rank of any host was lost, and says so in its output. */
+static void tell_lost_rank(struct ls_server *server, int64_t attempt, int32_t rank, const char *host, const char *how) {
+    struct ls_core_event event = {.kind = LS_EVENT_RANK_LOST, .attempt = (uint32_t)attempt};
+    event.rank_lost.rank = rank;
+    event.rank_lost.host = host;
+    event.rank_lost.how = how;
+    server_handle(server, &event);
+}
+
+static void tell_lost_node(struct ls_server *server, int64_t attempt, const char *host, const char *how) {
+    struct ls_core_event event = {.kind = LS_EVENT_NODE_LOST, .attempt = (uint32_t)attempt};
+    event.node_lost.host = host;
+    event.node_lost.how = how;
+    server_handle(server, &event);
+}
+
+/* The host's name as its ranks told it; a launcher may call it otherwise. */
+static const char *joined_name(const struct ls_server *server, const char *name) {
+    for (int64_t rank = 0; server->stall && rank < server->run->ranks; rank++) {
+        const char *host = ls_stall_rank_host(server->stall, rank);
+        if (host[0] && ls_host_is(host, name)) return host;
+    }
+    return name;
+}
+
+/* A launcher knows which ranks of any host were lost, or which host, and says so in its output. */
 static void tell_launchers_verdict(struct ls_server *server, int64_t attempt) {
     char path[PATH_MAX];
     struct ls_launch_loss loss;
     snprintf(path, sizeof path, "%s/logs/launcher.log", server->run->directory.path);
     if (!ls_launch_read_loss(path, attempt, &loss)) return;
-    struct ls_core_event event = {.kind = LS_EVENT_RANK_LOST, .attempt = (uint32_t)attempt};
-    event.rank_lost.rank = loss.rank;
-    event.rank_lost.how = loss.text;
-    server_handle(server, &event);
+    if (loss.count == 0) tell_lost_node(server, attempt, joined_name(server, loss.host), loss.text);
+    for (int i = 0; i < loss.count && !server->ended; i++)
+        tell_lost_rank(server, attempt, loss.ranks[i], loss.host, loss.text);
 }
 
 /* A rank that was ended by its launcher is told when nothing better came. */
@@ -178,10 +201,7 @@ static void watch(struct ls_server *server) {
             tell_fault(server, &loss);
             continue;
         }
-        struct ls_core_event event = {.kind = LS_EVENT_RANK_LOST, .attempt = server_attempt(server)};
-        event.rank_lost.rank = (int32_t)loss.rank;
-        event.rank_lost.how = loss.text;
-        server_handle(server, &event);
+        tell_lost_rank(server, server_attempt(server), (int32_t)loss.rank, server->run->facts.host, loss.text);
     }
     if (server->held_ms && server_now_ms() - server->held_ms > HELD_MS) tell_held(server);
 }
@@ -216,8 +236,13 @@ static void watch_progress(struct ls_server *server) {
     char text[LS_CORE_TEXT_BYTES];
     const bool of_one = verdict.kind != LS_VERDICT_NETWORK && verdict.kind != LS_VERDICT_DEADLOCK;
     const char *host = ls_stall_host(server->stall, verdict.host);
+    server_note_loss(server, verdict.seconds);
+    if (verdict.kind == LS_VERDICT_SILENT) {
+        tell_lost_node(server, server_attempt(server), host, verdict.text);
+        return;
+    }
     snprintf(text, sizeof text, "stall: ");
-    if (of_one && verdict.kind != LS_VERDICT_SILENT)
+    if (of_one)
         snprintf(text, sizeof text, "stall: rank %d on %s, step %lld: ", verdict.rank, host[0] ? host : "unknown host",
                  (long long)status.step + 1);
     snprintf(text + strlen(text), sizeof text - strlen(text), "%s", verdict.text);
@@ -225,7 +250,6 @@ static void watch_progress(struct ls_server *server) {
     event.stalled.rank = of_one ? verdict.rank : -1;
     event.stalled.host = host;
     event.stalled.text = text;
-    server_note_loss(server, verdict.seconds);
     server_handle(server, &event);
 }
 
@@ -263,6 +287,7 @@ static void serve(struct ls_server *server) {
         else if (server->signals >= 0)
             read_signals(server);
         if (!server->ended) server_check_cleared(server);
+        if (!server->ended) server_check_room(server);
         int64_t now = server_now_ms();
         if (server->ended || now - watched_ms < WATCH_MS) continue;
         watched_ms = now;

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { ASK_AGAIN_MS = 3000 }; /* hosts that are waited for */
+
 /* ---- events that are no records ---- */
 
 void server_tell(struct ls_server *server, const char *event, const char *format, ...) {
@@ -99,17 +101,77 @@ static int32_t fitting_ranks(const struct ls_server *server, int64_t room) {
     return (int32_t)room;
 }
 
-/* Ranks that the hosts have room for, without those left out and with them; -1 where there is this host alone. */
+static bool has_hosts(const struct ls_server *server) {
+    return server->run->allocation && server->run->allocation->hosts.count > 0;
+}
+
+/* Asks which hosts were there at the start and are not now. */
+static void ask_hosts(struct ls_server *server) {
+    struct server_room *room = &server->room;
+    room->asked_ms = server_now_ms();
+    room->silent_count = ls_allocation_find_lost(server->run->allocation, room->silent, LS_CORE_HOSTS_MAX);
+}
+
+/* Ranks that the hosts which answer have room for, without those left out and with them; -1 where hosts are not ours to
+ * choose. */
 static void count_slots(const struct ls_server *server, int32_t *slots, int32_t *slots_all) {
     const struct ls_allocation *allocation = server->run->allocation;
-    const char *excluded[LS_CORE_HOSTS_MAX];
-    int count = 0;
+    const struct server_room *room = &server->room;
+    const char *without[2 * LS_CORE_HOSTS_MAX], *name;
+    int count = room->silent_count;
     *slots = *slots_all = -1;
-    if (!allocation || allocation->hosts.count == 0) return;
-    while (count < LS_CORE_HOSTS_MAX && (excluded[count] = ls_core_excluded(server->run->machine, count))) count++;
-    count += ls_allocation_find_lost(allocation, excluded + count, LS_CORE_HOSTS_MAX - count);
-    *slots = fitting_ranks(server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, excluded, count));
-    *slots_all = fitting_ranks(server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, NULL, 0));
+    if (!has_hosts(server)) return;
+    for (int i = 0; i < count; i++) without[i] = room->silent[i];
+    for (int i = 0; i < LS_CORE_HOSTS_MAX && (name = ls_core_excluded(server->run->machine, i)); i++)
+        without[count++] = name;
+    *slots = fitting_ranks(server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, without, count));
+    *slots_all = fitting_ranks(
+        server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, room->silent, room->silent_count));
+}
+
+/* The fewest ranks that the run may go on with; 0: any number. */
+static int32_t least_ranks(const struct ls_server *server) {
+    const int32_t wanted = server->run->core.ranks_wanted, least = server->run->core.min_ranks;
+    return least && least < wanted ? least : wanted;
+}
+
+static void list_names(const char *const *names, int count, char *text, size_t size) {
+    size_t used = 0;
+    text[0] = 0;
+    for (int i = 0; i < count && used + strlen(names[i]) + 3 < size; i++)
+        used += (size_t)snprintf(text + used, size - used, "%s%s", used ? ", " : "", names[i]);
+}
+
+/* True while there is hope that a host that is needed answers again. */
+static bool waits_for_hosts(struct ls_server *server, int32_t slots_all) {
+    struct server_room *room = &server->room;
+    const int64_t limit_ms = server->run->config->fault.start_timeout_seconds * 1000;
+    char names[256];
+    if (slots_all < 0 || slots_all >= least_ranks(server) || room->silent_count == 0) return false;
+    if (server_now_ms() - room->since_ms >= limit_ms) return false;
+    if (room->told) return true;
+    room->told = true;
+    list_names(room->silent, room->silent_count, names, sizeof names);
+    server_tell(server, "waiting_for_hosts",
+                "%d ranks can be placed, %d are needed (fault.min_ranks): waiting up to %lld s for %s to answer again",
+                slots_all, least_ranks(server), (long long)(limit_ms / 1000), names);
+    return true;
+}
+
+void server_check_room(struct ls_server *server) {
+    struct server_room *room = &server->room;
+    if (!room->since_ms || (room->asked_ms && server_now_ms() - room->asked_ms < ASK_AGAIN_MS)) return;
+    struct ls_core_event event = {.kind = LS_EVENT_PREPARED, .attempt = server->preparing, .payload = &server->next};
+    if (has_hosts(server)) ask_hosts(server);
+    count_slots(server, &event.prepared.slots, &event.prepared.slots_all);
+    if (waits_for_hosts(server, event.prepared.slots_all)) return;
+    room->since_ms = 0;
+    event.prepared.step = server->next.start_step;
+    event.prepared.position = server->next.start_position;
+    event.prepared.chain = server->next.start_chain;
+    event.prepared.fewer = fitting_ranks(server, server->run->ranks - 1);
+    server->recovery.prepared_ms = server_now_ms();
+    server_handle(server, &event);
 }
 
 void server_take_start(struct ls_server *server) {
@@ -119,20 +181,16 @@ void server_take_start(struct ls_server *server) {
         return;
     }
     server_tell_damaged(server, &result->start);
-    struct ls_core_event event = {.kind = LS_EVENT_PREPARED, .attempt = server->preparing};
-    server->next = result->start.attempt;
-    event.payload = &server->next;
-    event.prepared.step = server->next.start_step;
-    event.prepared.position = server->next.start_position;
-    event.prepared.chain = server->next.start_chain;
-    count_slots(server, &event.prepared.slots, &event.prepared.slots_all);
     if (result->error.code) {
-        event = (struct ls_core_event){.kind = LS_EVENT_PREPARE_FAILED, .attempt = server->preparing};
+        struct ls_core_event event = {.kind = LS_EVENT_PREPARE_FAILED, .attempt = server->preparing};
         event.prepare_failed.code = result->error.code;
         event.prepare_failed.text = result->error.text;
+        server_handle(server, &event);
+    } else {
+        server->next = result->start.attempt;
+        server->room = (struct server_room){.since_ms = server_now_ms()};
+        server_check_room(server);
     }
-    server->recovery.prepared_ms = server_now_ms();
-    server_handle(server, &event);
     free(result);
 }
 
@@ -156,12 +214,38 @@ static void begin_attempt(struct ls_server *server, const struct ls_core_action 
     if (server_start_watching(server, &error) != LS_OK) ls_log(LS_LOG_ERROR, "%s", error.text);
 }
 
-static void list_excluded(const struct ls_server *server, char *text, size_t size) {
-    size_t used = 0;
-    const char *host;
-    text[0] = 0;
-    for (int i = 0; (host = ls_core_excluded(server->run->machine, i)) && used + strlen(host) + 2 < size; i++)
-        used += (size_t)snprintf(text + used, size - used, "%s%s", used ? "," : "", host);
+static void add_name(char *text, size_t size, const char *name) {
+    const size_t used = strlen(text);
+    if (used + strlen(name) + 2 < size) snprintf(text + used, size - used, "%s%s", used ? "," : "", name);
+}
+
+static bool is_silent(const struct server_room *room, const char *name) {
+    for (int i = 0; i < room->silent_count; i++)
+        if (ls_host_is(room->silent[i], name)) return true;
+    return false;
+}
+
+/* Which hosts get no rank: told, and handed to the supervisor. */
+static void leave_out_hosts(struct ls_server *server, struct ls_channel_message *launch) {
+    const struct ls_allocation *allocation = server->run->allocation;
+    const struct server_room *room = &server->room;
+    const bool first_time = server->recovery.prepared_ms != 0;
+    const char *name;
+    if (!has_hosts(server)) return;
+    /* A coordinator that has just taken over has not asked yet. */
+    if (!room->asked_ms && server->run->core.restarted) ask_hosts(server);
+    const bool enough = ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, room->silent,
+                                      room->silent_count) >= launch->ranks;
+    for (int i = 0; enough && i < room->silent_count; i++) {
+        add_name(launch->silent, sizeof launch->silent, room->silent[i]);
+        if (!first_time) continue;
+        server_tell(server, "host_left_out", "host %s does not answer any more: it gets no rank", room->silent[i]);
+    }
+    for (int i = 0; (name = ls_core_excluded(server->run->machine, i)); i++) {
+        add_name(launch->excluded, sizeof launch->excluded, name);
+        if (!first_time || (enough && is_silent(room, name))) continue;
+        server_tell(server, "host_left_out", "host %s has lost ranks too often: it gets none any more", name);
+    }
 }
 
 void server_launch(struct ls_server *server, const struct ls_core_action *action) {
@@ -171,7 +255,7 @@ void server_launch(struct ls_server *server, const struct ls_core_action *action
     if (has_launcher(server)) {
         struct ls_channel_message launch = {
             .kind = LS_CHANNEL_LAUNCH, .attempt = run->attempt.attempt, .ranks = run->ranks};
-        list_excluded(server, launch.excluded, sizeof launch.excluded);
+        leave_out_hosts(server, &launch);
         ls_channel_send(server->channel, &launch);
     } else if (server->recovery.killed_ms) {
         server_tell(server, "waiting",

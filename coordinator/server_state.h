@@ -51,6 +51,15 @@ struct server_recovery {
     int64_t killed_ms, cleared_ms, prepared_ms, launched_ms, joined_ms;
 };
 
+/* Where the ranks of the next attempt can go. */
+struct server_room {
+    int64_t since_ms; /* when a start was found, and room was first looked for; 0: none is looked for */
+    int64_t asked_ms; /* when the hosts were last asked; 0: never */
+    bool told;        /* that some are waited for */
+    const char *silent[LS_CORE_HOSTS_MAX]; /* [silent_count]: were there at the start, and did not answer then */
+    int silent_count;
+};
+
 struct ls_server {
     struct ls_run *run;
     int channel, signals;
@@ -78,6 +87,7 @@ struct ls_server {
     bool processes_gone;            /* of it */
     uint32_t preparing;             /* the attempt after which a start is looked for */
     struct ls_journal_attempt next; /* what was found */
+    struct server_room room;
     struct server_recovery recovery;
     struct ls_watcher_loss held; /* a rank that its launcher ended: the launcher is waited for, which knows why */
     int64_t held_ms;             /* since then; 0: none */
@@ -132,6 +142,9 @@ void server_check_cleared(struct ls_server *server);
 /* Looks for where the attempt after action->attempt can start; PREPARED follows from server_take_start(). */
 void server_prepare(struct ls_server *server, const struct ls_core_action *action);
 void server_take_start(struct ls_server *server);
+/* Says PREPARED once the hosts that answer have room for as many ranks as are needed, or once those that do not have
+ * been waited for as long as ranks may take to come. */
+void server_check_room(struct ls_server *server);
 /* Tells of the damaged checkpoints that were passed over. */
 void server_tell_damaged(struct ls_server *server, const struct ls_run_start *start);
 /* Starts the workers of action->attempt, which is served from now on. */

@@ -7,6 +7,7 @@
 #include "coordinator/channel.h"
 #include "coordinator/launcher.h"
 #include "coordinator/server.h"
+#include "coordinator/sweep.h"
 #include "coordinator/trial.h"
 
 #include <errno.h>
@@ -34,6 +35,7 @@ enum {
     PATIENCE_MS = 5000,      /* with the coordinator, after the second SIGINT */
     SAME_INTERRUPT_MS = 200, /* two SIGINTs closer than this are one */
     CLOCK_SLACK_SECONDS = 2, /* between what two questions for a job's end say */
+    SWEEP_MS = 20000,        /* for what is left on other hosts to be removed */
     PENDING_MAX = 8
 };
 
@@ -59,9 +61,10 @@ struct supervisor {
     int channel;       /* -1: no coordinator */
     pid_t coordinator; /* 0: none */
     struct attempt attempt;
-    int64_t wanted_attempt, wanted_ranks; /* to be started once the one before is gone; 0: none */
-    bool launched_before;                 /* some attempt was started */
-    char excluded[1024];                  /* hosts that it leaves out, with commas between them */
+    struct ls_sweep sweep;
+    int64_t wanted_attempt, wanted_ranks;  /* to be started once the one before is gone; 0: none */
+    char excluded[LS_CHANNEL_HOSTS_BYTES]; /* hosts that it leaves out for their losses, with commas between them */
+    char silent[LS_CHANNEL_HOSTS_BYTES];   /* and because they do not answer */
     int restarts;
     int64_t born_ms;                 /* of the coordinator */
     struct ls_channel_message ready; /* the last READY; attempt 0: none yet */
@@ -188,31 +191,17 @@ static int split_names(char *text, const char **names, int most) {
     return count;
 }
 
-/* Adds the hosts that were there at the start and are gone, where the others have room enough; returns how many names
- * there are then. */
-static int leave_out_lost(const struct supervisor *supervisor, const struct attempt *attempt,
-                          const char *names[LS_CORE_HOSTS_MAX], int count) {
-    const struct ls_allocation *allocation = &supervisor->allocation;
-    if (!supervisor->launched_before) return count;
-    const int lost = ls_allocation_find_lost(allocation, names + count, LS_CORE_HOSTS_MAX - count);
-    if (lost == 0) return count;
-    if (ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, names, count + lost) < attempt->ranks)
-        return count;
-    for (int i = 0; i < lost; i++)
-        ls_log(LS_LOG_WARNING, "host %s does not answer any more: the other hosts take its ranks", names[count + i]);
-    return count + lost;
-}
-
 static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_error *error) {
     const struct ls_channel_message *ready = &supervisor->ready;
     struct attempt *attempt = &supervisor->attempt;
-    char excluded[sizeof supervisor->excluded];
-    const char *names[LS_CORE_HOSTS_MAX];
+    char excluded[LS_CHANNEL_HOSTS_BYTES], silent[LS_CHANNEL_HOSTS_BYTES];
+    const char *names[2 * LS_CORE_HOSTS_MAX];
     memcpy(excluded, supervisor->excluded, sizeof excluded);
-    const int excluded_count = split_names(excluded, names, LS_CORE_HOSTS_MAX);
+    memcpy(silent, supervisor->silent, sizeof silent);
     struct ls_launch_options options = usual_launch(supervisor);
     options.excluded = names;
-    options.excluded_count = leave_out_lost(supervisor, attempt, names, excluded_count);
+    options.excluded_count = split_names(excluded, names, LS_CORE_HOSTS_MAX);
+    options.excluded_count += split_names(silent, names + options.excluded_count, LS_CORE_HOSTS_MAX);
     options.ranks = attempt->ranks;
     options.endpoints = ready->ready.endpoints;
     options.run_id = ready->ready.run_id;
@@ -224,7 +213,6 @@ static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_erro
     struct ls_launch *launch = malloc(sizeof *launch);
     if (!launch) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to start the launcher");
     snprintf(log_path, sizeof log_path, "%s/logs/launcher.log", ready->ready.run_dir);
-    supervisor->launched_before = true;
     enum ls_code code = ls_launch_plan(&options, launch, error);
     if (code == LS_OK) code = ls_launch_start(launch, ready->ready.key_text, log_path, &attempt->launcher, error);
     free(launch);
@@ -240,6 +228,76 @@ static void remove_leftovers(const struct supervisor *supervisor, int64_t attemp
                "going on without waiting for it",
                (long long)left.stuck_pid);
 }
+
+/* ---- other hosts ---- */
+
+static bool is_named(const char *host, const char *const *names, int count) {
+    for (int i = 0; i < count; i++)
+        if (ls_host_is(host, names[i])) return true;
+    return false;
+}
+
+/* Removes what the attempts before `attempt` left on hosts[count], beside whatever comes next. */
+static void sweep(struct supervisor *supervisor, const char *const *hosts, int count, int64_t attempt) {
+    struct ls_launch_options usual = usual_launch(supervisor);
+    char log_path[PATH_MAX];
+    struct ls_error error;
+    if (count == 0 || supervisor->sweep.leader || supervisor->launcher_type == LS_LAUNCH_NONE) return;
+    snprintf(log_path, sizeof log_path, "%s/logs/sweep.log", supervisor->ready.ready.run_dir);
+    if (ls_sweep_start(&usual, hosts, count, supervisor->ready.ready.run_id, attempt, log_path, &supervisor->sweep,
+                       &error) != LS_OK)
+        ls_log(LS_LOG_WARNING, "what earlier attempts left on other hosts is not removed: %s", error.text);
+    supervisor->sweep.until_ms = now_ms() + SWEEP_MS;
+}
+
+/* Says what could not be removed; `why` ends the sentence. */
+static void tell_unswept(const char *hosts, const char *why) {
+    ls_log(LS_LOG_WARNING,
+           "what earlier attempts left on %s is not removed: %s. Ranks there leave by themselves when they hear of no "
+           "coordinator; the next start on that host removes the rest",
+           hosts, why);
+}
+
+static void on_sweep_ended(struct supervisor *supervisor, int status) {
+    if (status) tell_unswept(supervisor->sweep.names, "see logs/sweep.log");
+    supervisor->sweep = (struct ls_sweep){.leader = 0};
+}
+
+/* A sweep that takes too long is given up: on_sweep_ended() tells it. */
+static void limit_sweep(struct supervisor *supervisor) {
+    if (!supervisor->sweep.leader || now_ms() < supervisor->sweep.until_ms) return;
+    ls_launch_signal_session(supervisor->sweep.leader, SIGKILL);
+}
+
+/* Hosts that the wanted attempt leaves out get no worker that would remove what is left there. */
+static void sweep_left_out(struct supervisor *supervisor) {
+    char excluded[LS_CHANNEL_HOSTS_BYTES], silent[LS_CHANNEL_HOSTS_BYTES];
+    const char *names[LS_CORE_HOSTS_MAX], *unheard[LS_CORE_HOSTS_MAX];
+    memcpy(excluded, supervisor->excluded, sizeof excluded);
+    memcpy(silent, supervisor->silent, sizeof silent);
+    const int unheard_count = split_names(silent, unheard, LS_CORE_HOSTS_MAX);
+    int count = split_names(excluded, names, LS_CORE_HOSTS_MAX), kept = 0;
+    for (int i = 0; i < count; i++)
+        if (!is_named(names[i], unheard, unheard_count)) names[kept++] = names[i];
+    if (unheard_count) tell_unswept(supervisor->silent, "no answer");
+    sweep(supervisor, names, kept, supervisor->wanted_attempt);
+}
+
+/* A run that failed leaves nothing on any host that answers. */
+static void sweep_at_end(struct supervisor *supervisor) {
+    const struct ls_allocation *allocation = &supervisor->allocation;
+    const char *names[LS_CORE_HOSTS_MAX], *unheard[LS_CORE_HOSTS_MAX];
+    int count = 0;
+    if (!allocation->elsewhere) return;
+    const int unheard_count = ls_allocation_find_lost(allocation, unheard, LS_CORE_HOSTS_MAX);
+    for (int i = 0; i < allocation->hosts.count && count < LS_CORE_HOSTS_MAX; i++)
+        if (!is_named(allocation->hosts.list[i].name, unheard, unheard_count))
+            names[count++] = allocation->hosts.list[i].name;
+    for (int i = 0; i < unheard_count; i++) tell_unswept(unheard[i], "no answer");
+    sweep(supervisor, names, count, supervisor->attempt.number + 1);
+}
+
+/* ---- the end of an attempt ---- */
 
 /* Ends the attempt's processes: mpirun answers a SIGTERM by ending its ranks; go_on_killing() finishes what is left. */
 static void begin_kill(struct supervisor *supervisor) {
@@ -282,6 +340,7 @@ static void start_wanted(struct supervisor *supervisor) {
         if (!attempt->killed) kill_now(supervisor);
         return;
     }
+    sweep_left_out(supervisor);
     *attempt = (struct attempt){.number = supervisor->wanted_attempt, .ranks = supervisor->wanted_ranks};
     supervisor->wanted_attempt = 0;
     remove_leftovers(supervisor, attempt->number);
@@ -306,7 +365,7 @@ static void on_ready(struct supervisor *supervisor, const struct ls_channel_mess
     supervisor->options.config_path = supervisor->config_path;
     supervisor->options.settings_count = 0;
     supervisor->options.run_dir = supervisor->ready.ready.run_dir;
-    supervisor->options.ranks = message->ready.ranks;
+    if (first) supervisor->options.ranks = message->ready.ranks; /* as many as are wanted; attempts may have fewer */
     supervisor->options.port = message->ready.port;
     supervisor->options.restarted = true;
     if (supervisor->launcher_type == LS_LAUNCH_NONE && first) {
@@ -325,6 +384,7 @@ static void on_launch(struct supervisor *supervisor, const struct ls_channel_mes
         supervisor->wanted_attempt = message->attempt;
         supervisor->wanted_ranks = message->ranks;
         memcpy(supervisor->excluded, message->excluded, sizeof supervisor->excluded);
+        memcpy(supervisor->silent, message->silent, sizeof supervisor->silent);
     } else if (message->attempt == supervisor->attempt.number) {
         tell_attempt(supervisor);
     }
@@ -396,6 +456,8 @@ static void reap(struct supervisor *supervisor) {
             supervisor->attempt.exited_ms = now_ms();
             supervisor->attempt.status = WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
             tell_attempt(supervisor);
+        } else if (child == supervisor->sweep.leader) {
+            on_sweep_ended(supervisor, status);
         }
     }
 }
@@ -444,6 +506,7 @@ static void turn(struct supervisor *supervisor, int timeout_ms) {
     reap(supervisor);
     go_on_killing(supervisor);
     start_wanted(supervisor);
+    limit_sweep(supervisor);
     watch_job_time(supervisor);
 }
 
@@ -468,7 +531,11 @@ static void end_workers(struct supervisor *supervisor) {
         if (!orderly || now_ms() - since > LEAVE_MS || supervisor->interrupts > 1) begin_kill(supervisor);
         turn(supervisor, TURN_MS);
     }
-    if (attempt->number) remove_leftovers(supervisor, attempt->number + 1);
+    if (!attempt->number) return;
+    remove_leftovers(supervisor, attempt->number + 1);
+    while (supervisor->sweep.leader) turn(supervisor, TURN_MS);
+    if (!orderly && supervisor->interrupts < 2) sweep_at_end(supervisor);
+    while (supervisor->sweep.leader) turn(supervisor, TURN_MS);
 }
 
 /* Outside Slurm it is mpirun; there what works, tried once. */

@@ -259,6 +259,34 @@ static void tell_culprit(const struct ls_verdict_scene *scene, struct ls_verdict
     append(text, size, ".");
 }
 
+/* How many hosts with ranks are known by reports, and how many of them are silent. */
+static int count_reporting(const struct ls_verdict_scene *scene, int *silent) {
+    int count = 0;
+    *silent = 0;
+    for (int i = 0; i < scene->hosts_count; i++) {
+        const struct ls_verdict_rank *rank = NULL;
+        for (int j = 0; j < scene->ranks_count && !rank; j++)
+            if (is_judged(&scene->ranks[j]) && scene->ranks[j].host == i) rank = &scene->ranks[j];
+        if (!rank || !scene->hosts[i].reports) continue;
+        count++;
+        *silent += is_silent(scene, rank);
+    }
+    return count;
+}
+
+/* Several hosts do not fall silent at once, but this one may hear nobody. */
+static bool judge_own_network(const struct ls_verdict_scene *scene, struct ls_verdict *verdict) {
+    int silent;
+    const int count = count_reporting(scene, &silent);
+    if (count < 2 || silent < count) return false;
+    verdict->kind = LS_VERDICT_NETWORK;
+    snprintf(verdict->text, sizeof verdict->text,
+             "none of the %d other hosts has been heard for %.0f s: the network of the coordinator's host is cut, or "
+             "all of them are gone. Check its network.",
+             count, scene->hosts[verdict->host].silent_seconds);
+    return true;
+}
+
 static void judge_silent(const struct ls_verdict_scene *scene, struct ls_verdict *verdict) {
     const struct ls_verdict_host *host = &scene->hosts[verdict->host];
     bool *listed = calloc((size_t)scene->ranks_count, sizeof *listed);
@@ -274,8 +302,8 @@ static void judge_silent(const struct ls_verdict_scene *scene, struct ls_verdict
     char place[96];
     tell_place(&scene->ranks[verdict->rank], place, sizeof place);
     snprintf(verdict->text, sizeof verdict->text,
-             "host %s has not been heard for %.0f s, with rank%s %s, last seen %s: its link is cut, or it is gone",
-             host->name, host->silent_seconds, strpbrk(ranks, ",-") ? "s" : "", ranks, place);
+             "not heard for %.0f s, rank%s %s last seen %s: its link is cut, or it is gone", host->silent_seconds,
+             strpbrk(ranks, ",-") ? "s" : "", ranks, place);
     if (verdict->waiting[0]) {
         tell_waiting(verdict, verdict->text, sizeof verdict->text);
     } else if (last_heard >= 0) {
@@ -283,6 +311,11 @@ static void judge_silent(const struct ls_verdict_scene *scene, struct ls_verdict
         tell_place(rank, place, sizeof place);
         append(verdict->text, sizeof verdict->text, "; rank %d waits for it %s", last_heard, place);
     }
+    int silent;
+    count_reporting(scene, &silent);
+    if (silent > 1)
+        append(verdict->text, sizeof verdict->text, "; %d more host%s silent too", silent - 1,
+               silent > 2 ? "s are" : " is");
     append(verdict->text, sizeof verdict->text, ". Check the network to %s, and the host.", host->name);
 }
 
@@ -374,9 +407,9 @@ bool ls_verdict_find(const struct ls_verdict_scene *scene, struct ls_verdict *ve
                                    .seconds = rank->quiet_seconds,
                                    .phase = phase_name(rank->phase)};
     find_waiting(scene, root, verdict);
-    if (is_silent(scene, rank))
-        judge_silent(scene, verdict);
-    else if (verdict->kind == LS_VERDICT_STUCK && all_in_one_collective(scene, rank))
+    if (is_silent(scene, rank)) {
+        if (!judge_own_network(scene, verdict)) judge_silent(scene, verdict);
+    } else if (verdict->kind == LS_VERDICT_STUCK && all_in_one_collective(scene, rank))
         judge_network(scene, verdict);
     else
         tell_culprit(scene, verdict);

@@ -9,7 +9,8 @@
  *     rank 3  in collective 118 ---'
  *
  * Before communicators exist (phases up to MPI_Init) it is the one that is least far. If all are in the same
- * collective and it does not end, a process is stopped, a host is silent, or the network between hosts is cut. */
+ * collective and it does not end, a process is stopped, a host is silent, or the network between hosts is cut. If no
+ * other host is heard, and there are several, it is the network of this one. */
 #ifndef LS_COORDINATOR_VERDICT_H
 #define LS_COORDINATOR_VERDICT_H
 
@@ -64,7 +65,7 @@ enum ls_verdict_kind {
     LS_VERDICT_STUCK,    /* the rank does not move; the others wait for it */
     LS_VERDICT_MISSING,  /* it never started, others did */
     LS_VERDICT_SILENT,   /* its host is not heard any more: a cut link, or a host that is gone */
-    LS_VERDICT_NETWORK,  /* all ranks are in the same collective, and it does not end */
+    LS_VERDICT_NETWORK,  /* all ranks are in the same collective, and it does not end; or no other host is heard */
     LS_VERDICT_DEADLOCK, /* ranks wait for each other in different collectives: an error of the program */
     LS_VERDICT_GRANT,    /* rank 0 waits for the coordinator */
     LS_VERDICT_KINDS
@@ -83,7 +84,9 @@ struct ls_verdict {
     uint64_t collective; /* in which the others wait, or that does not end; 0: none */
     bool collective_on_host;
     char waiting[LS_VERDICT_RANKS_TEXT_BYTES]; /* who waits for it: "0, 1, 4-7"; "": nobody */
-    char text[LS_VERDICT_TEXT_BYTES]; /* what happened, the evidence, what to do; no rank, host, step in front */
+    /* What happened, the evidence, what to do; no rank, host, step in front. Of a silent host: the evidence and what to
+     * do. */
+    char text[LS_VERDICT_TEXT_BYTES];
 };
 
 /* As long as a rank has moved within so many seconds, ls_verdict_find() says nothing of an attempt that has joined, or

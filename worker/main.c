@@ -29,7 +29,11 @@ enum { VOICE_MILLISECONDS = 1000, PARENT_CHECK_MILLISECONDS = 1000, LEFTOVERS_SE
 struct arguments {
     const char *coordinator, *key;
     double examine_seconds; /* not NAN: examine the cluster instead of training */
+    char clean_run[17];     /* not "": only remove what its attempts before `clean_attempt` left on this host */
+    int64_t clean_attempt;
 };
+
+enum { OPTION_CLEAN = 256 };
 
 static atomic_bool save_wished;
 static _Atomic(struct ls_progress_record *) own_record; /* NULL: none yet */
@@ -52,9 +56,18 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
         if (end == argument || *end || !(arguments->examine_seconds >= 0 && arguments->examine_seconds <= 3600))
             argp_error(state, "--examine takes a number of seconds from 0 to 3600, not '%s'", argument);
         return 0;
+    case OPTION_CLEAN: {
+        int length = 0;
+        long long attempt = 0;
+        if (sscanf(argument, "%16[0-9a-f]:%lld%n", arguments->clean_run, &attempt, &length) != 2 || argument[length] ||
+            strlen(arguments->clean_run) != 16 || attempt < 1)
+            argp_error(state, "--clean takes RUN-ID:ATTEMPT, not '%s'", argument);
+        arguments->clean_attempt = attempt;
+        return 0;
+    }
     case ARGP_KEY_ARG: argp_error(state, "'%s' is not expected: there are only options", argument); return 0;
     case ARGP_KEY_END:
-        if (!isnan(arguments->examine_seconds)) return 0;
+        if (!isnan(arguments->examine_seconds) || arguments->clean_run[0]) return 0;
         if (!arguments->coordinator || strncmp(arguments->coordinator, "tcp://", 6) != 0)
             argp_error(state, "no coordinator: give --coordinator tcp://HOST:PORT or set LOCKSTEP_COORDINATOR");
         return 0;
@@ -72,6 +85,8 @@ static const struct argp_option options[] = {
      0},
     {"examine", 'e', "SECONDS", 0, "Measure the hosts and what is between them instead of training (lockstep doctor)",
      0},
+    {"clean", OPTION_CLEAN, "RUN-ID:ATTEMPT", 0,
+     "End the processes and remove the shared memory that attempts before this one left on this host, nothing else", 0},
     {0},
 };
 
@@ -125,6 +140,18 @@ static void remove_leftovers(const struct ls_placement *placement) {
     const struct ls_leftovers left = ls_leftovers_remove(run_id, own_attempt(), LEFTOVERS_SECONDS);
     if (left.processes)
         ls_log(LS_LOG_WARNING, "%d processes of earlier attempts were still here and were killed", left.processes);
+}
+
+/* All that a process of a sweep does. */
+static int clean(const struct arguments *arguments) {
+    const struct ls_leftovers left =
+        ls_leftovers_remove(arguments->clean_run, arguments->clean_attempt, LEFTOVERS_SECONDS);
+    char host[256] = "";
+    gethostname(host, sizeof host - 1);
+    printf("%s: %d processes ended, %d files removed from /dev/shm\n", host, left.processes, left.files);
+    if (!left.stuck_pid) return LS_OK;
+    printf("%s: process %lld does not end although it was killed\n", host, (long long)left.stuck_pid);
+    return LS_ERROR;
 }
 
 /* Before MPI_Init, so that a rank that hangs there is seen. NULL when the launcher did not say enough: opened later. */
@@ -236,6 +263,7 @@ int main(int argc, char **argv) {
                               NULL,    NULL,         NULL};
     argp_err_exit_status = LS_USAGE;
     argp_parse(&argp, argc, argv, 0, NULL, &arguments);
+    if (arguments.clean_run[0]) return clean(&arguments);
     struct ls_placement placement;
     ls_placement_find(getenv, &placement);
     if (!isnan(arguments.examine_seconds)) return examine(arguments.examine_seconds, &placement);

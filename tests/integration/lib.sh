@@ -22,6 +22,36 @@ not_ok() { # WHAT [EVIDENCE-FILE]
 }
 skip() { echo "skip - $1 # $2"; }
 
+# until_true SECONDS WHAT PROCESS EVIDENCE-FILE COMMAND...: waits until the command succeeds. SECONDS is a generous end, not a promise:
+# it is 'not ok' when they pass, or when PROCESS, whose doing it would be, has ended before.
+until_true() {
+    local end=$((SECONDS + $1)) what=$2 process=$3 evidence=$4
+    shift 4
+    until "$@" 2>/dev/null; do
+        if [ "$SECONDS" -ge "$end" ] || { ! kill -0 "$process" 2>/dev/null && ! "$@" 2>/dev/null; }; then
+            not_ok "$what" "$evidence"
+            return 1
+        fi
+        sleep 0.05
+    done
+}
+
+# end_after SECONDS PROCESS: kills the process if it does not end by itself, so that it does not keep the tests from ending.
+# `end_watched PROCESS` calls that off.
+declare -A watchdogs
+end_after() {
+    (
+        sleep "$1" &
+        trap 'kill $!; exit' TERM
+        wait $! && kill -KILL "$2"
+    ) >/dev/null 2>&1 &
+    watchdogs[$2]=$!
+}
+end_watched() {
+    kill "${watchdogs[$1]:-}" 2>/dev/null
+    unset "watchdogs[$1]"
+}
+
 # check WHAT COMMAND...: the command succeeds.
 check() {
     local what=$1

@@ -134,7 +134,7 @@ if [ "${LS_TEST_LONG:-0}" = 1 ]; then
         link h2 down
     ) &
     # shellcheck disable=SC2086
-    expect 0 "host h2 does not answer any more: the other hosts take its ranks" "a spare host takes the ranks of one that is lost" \
+    expect 0 "host h2 does not answer any more: it gets no rank" "a spare host takes the ranks of one that is lost" \
         run "${lossy[@]}" --run-dir lossy $fixed
     link h2 up
     for host in h1 h2 h3; do link $host rate 0; done

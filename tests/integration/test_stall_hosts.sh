@@ -24,12 +24,13 @@ begin() { # RUN
     done
     not_ok "the run $1 trains" "$1.err"
 }
-ends() { # RUN TEXT WHAT
-    local status=0 since=$SECONDS
+ends() { # CODE RUN TEXT WHAT
+    local code=$1 status=0 since=$SECONDS
+    shift
     wait "$supervisor" || status=$?
     kill "$watchdog" 2>/dev/null
-    if [ "$status" -ne 8 ]; then
-        not_ok "$3 (exit $status, not 8)" "$1.err"
+    if [ "$status" -ne "$code" ]; then
+        not_ok "$3 (exit $status, not $code)" "$1.err"
     elif ! grep -qE -- "$2" "$1.err"; then
         not_ok "$3 (no '$2')" "$1.err"
     elif [ $((SECONDS - since)) -gt 40 ]; then
@@ -43,12 +44,12 @@ begin stopped
 sleep 2 # a report or two
 pid=$(sed -n 's/.* process \([0-9]*\), attempt .*/\1/p' stopped/logs/rank-00002.log)
 kill -STOP "$pid"
-ends stopped "rank 2 on h2.* pid $pid, in phase .*: it is stopped by a signal" "a stopped rank of the other host, the first there, is named"
+ends 8 stopped "rank 2 on h2.* pid $pid, in phase .*: it is stopped by a signal" "a stopped rank of the other host, the first there, is named"
 check "the dump has what all four did last" \
     bash -c '[ $(grep -cE "^rank [01] on h1, pid|^rank [23] on h2, pid" stopped/logs/stall-*) = 4 ] && [ $(grep -c " s ago  step " stopped/logs/stall-*) -ge 150 ]'
 
 begin cut
 sleep 2
 link h2 down
-ends cut "host h2 has not been heard for [0-9]+ s, with ranks 2, 3, last seen in phase .*ranks? 0.* wait.*Check the network to h2" \
-    "a host whose link is cut is named, with its ranks and those that wait"
+ends 6 cut "host h2 with 2 ranks was lost at step [0-9]+: not heard for [0-9]+ s, ranks 2, 3 last seen in phase .*ranks? 0.* wait.*Check the network to h2" \
+    "a host whose link is cut is named, with its ranks and those that wait; it is lost, so the code is 6"

@@ -119,7 +119,7 @@ static struct sequences quarantined_before(struct world *w, uint32_t attempt) {
     return all;
 }
 
-/* How often the ranks of `host` were lost in this invocation; a whole node counts as ever so many. */
+/* How often the ranks of `host` were lost in this invocation; a whole node counts for two. */
 static int losses_of(const struct world *w, const char *host) {
     int losses = 0;
     const struct ls_core_record *record;
@@ -127,7 +127,7 @@ static int losses_of(const struct world *w, const char *host) {
         if (record->attempt < w->first_attempt) continue;
         if (record->kind == LS_RECORD_ATTEMPT && record->attempt_begun.hosts_forgiven) losses = 0;
         if (record->kind != LS_RECORD_FAULT || strcmp(record->end.host, host) != 0) continue;
-        if (record->end.scope == LS_SCOPE_NODE) losses += 1000;
+        if (record->end.scope == LS_SCOPE_NODE) losses += 2;
         if (record->end.scope == LS_SCOPE_RANK) losses++;
     }
     return losses;
@@ -277,6 +277,7 @@ static void oracle_hears(struct world *w, const struct ls_core_event *event, con
                                      .chain = event->prepared.chain};
         w->att.slots = event->prepared.slots;
         w->att.slots_all = event->prepared.slots_all;
+        w->att.fewer = event->prepared.fewer;
         break;
     case LS_EVENT_PREPARE_FAILED:
         if (event->attempt == w->begun.attempt) w->att.prepare_failed = true;

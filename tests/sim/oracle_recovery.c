@@ -119,18 +119,25 @@ static void judge_prepare(struct world *w, const struct ls_core_action *action) 
     w->att.prepare_asked = true;
 }
 
-/* As many as wanted without hosts that lost ranks, fewer of them rather than those hosts; -1: too few either way. */
+/* As many as wanted without hosts that lost ranks, fewer of them rather than those hosts; where there is no such
+ * choice, fewer after a row of losses, and never more again where nothing is known of hosts; -1: too few in any case.
+ */
 static int32_t expected_world_size(const struct world *w, bool *forgiven) {
-    int32_t wanted = w->ranks_wanted, least = w->options.min_ranks;
+    int32_t wanted = w->ranks_wanted, least = w->options.min_ranks, most = w->options.host_losses_max;
     if (least == 0 || least > wanted) least = wanted;
     int32_t without = w->att.slots < 0 || w->att.slots > wanted ? wanted : w->att.slots;
     int32_t with = w->att.slots_all < 0 || w->att.slots_all > wanted ? wanted : w->att.slots_all;
     *forgiven = without < least;
     int32_t chosen = *forgiven ? with : without;
+    bool choice = w->att.slots >= 0 && !*forgiven;
+    if (w->att.slots < 0 && w->begun.world_size && w->begun.world_size < chosen) chosen = w->begun.world_size;
+    enum ls_scope scope = w->att.fault.end.scope;
+    bool again = most && restarts_recorded(w) >= most - 1 && (scope == LS_SCOPE_RANK || scope == LS_SCOPE_NODE);
+    if (!choice && again && w->att.fewer && w->att.fewer >= least && w->att.fewer < chosen) chosen = w->att.fewer;
     for (int host = 0; w->att.slots < 0 && host < w->hosts; host++) {
         char name[16];
         name_host(name, host);
-        *forgiven |= w->options.host_losses_max && losses_of(w, name) >= w->options.host_losses_max;
+        *forgiven |= most && losses_of(w, name) >= most;
     }
     return chosen < least ? -1 : chosen;
 }

@@ -209,6 +209,8 @@ static void prepared(struct world *w, const struct item *item) {
     event.prepared.chain = start->chain;
     event.prepared.slots = w->options.launched ? HOST_SLOTS * (w->hosts - excluded) : -1;
     event.prepared.slots_all = w->options.launched ? HOST_SLOTS * w->hosts : -1;
+    if (w->begun.world_size > 1 && chance(w, 80))
+        event.prepared.fewer = (int32_t)between(w, 1, w->begun.world_size - 1);
     handle(w, &event, -1);
 }
 

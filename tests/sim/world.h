@@ -320,7 +320,7 @@ struct world {
         bool quarantined;
         bool kill_asked, cleared, prepare_asked, prepared, prepare_failed, launched;
         struct begun next; /* as PREPARED told it */
-        int32_t slots, slots_all;
+        int32_t slots, slots_all, fewer;
         int64_t begun_ms; /* ATTEMPT was asked for; -1: not in this generation */
         uint64_t begun_sequence;
         int32_t restarts;

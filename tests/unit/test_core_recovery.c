@@ -24,9 +24,10 @@ static void of_attempt(enum ls_core_event_kind kind) {
 }
 
 static void lose(int32_t rank) {
-    happen(&(struct ls_core_event){.kind = LS_EVENT_RANK_LOST,
-                                   .attempt = now().attempt,
-                                   .rank_lost = {.rank = rank, .how = "killed by signal 9"}});
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_RANK_LOST,
+        .attempt = now().attempt,
+        .rank_lost = {.rank = rank, .host = rank ? "node1" : "node0", .how = "killed by signal 9"}});
     if (now().phase == LS_PHASE_FAILING) of_attempt(LS_EVENT_LAUNCHER_EXITED); /* nothing better can come */
 }
 
@@ -36,7 +37,8 @@ static void blame(int32_t rank, int64_t step, enum ls_code code) {
                                    .fault = {.rank = rank, .step = step, .code = code, .text = "its last words"}});
 }
 
-static int further; /* what PREPARED hands on to the record */
+static int further;           /* what PREPARED hands on to the record */
+static int32_t further_fewer; /* what it says of fewer ranks */
 
 static void prepared_on(int64_t step, int32_t slots, int32_t slots_all) {
     struct ls_core_event event = {.kind = LS_EVENT_PREPARED, .attempt = now().attempt, .payload = &further};
@@ -45,6 +47,7 @@ static void prepared_on(int64_t step, int32_t slots, int32_t slots_all) {
     event.prepared.chain = (struct ls_digest){(uint64_t)step, 9};
     event.prepared.slots = slots;
     event.prepared.slots_all = slots_all;
+    event.prepared.fewer = further_fewer;
     happen(&event);
 }
 
@@ -490,19 +493,115 @@ static void hosts_that_are_not_ours_to_choose_are_not_left_out(void **state) {
     assert_null(ls_core_excluded(core, 0));
 }
 
-static void a_lost_node_is_left_out_at_once(void **state) {
+static void a_lost_node_counts_for_two_losses(void **state) {
     (void)state;
     struct ls_core_options options = restartable();
     options.host_losses_max = 2;
     begin(options);
     happen(&(struct ls_core_event){
-        .kind = LS_EVENT_NODE_LOST, .attempt = 3, .node_lost = {.host = "node1", .how = "not heard for 15 s"}});
+        .kind = LS_EVENT_NODE_LOST, .attempt = 3, .node_lost = {.host = "node1", .how = "not heard for 15 s."}});
     of_attempt(LS_EVENT_LAUNCHER_EXITED);
     const struct ls_core_record *record = recorded(LS_RECORD_FAULT);
     assert_int_equal(record->end.scope, LS_SCOPE_NODE);
     assert_int_equal(record->end.rank, 1);
-    assert_non_null(strstr(record->end.text, "host node1 with 1 rank was lost"));
+    assert_non_null(strstr(record->end.text, "host node1 with 1 rank was lost at step 1: not heard for 15 s."));
     assert_string_equal(ls_core_excluded(core, 0), "node1");
+    options.host_losses_max = 3;
+    forget(NULL);
+    begin(options);
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_NODE_LOST, .attempt = 3, .node_lost = {.host = "node1", .how = "not heard for 15 s."}});
+    of_attempt(LS_EVENT_LAUNCHER_EXITED);
+    assert_null(ls_core_excluded(core, 0)); /* once may be the network's fault */
+}
+
+static void a_rank_that_is_lost_before_it_joins_counts_for_the_host_that_is_told(void **state) {
+    (void)state;
+    struct ls_core_options options = restartable();
+    options.host_losses_max = 1;
+    create(options);
+    tick(0);
+    happen(&(struct ls_core_event){.kind = LS_EVENT_RANK_LOST,
+                                   .attempt = 3,
+                                   .rank_lost = {.rank = 1, .host = "node7", .how = "killed by signal 9"}});
+    of_attempt(LS_EVENT_LAUNCHER_EXITED);
+    assert_string_equal(recorded(LS_RECORD_FAULT)->end.host, "node7");
+    assert_non_null(strstr(recorded(LS_RECORD_FAULT)->end.text, "rank 1 on node7 was lost"));
+    assert_string_equal(ls_core_excluded(core, 0), "node7");
+}
+
+/* Loses a rank at the start of every attempt until `expected` ranks are begun with; returns the number of losses.
+ * `slots`: of the one host; -1: hosts are not ours to choose. */
+static int lose_until(int32_t slots, int32_t fewer, int32_t expected) {
+    for (int losses = 1; losses < 10; losses++) {
+        lose(1);
+        if (now().phase == LS_PHASE_ENDED) return 0;
+        sync_journal();
+        of_attempt(LS_EVENT_CLEARED);
+        further_fewer = fewer;
+        prepared_on(0, slots > 0 && ls_core_excluded(core, 0) ? 0 : slots, slots);
+        further_fewer = 0;
+        if (recorded(LS_RECORD_ATTEMPT)->attempt_begun.world_size == expected) return losses;
+        sync_journal();
+        tick(losses * INT64_C(100000));
+        tick(losses * INT64_C(100000) + 50000);
+    }
+    return -1;
+}
+
+static void where_no_host_can_be_left_out_a_row_of_losses_costs_a_rank(void **state) {
+    (void)state;
+    struct ls_core_options options = restartable();
+    options.host_losses_max = 3;
+    options.min_ranks = 1;
+    options.max_restarts = 5;
+    static const int32_t slots[] = {-1, 2};
+    for (int i = 0; i < 2; i++) {
+        begin(options);
+        assert_int_equal(lose_until(slots[i], 1, 1), 3);
+        forget(NULL);
+    }
+    /* Without a smaller number that the run can have, or with another lower limit, it stays as it is. */
+    begin(options);
+    assert_int_equal(lose_until(-1, 0, 1), 0);
+    forget(NULL);
+    options.min_ranks = 2;
+    begin(options);
+    assert_int_equal(lose_until(-1, 1, 1), 0);
+}
+
+static void what_was_given_up_where_hosts_are_not_ours_is_not_tried_again(void **state) {
+    (void)state;
+    struct ls_core_options options = restartable();
+    options.host_losses_max = 3;
+    options.min_ranks = 1;
+    begin(options);
+    assert_int_equal(lose_until(-1, 1, 1), 3);
+    sync_journal();
+    tick(900000);
+    tick(1000000);
+    assert_int_equal(asked(LS_ACTION_LAUNCH)->launch.world_size, 1);
+    struct ls_core_rank described = rank_of(0);
+    struct ls_core_event event = hello_of(VOICE, &described);
+    event.hello.attempt = now().attempt;
+    event.hello.world_size = 1;
+    happen(&event);
+    event = step_done(1);
+    event.attempt = now().attempt;
+    happen(&event);
+    event = (struct ls_core_event){.kind = LS_EVENT_SAVING, .connection = VOICE, .attempt = now().attempt};
+    event.saving.step = 1;
+    happen(&event);
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_PART, .connection = VOICE, .attempt = now().attempt, .part = {.step = 1, .rank = 0}});
+    sync_journal();
+    happen(&(struct ls_core_event){.kind = LS_EVENT_COMMIT_DONE, .attempt = now().attempt, .commit = {.step = 1}});
+    assert_int_equal(now().restarts, 0); /* it made progress */
+    lose(0);
+    sync_journal();
+    of_attempt(LS_EVENT_CLEARED);
+    prepared_on(1, -1, -1);
+    assert_int_equal(recorded(LS_RECORD_ATTEMPT)->attempt_begun.world_size, 1);
 }
 
 static void the_loss_of_every_rank_of_a_host_is_that_of_the_node(void **state) {
@@ -672,7 +771,10 @@ int main(void) {
         PROMISE(too_few_ranks_end_the_run),
         PROMISE(a_host_that_loses_ranks_is_left_out),
         PROMISE(hosts_that_are_not_ours_to_choose_are_not_left_out),
-        PROMISE(a_lost_node_is_left_out_at_once),
+        PROMISE(a_lost_node_counts_for_two_losses),
+        PROMISE(a_rank_that_is_lost_before_it_joins_counts_for_the_host_that_is_told),
+        PROMISE(where_no_host_can_be_left_out_a_row_of_losses_costs_a_rank),
+        PROMISE(what_was_given_up_where_hosts_are_not_ours_is_not_tried_again),
         PROMISE(the_loss_of_every_rank_of_a_host_is_that_of_the_node),
         PROMISE(a_stop_between_two_attempts_ends_the_run_once_it_is_on_disk),
         PROMISE(a_stop_that_a_loss_overtakes_ends_as_it_was_wished),

@@ -157,10 +157,30 @@ static void test_a_launcher_tells_which_rank_was_lost(void **state) {
         read_loss("--- attempt 3: mpirun -n 4 x\nnoise\nmpirun noticed that process rank 2 with PID 282 on node "
                   "storm2 exited on signal 9 (Killed).\n",
                   &loss));
-    assert_int_equal(loss.rank, 2);
+    assert_int_equal(loss.count, 1);
+    assert_int_equal(loss.ranks[0], 2);
+    assert_string_equal(loss.host, "storm2");
     assert_string_equal(loss.text, "pid 282 on storm2 was killed by signal 9, says mpirun");
     assert_true(read_loss("--- attempt 3: srun x\nsrun: error: node-2: task 5: Killed\n", &loss));
-    assert_int_equal(loss.rank, 5);
+    assert_int_equal(loss.count, 1);
+    assert_int_equal(loss.ranks[0], 5);
+    assert_string_equal(loss.host, "node-2");
+    static const int32_t several[] = {2, 3, 7};
+    assert_true(read_loss("--- attempt 3: srun x\nsrun: error: node-2: tasks 2-3,7: Killed\n", &loss));
+    assert_int_equal(loss.count, 3);
+    assert_memory_equal(loss.ranks, several, sizeof several);
+    assert_false(read_loss("--- attempt 3: srun x\nsrun: error: node-2: tasks 3-2: Killed\n", &loss));
+    assert_false(read_loss("--- attempt 3: srun x\nsrun: error: node-2: tasks -: Killed\n", &loss));
+    /* A host as a whole. */
+    assert_true(read_loss("--- attempt 3: mpirun x\nORTE has lost communication with a remote daemon.\n\n"
+                          "  HNP daemon   : [[47094,0],0] on node storm1\n"
+                          "  Remote daemon: [[47094,0],2] on node storm2\n\n",
+                          &loss));
+    assert_int_equal(loss.count, 0);
+    assert_string_equal(loss.host, "storm2");
+    assert_true(read_loss("--- attempt 3: srun x\nsrun: error: Node failure on node-2\n", &loss));
+    assert_int_equal(loss.count, 0);
+    assert_string_equal(loss.host, "node-2");
     /* Of another attempt, of no attempt, or of a rank that had something to say. */
     assert_false(
         read_loss("--- attempt 2: mpirun\nmpirun noticed that process rank 2 with PID 282 on node storm2 exited "

@@ -15,7 +15,7 @@ enum { RANKS = 4 };
  * limit of a step is 10 s. Tests change what makes their scene. */
 struct stage {
     struct ls_verdict_rank ranks[RANKS];
-    struct ls_verdict_host hosts[2];
+    struct ls_verdict_host hosts[3];
     struct ls_verdict_scene scene;
 };
 
@@ -156,7 +156,8 @@ static void a_silent_host_is_a_cut_link(void **unused) {
     assert_int_equal(verdict.host, 1);
     assert_true(verdict.rank == 2 || verdict.rank == 3);
     assert_string_equal(verdict.waiting, "0, 1");
-    assert_says(&verdict, "host beta has not been heard for 12 s, with ranks 2, 3");
+    assert_says(&verdict, "not heard for 12 s, ranks 2, 3 last seen in phase");
+    assert_says(&verdict, "Check the network to beta");
     set(&stage);
     stage.hosts[1].silent_seconds = 12; /* in the same collective as far as is known */
     verdict = judge(&stage);
@@ -170,6 +171,33 @@ static void a_silent_host_is_a_cut_link(void **unused) {
     stage.hosts[1].silent_seconds = 12; /* reports are lost, the run goes on */
     for (int i = 0; i < 2; i++) stage.ranks[i].quiet_seconds = 0.3;
     assert_false(ls_verdict_find(&stage.scene, &verdict));
+}
+
+static void where_no_other_host_is_heard_it_is_the_network_of_this_one(void **unused) {
+    (void)unused;
+    struct stage stage;
+    set(&stage);
+    stage.scene.hosts_count = 3;
+    stage.hosts[2] = (struct ls_verdict_host){.name = "gamma", .reports = true, .silent_seconds = 11};
+    stage.hosts[1].silent_seconds = 12;
+    stage.ranks[3].host = 2;
+    struct ls_verdict verdict = judge(&stage);
+    assert_int_equal(verdict.kind, LS_VERDICT_NETWORK);
+    assert_says(&verdict, "none of the 2 other hosts has been heard for 1");
+    assert_says(&verdict, "network of the coordinator's host");
+    /* One of them is heard: the other is lost. */
+    stage.hosts[2].silent_seconds = 1;
+    verdict = judge(&stage);
+    assert_int_equal(verdict.kind, LS_VERDICT_SILENT);
+    assert_int_equal(verdict.host, 1);
+    /* Two of three are silent: one is told, the other counted. */
+    stage.ranks[1].host = 2;
+    stage.ranks[3].host = 0;
+    stage.hosts[0] = (struct ls_verdict_host){.name = "alpha", .reports = true, .silent_seconds = 1};
+    stage.hosts[2].silent_seconds = 13;
+    verdict = judge(&stage);
+    assert_int_equal(verdict.kind, LS_VERDICT_SILENT);
+    assert_says(&verdict, "1 more host is silent too");
 }
 
 static void one_collective_that_does_not_end_is_the_network(void **unused) {
@@ -354,6 +382,7 @@ int main(void) {
         cmocka_unit_test(a_chain_of_waiting_ends_at_its_origin),
         cmocka_unit_test(a_stopped_process_is_told_wherever_it_is),
         cmocka_unit_test(a_silent_host_is_a_cut_link),
+        cmocka_unit_test(where_no_other_host_is_heard_it_is_the_network_of_this_one),
         cmocka_unit_test(one_collective_that_does_not_end_is_the_network),
         cmocka_unit_test(ranks_that_wait_for_each_other_are_a_deadlock),
         cmocka_unit_test(each_phase_has_its_limit),

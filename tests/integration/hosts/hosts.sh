@@ -7,6 +7,9 @@
 #   on HOST COMMAND...        runs a command there, in this directory
 #   link HOST up | down       its cable
 #   link HOST rate MBIT       both directions; 0: as fast as it goes
+#   pids_on HOST NAME...      processes there that run one of these programs
+#   lose_host HOST            all processes of runs there die, as when it crashes; its network still answers
+#   is_clean HOST             no such process, and nothing of a run in its shared memory
 
 hosts_enter() {
     [ -z "${LS_HOSTS_INSIDE:-}" ] || return 0
@@ -89,3 +92,25 @@ link() { # HOST up | down | rate MBIT
         ;;
     esac
 }
+
+pids_on() { # HOST NAME...
+    local host=$1 own entry name
+    own=$(readlink "/proc/$(cat "$hosts/$host")/ns/uts")
+    shift
+    for entry in /proc/[0-9]*; do
+        [ "$(readlink "$entry/ns/uts" 2>/dev/null)" = "$own" ] || continue
+        for name in "$@"; do
+            [ "$(cat "$entry/comm" 2>/dev/null)" != "$name" ] || echo "${entry#/proc/}"
+        done
+    done
+}
+
+lose_host() { # HOST
+    # shellcheck disable=SC2046
+    kill -KILL $(pids_on "$1" orted lockstep-worker)
+}
+
+is_clean() { # HOST
+    [ -z "$(pids_on "$1" orted lockstep-worker | grep -vxf <(zombies))" ] && [ -z "$(on "$1" sh -c 'ls /dev/shm | grep ^lockstep-')" ]
+}
+zombies() { sed -n 's/^\([0-9]*\) (.*) Z .*/\1/p' /proc/[0-9]*/stat 2>/dev/null; }

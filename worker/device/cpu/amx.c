@@ -20,8 +20,8 @@
 enum { TILE = 16, STEP = 2 * TILE, STRIP = 2 * TILE, TILE_PAIRS = TILE * TILE };
 enum { UPPER, MIDDLE, LOWER, PARTS, GROUP_PAIRS = PARTS * 2 * TILE_PAIRS };
 
-/* Of a block: b's stays in the second cache while a's pass by. */
-enum { ROWS = STRIP, COLUMNS = 384, DEPTH = 384 };
+/* A block of b stays in the second cache while strips of a pass by. */
+enum { COLUMNS = 384, DEPTH = 384 };
 
 /* Smaller products do not pay for packing. */
 enum { SIDE_MIN = 32, PRODUCT_MIN = 1 << 17 };
@@ -135,11 +135,15 @@ WITH_AMX static void pack_tile(const struct source *s, bool transposed, uint32_t
             split(_mm512_load_ps(x + i * TILE), _mm512_load_ps(y + i * TILE), tile + i * TILE);
         return;
     }
-    for (int64_t i = 0; i < TILE; i++) {
-        const __m512 x = _mm512_maskz_loadu_ps(i < s->rows ? s->mask : 0, s->x + i * s->step);
-        const __m512 y = _mm512_maskz_loadu_ps(i < s->second_rows ? s->second_mask : 0, s->x + i * s->step + s->second);
-        split(x, y, tile + i * TILE);
+    const float *x = s->x, *y = s->x + s->second;
+    if (s->rows >= TILE && s->second_rows >= TILE && s->second_mask == 0xffff) {
+        for (int i = 0; i < TILE; i++, x += s->step, y += s->step)
+            split(_mm512_loadu_ps(x), _mm512_loadu_ps(y), tile + i * TILE);
+        return;
     }
+    for (int64_t i = 0; i < TILE; i++, x += s->step, y += s->step)
+        split(_mm512_maskz_loadu_ps(i < s->rows ? s->mask : 0, x),
+              _mm512_maskz_loadu_ps(i < s->second_rows ? s->second_mask : 0, y), tile + i * TILE);
 }
 
 static __mmask16 first_lanes(int64_t count) {
@@ -177,12 +181,14 @@ static void pack_one(const struct factor *f, int64_t i, int64_t count, int64_t k
  */
 static void pack(const struct factor *f, int64_t first, int64_t count, int64_t k, int64_t depth, uint32_t *strips) {
     const int64_t steps = (depth + STEP - 1) / STEP, halves = (count + TILE - 1) / TILE;
-    for (int64_t j = 0; j < steps * halves; j++) {
-        const int64_t half = f->along ? j / steps : j % halves, step = f->along ? j % steps : j / halves;
-        uint32_t *tile = strips + (half / 2 * steps + step) * GROUP_PAIRS + half % 2 * TILE_PAIRS;
-        pack_one(f, first + half * TILE, min64(TILE, count - half * TILE), k + step * STEP,
-                 min64(STEP, depth - step * STEP), tile);
-    }
+    const int64_t outer = f->along ? halves : steps, inner = f->along ? steps : halves;
+    for (int64_t o = 0; o < outer; o++)
+        for (int64_t n = 0; n < inner; n++) {
+            const int64_t half = f->along ? o : n, step = f->along ? n : o;
+            uint32_t *tile = strips + (half / 2 * steps + step) * GROUP_PAIRS + half % 2 * TILE_PAIRS;
+            pack_one(f, first + half * TILE, min64(TILE, count - half * TILE), k + step * STEP,
+                     min64(STEP, depth - step * STEP), tile);
+        }
 }
 
 #define LOAD_A(part)                                                                                                   \
@@ -203,12 +209,36 @@ static void pack(const struct factor *f, int64_t first, int64_t count, int64_t k
         if (tall && wide) _tile_dpbf16ps(3, 5, 7);                                                                     \
     } while (0)
 
+/* What comes next, while the unit multiplies: lines of memory that are on their way to the cache. */
+struct ahead {
+    const float *c;                    /* a strip's rows of the result, `c_stride` apart */
+    const float *factor[DEPTH / STEP]; /* 32 rows of 128 bytes each, `factor_stride` apart */
+    int64_t c_stride, factor_stride, factors;
+};
+
+static inline __attribute__((always_inline)) void fetch_row(const float *row, const bool write) {
+    if (write) {
+        __builtin_prefetch(row, 1);
+        __builtin_prefetch(row + TILE, 1);
+    } else {
+        __builtin_prefetch(row, 0, 2);
+        __builtin_prefetch(row + TILE, 0, 2);
+    }
+}
+
+static inline __attribute__((always_inline)) void fetch(const struct ahead *ahead, int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; row++) {
+        if (ahead->c) fetch_row(ahead->c + row * ahead->c_stride, true);
+        for (int64_t f = 0; f < ahead->factors; f++) fetch_row(ahead->factor[f] + row * ahead->factor_stride, false);
+    }
+}
+
 /* c[32, 32] = a b (+ c when `add`) over one strip of each; of 16 rows unless `tall`, 16 columns unless `wide`. The
  * smallest products are added first, and from one to the next only one factor has to be loaded. */
 WITH_AMX static inline __attribute__((always_inline)) void multiply_strips(const bool tall, const bool wide,
                                                                            int64_t steps, const uint32_t *a,
                                                                            const uint32_t *b, float *c, int64_t ldc,
-                                                                           bool add) {
+                                                                           bool add, const struct ahead *ahead) {
     const int64_t stride = ldc * (int64_t)sizeof *c;
     if (add) {
         _tile_loadd(0, c, stride);
@@ -225,6 +255,7 @@ WITH_AMX static inline __attribute__((always_inline)) void multiply_strips(const
         LOAD_A(UPPER);
         LOAD_B(LOWER);
         MULTIPLY();
+        fetch(ahead, step * STRIP / steps, (step + 1) * STRIP / steps);
         LOAD_B(MIDDLE);
         MULTIPLY();
         LOAD_A(MIDDLE);
@@ -243,15 +274,15 @@ WITH_AMX static inline __attribute__((always_inline)) void multiply_strips(const
 }
 
 WITH_AMX static void multiply_any(bool tall, bool wide, int64_t steps, const uint32_t *a, const uint32_t *b, float *c,
-                                  int64_t ldc, bool add) {
+                                  int64_t ldc, bool add, const struct ahead *ahead) {
     if (tall && wide)
-        multiply_strips(true, true, steps, a, b, c, ldc, add);
+        multiply_strips(true, true, steps, a, b, c, ldc, add, ahead);
     else if (tall)
-        multiply_strips(true, false, steps, a, b, c, ldc, add);
+        multiply_strips(true, false, steps, a, b, c, ldc, add, ahead);
     else if (wide)
-        multiply_strips(false, true, steps, a, b, c, ldc, add);
+        multiply_strips(false, true, steps, a, b, c, ldc, add, ahead);
     else
-        multiply_strips(false, false, steps, a, b, c, ldc, add);
+        multiply_strips(false, false, steps, a, b, c, ldc, add, ahead);
 }
 
 static void copy_rows(float *to, int64_t to_stride, const float *from, int64_t from_stride, int64_t rows,
@@ -259,31 +290,38 @@ static void copy_rows(float *to, int64_t to_stride, const float *from, int64_t f
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof *to);
 }
 
-/* c[rows, columns] = a b (+ c when `add`) from packed blocks. Tiles that stick out are summed aside. */
-static void multiply_blocks(int64_t rows, int64_t columns, int64_t steps, const uint32_t *a, const uint32_t *b,
-                            float *c, int64_t ldc, bool add) {
+/* c[rows, columns] = a b (+ c when `add`) from a strip of a and a block of b. Tiles that stick out are summed aside.
+ * Meanwhile the strip of c `rows` below is fetched, and a's next one, `next` at [i, k]. */
+static void multiply_block(int64_t rows, int64_t columns, int64_t steps, const uint32_t *a, const uint32_t *b, float *c,
+                           int64_t ldc, bool add, const struct factor *next, int64_t i, int64_t k) {
     float aside[STRIP * STRIP] __attribute__((aligned(64)));
+    const int64_t strips = (columns + STRIP - 1) / STRIP, share = next ? (steps + strips - 1) / strips : 0;
+    int64_t fetched = 0;
     /* The compiler is not told that tiles are loaded from memory: what was packed has to be there. */
     __asm__ volatile("" ::: "memory");
-    for (int64_t j = 0; j < columns; j += STRIP)
-        for (int64_t i = 0; i < rows; i += STRIP) {
-            const int64_t height = min64(STRIP, rows - i), width = min64(STRIP, columns - j);
-            const bool whole = height % TILE == 0 && width % TILE == 0;
-            const uint32_t *a_strip = a + i / STRIP * steps * GROUP_PAIRS,
-                           *b_strip = b + j / STRIP * steps * GROUP_PAIRS;
-            float *c_ij = c + i * ldc + j;
-            if (whole) {
-                multiply_any(height > TILE, width > TILE, steps, a_strip, b_strip, c_ij, ldc, add);
-                continue;
-            }
-            if (add) {
-                copy_rows(aside, STRIP, c_ij, ldc, height, width);
-                __asm__ volatile("" ::: "memory");
-            }
-            multiply_any(height > TILE, width > TILE, steps, a_strip, b_strip, aside, STRIP, add);
-            __asm__ volatile("" ::: "memory");
-            copy_rows(c_ij, ldc, aside, STRIP, height, width);
+    for (int64_t j = 0; j < strips; j++, b += steps * GROUP_PAIRS) {
+        const int64_t width = min64(STRIP, columns - j * STRIP);
+        float *c_j = c + j * STRIP;
+        struct ahead ahead = {.c_stride = ldc, .factor_stride = next ? next->ld : 0};
+        if (j + 1 < strips)
+            ahead.c = c_j + STRIP;
+        else if (next)
+            ahead.c = c + rows * ldc;
+        for (; ahead.factors < share && fetched < steps; ahead.factors++, fetched++)
+            ahead.factor[ahead.factors] = next->along ? next->x + i * next->ld + k + fetched * STEP
+                                                      : next->x + (k + fetched * STEP) * next->ld + i;
+        if (rows % TILE == 0 && width % TILE == 0) {
+            multiply_any(rows > TILE, width > TILE, steps, a, b, c_j, ldc, add, &ahead);
+            continue;
         }
+        if (add) {
+            copy_rows(aside, STRIP, c_j, ldc, rows, width);
+            __asm__ volatile("" ::: "memory");
+        }
+        multiply_any(rows > TILE, width > TILE, steps, a, b, aside, STRIP, add, &ahead);
+        __asm__ volatile("" ::: "memory");
+        copy_rows(c_j, ldc, aside, STRIP, rows, width);
+    }
     __asm__ volatile("" ::: "memory");
 }
 
@@ -295,7 +333,7 @@ static int64_t block_depth(int64_t k) {
 
 WITH_AMX void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t row_end, int64_t column,
                               int64_t column_end, ls_amx_finish *finish) {
-    uint32_t a_strips[ROWS / STRIP * DEPTH / STEP * GROUP_PAIRS] __attribute__((aligned(64)));
+    uint32_t a_strip[DEPTH / STEP * GROUP_PAIRS] __attribute__((aligned(64)));
     uint32_t b_strips[COLUMNS / STRIP * DEPTH / STEP * GROUP_PAIRS] __attribute__((aligned(64)));
     const struct factor a = {.x = op->a, .ld = op->lda, .along = !op->transpose_a, .is_a = true};
     const struct factor b = {.x = op->b, .ld = op->ldb, .along = op->transpose_b};
@@ -306,12 +344,12 @@ WITH_AMX void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t 
         for (int64_t k = 0; k < op->k; k += depth) {
             const int64_t now = min64(depth, op->k - k), steps = (now + STEP - 1) / STEP;
             pack(&b, j, columns, k, now, b_strips);
-            for (int64_t i = row; i < row_end; i += ROWS) {
-                const int64_t rows = min64(ROWS, row_end - i);
-                pack(&a, i, rows, k, now, a_strips);
-                multiply_blocks(rows, columns, steps, a_strips, b_strips, (float *)op->c + i * op->ldc + j, op->ldc,
-                                k > 0 || op->accumulate);
-                if (k + now == op->k) finish(op, i, i + rows, j, j + columns);
+            for (int64_t i = row; i < row_end; i += STRIP) {
+                const int64_t rows = min64(STRIP, row_end - i), next = i + rows;
+                pack(&a, i, rows, k, now, a_strip);
+                multiply_block(rows, columns, steps, a_strip, b_strips, (float *)op->c + i * op->ldc + j, op->ldc,
+                               k > 0 || op->accumulate, next < row_end ? &a : NULL, next, k);
+                if (k + now == op->k) finish(op, i, next, j, j + columns);
             }
         }
     }

@@ -42,7 +42,7 @@ endif
 
 # Everything but the two main programs and what needs MPI is one archive; a program takes from it what it calls.
 MAINS := coordinator/main.c worker/main.c
-MPI_SOURCES := worker/comm/mpi.c worker/examine.c
+MPI_SOURCES := worker/comm/mpi.c worker/comm/peers.c worker/examine.c
 SOURCES := $(filter-out $(MAINS) $(MPI_SOURCES) $(LEFT_OUT),$(wildcard common/*.c coordinator/*.c worker/*.c worker/*/*.c worker/device/*/*.c))
 OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/generated/common/wire.pb-c.o
 LIBRARY := $(BUILD)/liblockstep.a
@@ -90,7 +90,7 @@ $(BUILD)/generated/common/wire.pb-c.c $(BUILD)/generated/common/wire.pb-c.h &: c
 $(BUILD)/generated/%.o: $(BUILD)/generated/%.c
 	$(CC) $(CPPFLAGS) $(filter-out -Werror -W%,$(CFLAGS)) -MMD -MP -c -o $@ $<
 
-$(MPI_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/worker/main.o $(BUILD)/tests/unit/mpi_%.o $(BUILD)/tests/emulated/mpi_%.o: compile = OMPI_CC=$(CC) $(MPICC)
+$(MPI_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/worker/main.o $(BUILD)/tests/unit/mpi_%.o $(BUILD)/tests/emulated/mpi_%.o $(BUILD)/scripts/bench/collectives.o: compile = OMPI_CC=$(CC) $(MPICC)
 compile = $(CC)
 $(BUILD)/%.o: %.c | $(BUILD)/generated/common/wire.pb-c.h
 	@mkdir -p $(@D)
@@ -187,6 +187,8 @@ emulated-gpu-programs: emulated emulator $(BUILD)/emulator/tests/unit/test_model
 # Benchmarks: `make build/scripts/bench/kernels` and run it on a quiet host.
 $(BUILD)/scripts/bench/%: $(BUILD)/scripts/bench/%.o $(LIBRARY) $(CUDA_LIBRARY)
 	$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LDLIBS) $(LDLIBS)
+$(BUILD)/scripts/bench/collectives: $(BUILD)/scripts/bench/collectives.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(CUDA_LIBRARY)
+	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -o $@ $^ $(CUDA_LDLIBS) $(LDLIBS)
 
 # Fuzzers are whole builds of their own: clang, coverage and sanitizers in every file they call (scripts/fuzz).
 fuzzers: $(FUZZERS)

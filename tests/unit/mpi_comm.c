@@ -152,7 +152,8 @@ static void an_exchange_brings_everybodys_stretches_in_rank_order(void **unused)
     free(parts);
 }
 
-/* Small integers and their sums are exact in bf16; thirds are rounded once on the way in and once as a sum. */
+/* Small integers and their sums are exact in bf16; thirds are rounded once on the way in and once as a sum, of the
+ * ranks of a host and of the hosts: half a unit in the 8th bit each. */
 static void bf16_is_added_in_fp32_and_rounded_once(void **unused) {
     (void)unused;
     const int size = ls_comm_size(comm), rank = ls_comm_rank(comm);
@@ -173,7 +174,9 @@ static void bf16_is_added_in_fp32_and_rounded_once(void **unused) {
                 for (int other = 0; other < size; other++)
                     sum += ls_bf16_widen(
                         ls_bf16_narrow(i % 2 ? (float)(other + i % 13) : (float)((other + 1) * (i % 97)) / 3));
-                if (buffer[i] != ls_bf16_narrow(sum)) fail_msg("element %lld of %lld", (long long)i, (long long)count);
+                const bool once = ls_comm_local_size(comm) == size || ls_comm_local_size(comm) == 1 || i % 2;
+                if (once ? buffer[i] != ls_bf16_narrow(sum) : fabsf(ls_bf16_widen(buffer[i]) - sum) > sum * 0x1.02p-7f)
+                    fail_msg("element %lld of %lld", (long long)i, (long long)count);
             }
             assert_int_equal(buffer[length], 77);
             free(buffer);

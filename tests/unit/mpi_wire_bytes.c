@@ -39,33 +39,26 @@ static uint64_t bytes_of(int elements, MPI_Datatype type) {
     return (uint64_t)elements * (uint64_t)size;
 }
 
-static uint64_t ranks_of(MPI_Comm channel) {
-    int size;
-    PMPI_Comm_size(channel, &size);
-    return (uint64_t)size;
-}
-
 int MPI_Allreduce(const void *from, void *to, int elements, MPI_Datatype type, MPI_Op operation, MPI_Comm channel) {
     count(channel, 2 * bytes_of(elements, type));
     return PMPI_Allreduce(from, to, elements, type, operation, channel);
 }
 
-int MPI_Reduce_scatter_block(const void *from, void *to, int elements, MPI_Datatype type, MPI_Op operation,
-                             MPI_Comm channel) {
-    count(channel, ranks_of(channel) * bytes_of(elements, type));
-    return PMPI_Reduce_scatter_block(from, to, elements, type, operation, channel);
+int MPI_Isend(const void *from, int elements, MPI_Datatype type, int to_rank, int tag, MPI_Comm channel,
+              MPI_Request *request) {
+    if (!pthread_equal(pthread_self(), training_thread)) {
+        atomic_fetch_add(&asked_bytes, bytes_of(elements, type));
+        atomic_fetch_add(&asked_calls, 1);
+    }
+    return PMPI_Isend(from, elements, type, to_rank, tag, channel, request);
 }
 
-int MPI_Allgather(const void *from, int sent, MPI_Datatype sent_type, void *to, int elements, MPI_Datatype type,
-                  MPI_Comm channel) {
-    count(channel, ranks_of(channel) * bytes_of(elements, type));
-    return PMPI_Allgather(from, sent, sent_type, to, elements, type, channel);
-}
-
-int MPI_Alltoall(const void *from, int sent, MPI_Datatype sent_type, void *to, int elements, MPI_Datatype type,
-                 MPI_Comm channel) {
-    count(channel, ranks_of(channel) * bytes_of(sent, sent_type));
-    return PMPI_Alltoall(from, sent, sent_type, to, elements, type, channel);
+/* Every rank is alone on its host: nothing goes through shared memory, where nobody counts. */
+int MPI_Comm_split_type(MPI_Comm channel, int type, int key, MPI_Info info, MPI_Comm *part) {
+    int rank;
+    (void)type, (void)info;
+    PMPI_Comm_rank(channel, &rank);
+    return PMPI_Comm_split(channel, rank, key, part);
 }
 
 int MPI_Sendrecv(const void *from, int sent, MPI_Datatype sent_type, int to_rank, int to_tag, void *to, int elements,
@@ -84,14 +77,26 @@ static struct ls_comm *comm;
 static struct ls_device *device;
 
 struct counted {
-    int64_t told, asked;
+    int64_t told, asked, calls;
 };
 
 static struct counted counted_so_far(void) {
-    return (struct counted){(int64_t)ls_comm_wire_bytes(comm), (int64_t)atomic_load(&asked_bytes)};
+    return (struct counted){(int64_t)ls_comm_wire_bytes(comm), (int64_t)atomic_load(&asked_bytes),
+                            (int64_t)atomic_load(&asked_calls)};
 }
 
-/* No block is larger than a piece, so that every collective is one call of MPI and rounds as the plan does. */
+static struct counted difference(struct counted after, struct counted before) {
+    return (struct counted){after.told - before.told, after.asked - before.asked, after.calls - before.calls};
+}
+
+/* A rank's parts of a collective may be shorter than another's, but all ranks together send what they tell; of each
+ * collective a rank tells whole bytes, so that less than one is missing, and asks at least once. */
+static void check_together(struct counted counted) {
+    int64_t sums[3] = {counted.told, counted.asked, counted.calls};
+    MPI_Allreduce(MPI_IN_PLACE, sums, 3, MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);
+    assert_in_range(sums[1] - sums[0], 0, sums[2]);
+}
+
 static const char *const families[] = {
     "model: {model_type: gpt2, hidden_size: 18, num_hidden_layers: 3, num_attention_heads: 2}\n"
     "data: {train: [{path: 'synthetic:9000'}], sequence_length: 12}\n"
@@ -103,7 +108,7 @@ static const char *const families[] = {
     "train: {steps: 40, global_batch_size: 12, micro_batch_size: 3}\n",
 };
 
-/* How gradients travel. An all-reduce of bf16 is rounded up to whole slices, unlike the plan: see the next test. */
+/* How gradients travel. */
 static const struct way {
     enum ls_reduction reduction;
     enum ls_gradient_dtype type;
@@ -134,8 +139,7 @@ static struct counted train(const struct ls_config *config, const struct ls_corp
         if (ls_trainer_may_step(trainer)) check(ls_trainer_step(trainer, &report, &error), &error);
     }
     ls_trainer_destroy(trainer);
-    const struct counted after = counted_so_far();
-    return (struct counted){after.told - before.told, after.asked - before.asked};
+    return difference(counted_so_far(), before);
 }
 
 static void check_step(const char *yaml, const struct way *way, int stage) {
@@ -159,8 +163,8 @@ static void check_step(const char *yaml, const struct way *way, int stage) {
     if (way->reduction == LS_REDUCTION_FIXED)
         MPI_Allreduce(MPI_IN_PLACE, &most, 1, MPI_INT64_T, MPI_MAX, MPI_COMM_WORLD);
     assert_int_equal(most, planned);
-    assert_int_equal(longer.asked, longer.told);
-    assert_int_equal(shorter.asked, shorter.told);
+    check_together(longer);
+    check_together(shorter);
     assert_true(ranks == 1 ? planned == 0 : planned > ls_model_parameter_count(model));
     ls_model_destroy(model);
     ls_corpus_close(corpus);
@@ -174,8 +178,6 @@ static void the_plan_the_communicator_and_mpi_count_the_same_bytes_of_a_step(voi
                 check_step(families[family], &ways[way], stage);
 }
 
-/* Each piece rounds by itself, to whole bytes and, of bf16, to whole slices that are padded with up to N - 1 elements.
- */
 static void large_collectives_go_in_pieces_that_send_no_more(void **unused) {
     (void)unused;
     enum { COUNT = 3 * (4 << 20) / 4 + 12345 };
@@ -184,23 +186,15 @@ static void large_collectives_go_in_pieces_that_send_no_more(void **unused) {
     float *buffer = calloc((size_t)size * COUNT, sizeof *buffer);
     for (int kind = 0; kind < 5; kind++) {
         const struct counted before = counted_so_far();
-        const uint64_t calls = atomic_load(&asked_calls);
         if (kind == 0) ls_comm_all_reduce_sum(comm, stream, buffer, COUNT, LS_COMM_FLOAT, 0);
         if (kind == 1) ls_comm_all_reduce_sum(comm, stream, buffer, COUNT, LS_COMM_BF16, 0);
         if (kind == 2) ls_comm_reduce_scatter_sum(comm, stream, buffer, COUNT, LS_COMM_FLOAT, 0);
         if (kind == 3) ls_comm_reduce_scatter_sum(comm, stream, buffer, COUNT, LS_COMM_BF16, 0);
         if (kind == 4) ls_comm_all_gather(comm, stream, buffer, COUNT * (int64_t)sizeof *buffer, 0);
         assert_int_equal(ls_stream_synchronize(stream, NULL), LS_OK);
-        const struct counted after = counted_so_far();
-        const int64_t pieces = (int64_t)(atomic_load(&asked_calls) - calls);
-        const int64_t excess = after.asked - before.asked - (after.told - before.told);
-        assert_true(size == 1 ? pieces == 0 : pieces > 1);
-        if (kind == 1)
-            assert_in_range(excess + pieces, 0, pieces + pieces * 2 * (size - 1));
-        else if (kind == 0)
-            assert_in_range(-excess, 0, pieces);
-        else
-            assert_int_equal(excess, 0);
+        const struct counted counted = difference(counted_so_far(), before);
+        assert_true(size == 1 ? counted.calls == 0 : counted.calls > 1);
+        check_together(counted);
     }
     free(buffer);
     ls_stream_destroy(stream);

@@ -1,9 +1,10 @@
 /* Collectives that sharding needs, over the ranks of one attempt. Those on device memory are put on a stream and run in
  * its order; every rank puts the same collectives in the same order. Knows nothing of models. Implementations: mpi.c
- * (CPU devices), threads.c (ranks as threads of one process, for tests).
+ * (CPU devices: shared.h within a host, peers.h between hosts), threads.c (ranks as threads of one process, for tests).
  *
- * Every rank ends with the same bits: MPI requires it of MPI_Allreduce (MPI 3.1, section 5.9.6), threads.c has each
- * slice summed by one rank, in rank order. So replicas that start equal stay equal. */
+ * Every rank ends with the same bits, so replicas that start equal stay equal: each part of a buffer is summed by one
+ * rank of a host, in rank order, and then by one of all hosts, in theirs; MPI requires it of MPI_Allreduce (MPI 3.1,
+ * section 5.9.6), which sums a few numbers between hosts. */
 #ifndef LS_WORKER_COMM_COMM_H
 #define LS_WORKER_COMM_COMM_H
 
@@ -16,7 +17,8 @@
 
 struct ls_comm;
 
-/* LS_COMM_BF16: values of two bytes, added in fp32 in rank order, the sum rounded once. */
+/* LS_COMM_BF16: values of two bytes, added in fp32 in rank order, the sum rounded once; over several hosts with several
+ * ranks each, once within each host and once between them. */
 enum ls_comm_type { LS_COMM_FLOAT, LS_COMM_DOUBLE, LS_COMM_BF16 };
 
 int ls_comm_rank(const struct ls_comm *comm);

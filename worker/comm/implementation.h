@@ -4,7 +4,6 @@
 #define LS_WORKER_COMM_IMPLEMENTATION_H
 
 #include "worker/comm/comm.h"
-#include "worker/device/cpu/low_precision.h"
 
 #include <stddef.h>
 
@@ -69,16 +68,6 @@ static inline int64_t ls_exchange_offset(const struct ls_comm_exchange *exchange
 static inline size_t ls_comm_type_bytes(enum ls_comm_type type) {
     static const size_t bytes[] = {sizeof(float), sizeof(double), sizeof(uint16_t)};
     return bytes[type];
-}
-
-/* Sums of bf16 are made in fp32, a stretch at a time. */
-enum { LS_BF16_STRETCH = 512 };
-/* sum[i] += addend[i]. */
-static inline void ls_comm_add_bf16(float *sum, const uint16_t *addend, int64_t count) {
-    for (int64_t i = 0; i < count; i++) sum[i] += ls_bf16_widen(addend[i]);
-}
-static inline void ls_comm_round_bf16(uint16_t *rounded, const float *sum, int64_t count) {
-    for (int64_t i = 0; i < count; i++) rounded[i] = ls_bf16_narrow(sum[i]);
 }
 
 #endif

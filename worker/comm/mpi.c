@@ -1,172 +1,117 @@
-/* Collectives over MPI on host memory. Two communicators, one per channel, so that collectives of the communication
- * thread and of the training thread never mix. No collective moves more than a piece: above the size of a last-level
+/* Collectives on host memory between processes. Two MPI communicators, one per channel, so that collectives of the
+ * communication thread and of the training thread never mix. Where all ranks are on one host, those on streams go
+ * through memory they share; between hosts no collective of MPI moves more than a piece: above the size of a last-level
  * cache whole-buffer collectives are two to six times slower than pieces of 4 MiB. */
-#include "worker/comm/implementation.h"
+#include "common/log.h"
+#include "worker/comm/peers.h"
+#include "worker/comm/shared.h"
 
-#include <mpi.h>
-#include <sched.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
-/* How long to look for the other ranks without sleeping, then with short sleeps, then with long ones (2 s later). */
-enum { POLLS_AWAKE = 50, POLLS_SHORT = 20000, SLEEP_SHORT_NS = 50000, SLEEP_LONG_NS = 1000000 };
-enum { PIECE_BYTES = 4 << 20, SLICE_PIECE_BYTES_MIN = 64 << 10 };
+/* MPI_Bcast in pieces: above the size of a last-level cache whole buffers are slower. */
+enum { PIECE_BYTES = 4 << 20 };
 
+/* Ranks are numbered host by host, `members` on each: rank = host * members + member. Members of a host reduce and
+ * gather through the memory they share, each of them its part with the same members of the other hosts. Where ranks are
+ * spread otherwise, or share no memory, each is a host by itself. */
 struct mpi_comm {
     struct ls_comm common;
     MPI_Comm channels[LS_CHANNEL_COUNT];
-    void *workspace; /* where reduce-scatter packs a piece of every slice; that of the root, in a part */
-    size_t workspace_bytes;
+    int hosts, members, member;
+    struct ls_shared *shared; /* NULL: one member */
+    void *segment;            /* [ls_shared_bytes(members)] */
+    MPI_Comm same_member;     /* MPI_COMM_NULL: one host */
+    struct ls_peers *peers;   /* NULL: one host */
 };
 
-static enum ls_code mpi_failed(int status, const char *call, struct ls_error *error) {
-    char text[MPI_MAX_ERROR_STRING];
-    int length = 0;
-    if (MPI_Error_string(status, text, &length)) length = 0;
-    return ls_fail(
-        error, LS_COMMUNICATION, LS_SCOPE_JOB,
-        "communication: %s failed: %.*s. A rank or the network between ranks is lost: see the other ranks' logs.", call,
-        length, text);
-}
-
-/* Waits until every rank has come to this collective, asleep: MPI itself waits by spinning, which takes the core from
- * the thread that is awaited wherever there are more threads than cores. What follows finds all ranks ready and is
- * short. */
+/* Returns when every rank has come; what follows finds all of them ready and is short. */
 static enum ls_code await_ranks(struct mpi_comm *comm, enum ls_comm_channel channel, struct ls_error *error) {
     MPI_Request request;
-    int status = MPI_Ibarrier(comm->channels[channel], &request), done = 0;
-    for (int poll = 0; !status; poll++) {
-        status = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-        if (done) break;
-        if (poll < POLLS_AWAKE)
-            sched_yield();
-        else
-            nanosleep(&(struct timespec){.tv_nsec = poll < POLLS_SHORT ? SLEEP_SHORT_NS : SLEEP_LONG_NS}, NULL);
-    }
-    return status ? mpi_failed(status, "MPI_Ibarrier", error) : LS_OK;
+    int status = MPI_Ibarrier(comm->channels[channel], &request);
+    if (!status) status = ls_peers_await(&request, 1);
+    return status ? ls_peers_failed(status, "MPI_Ibarrier", error) : LS_OK;
 }
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* MPI knows no bf16: every rank gets everybody's part of its stretch and adds them up. The workspace holds `count`
- * elements for each rank, side by side; its other half receives. The sum is left where the own part was received. */
-static enum ls_code exchange_bf16(struct mpi_comm *comm, int64_t count, uint16_t **sum, struct ls_error *error) {
-    const int size = comm->common.size;
-    uint16_t *sent = comm->workspace, *received = sent + size * count;
-    int status = MPI_Alltoall(sent, (int)count, MPI_UINT16_T, received, (int)count, MPI_UINT16_T,
-                              comm->channels[LS_CHANNEL_STREAM]);
-    if (status) return mpi_failed(status, "MPI_Alltoall", error);
-    *sum = received + comm->common.rank * count;
-    for (int64_t start = 0; start < count; start += LS_BF16_STRETCH) {
-        const int64_t length = smaller(count - start, LS_BF16_STRETCH);
-        float stretch[LS_BF16_STRETCH] = {0};
-        for (int rank = 0; rank < size; rank++) ls_comm_add_bf16(stretch, received + rank * count + start, length);
-        ls_comm_round_bf16(*sum + start, stretch, length);
-    }
-    return LS_OK;
-}
-
-/* Elements a rank may have in the workspace, twice. */
-static int64_t piece_bf16(const struct mpi_comm *comm) {
-    return (int64_t)(comm->workspace_bytes / sizeof(uint16_t)) / 2 / comm->common.size;
-}
-
-static enum ls_code run_reduce_scatter_bf16(struct mpi_comm *comm, const struct ls_collective *collective,
-                                            struct ls_error *error) {
-    const int64_t size = comm->common.size, piece = piece_bf16(comm);
-    uint16_t *buffer = collective->buffer, *packed = comm->workspace, *sum;
-    for (int64_t first = 0; first < collective->count; first += piece) {
-        const int64_t count = smaller(piece, collective->count - first);
-        for (int64_t rank = 0; rank < size; rank++)
-            memcpy(packed + rank * count, buffer + rank * collective->count + first, (size_t)count * sizeof *packed);
-        enum ls_code code = exchange_bf16(comm, count, &sum, error);
-        if (code) return code;
-        memcpy(buffer + comm->common.rank * collective->count + first, sum, (size_t)count * sizeof *sum);
-    }
-    return LS_OK;
-}
-
-/* A stretch is cut over the ranks, the last one's part filled up with zeros; the sums are gathered. */
-static enum ls_code run_all_reduce_bf16(struct mpi_comm *comm, const struct ls_collective *collective,
-                                        struct ls_error *error) {
-    const int64_t size = comm->common.size, piece = piece_bf16(comm) * size;
-    uint16_t *buffer = collective->buffer, *packed = comm->workspace, *sum;
-    for (int64_t first = 0; first < collective->count; first += piece) {
-        const int64_t elements = smaller(piece, collective->count - first), count = (elements + size - 1) / size;
-        memcpy(packed, buffer + first, (size_t)elements * sizeof *packed);
-        memset(packed + elements, 0, (size_t)(size * count - elements) * sizeof *packed);
-        enum ls_code code = exchange_bf16(comm, count, &sum, error);
-        if (code) return code;
-        int status = MPI_Allgather(sum, (int)count, MPI_UINT16_T, packed, (int)count, MPI_UINT16_T,
-                                   comm->channels[LS_CHANNEL_STREAM]);
-        if (status) return mpi_failed(status, "MPI_Allgather", error);
-        memcpy(buffer + first, packed, (size_t)elements * sizeof *packed);
-    }
-    return LS_OK;
-}
-
+/* Within the host each member sums a part, which goes on to the other hosts; then the members gather. The few elements
+ * that do not divide are summed by all of them. */
 static enum ls_code run_all_reduce(struct mpi_comm *comm, const struct ls_collective *collective,
                                    struct ls_error *error) {
-    if (collective->type == LS_COMM_BF16) return run_all_reduce_bf16(comm, collective, error);
-    MPI_Datatype type = collective->type == LS_COMM_FLOAT ? MPI_FLOAT : MPI_DOUBLE;
-    int64_t element = (int64_t)ls_comm_type_bytes(collective->type), piece = PIECE_BYTES / element;
-    for (int64_t first = 0; first < collective->count; first += piece) {
-        int status = MPI_Allreduce(MPI_IN_PLACE, (char *)collective->buffer + first * element,
-                                   (int)smaller(piece, collective->count - first), type, MPI_SUM,
-                                   comm->channels[LS_CHANNEL_STREAM]);
-        if (status) return mpi_failed(status, "MPI_Allreduce", error);
+    if (comm->hosts == 1) {
+        ls_shared_run(comm->shared, collective);
+        return LS_OK;
     }
-    return LS_OK;
+    if (comm->members == 1)
+        return ls_peers_all_reduce(comm->peers, collective->buffer, collective->count, collective->type, error);
+    const int64_t element = (int64_t)ls_comm_type_bytes(collective->type), part = collective->count / comm->members;
+    char *rest = (char *)collective->buffer + part * comm->members * element;
+    struct ls_collective step = *collective;
+    enum ls_code code = LS_OK;
+    if (part > 0) {
+        step.kind = LS_REDUCE_SCATTER;
+        step.count = part;
+        ls_shared_run(comm->shared, &step);
+        code = ls_peers_all_reduce(comm->peers, (char *)collective->buffer + comm->member * part * element, part,
+                                   collective->type, error);
+        if (code) return code;
+        step.kind = LS_ALL_GATHER;
+        step.count = part * element;
+        ls_shared_run(comm->shared, &step);
+    }
+    step.kind = LS_ALL_REDUCE;
+    step.buffer = rest;
+    step.count = collective->count - part * comm->members;
+    if (step.count == 0) return LS_OK;
+    ls_shared_run(comm->shared, &step);
+    return ls_peers_all_reduce(comm->peers, rest, step.count, collective->type, error);
 }
 
-/* A piece is the same stretch of every slice; MPI wants the stretches side by side, so they are packed. */
+/* A collective of the members on the slices of every host's ranks, one host after another; `count` elements or bytes.
+ */
+static void run_for_hosts(struct mpi_comm *comm, const struct ls_collective *collective, int64_t slice_bytes) {
+    struct ls_collective step = *collective;
+    for (int host = 0; host < comm->hosts && comm->shared; host++) {
+        step.buffer = (char *)collective->buffer + host * comm->members * slice_bytes;
+        ls_shared_run(comm->shared, &step);
+    }
+}
+
 static enum ls_code run_reduce_scatter(struct mpi_comm *comm, const struct ls_collective *collective,
                                        struct ls_error *error) {
-    if (collective->type == LS_COMM_BF16) return run_reduce_scatter_bf16(comm, collective, error);
-    MPI_Datatype type = collective->type == LS_COMM_FLOAT ? MPI_FLOAT : MPI_DOUBLE;
-    int64_t element = (int64_t)ls_comm_type_bytes(collective->type), size = comm->common.size;
-    int64_t piece = (int64_t)comm->workspace_bytes / element / size;
-    for (int64_t first = 0; first < collective->count; first += piece) {
-        int64_t count = smaller(piece, collective->count - first);
-        for (int64_t rank = 0; rank < size; rank++)
-            memcpy((char *)comm->workspace + rank * count * element,
-                   (char *)collective->buffer + (rank * collective->count + first) * element,
-                   (size_t)(count * element));
-        char *slice = (char *)collective->buffer + (comm->common.rank * collective->count + first) * element;
-        int status = MPI_Reduce_scatter_block(comm->workspace, slice, (int)count, type, MPI_SUM,
-                                              comm->channels[LS_CHANNEL_STREAM]);
-        if (status) return mpi_failed(status, "MPI_Reduce_scatter_block", error);
-    }
-    return LS_OK;
+    const int64_t slice_bytes = collective->count * (int64_t)ls_comm_type_bytes(collective->type);
+    run_for_hosts(comm, collective, slice_bytes);
+    if (comm->hosts == 1) return LS_OK;
+    return ls_peers_reduce_scatter(comm->peers, (char *)collective->buffer + comm->member * slice_bytes,
+                                   comm->members * collective->count, collective->count, collective->type, error);
 }
 
-/* A piece is a stretch of every slice, `count` bytes apart: a type of the stretch's size with the slice's extent. */
 static enum ls_code run_all_gather(struct mpi_comm *comm, const struct ls_collective *collective,
                                    struct ls_error *error) {
-    int64_t piece = (int64_t)comm->workspace_bytes / comm->common.size;
-    for (int64_t first = 0; first < collective->count; first += piece) {
-        MPI_Datatype stretch, spaced;
-        int status = MPI_Type_contiguous((int)smaller(piece, collective->count - first), MPI_BYTE, &stretch);
-        if (status) return mpi_failed(status, "MPI_Type_contiguous", error);
-        status = MPI_Type_create_resized(stretch, 0, (MPI_Aint)collective->count, &spaced);
-        MPI_Type_free(&stretch);
-        if (status) return mpi_failed(status, "MPI_Type_create_resized", error);
-        status = MPI_Type_commit(&spaced);
-        if (!status)
-            status = MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, (char *)collective->buffer + first, 1, spaced,
-                                   comm->channels[LS_CHANNEL_STREAM]);
-        MPI_Type_free(&spaced);
-        if (status) return mpi_failed(status, "MPI_Allgather", error);
-    }
-    return LS_OK;
+    enum ls_code code = LS_OK;
+    if (comm->hosts > 1)
+        code = ls_peers_all_gather(comm->peers, (char *)collective->buffer + comm->member * collective->count,
+                                   comm->members * collective->count, collective->count, error);
+    if (!code) run_for_hosts(comm, collective, collective->count);
+    return code;
 }
 
 /* Pairwise: in each round every rank sends to one rank and receives from another. */
 static enum ls_code run_exchange(struct mpi_comm *comm, const struct ls_collective *collective,
                                  struct ls_error *error) {
+    if (comm->hosts == 1) {
+        ls_shared_run(comm->shared, collective);
+        return LS_OK;
+    }
+    enum ls_code code = await_ranks(comm, LS_CHANNEL_STREAM, error);
+    if (code) return code;
     const struct ls_comm_exchange *exchange = &collective->exchange;
     const int rank = comm->common.rank, size = comm->common.size, own = exchange->parts[rank];
     const int bytes = (int)exchange->bytes;
@@ -188,7 +133,7 @@ static enum ls_code run_exchange(struct mpi_comm *comm, const struct ls_collecti
                                       MPI_BYTE, sends ? to : MPI_PROC_NULL, part, receives ? place : NULL,
                                       receives ? bytes : 0, MPI_BYTE, receives ? from : MPI_PROC_NULL, part,
                                       comm->channels[LS_CHANNEL_STREAM], MPI_STATUS_IGNORE);
-            if (status) return mpi_failed(status, "MPI_Sendrecv", error);
+            if (status) return ls_peers_failed(status, "MPI_Sendrecv", error);
         }
     }
     return LS_OK;
@@ -196,8 +141,6 @@ static enum ls_code run_exchange(struct mpi_comm *comm, const struct ls_collecti
 
 static enum ls_code mpi_run(struct ls_comm *comm, const struct ls_collective *collective, struct ls_error *error) {
     struct mpi_comm *mpi = (struct mpi_comm *)comm;
-    enum ls_code code = await_ranks(mpi, LS_CHANNEL_STREAM, error);
-    if (code) return code;
     switch (collective->kind) {
     case LS_ALL_REDUCE: return run_all_reduce(mpi, collective, error);
     case LS_REDUCE_SCATTER: return run_reduce_scatter(mpi, collective, error);
@@ -212,7 +155,7 @@ static enum ls_code mpi_sum_u64(struct ls_comm *comm, uint64_t *values, int coun
     if (code) return code;
     MPI_Comm channel = ((struct mpi_comm *)comm)->channels[LS_CHANNEL_HOST];
     int status = MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_UINT64_T, MPI_SUM, channel);
-    return status ? mpi_failed(status, "MPI_Allreduce", error) : LS_OK;
+    return status ? ls_peers_failed(status, "MPI_Allreduce", error) : LS_OK;
 }
 
 static enum ls_code mpi_broadcast(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error) {
@@ -222,7 +165,7 @@ static enum ls_code mpi_broadcast(struct ls_comm *comm, void *bytes, int64_t cou
     for (int64_t first = 0; first < count; first += PIECE_BYTES) {
         int status =
             MPI_Bcast((char *)bytes + first, (int)smaller(PIECE_BYTES, count - first), MPI_BYTE, root, channel);
-        if (status) return mpi_failed(status, "MPI_Bcast", error);
+        if (status) return ls_peers_failed(status, "MPI_Bcast", error);
     }
     return LS_OK;
 }
@@ -233,14 +176,17 @@ static enum ls_code mpi_gather(struct ls_comm *comm, enum ls_comm_channel channe
     if (code) return code;
     int status = MPI_Allgather(mine, (int)count, MPI_BYTE, all, (int)count, MPI_BYTE,
                                ((struct mpi_comm *)comm)->channels[channel]);
-    return status ? mpi_failed(status, "MPI_Allgather", error) : LS_OK;
+    return status ? ls_peers_failed(status, "MPI_Allgather", error) : LS_OK;
 }
 
 static void mpi_destroy(struct ls_comm *comm) {
     struct mpi_comm *mpi = (struct mpi_comm *)comm;
+    ls_peers_destroy(mpi->peers);
+    ls_shared_destroy(mpi->shared);
+    ls_shared_unmap(mpi->segment, ls_shared_bytes(mpi->members));
+    if (mpi->same_member != MPI_COMM_NULL) MPI_Comm_free(&mpi->same_member);
     for (int channel = 0; channel < LS_CHANNEL_COUNT; channel++)
         if (mpi->channels[channel] != MPI_COMM_NULL) MPI_Comm_free(&mpi->channels[channel]);
-    if (comm->root == comm) free(mpi->workspace);
     free(mpi);
 }
 
@@ -256,9 +202,97 @@ static enum ls_code create(int rank, int size, int local_rank, int local_size, s
         free(mpi);
         return code;
     }
+    mpi->hosts = size;
+    mpi->members = 1;
+    mpi->same_member = MPI_COMM_NULL;
     for (int channel = 0; channel < LS_CHANNEL_COUNT; channel++) mpi->channels[channel] = MPI_COMM_NULL;
     *comm = mpi;
     return LS_OK;
+}
+
+/* Maps memory that the first rank makes, through its descriptor in /proc; NULL where that cannot be done. Where a rank
+ * has another view of processes, that path may lead to another file: the inode tells. */
+static void *map_segment(MPI_Comm channel, int rank, size_t bytes) {
+    enum { PROCESS, DESCRIPTOR, DEVICE, INODE, WORDS };
+    struct stat file;
+    int64_t owner[WORDS] = {getpid(), rank == 0 ? ls_shared_open(bytes) : -1};
+    if (rank == 0 && owner[DESCRIPTOR] >= 0 && fstat((int)owner[DESCRIPTOR], &file) == 0) {
+        owner[DEVICE] = (int64_t)file.st_dev;
+        owner[INODE] = (int64_t)file.st_ino;
+    }
+    MPI_Bcast(owner, WORDS, MPI_INT64_T, 0, channel);
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%lld/fd/%lld", (long long)owner[PROCESS], (long long)owner[DESCRIPTOR]);
+    int descriptor = (int)owner[DESCRIPTOR];
+    if (rank != 0 && descriptor >= 0) descriptor = open(path, O_RDWR | O_CLOEXEC);
+    void *memory = NULL;
+    if (descriptor >= 0 && fstat(descriptor, &file) == 0 && (int64_t)file.st_dev == owner[DEVICE] &&
+        (int64_t)file.st_ino == owner[INODE])
+        memory = ls_shared_map(descriptor, bytes);
+    MPI_Barrier(channel);
+    if (descriptor >= 0) close(descriptor);
+    return memory;
+}
+
+/* Whether the ranks on `host`, the part of the channel on this host, are numbered host by host with as many everywhere.
+ */
+static bool are_regular(MPI_Comm channel, MPI_Comm host) {
+    int rank, size, members, member, extremes[4];
+    MPI_Comm_rank(channel, &rank);
+    MPI_Comm_size(channel, &size);
+    MPI_Comm_rank(host, &member);
+    MPI_Comm_size(host, &members);
+    int first = rank;
+    MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, host);
+    const int regular = size % members == 0 && first % members == 0 && rank == first + member;
+    const int own[4] = {members, -members, regular, 0};
+    MPI_Allreduce(own, extremes, 4, MPI_INT, MPI_MIN, channel);
+    return extremes[0] == -extremes[1] && extremes[2] == 1;
+}
+
+/* Gives the members of a host their shared memory. Collective over the channel. Where some cannot map it (containers
+ * that do not see each other's processes), all do without. */
+static enum ls_code share_memory(struct mpi_comm *mpi, MPI_Comm host, struct ls_error *error) {
+    int members, member;
+    MPI_Comm_rank(host, &member);
+    MPI_Comm_size(host, &members);
+    void *segment = map_segment(host, member, ls_shared_bytes(members));
+    struct ls_shared *shared = NULL;
+    enum ls_code code = segment ? ls_shared_create(segment, member, members, &shared, error) : LS_OK;
+    int everybody = shared != NULL;
+    MPI_Allreduce(MPI_IN_PLACE, &everybody, 1, MPI_INT, MPI_MIN, mpi->channels[LS_CHANNEL_STREAM]);
+    if (everybody) {
+        mpi->segment = segment;
+        mpi->shared = shared;
+        mpi->hosts = mpi->common.size / members;
+        mpi->members = members;
+        mpi->member = member;
+        return LS_OK;
+    }
+    ls_shared_destroy(shared);
+    ls_shared_unmap(segment, ls_shared_bytes(members));
+    if (mpi->common.rank == 0 && !code)
+        ls_log(LS_LOG_WARNING,
+               "communication: ranks of a host cannot map memory of each other (containers apart?); MPI moves "
+               "everything, which is slower");
+    return code;
+}
+
+/* Finds out which ranks share a host, and how they reach the others. Collective over the channel. */
+static enum ls_code arrange(struct mpi_comm *mpi, struct ls_error *error) {
+    MPI_Comm channel = mpi->channels[LS_CHANNEL_STREAM], host;
+    int members;
+    if (mpi->common.size == 1) return LS_OK;
+    int status = MPI_Comm_split_type(channel, MPI_COMM_TYPE_SHARED, mpi->common.rank, MPI_INFO_NULL, &host);
+    if (status) return ls_peers_failed(status, "MPI_Comm_split_type", error);
+    MPI_Comm_size(host, &members);
+    enum ls_code code = LS_OK;
+    if (are_regular(channel, host) && members > 1) code = share_memory(mpi, host, error);
+    MPI_Comm_free(&host);
+    if (code || mpi->hosts == 1) return code;
+    status = MPI_Comm_split(channel, mpi->member, mpi->common.rank, &mpi->same_member);
+    if (status) return ls_peers_failed(status, "MPI_Comm_split", error);
+    return ls_peers_create(mpi->same_member, &mpi->peers, error);
 }
 
 static enum ls_code mpi_split(struct ls_comm *comm, int rank, int size, const int *members, struct ls_comm **part,
@@ -267,16 +301,15 @@ static enum ls_code mpi_split(struct ls_comm *comm, int rank, int size, const in
     enum ls_code code = create(rank, size, comm->local_rank, comm->local_size, &mpi, error);
     if (code) return code;
     mpi->common.root = comm;
-    mpi->workspace = whole->workspace;
-    mpi->workspace_bytes = whole->workspace_bytes;
     for (int channel = 0; channel < LS_CHANNEL_COUNT && !code; channel++) {
         /* The lowest rank of a part names it. */
         int color = members[0];
         for (int i = 1; i < size; i++)
             if (members[i] < color) color = members[i];
         int status = MPI_Comm_split(whole->channels[channel], color, rank, &mpi->channels[channel]);
-        if (status) code = mpi_failed(status, "MPI_Comm_split", error);
+        if (status) code = ls_peers_failed(status, "MPI_Comm_split", error);
     }
+    if (!code) code = arrange(mpi, error);
     if (code) {
         ls_comm_destroy(&mpi->common);
         return code;
@@ -297,7 +330,7 @@ static const struct ls_comm_operations mpi_operations = {
 static enum ls_code find_local_ranks(int *local_rank, int *local_size, struct ls_error *error) {
     MPI_Comm node;
     int status = MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
-    if (status) return mpi_failed(status, "MPI_Comm_split_type", error);
+    if (status) return ls_peers_failed(status, "MPI_Comm_split_type", error);
     MPI_Comm_rank(node, local_rank);
     MPI_Comm_size(node, local_size);
     MPI_Comm_free(&node);
@@ -321,16 +354,11 @@ enum ls_code ls_comm_create_mpi(struct ls_comm **comm, struct ls_error *error) {
     struct mpi_comm *mpi = NULL;
     code = create(rank, size, local_rank, local_size, &mpi, error);
     if (code) return code;
-    mpi->workspace_bytes = (size_t)size * SLICE_PIECE_BYTES_MIN;
-    if (mpi->workspace_bytes < PIECE_BYTES) mpi->workspace_bytes = PIECE_BYTES;
-    mpi->workspace = malloc(mpi->workspace_bytes);
-    if (!mpi->workspace)
-        code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "communication: no memory for %zu bytes of workspace",
-                       mpi->workspace_bytes);
     for (int channel = 0; channel < LS_CHANNEL_COUNT && !code; channel++) {
         int status = MPI_Comm_dup(MPI_COMM_WORLD, &mpi->channels[channel]); /* the error handler is copied too */
-        if (status) code = mpi_failed(status, "MPI_Comm_dup", error);
+        if (status) code = ls_peers_failed(status, "MPI_Comm_dup", error);
     }
+    if (!code) code = arrange(mpi, error);
     if (code) {
         ls_comm_destroy(&mpi->common);
         return code;

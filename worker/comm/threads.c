@@ -2,6 +2,7 @@
  * memory, and meet again. A waiting rank sleeps. Every slice is summed by one rank, in rank order: the same bits
  * everywhere. */
 #include "worker/comm/implementation.h"
+#include "worker/comm/sum.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -53,34 +54,6 @@ static struct meeting *publish(struct ls_comm *comm, enum ls_comm_channel channe
     return meeting;
 }
 
-/* Sums elements [begin, end) of all buffers in rank order, a stretch at a time, into the buffers of ranks [first,
- * last). */
-#define DEFINE_SUM(name, type)                                                                                         \
-    static void name(void **buffers, int ranks, int64_t begin, int64_t end, int first, int last) {                     \
-        type sum[512];                                                                                                 \
-        for (int64_t start = begin; start < end; start += 512) {                                                       \
-            int64_t count = end - start < 512 ? end - start : 512;                                                     \
-            memcpy(sum, (type *)buffers[0] + start, (size_t)count * sizeof *sum);                                      \
-            for (int rank = 1; rank < ranks; rank++) {                                                                 \
-                const type *addend = (type *)buffers[rank] + start;                                                    \
-                for (int64_t i = 0; i < count; i++) sum[i] += addend[i];                                               \
-            }                                                                                                          \
-            for (int rank = first; rank < last; rank++)                                                                \
-                memcpy((type *)buffers[rank] + start, sum, (size_t)count * sizeof *sum);                               \
-        }                                                                                                              \
-    }
-DEFINE_SUM(sum_float, float)
-DEFINE_SUM(sum_double, double)
-
-static void sum_bf16(void **buffers, int ranks, int64_t begin, int64_t end, int first, int last) {
-    for (int64_t start = begin; start < end; start += LS_BF16_STRETCH) {
-        int64_t count = end - start < LS_BF16_STRETCH ? end - start : LS_BF16_STRETCH;
-        float sum[LS_BF16_STRETCH] = {0};
-        for (int rank = 0; rank < ranks; rank++) ls_comm_add_bf16(sum, (const uint16_t *)buffers[rank] + start, count);
-        for (int rank = first; rank < last; rank++) ls_comm_round_bf16((uint16_t *)buffers[rank] + start, sum, count);
-    }
-}
-
 static enum ls_code threads_run(struct ls_comm *comm, const struct ls_collective *collective, struct ls_error *error) {
     (void)error;
     int rank = comm->rank, size = comm->size;
@@ -88,16 +61,17 @@ static enum ls_code threads_run(struct ls_comm *comm, const struct ls_collective
     const struct ls_comm_exchange *exchange = &collective->exchange;
     void *published = collective->kind == LS_EXCHANGE ? (void *)(uintptr_t)exchange->buffers : collective->buffer;
     struct meeting *meeting = publish(comm, LS_CHANNEL_STREAM, published);
-    void (*const sums[])(void **, int, int64_t, int64_t, int, int) = {sum_float, sum_double, sum_bf16};
-    void (*sum)(void **, int, int64_t, int64_t, int, int) = sums[collective->type];
+    const void *const *buffers = (const void *const *)meeting->buffers;
     switch (collective->kind) {
     case LS_ALL_REDUCE: {
         int64_t even = count / size, rest = count % size, extra = rank < rest ? rank : rest;
         int64_t begin = rank * even + extra;
-        sum(meeting->buffers, size, begin, begin + even + (rank < rest), 0, size);
+        ls_comm_sum(collective->type, buffers, size, begin, begin + even + (rank < rest), meeting->buffers, size);
         break;
     }
-    case LS_REDUCE_SCATTER: sum(meeting->buffers, size, rank * count, (rank + 1) * count, rank, rank + 1); break;
+    case LS_REDUCE_SCATTER:
+        ls_comm_sum(collective->type, buffers, size, rank * count, (rank + 1) * count, &meeting->buffers[rank], 1);
+        break;
     case LS_ALL_GATHER:
         for (int other = 0; other < size; other++)
             if (other != rank)
@@ -107,9 +81,9 @@ static enum ls_code threads_run(struct ls_comm *comm, const struct ls_collective
     case LS_EXCHANGE: {
         char *place = exchange->received;
         for (int other = 0; other < size; other++) {
-            const void *const *buffers = (const void *const *)meeting->buffers[other];
+            const void *const *parts = (const void *const *)meeting->buffers[other];
             for (int part = 0; part < exchange->parts[other]; part++, place += count)
-                memcpy(place, (const char *)buffers[part] + ls_exchange_offset(exchange, size, rank), (size_t)count);
+                memcpy(place, (const char *)parts[part] + ls_exchange_offset(exchange, size, rank), (size_t)count);
         }
         break;
     }

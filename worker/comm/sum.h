@@ -1,0 +1,12 @@
+/* Sums of the ranks' values, in rank order: the same bits wherever they are made. */
+#ifndef LS_WORKER_COMM_SUM_H
+#define LS_WORKER_COMM_SUM_H
+
+#include "worker/comm/comm.h"
+
+/* Adds elements [begin, end) of sources[ranks], in that order, into the same elements of each of sums[sums_count],
+ * which may be among the sources. bf16 is added in fp32 and rounded once. */
+void ls_comm_sum(enum ls_comm_type type, const void *const *sources, int ranks, int64_t begin, int64_t end,
+                 void *const *sums, int sums_count);
+
+#endif

@@ -63,7 +63,7 @@ static double time_once(const struct bench *bench, void (*run)(const struct benc
 
 static void measure(const struct bench *bench, enum kind kind, int64_t bytes) {
     const int64_t count = bytes / (int64_t)sizeof(float) / bench->size * bench->size;
-    double ours[REPEATS], theirs[REPEATS];
+    double ours[REPEATS] = {0}, theirs[REPEATS] = {0};
     memset(bench->buffer, 0, (size_t)count * sizeof *bench->buffer);
     for (int i = -2; i < REPEATS; i++) {
         const double a = time_once(bench, run_ours, kind, count), b = time_once(bench, run_mpi, kind, count);

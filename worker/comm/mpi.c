@@ -338,7 +338,7 @@ static enum ls_code find_local_ranks(int *local_rank, int *local_size, struct ls
 }
 
 enum ls_code ls_comm_create_mpi(struct ls_comm **comm, struct ls_error *error) {
-    int level, rank, size, local_rank, local_size;
+    int level, rank, size, local_rank = 0, local_size = 1;
     MPI_Query_thread(&level);
     if (level < MPI_THREAD_MULTIPLE)
         return ls_fail(

@@ -93,7 +93,7 @@ static enum ls_code transfer(struct ls_peers *peers, struct ls_error *error) {
 static void sum_part(struct ls_peers *peers, char *own, int64_t count, enum ls_comm_type type) {
     for (int rank = 0; rank < peers->size; rank++)
         peers->sources[rank] = rank == peers->rank ? own : peers->workspace + rank * peers->stretch_bytes;
-    ls_comm_sum(type, peers->sources, peers->size, 0, count, (void *const[]){own}, 1);
+    ls_comm_sum(type, peers->sources, peers->size, 0, count, (void *const[]){own}, 1, false);
 }
 
 static void route_in(struct ls_peers *peers, int rank, const char *send, int64_t send_bytes, int64_t receive_bytes) {

@@ -16,9 +16,11 @@
 enum { SLOTS = 2, LINE_BYTES = 64, PAGE_BYTES = 4096 };
 /* A slot stays in a second-level cache of today's servers beside what is copied; of many ranks each still has a few
  * pages. */
-enum { SLOT_BYTES_MIN = 512 << 10, PIECE_BYTES_MIN = 16 << 10 };
+enum { SLOT_BYTES_MIN = 1024 << 10, PIECE_BYTES_MIN = 16 << 10 };
 /* Up to here every rank sums everything by itself: one meeting less. */
 enum { WHOLE_BYTES_MAX = 8 << 10 };
+/* From here on what a rank receives is written past its caches. */
+enum { PAST_CACHES_BYTES_MIN = 16 << 20 };
 /* How long to look before sleeping. */
 enum { LOOKS = 200, YIELDS = 4 };
 
@@ -118,8 +120,16 @@ struct job {
     struct ls_shared *shared;
     const struct ls_collective *collective;
     int64_t element, piece, rounds, per_part;
-    bool whole; /* an all-reduce that every rank sums by itself */
+    bool whole;       /* an all-reduce that every rank sums by itself */
+    bool past_caches; /* results do not stay in the caches anyway */
 };
+
+static void deliver(const struct job *job, void *to, const void *from, int64_t bytes) {
+    if (job->past_caches)
+        ls_comm_copy_past_caches(to, from, (size_t)bytes);
+    else
+        memcpy(to, from, (size_t)bytes);
+}
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -161,6 +171,8 @@ static struct job cut(struct ls_shared *shared, const struct ls_collective *coll
         break;
     }
     }
+    const int64_t slices = collective->kind == LS_ALL_REDUCE || collective->kind == LS_REDUCE_SCATTER ? 1 : size;
+    job.past_caches = count * job.element * slices >= PAST_CACHES_BYTES_MIN;
     return job;
 }
 
@@ -222,7 +234,7 @@ static void sum_slice(const struct job *job, int64_t round, char *own, int64_t s
         shared->sources[from] =
             from == shared->rank ? own : staging(shared, from, shared->round + (uint32_t)round) + staged * job->element;
     ls_comm_sum(job->collective->type, shared->sources, shared->size, 0, length, (void *const[]){own, copy},
-                copy ? 2 : 1);
+                copy ? 2 : 1, job->past_caches);
 }
 
 static void take_stretches(const struct job *job, int64_t round) {
@@ -240,7 +252,7 @@ static void take_stretches(const struct job *job, int64_t round) {
             from == shared->rank
                 ? (const char *)exchange->buffers[part] + ls_exchange_offset(exchange, shared->size, from) + first
                 : staging(shared, from, shared->round + (uint32_t)round) + shared->rank * job->piece;
-        memcpy((char *)exchange->received + place * collective->count + first, stretch, (size_t)length);
+        deliver(job, (char *)exchange->received + place * collective->count + first, stretch, length);
     }
 }
 
@@ -266,8 +278,8 @@ static void sum(const struct job *job, int64_t round) {
         const int64_t first = stretch_of(job, round, &length);
         for (int from = 0; from < shared->size; from++)
             if (from != rank)
-                memcpy(buffer + from * collective->count + first,
-                       staging(shared, from, shared->round + (uint32_t)round), (size_t)length);
+                deliver(job, buffer + from * collective->count + first,
+                        staging(shared, from, shared->round + (uint32_t)round), length);
         return;
     }
     case LS_EXCHANGE: take_stretches(job, round); return;
@@ -283,8 +295,8 @@ static void take(const struct job *job, int64_t round) {
         const int from = (shared->rank + i) % shared->size;
         int64_t begin, end;
         part_of(job, round, from, &begin, &end);
-        memcpy(buffer + begin * job->element, result(shared, from, shared->round + (uint32_t)round),
-               (size_t)((end - begin) * job->element));
+        deliver(job, buffer + begin * job->element, result(shared, from, shared->round + (uint32_t)round),
+                (end - begin) * job->element);
     }
 }
 

@@ -66,11 +66,13 @@ static enum ls_code threads_run(struct ls_comm *comm, const struct ls_collective
     case LS_ALL_REDUCE: {
         int64_t even = count / size, rest = count % size, extra = rank < rest ? rank : rest;
         int64_t begin = rank * even + extra;
-        ls_comm_sum(collective->type, buffers, size, begin, begin + even + (rank < rest), meeting->buffers, size);
+        ls_comm_sum(collective->type, buffers, size, begin, begin + even + (rank < rest), meeting->buffers, size,
+                    false);
         break;
     }
     case LS_REDUCE_SCATTER:
-        ls_comm_sum(collective->type, buffers, size, rank * count, (rank + 1) * count, &meeting->buffers[rank], 1);
+        ls_comm_sum(collective->type, buffers, size, rank * count, (rank + 1) * count, &meeting->buffers[rank], 1,
+                    false);
         break;
     case LS_ALL_GATHER:
         for (int other = 0; other < size; other++)

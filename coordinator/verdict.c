@@ -152,6 +152,29 @@ static int find_root(const struct ls_verdict_scene *scene) {
     return root;
 }
 
+static bool is_in_host_collective(const struct ls_verdict_rank *rank) {
+    return rank->host_collective > rank->host_collective_done;
+}
+static bool is_in_stream_collective(const struct ls_verdict_rank *rank) {
+    return rank->collective > rank->collective_done;
+}
+
+/* Its process is stopped, or its host is silent: others wait for it wherever it is. */
+static bool is_held(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank) {
+    return suspicion(scene, rank) >= 2;
+}
+
+/* A rank in a collective waits for those that have left it too: what they sent may be held back with them. So of a root
+ * in a collective and a rank that is held the latter is the one to look at. */
+static int prefer_held(const struct ls_verdict_scene *scene, int root) {
+    const struct ls_verdict_rank *rank = root < 0 ? NULL : &scene->ranks[root];
+    if (!rank || is_early(rank) || is_held(scene, rank)) return root;
+    if (!is_in_host_collective(rank) && !is_in_stream_collective(rank)) return root;
+    for (int i = 0; i < scene->ranks_count; i++)
+        if (is_judged(&scene->ranks[i]) && is_held(scene, &scene->ranks[i])) return i;
+    return root;
+}
+
 /* All judged ranks are in one collective, so that none of them holds up the others by itself. */
 static bool all_in_one_collective(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *root) {
     int count = 0;
@@ -181,11 +204,10 @@ static double limit_of(const struct ls_verdict_scene *scene, const struct ls_ver
 
 /* Both are in it, and it has not ended. */
 static bool shares_host_collective(const struct ls_verdict_rank *a, const struct ls_verdict_rank *b) {
-    return a->host_collective == b->host_collective && a->host_collective > a->host_collective_done &&
-           b->host_collective > b->host_collective_done;
+    return a->host_collective == b->host_collective && is_in_host_collective(a) && is_in_host_collective(b);
 }
 static bool shares_stream_collective(const struct ls_verdict_rank *a, const struct ls_verdict_rank *b) {
-    return a->collective == b->collective && a->collective > a->collective_done && b->collective > b->collective_done;
+    return a->collective == b->collective && is_in_stream_collective(a) && is_in_stream_collective(b);
 }
 
 /* Who waits for the root, and in which collective: the first one that it has not come to, else the one that they are in
@@ -197,9 +219,11 @@ static void find_waiting(const struct ls_verdict_scene *scene, int root, struct 
         const struct ls_verdict_rank *other = &scene->ranks[i];
         if (i == root || !is_judged(other)) continue;
         if (is_silent(scene, rank) && other->host == rank->host) continue; /* as little heard as the root */
-        const bool early = is_early(rank) || is_early(other);
-        const bool on_host = !early && (waits_on_host(other, rank) || shares_host_collective(other, rank));
-        const bool on_stream = !early && (waits_on_stream(other, rank) || shares_stream_collective(other, rank));
+        const bool early = is_early(rank) || is_early(other), held = is_held(scene, rank);
+        const bool on_host = !early && (waits_on_host(other, rank) || shares_host_collective(other, rank) ||
+                                        (held && is_in_host_collective(other)));
+        const bool on_stream = !early && (waits_on_stream(other, rank) || shares_stream_collective(other, rank) ||
+                                          (held && is_in_stream_collective(other)));
         if (listed) listed[i] = on_host || on_stream || waits_for(other, rank);
         const uint64_t number = on_host ? other->host_collective : on_stream ? other->collective : 0;
         if (number && (!verdict->collective || number < verdict->collective)) {
@@ -389,7 +413,7 @@ bool ls_verdict_find(const struct ls_verdict_scene *scene, struct ls_verdict *ve
     if (!late && anybody_moves(scene, ls_verdict_patience(&scene->limits)))
         return false; /* the usual case, at little cost */
     if (late && judge_missing(scene, verdict)) return true;
-    int root = find_root(scene);
+    int root = prefer_held(scene, find_root(scene));
     const bool deadlock = root < 0;
     for (int i = 0; i < scene->ranks_count && root < 0; i++)
         if (is_judged(&scene->ranks[i])) root = i;

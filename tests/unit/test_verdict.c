@@ -144,6 +144,34 @@ static void a_stopped_process_is_told_wherever_it_is(void **unused) {
     }
 }
 
+static void what_a_stopped_process_has_not_sent_is_laid_to_it(void **unused) {
+    (void)unused;
+    struct stage stage;
+    set(&stage);
+    /* Rank 2 has left collective 117 and is stopped in the next; rank 0 still waits for its last bytes. */
+    stage.ranks[2].look.state = 'T';
+    stage.ranks[0].collective = 117;
+    stage.ranks[0].collective_done = 116;
+    struct ls_verdict verdict = judge(&stage);
+    assert_int_equal(verdict.kind, LS_VERDICT_STOPPED);
+    assert_int_equal(verdict.rank, 2);
+    assert_string_equal(verdict.waiting, "0, 1, 3");
+    assert_int_equal(verdict.collective, 117);
+    /* The same of a host that is not heard. */
+    stage.ranks[2].look.state = 'S';
+    stage.hosts[1].silent_seconds = 12;
+    verdict = judge(&stage);
+    assert_int_equal(verdict.kind, LS_VERDICT_SILENT);
+    assert_int_equal(verdict.host, 1);
+    assert_string_equal(verdict.waiting, "0, 1");
+    /* A rank that computes waits for nobody: it is the one, whoever else is stopped behind it. */
+    set(&stage);
+    stage.ranks[2].look.state = 'T';
+    hold(&stage, 0, LS_PHASE_FORWARD);
+    verdict = judge(&stage);
+    assert_int_equal(verdict.rank, 0);
+}
+
 static void a_silent_host_is_a_cut_link(void **unused) {
     (void)unused;
     struct stage stage;
@@ -381,6 +409,7 @@ int main(void) {
         cmocka_unit_test(the_rank_that_the_others_wait_for_is_named),
         cmocka_unit_test(a_chain_of_waiting_ends_at_its_origin),
         cmocka_unit_test(a_stopped_process_is_told_wherever_it_is),
+        cmocka_unit_test(what_a_stopped_process_has_not_sent_is_laid_to_it),
         cmocka_unit_test(a_silent_host_is_a_cut_link),
         cmocka_unit_test(where_no_other_host_is_heard_it_is_the_network_of_this_one),
         cmocka_unit_test(one_collective_that_does_not_end_is_the_network),

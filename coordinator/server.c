@@ -377,6 +377,7 @@ enum ls_code server_start_watching(struct ls_server *server, struct ls_error *er
 
 static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     struct ls_run *run = server->run;
+    struct server_validation validation = {.step = -1};
     ls_descriptors_raise();
     server->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     server->buffer = malloc(LS_WIRE_BYTES_MAX);
@@ -387,8 +388,9 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     enum ls_code code =
         ls_journal_history(run->journal, &run->facts.earlier_seconds, &run->facts.earlier_faults, error);
     if (code == LS_OK)
-        code = ls_journal_last_validation(run->journal, run->attempt.attempt, &server->validated_step,
-                                          &server->validation_loss, error);
+        code =
+            ls_journal_last_validation(run->journal, run->attempt.attempt, &validation.step, &validation.loss, error);
+    if (code == LS_OK) server_note_validation(server, validation.step, validation.loss);
     if (code == LS_OK) code = ls_metrics_open(&run->facts, &server->metrics, error);
     if (code == LS_OK) code = ls_console_open(&run->facts, &server->console, error);
     if (code == LS_OK) code = server_start_watching(server, error);
@@ -477,7 +479,7 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
     server->signals = signals;
     server->wake = -1;
     server->loss = server->tokens_per_second = NAN;
-    server->validated_step = -1;
+    for (int i = 0; i < SERVER_VALIDATIONS; i++) server->validations[i].step = -1;
     enum ls_code code = start(server, reason);
     bool served = code == LS_OK;
     if (served) {

@@ -9,6 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+void server_note_validation(struct ls_server *server, int64_t step, double loss) {
+    if (step >= 0) server->validations[step % SERVER_VALIDATIONS] = (struct server_validation){step, loss};
+}
+
 /* ---- journal ---- */
 
 static void journal(struct ls_server *server, const struct ls_core_record *record) {
@@ -19,8 +23,7 @@ static void journal(struct ls_server *server, const struct ls_core_record *recor
         const struct ls_message *message = record->payload;
         entry.loss = message->validation.loss;
         entry.bits_per_byte = message->validation.bits_per_byte;
-        server->validated_step = record->validation.step;
-        server->validation_loss = entry.loss;
+        server_note_validation(server, record->validation.step, entry.loss);
     } else if (record->kind == LS_RECORD_ATTEMPT && (entry.attempt = malloc(sizeof *entry.attempt))) {
         *entry.attempt = *(const struct ls_journal_attempt *)record->payload;
         entry.attempt->attempt = record->attempt;
@@ -101,8 +104,9 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     struct ls_core_status status;
     ls_core_read_status(run->machine, &status);
     job.final = action->commit.step == status.end_step;
-    state->validated = server->validated_step == action->commit.step && isfinite(server->validation_loss);
-    state->validation_loss = state->validated ? server->validation_loss : 0;
+    const struct server_validation *validation = &server->validations[action->commit.step % SERVER_VALIDATIONS];
+    state->validated = validation->step == action->commit.step && isfinite(validation->loss);
+    state->validation_loss = state->validated ? validation->loss : 0;
     job.best = run->config->checkpoint.keep_best > 0;
     server->saved = (struct server_saved){action->commit.step, parts->seconds, parts->bytes};
     if (parts->step != action->commit.step)

@@ -19,7 +19,8 @@
 
 enum {
     SERVER_SILENCE_MS = 15000, /* a connection not heard for so long is lost; pulses come every second */
-    SERVER_FILES_MAX = 65536   /* of one checkpoint */
+    SERVER_FILES_MAX = 65536,  /* of one checkpoint */
+    SERVER_VALIDATIONS = LS_CORE_WINDOW_STEPS
 };
 
 /* Complaints of one kind: counted, and told once a minute. */
@@ -60,6 +61,11 @@ struct server_room {
     int silent_count;
 };
 
+struct server_validation {
+    int64_t step;
+    double loss;
+};
+
 struct ls_server {
     struct ls_run *run;
     int channel, signals;
@@ -79,8 +85,9 @@ struct ls_server {
     struct ls_connections connections;
     struct server_parts parts;
     struct server_saved saved;
-    int64_t validated_step; /* the last one, -1: none */
-    double validation_loss;
+    /* The newest validations, of step s in place s % SERVER_VALIDATIONS; -1: none. A step is committed when later ones
+     * may have been validated. */
+    struct server_validation validations[SERVER_VALIDATIONS];
     uint64_t journaled;
     bool journal_failed;
     uint32_t clearing;              /* the attempt that is being ended; 0: none */
@@ -127,6 +134,9 @@ void server_complain(struct server_count *count, const char *what, const char *d
 /* Does what the core wants, in its order. A STEP record carries its struct ls_step_report, a VALIDATION record its
  * message. */
 void server_perform(struct ls_server *server, const struct ls_core_actions *actions);
+
+/* Remembers the loss of a validation. */
+void server_note_validation(struct ls_server *server, int64_t step, double loss);
 
 /* server_recovery.c */
 

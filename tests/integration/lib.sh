@@ -22,6 +22,8 @@ not_ok() { # WHAT [EVIDENCE-FILE]
 }
 skip() { echo "skip - $1 # $2"; }
 
+# ---- waiting for events ----
+
 # until_true SECONDS WHAT PROCESS EVIDENCE-FILE COMMAND...: waits until the command succeeds. SECONDS is a generous end, not a promise:
 # it is 'not ok' when they pass, or when PROCESS, whose doing it would be, has ended before.
 until_true() {
@@ -36,8 +38,8 @@ until_true() {
     done
 }
 
-# end_after SECONDS PROCESS: kills the process if it does not end by itself, so that it does not keep the tests from ending.
-# `end_watched PROCESS` calls that off.
+# end_after SECONDS PROCESS: kills the process if it does not end by itself, so that it does not keep the tests from ending;
+# end_watched PROCESS calls that off.
 declare -A watchdogs
 end_after() {
     (
@@ -51,6 +53,44 @@ end_watched() {
     kill "${watchdogs[$1]:-}" 2>/dev/null
     unset "watchdogs[$1]"
 }
+
+# ---- runs in the background: by name, which is that of the run directory too ----
+
+declare -A supervisors # their processes
+run_seconds_max=300
+
+# begin_run RUN COMMAND...: its output goes to RUN.out and RUN.err.
+begin_run() {
+    local run=$1
+    shift
+    "$@" >"$run.out" 2>"$run.err" </dev/null &
+    supervisors[$run]=$!
+    end_after "$run_seconds_max" $!
+}
+steps_told() { cat "$1/metrics.jsonl" 2>/dev/null | awk '/"kind":"step"/ {n++} END {print n + 0}'; } # RUN
+events() { cat "$1/metrics.jsonl" 2>/dev/null | awk -v event="\"event\":\"$2\"" 'index($0, event) {n++} END {print n + 0}'; } # RUN EVENT
+has_steps() { [ "$(steps_told "$1")" -ge "$2" ]; }
+has_events() { [ "$(events "$1" "$2")" -ge "$3" ]; }
+until_steps() { until_true "$run_seconds_max" "the run $1 goes on" "${supervisors[$1]}" "$1.err" has_steps "$1" "$2"; } # RUN COUNT
+until_events() { # RUN EVENT COUNT
+    until_true "$run_seconds_max" "the run $1 tells '$2'" "${supervisors[$1]}" "$1.err" has_events "$1" "$2" "$3"
+}
+# ends CODE TEXT WHAT RUN: it ends so, and says TEXT on standard error.
+ends() {
+    local status=0
+    wait "${supervisors[$4]}" || status=$?
+    end_watched "${supervisors[$4]}"
+    if [ "$status" -ne "$1" ]; then
+        not_ok "$3 (exit $status, not $1)" "$4.err"
+    elif [ -n "$2" ] && ! grep -qE -- "$2" "$4.err"; then
+        not_ok "$3 (no '$2')" "$4.err"
+    else
+        ok "$3"
+    fi
+}
+worker_pid() { sed -n 's/.* process \([0-9]*\), attempt .*/\1/p' "$1/logs/rank-$(printf %05d "$2").log" | tail -n 1; } # RUN RANK
+
+# ---- promises about commands ----
 
 # check WHAT COMMAND...: the command succeeds.
 check() {

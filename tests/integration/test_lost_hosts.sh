@@ -23,19 +23,16 @@ CONFIG
 metrics=lost/metrics.jsonl
 
 begin() { # ARGUMENTS...
-    on h1 "$lockstep" run run.yaml --hostfile three --run-dir lost "$@" >>lost.out 2>lost.err </dev/null &
-    supervisor=$!
-    end_after 240 "$supervisor"
+    begin_run lost on h1 "$lockstep" run run.yaml --hostfile three --run-dir lost "$@"
 }
 # until_event WHAT PATTERN: a line of the metrics matches.
 until_event() {
-    until_true 90 "$1" "$supervisor" lost.err grep -qE -- "$2" "$metrics"
+    until_true 120 "$1" "${supervisors[lost]}" lost.err grep -qE -- "$2" "$metrics"
 }
 # Steps of an attempt, and a checkpoint that is progress: restarts count from there.
 until_progress() { # ATTEMPT
     until_event "attempt $1 trains and saves" '"event":"commit".*"attempt":'"$1"','
 }
-commits() { grep -c '"event":"commit"' "$metrics"; }
 
 for host in h1 h2 h3; do link $host rate 60; done # so that a step takes long enough for what is done to the run
 begin -n 6
@@ -62,24 +59,19 @@ until_event "the loss of a rank is told" '"event":"fault".*"attempt":3,.*"scope"
 until_progress 4
 check "it is not used again though it answers" \
     bash -c "grep -q '\"event\":\"attempt\",\"attempt\":4,.*\"ranks\":4' $metrics && grep -q '\"event\":\"host_left_out\",\"attempt\":4,.*host h3 has lost ranks too often: it gets none any more' $metrics"
-until_true 60 "what was left there is waited for" "$supervisor" lost.err is_clean h3
+until_true 60 "what was left there is waited for" "${supervisors[lost]}" lost.err is_clean h3
 check "what was left there is removed while it goes on" is_clean h3
 link h2 down
 link h3 down
-status=0
-wait "$supervisor" || status=$?
-check "with fewer ranks left than fault.min_ranks the run ends with 6" test $status -eq 6
-check "and says how many there are and are needed" \
-    bash -c "grep -q 'host h2 with 2 ranks was lost .* 2 ranks can be placed, 4 are needed (fault.min_ranks). .lockstep run --resume. goes on from step [0-9]' lost.err"
+ends 6 "host h2 with 2 ranks was lost .* 2 ranks can be placed, 4 are needed \(fault.min_ranks\). .lockstep run --resume. goes on from step [0-9]" \
+    "with fewer ranks left than fault.min_ranks the run ends with 6, and says how many there are and are needed" lost
 check "having waited for the hosts" grep -q '"event":"waiting_for_hosts".*2 ranks can be placed, 4 are needed .*: waiting up to 15 s for h2, h3 to answer again' $metrics
 check "nothing is left on the coordinator's host" is_clean h1
 link h2 up
 link h3 up
 for host in h1 h2 h3; do link $host rate 0; done
-status=0
 begin -n 6 --resume
-wait "$supervisor" || status=$?
-check "with all hosts back it is resumed to its end" test $status -eq 0
+ends 0 "" "with all hosts back it is resumed to its end" lost
 check "on six ranks" bash -c "grep '\"event\":\"joined\"' $metrics | tail -n 1 | grep -q '\"ranks\":6'"
 for host in h1 h2 h3; do check "nothing is left on $host" is_clean $host; done
 on h1 "$lockstep" run run.yaml -n 2 --run-dir calm >calm.log 2>&1 || not_ok "the undisturbed run ends well" calm.log

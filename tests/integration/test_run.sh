@@ -9,47 +9,18 @@ ln -s "$lockstep" "$work/bin/lockstep"
 export PATH=$work/bin:$PATH
 cd "$work/here" || exit 1
 
-# Runs in the background with many steps; sets `supervisor`. begin RUN ARGUMENTS...
-endless="--set train.steps=1000000 --set evaluation.every_steps=0"
+# Runs in the background with many steps. begin RUN ARGUMENTS...: until it has done three of them; sets `supervisor`.
+endless=(--set train.steps=1000000 --set evaluation.every_steps=0)
 begin() {
     local run=$1 before
     shift
     before=$(steps_told "$run")
-    before=${before:-0}
-    # shellcheck disable=SC2086
-    lockstep run "$config" --run-dir "$run" $endless "$@" >"$run.out" 2>"$run.err" </dev/null &
-    supervisor=$!
-    # A run that does not end by itself shall not keep the tests from ending.
-    (sleep 100 && kill -KILL "$supervisor") >/dev/null 2>&1 &
-    watchdog=$!
+    begin_run "$run" lockstep run "$config" --run-dir "$run" "${endless[@]}" "$@"
+    supervisor=${supervisors[$run]}
     until_steps "$run" $((before + 3))
-}
-steps_told() { grep -c '"kind":"step"' "$1/metrics.jsonl" 2>/dev/null || true; }
-until_steps() { # RUN COUNT: until so many step lines are there; gives up when the supervisor is gone
-    while [ "$(steps_told "$1" | grep . || echo 0)" -lt "$2" ]; do
-        kill -0 "$supervisor" 2>/dev/null || { not_ok "the run $1 goes on" "$1.err"; return 1; }
-        sleep 0.05
-    done
-}
-ends() { # CODE TEXT WHAT RUN: the run in the background ends so
-    local status=0
-    wait "$supervisor" || status=$?
-    kill "$watchdog" 2>/dev/null
-    if [ "$status" -ne "$1" ]; then
-        not_ok "$3 (exit $status, not $1)" "$4.err"
-    elif [ -n "$2" ] && ! tail -n 1 "$4.err" | grep -qE -- "$2"; then
-        not_ok "$3 (no '$2' in the last line)" "$4.err"
-    else
-        ok "$3"
-    fi
 }
 digests() { # RUN: "step digest" of every step, once
     sed -n 's/.*"kind":"step","step":\([0-9]*\).*"samples_digest":"\([0-9a-f]*\)".*/\1 \2/p' "$1/metrics.jsonl" | sort -n | uniq
-}
-worker_pids() { # RUN: of the workers of the newest attempt, by rank
-    for log in "$1"/logs/rank-*.log; do
-        sed -n 's/.* process \([0-9]*\), attempt .*/\1/p' "$log" | tail -n 1
-    done
 }
 
 # ---- whole runs ----
@@ -118,9 +89,9 @@ expect 0 "ranks +2 of 2" "status shows a running job" lockstep status live
 expect 0 "^saved: step [0-9]+" "checkpoint saves now" lockstep checkpoint live
 check "what checkpoint saved is there" bash -c 'ls live/checkpoints | grep -q ^step-'
 expect 4 "is in use" "a second coordinator finds the lock taken" lockstep run "$config" --run-dir live --resume
-before=$(ls live/checkpoints | wc -l)
+before=$(events live commit)
 kill -USR2 $supervisor
-while [ "$(ls live/checkpoints | grep -c '^step-')" -le "$before" ] && kill -0 $supervisor 2>/dev/null; do sleep 0.05; done
+until_events live commit $((before + 1))
 check "SIGUSR2 saves and the run goes on" kill -0 $supervisor
 port=$(sed -n 's/^endpoint .*://p' live/lock)
 expect 2 "port $port .*in use" "a port in use is told before anything is made" \
@@ -134,9 +105,7 @@ saved=$(cat live/latest)
 begin live --resume -n 1
 check "--resume goes on where it was saved, at another rank count" \
     grep -q "from step $((10#${saved#step-})), attempt 2" live.out
-kill -INT $supervisor
-sleep 0.05
-kill -INT $supervisor # as timeout(1) does: one interrupt, delivered twice
+kill -INT $supervisor $supervisor # as timeout(1) does: one interrupt, delivered twice
 ends 130 "exit 130 .*saved at step" "SIGINT saves and exits 130, also when it is delivered twice" live
 begin live --resume -n 3
 expect 0 "stopping" "stop is accepted" lockstep stop live
@@ -145,20 +114,22 @@ begin live --resume -n 2
 kill -USR1 $supervisor
 ends 75 "exit 75" "SIGUSR1 saves and exits 75" live
 begin live --resume -n 2
-kill -STOP "$(worker_pids live | head -n 1)"
+kill -STOP "$(worker_pid live 0)"
+before=$(events live stop)
 kill -INT $supervisor
-sleep 0.5
+until_events live stop $((before + 1))
+sleep 0.3 # what comes within 0.2 s is the same interrupt
 kill -INT $supervisor
 ends 130 "exit 130 .*at once" "a second SIGINT ends at once" live
 
 # ---- deaths ----
 
 begin lost -n 3 --set fault.max_restarts=0
-workers=$(worker_pids lost)
-victim=$(tail -n 1 <<<"$workers")
+workers=$(for rank in 0 1 2; do worker_pid lost $rank; done)
+victim=$(worker_pid lost 2)
 progress=$(grep -o '/dev/shm/lockstep-[^ ]*' "/proc/$victim/maps" | head -n 1)
 kill -9 "$victim"
-ends 6 "rank [0-9] on .* lost at step [0-9]+ .*pid $victim" "a killed rank ends the run, naming rank, host, step and pid" lost
+ends 6 "exit 6 .*rank [0-9] on .* lost at step [0-9]+ .*pid $victim" "a killed rank ends the run, naming rank, host, step and pid" lost
 gone() { [ ! -e "/proc/$1" ] || grep -q '^State:.Z' "/proc/$1/status"; }
 all_gone() { [ "$(wc -w <<<"$*")" = 3 ] && for pid in $*; do gone "$pid" || return 1; done; }
 check "no worker of the run is left" all_gone "$workers"
@@ -166,9 +137,9 @@ check "no progress file is left" test -n "$progress" -a ! -e "$progress"
 
 lockstep run "$config" --run-dir steady -n 2 --set train.steps=600 --set checkpoint.every_steps=200 >steady.out 2>&1
 begin shaken -n 2 --set train.steps=600 --set checkpoint.every_steps=200
-for _ in 1 2; do
+for count in 1 2; do
     kill -9 "$(sed -n 's/^pid //p' shaken/lock)"
-    sleep 0.5
+    until_events shaken coordinator_restarted $count
 done
 ends 0 "" "a run whose coordinator was killed twice ends well" shaken
 check "it was told and started again" grep -q "the coordinator was killed by signal 9; starting it again" shaken.err
@@ -176,8 +147,8 @@ check "with the same samples in every step" bash -c "[ '$(digests steady | md5su
 check "and the same chain" cmp <(sed -n '/ledger_chain/p' steady/final/trainer.json) <(sed -n '/ledger_chain/p' shaken/final/trainer.json)
 
 begin mended -n 2 --set train.steps=900 --set checkpoint.every_steps=100
-kill -9 "$(worker_pids mended | tail -n 1)"
-while [ "$(grep -c '"event":"recovered"' mended/metrics.jsonl)" -lt 1 ] && kill -0 $supervisor 2>/dev/null; do sleep 0.05; done
+kill -9 "$(worker_pid mended 1)"
+until_events mended recovered 1
 expect 0 "^attempt +2, restart [01] of 3" "status tells attempt and restarts" lockstep status mended
 ends 0 "" "a killed rank is mended by a restart" mended
 check "the console tells the cause, the restart and how long it took" \
@@ -187,17 +158,17 @@ check "every step is there in the end, and its samples are the ledger's" \
     bash -c "[ '$(digests mended | wc -l)' = 900 ] && lockstep verify mended --deep"
 
 begin used -n 2 --set fault.max_restarts=1
-kill -9 "$(worker_pids used | head -n 1)"
-while [ "$(grep -c '"event":"recovered"' used/metrics.jsonl)" -lt 1 ] && kill -0 $supervisor 2>/dev/null; do sleep 0.05; done
-kill -9 "$(worker_pids used | tail -n 1)"
-ends 6 "rank 1 on .* was lost" "when the restarts are used up, the run ends with the code of the last cause" used
+kill -9 "$(worker_pid used 0)"
+until_events used recovered 1
+kill -9 "$(worker_pid used 1)"
+ends 6 "exit 6 .*rank 1 on .* was lost" "when the restarts are used up, the run ends with the code of the last cause" used
 check "and says so" grep -q "1 restart without progress is used up (fault.max_restarts)" used.err
 
 begin orphan -n 2
 kill -9 $supervisor
 wait $supervisor 2>/dev/null
-kill "$watchdog" 2>/dev/null
-while ! flock -n orphan/lock true; do sleep 0.05; done
+end_watched $supervisor
+until_true 120 "the coordinator ends after its supervisor" $$ orphan.err flock -n orphan/lock true
 check "without its supervisor the run is saved and ends" grep -q '"event":"end".*"code":75' orphan/metrics.jsonl
 
 expect 6 "rank 0 has not started|ranks 0 to 1 have not started" "workers that never come are named" \
@@ -207,12 +178,8 @@ expect 6 "rank 0 has not started|ranks 0 to 1 have not started" "workers that ne
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 worker=$(dirname "$lockstep")/lockstep-worker
-: >hand.out
-lockstep coordinator "$config" -n 2 --run-dir hand >hand.out 2>hand.err </dev/null &
-supervisor=$!
-(sleep 100 && kill -KILL "$supervisor") >/dev/null 2>&1 &
-watchdog=$!
-while ! grep -q '^mpirun' hand.out; do sleep 0.05; kill -0 $supervisor || break; done
+begin_run hand lockstep coordinator "$config" -n 2 --run-dir hand
+until_true 120 "the coordinator says how to join it" "${supervisors[hand]}" hand.err grep -q '^mpirun' hand.out
 endpoint=$(sed -n 's/^endpoint //p' hand/lock)
 by_hand() { mpirun -n 2 --oversubscribe "$worker" --coordinator "$endpoint" "$@"; }
 expect 6 "key" "a worker with the key of another run is told so" by_hand --key live/keys/worker.key

@@ -24,7 +24,6 @@ run() { # RUN ARGUMENTS...
 }
 names() { ls "$1/checkpoints"; }
 weights() { sha256sum <"$1/final/model.safetensors"; }
-events() { cat "$1/metrics.jsonl" 2>/dev/null | awk -v event="\"event\":\"$2\"" 'index($0, event) {n++} END {print n + 0}'; }
 
 # ---- what is saved ----
 
@@ -46,10 +45,13 @@ check "plan tells a checkpoint's bytes and advises an interval too" bash -c "loc
 
 # ---- when ----
 
-check "a run that saves by the clock" run clock -n 2 --set train.steps=300 --set checkpoint.every_seconds=1 --set checkpoint.keep=0
+begin_run clock lockstep run run.yaml --run-dir clock -n 2 --set train.steps=1000000 --set checkpoint.every_seconds=1 --set checkpoint.keep=0
+until_events clock commit 3
+kill -INT "${supervisors[clock]}"
+ends 130 "saved at step" "a run that saves by the clock" clock
 seconds=$(sed -n 's/.*"wall_seconds":\([0-9]*\).*/\1/p' clock/metrics.jsonl | tail -n 1)
 check "has saved about once a second, and the last step" bash -c \
-    "[ $(events clock commit) -ge 2 ] && [ $(events clock commit) -le $((seconds + 2)) ]"
+    "[ $(events clock commit) -ge 4 ] && [ $(events clock commit) -le $((seconds + 2)) ]"
 check "every one of them is whole" lockstep verify clock
 
 # ---- which ones stay ----
@@ -81,15 +83,13 @@ expect 0 "steps 25 to 30 by attempt 2" "the ledger proves both parts" lockstep v
 
 # ---- lockstep checkpoint ----
 
-lockstep run run.yaml --run-dir asked -n 2 --set train.steps=100000 >asked.out 2>&1 </dev/null &
-supervisor=$!
-until grep -q '"kind":"step"' asked/metrics.jsonl 2>/dev/null; do kill -0 $supervisor || exit 1; sleep 0.05; done
+begin_run asked lockstep run run.yaml --run-dir asked -n 2 --set train.steps=1000000
+until_steps asked 1
 expect 0 "^saved: step [0-9]+" "lockstep checkpoint saves while steps go on" lockstep checkpoint asked
 step=$(sed -n 's/^saved: step //p' "$work/expect.log")
 check "what it says was saved is there" test -f "asked/checkpoints/$(printf 'step-%08d' "$step")/manifest.json"
 expect 0 "stopping" "a stop saves too" lockstep stop asked
-wait $supervisor
-check "and the run ends with 130" test $? -eq 130
+ends 130 "" "and the run ends with 130" asked
 check "what is left is whole" lockstep verify asked
 
 # ---- a disk that fills up ----
@@ -116,24 +116,22 @@ tree() { # PID: it and its descendants
     echo "$1"
     for child in $(pgrep -P "$1"); do tree "$child"; done
 }
+saves_or_is_done() { [ "$(events crashed commit)" -gt "$steps_before" ] || grep -q "nothing is left to do" crashed.out; }
 rounds=3 steps=100
 [ "${LS_TEST_LONG:-0}" = 1 ] && rounds=40 steps=1500
 RANDOM=20261121
 good=0 damaged=0 steps_before=0
 for round in $(seq $rounds); do
     ranks=$((1 + round % 3)) stage=$((round % 4))
-    lockstep run run.yaml --run-dir crashed -n $ranks --resume --set zero.stage=$stage --set train.steps=$steps \
-        --set checkpoint.every_steps=2 --set fault.max_restarts=0 >>crashed.out 2>&1 </dev/null &
-    started=$!
-    for _ in $(seq 400); do
-        [ "$(events crashed commit)" -gt "$steps_before" ] && break
-        kill -0 $started 2>/dev/null || break
-        sleep 0.05
-    done
+    begin_run crashed lockstep run run.yaml --run-dir crashed -n $ranks --resume --set zero.stage=$stage --set train.steps=$steps \
+        --set checkpoint.every_steps=2 --set fault.max_restarts=0
+    started=${supervisors[crashed]}
+    until_true 120 "round $round saves" $started crashed.err saves_or_is_done
     sleep "0.$((RANDOM % 90 + 10))"
     # shellcheck disable=SC2046
     kill -KILL $(tree $started) 2>/dev/null
     wait $started 2>/dev/null
+    end_watched $started
     steps_before=$(events crashed commit)
     if lockstep verify crashed >verify.log 2>&1 && [ -f "crashed/checkpoints/$(cat crashed/latest)/manifest.json" ]; then
         good=$((good + 1))

@@ -23,11 +23,10 @@ slurm_up 3 || { not_ok "Slurm starts"; exit 1; }
 fixed=(--set train.reduction=fixed --set train.micro_batch_size=1 --set evaluation.every_steps=0 --set train.steps=160 --set launcher.ranks=auto)
 endless=(--set train.steps=100000000 --set evaluation.every_steps=0)
 submit() { slurm sbatch --parsable "$@" || echo 0; }
-steps_told() { grep -c '"kind":"step"' "$1/metrics.jsonl" 2>/dev/null || true; }
 until_steps() { # RUN COUNT
     local i
     for ((i = 0; i < 300; i++)); do
-        [ "$(steps_told "$1" | grep . || echo 0)" -ge "$2" ] && return 0
+        has_steps "$1" "$2" && return 0
         sleep 0.1
     done
     return 1

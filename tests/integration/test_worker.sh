@@ -21,14 +21,6 @@ coordinate() {
     exit 1
 }
 
-# until_true COMMAND...: true once the command succeeds; gives up after a minute.
-until_true() {
-    for _ in $(seq 600); do
-        "$@" && return
-        sleep 0.1
-    done
-    return 1
-}
 gone() { ! kill -0 "$1" 2>/dev/null; }
 process_of() { grep -oE 'process [0-9]+' "$1" 2>/dev/null | tail -n 1 | cut -d' ' -f2; }
 losses() { grep '"kind":"step"' "$1/metrics.jsonl" | grep -oE '"(step|loss|samples_digest)": ?"?[-+.0-9a-f]+' | cut -d: -f2 | tr -d ' "' | paste - - -; }
@@ -61,16 +53,16 @@ tail -n 10 "$work/whole.txt" | paste - "$work/second.txt" | awk '
 coordinate "$work/long" --set launcher.ranks=2 --set train.steps=1000000
 "${mpi[@]}" -n 2 "$worker" --coordinator "$address" --key "$work/long/keys/worker.key" >"$work/long.mpirun" 2>&1 </dev/null &
 launcher=$!
-until_true grep -qs process "$work/long/logs/rank-00001.log"
+until_true 120 "a rank says its process" "$launcher" "$work/long.mpirun" grep -qs process "$work/long/logs/rank-00001.log"
 rank=$(process_of "$work/long/logs/rank-00001.log")
 kill -INT "$rank"; kill -HUP "$rank"; kill -USR1 "$rank"; kill -USR2 "$rank"
 kill -TERM "$rank"
 saved() { [ -s "$work/long/latest" ]; }
-until_true saved && ok "SIGTERM to a rank becomes a save" || not_ok "SIGTERM to a rank becomes a save" "$work/long.log"
+until_true 120 "SIGTERM to a rank becomes a save" "$launcher" "$work/long.log" saved && ok "SIGTERM to a rank becomes a save"
 kill -0 "$rank" 2>/dev/null && ok "a rank outlives SIGINT, SIGHUP, SIGUSR1, SIGUSR2 and SIGTERM" ||
     not_ok "a rank outlives SIGINT, SIGHUP, SIGUSR1, SIGUSR2 and SIGTERM" "$work/long.mpirun"
 kill -KILL "$launcher"
-until_true gone "$rank" && ok "a rank leaves when its launcher is gone" || not_ok "a rank leaves when its launcher is gone"
+until_true 120 "a rank leaves when its launcher is gone" $$ "" gone "$rank" && ok "a rank leaves when its launcher is gone"
 kill -KILL "$coordinator" 2>/dev/null
 wait "$coordinator" "$launcher" 2>/dev/null
 

@@ -51,7 +51,7 @@ static enum ls_code plan_arena(const struct ls_config *config, const struct ls_m
     return code;
 }
 
-static void plan_host(const struct ls_config *config, const struct ls_model *model, struct ls_plan *plan) {
+static void plan_host(const struct ls_config *config, const struct ls_model *model, bool gpu, struct ls_plan *plan) {
     const struct ls_prefetch_options ring = {.world_size = (int)plan->ranks,
                                              .sequence_length = config->data.sequence_length,
                                              .micro_batch = config->train.micro_batch_size,
@@ -60,7 +60,7 @@ static void plan_host(const struct ls_config *config, const struct ls_model *mod
     const bool evaluates = config->evaluation.every_steps > 0 && config->data.validation_count > 0;
     plan->host_row_bytes[LS_PLAN_PREFETCH] = (int64_t)ls_prefetch_bytes(&ring);
     plan->host_row_bytes[LS_PLAN_EVALUATION] = evaluates ? (int64_t)ls_prefetch_bytes(&ring) : 0;
-    plan->host_row_bytes[LS_PLAN_CHECKPOINT] = ls_snapshot_host_bytes(config, model, plan->ranks);
+    plan->host_row_bytes[LS_PLAN_CHECKPOINT] = ls_snapshot_host_bytes(config, model, plan->ranks, gpu);
     plan->checkpoint_bytes = ls_checkpoint_bytes(model, plan->ranks);
     for (int row = 0; row < LS_PLAN_HOST_ROWS; row++) plan->host_bytes += plan->host_row_bytes[row];
 }
@@ -190,7 +190,7 @@ enum ls_code ls_plan_make(const struct ls_config *config, int64_t ranks, bool gp
     plan->micro_batches = ls_config_micro_batches(config, config->train.global_batch_size, ranks);
     code = plan_arena(config, model, gpu, plan, &activations, error);
     if (!code) code = plan_work(config, model, &activations, plan, error);
-    if (!code) plan_host(config, model, plan);
+    if (!code) plan_host(config, model, gpu, plan);
     ls_model_destroy(model);
     return code;
 }

@@ -35,9 +35,9 @@ struct ls_saver_options {
     struct ls_device *device;
     struct ls_replica *replica;
     struct ls_progress_record *progress; /* says when training waits for the thread; NULL: none */
-    char *weights;                       /* [weights_bytes], a whole block's parameters */
+    char *weights;                       /* [weights_bytes], a whole block's parameters: at stage 3, and to bounce */
     int64_t weights_bytes;
-    float *slices[LS_CHECKPOINT_KINDS]; /* each of the largest slice of a block */
+    float *slices[LS_CHECKPOINT_KINDS]; /* to bounce: each of the largest slice of a block */
     bool bounce;                        /* as if the host could not read the device's memory */
 };
 

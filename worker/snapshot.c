@@ -8,12 +8,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Of state that is read at a time, where the host reads the device's memory. */
+enum { PIECE_ELEMENTS = 2 << 20 };
+
 struct ls_snapshot {
     struct ls_comm *comm;
     struct ls_device *device;
     struct ls_replica *replica;
-    void *weights;         /* of the largest block, in the model's type */
-    float *master, *m, *v; /* of the largest slice */
+    void *weights;         /* of the largest block, in the model's type, where one is needed */
+    float *master, *m, *v; /* [slice_elements] each */
     int64_t slice_elements;
     struct ls_saver *saver;
 };
@@ -32,26 +35,41 @@ static int64_t largest_slice(const struct ls_config *config, int64_t elements, i
     return count;
 }
 
-int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
-    const int64_t largest = largest_block(model);
+/* Host memory of a snapshot. Where the host reads the device's memory, state and weights are written from where they
+ * lie: a whole block is needed at stage 3 alone, whose ring it is, and slices for reading, in pieces. */
+struct buffers {
+    int64_t weights_bytes, slice_elements;
+};
+
+static struct buffers buffers_of(const struct ls_config *config, const struct ls_model *model, int64_t ranks,
+                                 bool bounce) {
+    const int64_t largest = largest_block(model), slice = largest_slice(config, largest, ranks);
+    return (struct buffers){.weights_bytes =
+                                bounce || config->zero.stage == 3 ? largest * ls_dtype_bytes(ls_model_dtype(model)) : 0,
+                            .slice_elements = bounce || slice < PIECE_ELEMENTS ? slice : PIECE_ELEMENTS};
+}
+
+int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks,
+                               bool bounce) {
+    const struct buffers buffers = buffers_of(config, model, ranks, bounce);
     const int64_t state = LS_CHECKPOINT_KINDS * (int64_t)sizeof(float) * (ls_model_parameter_count(model) / ranks);
-    return largest * ls_dtype_bytes(ls_model_dtype(model)) +
-           LS_CHECKPOINT_KINDS * largest_slice(config, largest, ranks) * (int64_t)sizeof(float) +
+    return buffers.weights_bytes + LS_CHECKPOINT_KINDS * buffers.slice_elements * (int64_t)sizeof(float) +
            (state >= LS_PART_LARGE_BYTES ? 2 * LS_PART_BUFFER_BYTES : 0);
 }
 
 enum ls_code ls_snapshot_create(const struct ls_saver_options *options, struct ls_snapshot **snapshot,
                                 struct ls_error *error) {
     const struct ls_model *model = ls_replica_model(options->replica);
-    const int64_t largest = largest_block(model), ranks = ls_comm_size(options->comm);
-    const size_t block_bytes = (size_t)(largest * ls_dtype_bytes(ls_model_dtype(model)));
+    const int64_t ranks = ls_comm_size(options->comm);
+    const bool bounces = options->bounce || !ls_device_host_reads(options->device);
+    const struct buffers buffers = buffers_of(options->config, model, ranks, bounces);
     struct ls_snapshot *made = calloc(1, sizeof *made);
     if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of checkpoints");
     *made = (struct ls_snapshot){.comm = options->comm,
                                  .device = options->device,
                                  .replica = options->replica,
-                                 .slice_elements = largest_slice(options->config, largest, ranks)};
-    made->weights = ls_device_allocate_host(made->device, block_bytes);
+                                 .slice_elements = buffers.slice_elements};
+    made->weights = ls_device_allocate_host(made->device, (size_t)buffers.weights_bytes);
     made->master = ls_device_allocate_host(made->device, (size_t)made->slice_elements * sizeof(float));
     made->m = ls_device_allocate_host(made->device, (size_t)made->slice_elements * sizeof(float));
     made->v = ls_device_allocate_host(made->device, (size_t)made->slice_elements * sizeof(float));
@@ -59,10 +77,10 @@ enum ls_code ls_snapshot_create(const struct ls_saver_options *options, struct l
     if (!made->weights || !made->master || !made->m || !made->v)
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK,
                        "memory: no %lld bytes of host memory for saving checkpoints. Run on more memory.",
-                       (long long)ls_snapshot_host_bytes(options->config, model, ranks));
+                       (long long)ls_snapshot_host_bytes(options->config, model, ranks, bounces));
     struct ls_saver_options saver = *options;
     saver.weights = made->weights;
-    saver.weights_bytes = (int64_t)block_bytes;
+    saver.weights_bytes = buffers.weights_bytes;
     saver.slices[LS_CHECKPOINT_MASTER] = made->master;
     saver.slices[LS_CHECKPOINT_EXP_AVG] = made->m;
     saver.slices[LS_CHECKPOINT_EXP_AVG_SQ] = made->v;

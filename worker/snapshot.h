@@ -16,11 +16,12 @@
 struct ls_snapshot;
 
 /* Bytes of host memory that a snapshot takes: the largest block, three slices of it, and the buffers of two files where
- * they are large. Pure. */
-int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks);
-/* Takes host memory for the largest block and for three slices of it, and starts the thread that saves. *options is as
- * the saver's, but for the buffers, which are made here; what it points to must outlive the snapshot. LS_MEMORY,
- * LS_ERROR. */
+ * they are large. Without `bounce`, where the host reads the device's memory, the block is there at stage 3 alone, and
+ * slices are 8 MiB at most. Pure. */
+int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks,
+                               bool bounce);
+/* Takes that memory, and starts the thread that saves. *options is as the saver's, but for the buffers, which are made
+ * here; what it points to must outlive the snapshot. LS_MEMORY, LS_ERROR. */
 enum ls_code ls_snapshot_create(const struct ls_saver_options *options, struct ls_snapshot **snapshot,
                                 struct ls_error *error);
 /* Takes NULL. */

@@ -1,6 +1,7 @@
 /* The plan of a run against formulas written here: state, transients, activations, wire, operations; what a run uses of
  * what was planned; predicted times of timelines small enough to draw; what is advised when a plan does not fit. */
 #include "worker/advice.h"
+#include "worker/checkpoint/part.h"
 #include "worker/comm/comm.h"
 #include "worker/memory/host_memory.h"
 #include "worker/plan.h"
@@ -184,26 +185,45 @@ static void full_checkpointing_keeps_a_fifth_at_12_layers(void **unused) {
     }
 }
 
-/* Host memory: three steps of three arrays of 4 bytes a token, whole micro-batches; the largest block and three slices
- * of it on their way into a checkpoint. */
-static void host_memory_is_the_ring_and_a_block(void **unused) {
+/* Host memory: three steps of three arrays of 4 bytes a token, whole micro-batches; three slices of the largest block
+ * on their way out of a checkpoint, and where the host cannot read all parameters the block itself. */
+static void host_memory_is_the_ring_and_buffers_of_checkpoints(void **unused) {
     (void)unused;
     struct ls_config config = config_of(&llama, "");
     const int64_t ranks = 5, C = llama.C;
     /* 24 sequences over 5 ranks: 5 on the fullest, in 2 micro-batches of 3. */
     const int64_t ring = 3 * 3 * 4 * (2 * 3) * llama.T;
     const int64_t largest = larger(llama.V * C + C, block_count(&llama, 1)); /* the head, or a layer */
-    const int64_t block = 4 * largest + 3 * 4 * ((largest + ranks - 1) / ranks);
+    const int64_t slices = 3 * 4 * ((largest + ranks - 1) / ranks), block = 4 * largest;
+    struct ls_error error;
     struct ls_plan plan = plan_of(&config, ranks);
     assert_int_equal(plan.host_row_bytes[LS_PLAN_PREFETCH], ring);
     assert_int_equal(plan.host_row_bytes[LS_PLAN_EVALUATION], 0);
-    assert_int_equal(plan.host_row_bytes[LS_PLAN_CHECKPOINT], block);
-    assert_int_equal(plan.host_bytes, ring + block);
+    assert_int_equal(plan.host_row_bytes[LS_PLAN_CHECKPOINT], slices);
+    assert_int_equal(plan.host_bytes, ring + slices);
     ls_plan_release(&plan);
+    if (ls_plan_make(&config, ranks, true, &plan, &error)) fail_msg("%s", error.text);
+    assert_int_equal(plan.host_row_bytes[LS_PLAN_CHECKPOINT], slices + block);
+    ls_plan_release(&plan);
+    config.zero.stage = 3;
+    plan = plan_of(&config, ranks);
+    assert_int_equal(plan.host_row_bytes[LS_PLAN_CHECKPOINT], slices + block);
+    ls_plan_release(&plan);
+    config.zero.stage = 0;
     config.data.validation_count = 1;
     config.evaluation.every_steps = 2;
     plan = plan_of(&config, ranks);
     assert_int_equal(plan.host_row_bytes[LS_PLAN_EVALUATION], ring);
+    ls_plan_release(&plan);
+}
+
+/* However large a block, a CPU's state is read in pieces of 2^21 elements; two files have buffers of their own. */
+static void buffers_of_checkpoints_stay_small_on_cpus(void **unused) {
+    (void)unused;
+    const struct shape wide = {false, 1024, 1, 4, 4, 256, 4096, 50257, 16, 2};
+    struct ls_config config = config_of(&wide, "");
+    struct ls_plan plan = plan_of(&config, 1);
+    assert_int_equal(plan.host_row_bytes[LS_PLAN_CHECKPOINT], 3 * 4 * (2 << 20) + 2 * LS_PART_BUFFER_BYTES);
     ls_plan_release(&plan);
 }
 
@@ -554,7 +574,8 @@ int main(void) {
         cmocka_unit_test(state_is_16P_or_18P_and_falls_with_the_stage),
         cmocka_unit_test(activations_are_what_backward_reads),
         cmocka_unit_test(full_checkpointing_keeps_a_fifth_at_12_layers),
-        cmocka_unit_test(host_memory_is_the_ring_and_a_block),
+        cmocka_unit_test(host_memory_is_the_ring_and_buffers_of_checkpoints),
+        cmocka_unit_test(buffers_of_checkpoints_stay_small_on_cpus),
         cmocka_unit_test(the_wire_is_bounded_by_the_formulas_of_zero),
         cmocka_unit_test(micro_batches_are_reduced_in_the_type_of_the_wire),
         cmocka_unit_test(operations_are_6N_and_attention),

@@ -3,6 +3,7 @@
 #include "common/corpus.h"
 
 #include "common/digest.h"
+#include "common/key_table.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,14 +32,43 @@ static enum ls_code make_order(struct ls_corpus *corpus, const struct ls_config 
     return code;
 }
 
-/* Sums, the vocabulary and the digest. */
-static void summarise(struct ls_corpus *corpus) {
+static void digest_text(const char *text, size_t length, char digest[33]) {
+    XXH128_hash_t hash = XXH3_128bits(text, length);
+    ls_digest_format((struct ls_digest){.low = hash.low64, .high = hash.high64}, digest);
+}
+
+/* Over what the datasets of data.train hold, and the keys that say what the order makes of them. */
+static enum ls_code digest_train(struct ls_corpus *corpus, const struct ls_config *config, struct ls_error *error) {
+    char *all = NULL, content[33];
+    size_t bytes = 0;
+    FILE *out = open_memstream(&all, &bytes);
+    if (!out) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to open the datasets");
+    for (int i = 0; i < corpus->train_count; i++) {
+        ls_dataset_content_digest(corpus->train[i], content);
+        fprintf(out, "%s\n", content);
+    }
+    for (int i = 0; i < ls_config_keys.count; i++) {
+        const struct ls_key *key = &ls_config_keys.keys[i];
+        if (!ls_key_is_of_data(key)) continue;
+        fputs(key->name, out);
+        ls_key_write_value(out, key, config, true);
+        fputc('\n', out);
+    }
+    const bool failed = fclose(out) != 0;
+    if (!failed) digest_text(all, bytes, corpus->train_digest);
+    free(all);
+    return failed ? ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to open the datasets") : LS_OK;
+}
+
+/* Sums, the vocabulary and the digests. */
+static enum ls_code summarise(struct ls_corpus *corpus, const struct ls_config *config, struct ls_error *error) {
     char text[(2 * LS_CONFIG_SOURCES_MAX + 2) * 34 + 32];
-    size_t length = 0;
+    size_t length = 0, train_length = 0;
     double validation_tokens = 0, validation_bytes = 0;
     for (int part = 0; part < 2; part++) {
         int count = part ? corpus->validation_count : corpus->train_count;
         struct ls_dataset **datasets = part ? corpus->validation : corpus->train;
+        train_length = length;
         length += (size_t)snprintf(text + length, sizeof text - length, "%s\n", part ? "validation" : "train");
         for (int i = 0; i < count; i++) {
             char digest[33];
@@ -56,8 +86,9 @@ static void summarise(struct ls_corpus *corpus) {
     }
     if (validation_tokens > 0 && validation_bytes > 0)
         corpus->validation_bytes_per_token = validation_bytes / validation_tokens;
-    XXH128_hash_t hash = XXH3_128bits(text, length);
-    ls_digest_format((struct ls_digest){.low = hash.low64, .high = hash.high64}, corpus->digest);
+    digest_text(text, length, corpus->digest);
+    digest_text(text + train_length, length - train_length, corpus->validation_digest);
+    return digest_train(corpus, config, error);
 }
 
 enum ls_code ls_corpus_open(const struct ls_config *config, struct ls_corpus **result, struct ls_error *error) {
@@ -70,11 +101,11 @@ enum ls_code ls_corpus_open(const struct ls_config *config, struct ls_corpus **r
         code = open_sources(config->data.validation, config->data.validation_count, length, corpus->validation,
                             &corpus->validation_count, error);
     if (code == LS_OK) code = make_order(corpus, config, error);
+    if (code == LS_OK) code = summarise(corpus, config, error);
     if (code != LS_OK) {
         ls_corpus_close(corpus);
         return code;
     }
-    summarise(corpus);
     *result = corpus;
     return LS_OK;
 }
@@ -100,6 +131,22 @@ enum ls_code ls_corpus_list(const struct ls_corpus *corpus, const struct ls_conf
     for (int i = 0; i < corpus->validation_count; i++) {
         ls_dataset_digest(corpus->validation[i], digest);
         fprintf(out, "%s %s\n", digest, config->data.validation[i].path);
+    }
+    if (fclose(out) == 0) return LS_OK;
+    free(*text);
+    return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to list the datasets");
+}
+
+enum ls_code ls_corpus_list_train(const struct ls_corpus *corpus, const struct ls_config *config, char **text,
+                                  struct ls_error *error) {
+    char digest[33];
+    size_t bytes;
+    FILE *out = open_memstream(text, &bytes);
+    if (!out) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to list the datasets");
+    for (int i = 0; i < corpus->train_count; i++) {
+        ls_dataset_content_digest(corpus->train[i], digest);
+        fprintf(out, "%s %lld %s\n", digest, (long long)ls_dataset_samples(corpus->train[i]),
+                config->data.train[i].path);
     }
     if (fclose(out) == 0) return LS_OK;
     free(*text);

@@ -19,6 +19,10 @@ struct ls_corpus {
     int64_t vocab_size;                /* the largest of the datasets, 0: unknown */
     double validation_bytes_per_token; /* of the validation datasets together; 0: unknown */
     char digest[33];                   /* over all datasets, in their order */
+    char validation_digest[33];        /* over those of data.validation */
+    /* Over what a position of the order is: the datasets of data.train and every other key of data that is part of the
+     * run's identity. Another one is another generation of the data. */
+    char train_digest[33];
 };
 
 /* Opens data.train and data.validation. LS_DATA for a dataset that cannot be used, LS_USAGE for weights that cannot. */
@@ -29,6 +33,11 @@ void ls_corpus_close(struct ls_corpus *corpus);
  * caller frees. LS_MEMORY. */
 enum ls_code ls_corpus_list(const struct ls_corpus *corpus, const struct ls_config *config, char **text,
                             struct ls_error *error);
+
+/* The same of data.train alone, with the digests of what the datasets hold (ls_dataset_content_digest) and the number
+ * of samples between: digest, samples, path. */
+enum ls_code ls_corpus_list_train(const struct ls_corpus *corpus, const struct ls_config *config, char **text,
+                                  struct ls_error *error);
 
 /* Fills config->model.vocab_size when it is 0. LS_USAGE when it stays unknown or is smaller than the datasets'. */
 enum ls_code ls_corpus_resolve_vocab(const struct ls_corpus *corpus, struct ls_config *config, struct ls_error *error);

@@ -27,7 +27,8 @@ struct shard {
     struct ls_token_shard tokens; /* file -1: synthetic */
     struct ls_shard_info info;
     int64_t first_sample;
-    char *path; /* for messages */
+    char *path;    /* for messages */
+    char xxh3[33]; /* by dataset.json, "": not given */
 };
 
 struct ls_dataset {
@@ -175,6 +176,8 @@ static void describe_by_magic(struct ls_dataset *dataset) {
 }
 
 static void describe_by_json(struct ls_dataset *dataset, const struct ls_dataset_json *description) {
+    for (size_t i = 0; i < dataset->shard_count; i++)
+        memcpy(dataset->shards[i].xxh3, description->shards[i].xxh3, sizeof dataset->shards[i].xxh3);
     dataset->vocab_size = description->vocab_size;
     dataset->document_token = description->document_token;
     dataset->document_token_at_end = description->document_token_at_end;
@@ -393,11 +396,12 @@ const struct ls_shard_info *ls_dataset_shard(const struct ls_dataset *dataset, s
     return &dataset->shards[shard].info;
 }
 
-void ls_dataset_digest(const struct ls_dataset *dataset, char digest[33]) {
+/* Over the shards; sequence_length 0: over what dataset.json says of their bytes, in place of T. */
+static void digest(const struct ls_dataset *dataset, int64_t sequence_length, char digits[33]) {
     XXH3_state_t state;
     XXH3_INITSTATE(&state);
     XXH3_128bits_reset(&state);
-    const int64_t common[] = {dataset->sequence_length, dataset->vocab_size, dataset->document_token,
+    const int64_t common[] = {sequence_length, dataset->vocab_size, dataset->document_token,
                               dataset->document_token_at_end, (int64_t)dataset->shard_count};
     XXH3_128bits_update(&state, common, sizeof common);
     for (size_t i = 0; i < dataset->shard_count; i++) {
@@ -406,9 +410,18 @@ void ls_dataset_digest(const struct ls_dataset *dataset, char digest[33]) {
                                   shard->tokens.bytes};
         XXH3_128bits_update(&state, shard->info.name, strlen(shard->info.name) + 1);
         XXH3_128bits_update(&state, fields, sizeof fields);
+        if (sequence_length == 0) XXH3_128bits_update(&state, shard->xxh3, sizeof shard->xxh3);
     }
     XXH128_hash_t hash = XXH3_128bits_digest(&state);
-    ls_digest_format((struct ls_digest){.low = hash.low64, .high = hash.high64}, digest);
+    ls_digest_format((struct ls_digest){.low = hash.low64, .high = hash.high64}, digits);
+}
+
+void ls_dataset_digest(const struct ls_dataset *dataset, char digits[33]) {
+    digest(dataset, dataset->sequence_length, digits);
+}
+
+void ls_dataset_content_digest(const struct ls_dataset *dataset, char digits[33]) {
+    digest(dataset, 0, digits);
 }
 
 void ls_dataset_locate(const struct ls_dataset *dataset, int64_t sample, uint32_t *shard, uint64_t *index) {

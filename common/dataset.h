@@ -55,6 +55,9 @@ const struct ls_shard_info *ls_dataset_shard(const struct ls_dataset *dataset, s
 /* XXH3-128 over the shards' names, sizes and kinds, the vocabulary, the document token and T, as 32 hex digits: what
  * every rank must agree on. Not over modification times or folders, which differ between copies. */
 void ls_dataset_digest(const struct ls_dataset *dataset, char digest[33]);
+/* Over the same without T and with the hashes in dataset.json, where it has them: which dataset it is, however it is
+ * cut into samples. No token is read. */
+void ls_dataset_content_digest(const struct ls_dataset *dataset, char digest[33]);
 
 /* Where sample `sample` of the dataset lives. */
 void ls_dataset_locate(const struct ls_dataset *dataset, int64_t sample, uint32_t *shard, uint64_t *index);

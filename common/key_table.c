@@ -415,6 +415,10 @@ bool ls_key_is_equal(const struct ls_key *key, const struct ls_config *a, const 
     return memcmp(left, right, key->type == LS_KEY_CHOICE && key->size ? key->size : sizes[key->type]) == 0;
 }
 
+bool ls_key_is_of_data(const struct ls_key *key) {
+    return key->identity && strncmp(key->name, "data.", strlen("data.")) == 0;
+}
+
 bool ls_key_applies(const struct ls_key *key, const struct ls_config *config) {
     switch (key->scope) {
     case LS_KEY_ALWAYS: return true;

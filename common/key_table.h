@@ -70,6 +70,8 @@ bool ls_key_is_section(const struct ls_key_table *table, const char *name);
 bool ls_key_nearest(const struct ls_key_table *table, const char *name, char nearest[LS_KEY_NAME_MAX]);
 /* True if the key has a meaning under this configuration. */
 bool ls_key_applies(const struct ls_key *key, const struct ls_config *config);
+/* True if the key is part of the run's identity and of `data`: it says what is trained on, and in which order. */
+bool ls_key_is_of_data(const struct ls_key *key);
 /* True if the key, which is no list, has the same value in both. */
 bool ls_key_is_equal(const struct ls_key *key, const struct ls_config *a, const struct ls_config *b);
 /* "an integer from 1 to 65536", "one of gpt2, llama": the values a key takes. */

@@ -14,27 +14,58 @@ static const struct {
     const char *key;
     size_t offset;
     bool text;
+    bool newer; /* files of older versions do not have it */
 } numbers[] = {
-    {"step", offsetof(struct ls_trainer_state, step), false},
-    {"attempt", offsetof(struct ls_trainer_state, attempt), false},
-    {"position", offsetof(struct ls_trainer_state, position), false},
-    {"epoch", offsetof(struct ls_trainer_state, epoch), false},
-    {"optimizer_steps", offsetof(struct ls_trainer_state, optimizer_steps), false},
-    {"tokens", offsetof(struct ls_trainer_state, tokens), false},
-    {"world_size", offsetof(struct ls_trainer_state, world_size), false},
-    {"data_seed", offsetof(struct ls_trainer_state, data_seed), true},
-    {"train_seed", offsetof(struct ls_trainer_state, train_seed), true},
+    {"step", offsetof(struct ls_trainer_state, step), false, false},
+    {"attempt", offsetof(struct ls_trainer_state, attempt), false, false},
+    {"position", offsetof(struct ls_trainer_state, position), false, false},
+    {"samples", offsetof(struct ls_trainer_state, samples), false, true},
+    {"epoch", offsetof(struct ls_trainer_state, epoch), false, false},
+    {"data_generation", offsetof(struct ls_trainer_state, data_generation), false, true},
+    {"data_generation_step", offsetof(struct ls_trainer_state, data_generation_step), false, true},
+    {"optimizer_steps", offsetof(struct ls_trainer_state, optimizer_steps), false, false},
+    {"tokens", offsetof(struct ls_trainer_state, tokens), false, false},
+    {"world_size", offsetof(struct ls_trainer_state, world_size), false, false},
+    {"data_seed", offsetof(struct ls_trainer_state, data_seed), true, false},
+    {"train_seed", offsetof(struct ls_trainer_state, train_seed), true, false},
 };
 static const struct {
     const char *key;
     size_t offset;
+    bool newer;
 } digests[] = {
-    {"ledger_chain", offsetof(struct ls_trainer_state, ledger_chain)},
-    {"parent_manifest", offsetof(struct ls_trainer_state, parent_manifest)},
-    {"config_digest", offsetof(struct ls_trainer_state, config_digest)},
-    {"dataset_digest", offsetof(struct ls_trainer_state, dataset_digest)},
+    {"ledger_chain", offsetof(struct ls_trainer_state, ledger_chain), false},
+    {"parent_manifest", offsetof(struct ls_trainer_state, parent_manifest), false},
+    {"config_digest", offsetof(struct ls_trainer_state, config_digest), false},
+    {"dataset_digest", offsetof(struct ls_trainer_state, dataset_digest), false},
+    {"train_digest", offsetof(struct ls_trainer_state, train_digest), true},
 };
 enum { NUMBER_COUNT = sizeof numbers / sizeof *numbers, DIGEST_COUNT = sizeof digests / sizeof *digests };
+
+/* [[from, behind], ...]; NULL without memory. */
+static json_t *quarantine_to_json(const struct ls_quarantine *quarantine) {
+    json_t *list = json_array();
+    for (int32_t i = 0; i < quarantine->count; i++)
+        if (json_array_append_new(list, json_pack("[I, I]", (json_int_t)quarantine->ranges[i].from,
+                                                  (json_int_t)quarantine->ranges[i].to)) != 0) {
+            json_decref(list);
+            return NULL;
+        }
+    return list;
+}
+
+static bool quarantine_from_json(const json_t *list, struct ls_quarantine *quarantine) {
+    if (!list) return true;
+    const size_t count = json_array_size(list);
+    if (!json_is_array(list) || count > LS_QUARANTINE_RANGES_MAX) return false;
+    quarantine->count = (int32_t)count;
+    for (size_t i = 0; i < count; i++) {
+        const json_t *range = json_array_get(list, i), *from = json_array_get(range, 0), *to = json_array_get(range, 1);
+        if (json_array_size(range) != 2 || !json_is_integer(from) || !json_is_integer(to)) return false;
+        quarantine->ranges[i] = (struct ls_quarantine_range){json_integer_value(from), json_integer_value(to)};
+    }
+    return ls_quarantine_is_valid(quarantine);
+}
 
 enum ls_code ls_trainer_state_write(const struct ls_trainer_state *state, char **json, struct ls_error *error) {
     json_t *root = json_object();
@@ -43,12 +74,14 @@ enum ls_code ls_trainer_state_write(const struct ls_trainer_state *state, char *
         uint64_t value;
         char text[24];
         memcpy(&value, (const char *)state + numbers[i].offset, sizeof value);
+        if (numbers[i].offset == offsetof(struct ls_trainer_state, data_generation) && value == 0) value = 1;
         snprintf(text, sizeof text, "%llu", (unsigned long long)value);
         failed |= json_object_set_new(root, numbers[i].key,
                                       numbers[i].text ? json_string(text) : json_integer((json_int_t)value)) != 0;
     }
     for (int i = 0; i < DIGEST_COUNT; i++)
         failed |= json_object_set_new(root, digests[i].key, json_string((const char *)state + digests[i].offset)) != 0;
+    failed |= json_object_set_new(root, "quarantined", quarantine_to_json(&state->quarantine)) != 0;
     if (state->validated)
         failed |= json_object_set_new(root, "validation_loss", json_real(state->validation_loss)) != 0;
     char *text = failed ? NULL : json_dumps(root, JSON_INDENT(2));
@@ -91,7 +124,7 @@ static enum ls_code refuse_key(struct ls_error *error, const char *key) {
 enum ls_code ls_trainer_state_parse(const char *json, size_t count, struct ls_trainer_state *state,
                                     struct ls_error *error) {
     json_error_t cause;
-    struct ls_trainer_state parsed = {0};
+    struct ls_trainer_state parsed = {.data_generation = 1};
     enum ls_code code = LS_OK;
     json_t *root = json_loadb(json, count, JSON_REJECT_DUPLICATES, &cause);
     if (!root)
@@ -100,14 +133,22 @@ enum ls_code ls_trainer_state_parse(const char *json, size_t count, struct ls_tr
                        cause.text);
     if (json_integer_value(json_object_get(root, "version")) != 1) code = refuse_key(error, "version");
     for (int i = 0; i < NUMBER_COUNT && !code; i++) {
+        const json_t *number = json_object_get(root, numbers[i].key);
         uint64_t value = 0;
-        if (!parse_number(json_object_get(root, numbers[i].key), numbers[i].text, &value))
-            code = refuse_key(error, numbers[i].key);
+        if (!number && numbers[i].newer) continue;
+        if (!parse_number(number, numbers[i].text, &value)) code = refuse_key(error, numbers[i].key);
         memcpy((char *)&parsed + numbers[i].offset, &value, sizeof value);
     }
-    for (int i = 0; i < DIGEST_COUNT && !code; i++)
-        if (!parse_digest(json_object_get(root, digests[i].key), (char *)&parsed + digests[i].offset))
-            code = refuse_key(error, digests[i].key);
+    for (int i = 0; i < DIGEST_COUNT && !code; i++) {
+        const json_t *digest = json_object_get(root, digests[i].key);
+        if (!digest && digests[i].newer) continue;
+        if (!parse_digest(digest, (char *)&parsed + digests[i].offset)) code = refuse_key(error, digests[i].key);
+    }
+    if (!json_object_get(root, "samples")) parsed.samples = parsed.position;
+    if (!code && (parsed.data_generation == 0 || parsed.data_generation_step > parsed.step))
+        code = refuse_key(error, "data_generation");
+    if (!code && !quarantine_from_json(json_object_get(root, "quarantined"), &parsed.quarantine))
+        code = refuse_key(error, "quarantined");
     const json_t *loss = json_object_get(root, "validation_loss");
     if (!code && loss && !json_is_number(loss)) code = refuse_key(error, "validation_loss");
     parsed.validated = loss != NULL;

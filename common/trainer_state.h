@@ -2,21 +2,26 @@
 #ifndef LS_COMMON_TRAINER_STATE_H
 #define LS_COMMON_TRAINER_STATE_H
 
+#include "common/quarantine.h"
 #include "common/status.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* Digests are 32 hex digits, or "" where there is none. */
+/* Digests are 32 hex digits, or "" where there is none. What a file of an older version does not say is as it was then:
+ * the first generation of the data, from step 0 on, nothing in quarantine. */
 struct ls_trainer_state {
-    uint64_t step;            /* steps executed */
-    uint64_t attempt;         /* the attempt that wrote the checkpoint */
-    uint64_t position;        /* sequences used: the next step starts here */
-    uint64_t epoch;           /* whole epochs behind `position`; 0 for weighted mixtures */
-    uint64_t optimizer_steps; /* AdamW's step count; behind `step` where updates were skipped */
-    uint64_t tokens;          /* tokens fed, cumulative */
-    uint64_t world_size;      /* of the attempt; any other may load it */
+    uint64_t step;                 /* steps executed */
+    uint64_t attempt;              /* the attempt that wrote the checkpoint */
+    uint64_t position;             /* in the order of its generation of the data: the next step starts here */
+    uint64_t samples;              /* sequences used, over all generations; of an older file `position` */
+    uint64_t epoch;                /* whole epochs of the generation behind `position`; 0 for weighted mixtures */
+    uint64_t data_generation;      /* from 1; 0 is written as 1 */
+    uint64_t data_generation_step; /* the generation began behind this step */
+    uint64_t optimizer_steps;      /* AdamW's step count; behind `step` where updates were skipped */
+    uint64_t tokens;               /* tokens fed, cumulative */
+    uint64_t world_size;           /* of the attempt; any other may load it */
     uint64_t data_seed, train_seed;
     bool validated;           /* an evaluation ran behind the step: */
     double validation_loss;   /* nats per target, finite */
@@ -24,6 +29,8 @@ struct ls_trainer_state {
     char parent_manifest[33]; /* hash of the manifest.json of the checkpoint this lineage started from; "": from step 0
                                */
     char config_digest[33], dataset_digest[33];
+    char train_digest[33];           /* struct ls_corpus's: the generation's data and their order; "": not known */
+    struct ls_quarantine quarantine; /* what the generation passes over */
 };
 
 /* Makes the JSON. *json is malloc'ed, NUL-terminated; the caller frees. Errors: LS_MEMORY. */

@@ -35,8 +35,13 @@ static const char *const numbers_keys[] = {
     "zero.gradient_dtype",
 };
 
-static enum ls_config_effect effect_of(const struct ls_key *key) {
+/* `config` is the one before, NULL for the most that a change of the key may do. */
+static enum ls_config_effect effect_of(const struct ls_key *key, const struct ls_config *config) {
     if (!key->identity) return LS_EFFECT_NONE;
+    if (ls_key_is_of_data(key)) return LS_EFFECT_DATA;
+    /* Where positions are rotary they have no weights. */
+    if (strcmp(key->name, "model.max_position_embeddings") == 0 && (!config || config->model.model_type != LS_GPT2))
+        return LS_EFFECT_NUMBERS;
     for (size_t i = 0; i < sizeof numbers_keys / sizeof *numbers_keys; i++)
         if (strcmp(key->name, numbers_keys[i]) == 0) return LS_EFFECT_NUMBERS;
     return LS_EFFECT_RECORD;
@@ -64,7 +69,7 @@ int ls_config_changes(const struct ls_config *before, const struct ls_config *af
         const bool known = old_value && new_value;
         if (known && strcmp(old_value, new_value) != 0) {
             struct ls_config_change *change = &changes[count++];
-            *change = (struct ls_config_change){.key = key->name, .effect = effect_of(key)};
+            *change = (struct ls_config_change){.key = key->name, .effect = effect_of(key, before)};
             snprintf(change->before, sizeof change->before, "%s", old_value + (*old_value == ' '));
             snprintf(change->after, sizeof change->after, "%s", new_value + (*new_value == ' '));
         }
@@ -75,8 +80,7 @@ int ls_config_changes(const struct ls_config *before, const struct ls_config *af
     return count;
 }
 
-/* By its name, or by a section that it is in. */
-static bool is_accepted(const char *key, const char *const *accepted, int count) {
+bool ls_config_is_accepted(const char *key, const char *const *accepted, int count) {
     for (int i = 0; i < count; i++) {
         const size_t length = strlen(accepted[i]);
         if (strncmp(key, accepted[i], length) == 0 && (key[length] == 0 || key[length] == '.')) return true;
@@ -96,10 +100,10 @@ static enum ls_code check_names(const char *const *accepted, int count, struct l
                            "such as %s.",
                            accepted[i], nearest);
         }
-        if (effect_of(&ls_config_keys.keys[found]) == LS_EFFECT_RECORD)
+        if (effect_of(&ls_config_keys.keys[found], NULL) == LS_EFFECT_RECORD)
             return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                           "--accept: a run cannot go on with another %s: its checkpoints and the record of its "
-                           "samples would mean something else. Start anew with --run-dir DIR.",
+                           "--accept: a run cannot go on with another %s: its checkpoints would mean something "
+                           "else. Start anew with --run-dir DIR.",
                            accepted[i]);
     }
     return LS_OK;
@@ -113,15 +117,21 @@ enum ls_code ls_config_changes_check(const struct ls_config_change *changes, int
     for (int i = 0; i < change_count; i++)
         if (changes[i].effect == LS_EFFECT_RECORD)
             return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                           "%s differs from the configuration of the run %s (%s, it was %s), whose checkpoints and "
-                           "samples it would change: the result would belong to neither. Set it back, or start anew "
-                           "with --run-dir DIR.",
+                           "%s differs from the configuration of the run %s (%s, it was %s), whose checkpoints it "
+                           "would change: the result would belong to neither. Set it back, or start anew with "
+                           "--run-dir DIR.",
                            changes[i].key, run, changes[i].after, changes[i].before);
-    for (int i = 0; i < change_count; i++)
-        if (changes[i].effect == LS_EFFECT_NUMBERS && !is_accepted(changes[i].key, accepted, accepted_count))
-            return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                           "%s differs from the configuration of the run %s (%s, it was %s): steps from here on would "
-                           "compute other numbers. Set it back, give --accept %s, or start anew with --run-dir DIR.",
-                           changes[i].key, run, changes[i].after, changes[i].before, changes[i].key);
+    for (int i = 0; i < change_count; i++) {
+        if (changes[i].effect == LS_EFFECT_NONE || ls_config_is_accepted(changes[i].key, accepted, accepted_count))
+            continue;
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "%s differs from the configuration of the run %s (%s, it was %s): steps from here on would %s. "
+                       "Set it back, give --accept %s, or start anew with --run-dir DIR.",
+                       changes[i].key, run, changes[i].after, changes[i].before,
+                       changes[i].effect == LS_EFFECT_DATA
+                           ? "be trained on a new generation of the data, from its beginning and with epochs of its own"
+                           : "compute other numbers",
+                       changes[i].key);
+    }
     return LS_OK;
 }

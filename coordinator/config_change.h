@@ -3,15 +3,17 @@
  *     none       where and how it runs, intervals, limits: goes on
  *     numbers    what later steps compute: learning rate, schedule, clipping, precision, length, batch. The record of
  *                what was trained on stays true, so it goes on where the key is accepted by name (--accept)
- *     record     the model's shape, the data, their order: positions and checkpoints would mean something
- *                else. Such a run is another run */
+ *     data       what later steps are trained on, and in which order. The run goes on with a new generation of the data
+ *                (run_generation.h), where the key is accepted
+ *     record     the model's shape and first weights: checkpoints would mean something else. Such a run is another
+ *                run */
 #ifndef LS_COORDINATOR_CONFIG_CHANGE_H
 #define LS_COORDINATOR_CONFIG_CHANGE_H
 
 #include "common/config.h"
 #include "common/status.h"
 
-enum ls_config_effect { LS_EFFECT_NONE, LS_EFFECT_NUMBERS, LS_EFFECT_RECORD };
+enum ls_config_effect { LS_EFFECT_NONE, LS_EFFECT_NUMBERS, LS_EFFECT_DATA, LS_EFFECT_RECORD };
 
 enum { LS_CONFIG_CHANGES_MAX = 160, LS_CONFIG_VALUE_BYTES = 96 };
 
@@ -27,12 +29,15 @@ struct ls_config_change {
 int ls_config_changes(const struct ls_config *before, const struct ls_config *after,
                       struct ls_config_change changes[LS_CONFIG_CHANGES_MAX]);
 
-/* LS_USAGE unless every change has no effect, or one on the numbers and its key, or a section it is in, is among
- * accepted[count]; the text names the first key that is in the way, both values, and what to do. Also for a name that
- * is no key. Keys accepted that have not changed are fine: one command line serves every requeue. `run` is for the
+/* LS_USAGE unless every change has no effect, or one on the numbers or the data and its key, or a section it is in, is
+ * among accepted[count]; the text names the first key that is in the way, both values, and what to do. Also for a name
+ * that is no key. Keys accepted that have not changed are fine: one command line serves every requeue. `run` is for the
  * message. */
 enum ls_code ls_config_changes_check(const struct ls_config_change *changes, int change_count,
                                      const char *const *accepted, int accepted_count, const char *run,
                                      struct ls_error *error);
+
+/* True when the key, or a section it is in, is among accepted[count]. */
+bool ls_config_is_accepted(const char *key, const char *const *accepted, int count);
 
 #endif

@@ -199,13 +199,16 @@ void ls_console_show(struct ls_console *console, const struct ls_journal_entry *
                  (long long)record->quarantine.step);
         break;
     case LS_RECORD_ATTEMPT:
-        ls_run_facts_begin_attempt(&console->facts, record);
+        ls_run_facts_begin_attempt(&console->facts, entry);
         snprintf(line, sizeof line,
-                 "attempt %u: resuming at step %lld of %lld on %d rank%s; lost %lld step%s; restart %d of %lld",
+                 "attempt %u: resuming at step %lld of %lld on %d rank%s; lost %lld step%s; restart %d of %lld%s",
                  record->attempt, (long long)record->attempt_begun.start_step, (long long)console->facts.total_steps,
                  record->attempt_begun.world_size, record->attempt_begun.world_size == 1 ? "" : "s",
                  (long long)record->attempt_begun.lost_steps, record->attempt_begun.lost_steps == 1 ? "" : "s",
-                 record->attempt_begun.restarts, (long long)console->facts.max_restarts);
+                 record->attempt_begun.restarts, (long long)console->facts.max_restarts,
+                 record->attempt_begun.begins_generation ? "; its data begin again: the checkpoint is from before they "
+                                                           "changed"
+                                                         : "");
         break;
     default: return; /* the end is told by the table and the last line */
     }

@@ -17,6 +17,10 @@ static enum ls_code check_options(const struct ls_core_options *options, struct 
         wrong = "start_step";
     else if (options->start_position < 0)
         wrong = "start_position";
+    else if (options->start_samples < 0 || options->start_samples > INT64_MAX / 4)
+        wrong = "start_samples";
+    else if (options->data_generation < 0 || options->data_generation > LS_CORE_DATA_GENERATIONS_MAX)
+        wrong = "generation of the data";
     else if (options->global_batch < 1 || options->global_batch > INT32_MAX)
         wrong = "global_batch";
     else if (options->steps < 0 || options->steps > INT64_MAX / INT32_MAX / 4)
@@ -165,6 +169,8 @@ static enum ls_code restore_quarantine(struct ls_core *core, const struct ls_cor
                                        struct ls_error *error) {
     int64_t from = record->quarantine.from, to = record->quarantine.to;
     bool own = record->attempt == core->options.attempt;
+    bool elsewhere = record->quarantine.data_generation != core->options.data_generation;
+    if (elsewhere && !LS_MUTATED(QUARANTINE_OF_ANOTHER_GENERATION)) return LS_OK;
     if (LS_MUTATED(QUARANTINE_FORGOTTEN_ON_RESTART)) return LS_OK;
     struct ls_quarantine trial = core->quarantine;
     if (to > INT64_MAX / 4 || !ls_quarantine_add(&trial, from, to))
@@ -288,6 +294,12 @@ int64_t core_position(const struct ls_core *core, int64_t step) {
 int64_t core_sequences(const struct ls_core *core, int64_t step) {
     int64_t from = core_position(core, step - 1), to = core_position(core, step);
     return to - from - ls_quarantine_within(&core->quarantine, from, to);
+}
+
+int64_t core_samples(const struct ls_core *core, int64_t step) {
+    int64_t from = core->options.start_position, to = core_position(core, step);
+    if (LS_MUTATED(SAMPLES_OF_ONE_GENERATION)) from = 0;
+    return core->options.start_samples + to - from - ls_quarantine_within(&core->quarantine, from, to);
 }
 
 struct core_step *core_step_find(struct ls_core *core, int64_t step) {
@@ -434,6 +446,7 @@ void ls_core_read_status(const struct ls_core *core, struct ls_core_status *stat
         .end_position = core->end_position,
         .step = core->done_step,
         .position = core_position(core, core->done_step),
+        .samples = core_samples(core, core->done_step),
         .granted_step = core->granted_step,
         .journaled_step = core->journaled_step,
         .committed_step = core->committed_step,

@@ -9,6 +9,11 @@
  * of where the attempt starts and what is quarantined at that time, so that a step can never have two meanings within
  * an attempt.
  *
+ * Positions are those of a generation of the data. A run that is resumed on other data begins a new one, at position 0
+ * of its order: steps, chain and totals go on, positions and what is quarantined are the generation's own. An
+ * invocation has one generation; an attempt that starts from a checkpoint of another one begins it, again at position
+ * 0.
+ *
  * One core serves many attempts. One that fails for a cause that a restart can mend is cleared away and followed by the
  * next, from the newest good checkpoint:
  *
@@ -85,6 +90,7 @@ enum {
     LS_CORE_CHECKPOINTS_MAX = 64, /* committed checkpoints known at a time */
     LS_CORE_HOSTS_MAX = 64,       /* hosts with losses remembered at a time */
     LS_CORE_NODE_LOSSES = 2,      /* what the loss of a whole node counts for */
+    LS_CORE_DATA_GENERATIONS_MAX = 1000,
     LS_CORE_HOST_BYTES = 64,
     LS_CORE_ID_BYTES = 96,
     LS_CORE_TEXT_BYTES = 512
@@ -116,6 +122,8 @@ struct ls_core_options {
     uint32_t generation;          /* from 1: the life of the coordinator, over all attempts */
     int64_t start_step;           /* where the attempt starts: its checkpoint's step, 0 without one */
     int64_t start_position;       /* position behind that step */
+    int64_t start_samples;        /* sequences used before, over all generations */
+    int64_t data_generation;      /* of the invocation, 0 to LS_CORE_DATA_GENERATIONS_MAX */
     struct ls_digest start_chain; /* the ledger's chain there; zero at step 0 */
     int64_t global_batch;         /* sequences per step */
     int64_t steps;                /* the run ends after this many steps; 0: end_position says */
@@ -211,6 +219,7 @@ struct ls_core_step {
     bool skipped;            /* no update was made: loss or gradient were not finite */
     struct ls_digest digest; /* of the step's samples */
     struct ls_digest chain;  /* of all steps to this one; filled by the core */
+    int64_t samples;         /* used up to this step, over all generations; filled by the core, not journaled */
 };
 
 enum ls_core_request { LS_REQUEST_STOP, LS_REQUEST_CHECKPOINT };
@@ -278,7 +287,8 @@ struct ls_core_event {
             int status; /* exit status, or minus the signal that killed it: then it is the cause */
         } launcher_exited;
         struct {
-            int64_t step, position; /* of the newest good checkpoint; 0: none */
+            int64_t step, position, samples; /* of the newest good checkpoint; 0: none */
+            int64_t data_generation;         /* that the position is of */
             struct ls_digest chain;
             int32_t slots, slots_all; /* ranks that can be placed, without the hosts left out and with them; -1: any,
                                        * hosts are not ours to choose */
@@ -355,12 +365,14 @@ struct ls_core_record {
         struct {
             int64_t step;     /* that was not finite */
             int64_t from, to; /* positions */
+            int64_t data_generation;
         } quarantine;
         struct {
             int32_t world_size; /* 0: the first HELLO says */
             int32_t restarts;   /* since the last progress, this one included */
             int64_t best_step;  /* the highest one committed in this invocation so far */
-            int64_t start_step, start_position;
+            int64_t start_step, start_position, start_samples;
+            bool begins_generation; /* of the data, behind the step: its checkpoint is of another one */
             struct ls_digest start_chain;
             int64_t lost_steps;  /* done by the attempt before, and to be done again */
             bool hosts_forgiven; /* hosts that were left out are needed, and their losses forgotten */
@@ -429,7 +441,7 @@ struct ls_core_action {
             int32_t rank;
         } part;
         struct {
-            int64_t step, position;
+            int64_t step, position, samples;
             struct ls_digest chain;
         } commit;
         struct {
@@ -437,7 +449,7 @@ struct ls_core_action {
         } prune;
         struct {
             int32_t world_size; /* 0: any */
-            int64_t start_step, start_position;
+            int64_t start_step, start_position, start_samples;
             struct ls_digest start_chain;
         } launch;
         struct {
@@ -471,6 +483,7 @@ struct ls_core_status {
     int32_t world_size, ranks_joined;
     int64_t start_step, start_position, end_step, end_position;
     int64_t step, position; /* executed */
+    int64_t samples;        /* sequences used up to it, over all generations of the data */
     int64_t granted_step;
     int64_t journaled_step; /* survives a crash of the coordinator */
     int64_t committed_step; /* survives a crash of everything; the attempt's start if nothing was saved since */
@@ -508,7 +521,8 @@ bool ls_core_is_joined(const struct ls_core *core, ls_connection connection);
 
 void ls_core_read_status(const struct ls_core *core, struct ls_core_status *status);
 
-/* What the present attempt passes over. The core's; changes when an attempt begins (ATTEMPT) only. */
+/* What the present attempt passes over, positions of its generation of the data. The core's; changes when an attempt
+ * begins (ATTEMPT) only. */
 const struct ls_quarantine *ls_core_quarantine(const struct ls_core *core);
 
 /* Name of the index-th host (from 0) that is left out of the next LAUNCH, NULL behind the last. The core's, until the

@@ -43,6 +43,7 @@ void core_try_commit(struct ls_core *core, struct ls_core_actions *out) {
     struct ls_core_action *action = core_act(core, out, LS_ACTION_COMMIT, 0);
     action->commit.step = save->step;
     action->commit.position = core_position(core, save->step);
+    action->commit.samples = core_samples(core, save->step);
     action->commit.chain = step->chain;
     if (LS_MUTATED(COMMITTED_BEFORE_COMMIT)) core_act(core, out, LS_ACTION_COMMITTED, 0)->committed.step = save->step;
 }

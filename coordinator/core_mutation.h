@@ -46,6 +46,9 @@
     X(LOST_HOST_USED_AGAIN)                                                                                            \
     X(QUARANTINE_FORGOTTEN)                                                                                            \
     X(QUARANTINE_FORGOTTEN_ON_RESTART)                                                                                 \
+    X(QUARANTINE_OF_ANOTHER_GENERATION)                                                                                \
+    X(POSITION_OF_ANOTHER_GENERATION)                                                                                  \
+    X(SAMPLES_OF_ONE_GENERATION)                                                                                       \
     X(QUARANTINE_OF_THE_STEP_BEFORE)                                                                                   \
     X(FAULT_FORGOTTEN_ON_RESTART)                                                                                      \
     X(FAULT_NOT_AWAITED)                                                                                               \

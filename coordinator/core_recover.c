@@ -41,6 +41,7 @@ void core_begin_recovery(struct ls_core *core, struct ls_core_actions *out) {
         record->quarantine.step = core->cause_below;
         record->quarantine.from = bad.from;
         record->quarantine.to = bad.to;
+        record->quarantine.data_generation = core->options.data_generation;
         core->bad = bad;
         core->fault_sequence = record->sequence;
     }
@@ -131,8 +132,11 @@ void core_on_prepared(struct ls_core *core, const struct ls_core_event *event, s
         ls_quarantine_add(&core->quarantine, core->bad.from, core->bad.to);
     core->options.attempt++;
     core->options.world_size = world_size;
+    bool begins = event->prepared.data_generation != core->options.data_generation;
+    if (LS_MUTATED(POSITION_OF_ANOTHER_GENERATION)) begins = false;
     core->options.start_step = step;
-    core->options.start_position = event->prepared.position;
+    core->options.start_position = begins ? 0 : event->prepared.position;
+    core->options.start_samples = event->prepared.samples;
     core->options.start_chain = event->prepared.chain;
     core->options.restarted = false;
     forget_checkpoints_above(core, step);
@@ -149,6 +153,8 @@ void core_on_prepared(struct ls_core *core, const struct ls_core_event *event, s
     record->attempt_begun.best_step = core->best_step;
     record->attempt_begun.start_step = step;
     record->attempt_begun.start_position = core->options.start_position;
+    record->attempt_begun.start_samples = core->options.start_samples;
+    record->attempt_begun.begins_generation = begins;
     record->attempt_begun.start_chain = core->options.start_chain;
     record->attempt_begun.lost_steps = lost_steps;
     record->attempt_begun.hosts_forgiven = hosts_forgiven;
@@ -182,6 +188,7 @@ void core_launch(struct ls_core *core, struct ls_core_actions *out) {
     action->launch.world_size = core->options.world_size;
     action->launch.start_step = core->options.start_step;
     action->launch.start_position = core->options.start_position;
+    action->launch.start_samples = core->options.start_samples;
     action->launch.start_chain = core->options.start_chain;
     core->recovery = RECOVERY_NONE;
     core->launched = true;

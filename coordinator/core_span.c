@@ -119,6 +119,7 @@ void core_on_step_done(struct ls_core *core, const struct ls_core_event *event, 
     record->step = *step;
     record->step.position = position;
     record->step.chain = core_step_find(core, step->step)->chain;
+    record->step.samples = core_samples(core, step->step);
     if (LS_MUTATED(ACK_BEFORE_FSYNC)) core_act(core, out, LS_ACTION_ACK, core_voice(core))->ack.step = core->done_step;
     core_grant_ahead(core, out);
     core_try_commit(core, out);

@@ -165,6 +165,8 @@ struct ls_core_record *core_journal(struct ls_core *core, struct ls_core_actions
 int64_t core_position(const struct ls_core *core, int64_t step);
 /* How many sequences `step` uses, start_step < step <= end_step. */
 int64_t core_sequences(const struct ls_core *core, int64_t step);
+/* Sequences used up to `step`, start_step <= step <= end_step, over all generations of the data. */
+int64_t core_samples(const struct ls_core *core, int64_t step);
 /* What is remembered of `step`, NULL if it is not done or too long ago. */
 struct core_step *core_step_find(struct ls_core *core, int64_t step);
 /* Connection that carries rank 0, 0 if it is away. */

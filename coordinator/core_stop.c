@@ -64,7 +64,7 @@ void core_check_finished(struct ls_core *core, struct ls_core_actions *out) {
     if (core->committed_step >= core->end_step) {
         char text[LS_CORE_TEXT_BYTES];
         snprintf(text, sizeof text, "done: %lld steps, %lld sequences", (long long)core->end_step,
-                 (long long)core->end_position);
+                 (long long)core_samples(core, core->end_step));
         core_end(core, LS_OK, false, text, out);
     } else if (core->stopped_step >= 0 && core->committed_step >= core->stopped_step) {
         core_end_stopped(core, out);

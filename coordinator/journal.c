@@ -1,43 +1,23 @@
-/* The journal: SQLite statements, and the thread that runs them. */
+/* The journal: opening, its records, and the thread that writes them. */
 #define _GNU_SOURCE
-#include "coordinator/journal.h"
+#include "coordinator/journal_state.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { QUEUE_MAX = 4096, SCHEMA_VERSION = 2 };
-
-struct ls_journal {
-    sqlite3 *database;
-    sqlite3_stmt *insert;
-    char path[1100];
-    uint32_t generation;
-    int wake;
-    ls_journal_observer *observe;
-    void *context;
-    pthread_t thread;
-    bool thread_runs;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    /* Under the mutex. */
-    struct ls_journal_entry *queue;
-    uint64_t head, tail;
-    uint64_t durable;
-    bool closing, failed;
-    char failure[LS_WIRE_TEXT_BYTES];
-};
+enum { QUEUE_MAX = 4096, SCHEMA_VERSION = 3 };
 
 static const char schema[] =
     "CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS attempts(attempt INTEGER PRIMARY KEY, world_size INTEGER, start_step INTEGER,"
     " start_position INTEGER, optimizer_steps INTEGER, tokens INTEGER, start_chain TEXT, checkpoint TEXT,"
-    " parent_manifest TEXT, started_at REAL);"
+    " parent_manifest TEXT, started_at REAL, data_generation INTEGER DEFAULT 1, generation_step INTEGER DEFAULT 0,"
+    " samples INTEGER);"
+    "CREATE TABLE IF NOT EXISTS data_generations(data_generation INTEGER PRIMARY KEY, first_attempt INTEGER,"
+    " start_step INTEGER, train_digest TEXT, sources TEXT, config TEXT, started_at REAL);"
     "CREATE TABLE IF NOT EXISTS shapes(first_attempt INTEGER PRIMARY KEY, global_batch INTEGER, steps INTEGER,"
     " end_position INTEGER, config_digest TEXT, accepted TEXT);"
     "CREATE TABLE IF NOT EXISTS generations(generation INTEGER PRIMARY KEY, attempt INTEGER, host TEXT,"
@@ -46,28 +26,17 @@ static const char schema[] =
     " sequence INTEGER, kind TEXT, step INTEGER, position INTEGER, sequences INTEGER, targets INTEGER,"
     " loss_sum REAL, loss REAL, bits_per_byte REAL, digest TEXT, chain TEXT, world_size INTEGER,"
     " code INTEGER, rank INTEGER, text TEXT, at REAL, scope INTEGER, host TEXT, restarts INTEGER, below_step INTEGER,"
-    " lost_steps INTEGER, hosts_forgiven INTEGER, UNIQUE(generation, sequence));"
+    " lost_steps INTEGER, hosts_forgiven INTEGER, data_generation INTEGER, UNIQUE(generation, sequence));"
     "CREATE INDEX IF NOT EXISTS records_of_step ON records(attempt, kind, step);";
 
-static double now_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
-static enum ls_code failed(struct ls_journal *journal, struct ls_error *error) {
-    int cause = sqlite3_extended_errcode(journal->database);
-    const char *advice = "Check the disk: free space, quota, permissions.";
-    if ((cause & 0xff) == SQLITE_BUSY || (cause & 0xff) == SQLITE_LOCKED)
-        advice = "Another process has it open: end that first.";
-    else if ((cause & 0xff) == SQLITE_NOTADB || (cause & 0xff) == SQLITE_CORRUPT)
-        advice = "It is damaged: put a copy back, or start a new run directory from a checkpoint.";
-    return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "the journal %s cannot be used: %s (SQLite %d). %s",
-                   journal->path, sqlite3_errmsg(journal->database), cause, advice);
-}
+/* From format 2, which knew one generation of the data. */
+static const char upgrade[] = "ALTER TABLE attempts ADD COLUMN data_generation INTEGER DEFAULT 1;"
+                              "ALTER TABLE attempts ADD COLUMN generation_step INTEGER DEFAULT 0;"
+                              "ALTER TABLE attempts ADD COLUMN samples INTEGER;"
+                              "ALTER TABLE records ADD COLUMN data_generation INTEGER DEFAULT 1;";
 
 static enum ls_code execute(struct ls_journal *journal, const char *sql, struct ls_error *error) {
-    return sqlite3_exec(journal->database, sql, NULL, NULL, NULL) == SQLITE_OK ? LS_OK : failed(journal, error);
+    return sqlite3_exec(journal->database, sql, NULL, NULL, NULL) == SQLITE_OK ? LS_OK : journal_failed(journal, error);
 }
 
 /* ---- opening ---- */
@@ -79,6 +48,11 @@ static enum ls_code check_schema(struct ls_journal *journal, struct ls_error *er
     snprintf(ours, sizeof ours, "%d", SCHEMA_VERSION);
     if (!version[0]) return ls_journal_write_meta(journal, "schema", ours, error);
     if (strcmp(version, ours) == 0) return LS_OK;
+    if (strcmp(version, "2") == 0) {
+        code = execute(journal, schema, error);
+        if (code == LS_OK) code = execute(journal, upgrade, error);
+        return code == LS_OK ? ls_journal_write_meta(journal, "schema", ours, error) : code;
+    }
     return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
                    "the journal %s has format %s, this program reads %d. Use the version of lockstep that wrote it.",
                    journal->path, version, SCHEMA_VERSION);
@@ -99,7 +73,7 @@ enum ls_code ls_journal_open(const char *path, struct ls_journal **result, struc
     if (!journal) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the journal");
     enum ls_code code = LS_OK;
     if (sqlite3_open_v2(path, &journal->database, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL) != SQLITE_OK)
-        code = failed(journal, error);
+        code = journal_failed(journal, error);
     sqlite3_busy_timeout(journal->database, 2000);
     if (code == LS_OK)
         code =
@@ -122,7 +96,7 @@ enum ls_code ls_journal_open_existing(const char *path, struct ls_journal **resu
     enum ls_code code = LS_OK;
     /* Read-write without creating: a WAL that a crash left behind has to be read too. */
     if (sqlite3_open_v2(path, &journal->database, SQLITE_OPEN_READWRITE, NULL) != SQLITE_OK)
-        code = failed(journal, error);
+        code = journal_failed(journal, error);
     if (code == LS_OK) code = execute(journal, "PRAGMA locking_mode=EXCLUSIVE; BEGIN", error);
     if (code == LS_OK) code = check_schema(journal, error);
     if (code == LS_OK) code = execute(journal, "COMMIT", error);
@@ -165,181 +139,11 @@ void ls_journal_close(struct ls_journal *journal) {
     free(journal);
 }
 
-/* ---- reading and writing before the thread runs ---- */
-
-static void copy_column(sqlite3_stmt *statement, int column, char *text, size_t size) {
-    const unsigned char *value = sqlite3_column_text(statement, column);
-    snprintf(text, size, "%s", value ? (const char *)value : "");
-}
-
-static struct ls_digest digest_column(sqlite3_stmt *statement, int column) {
-    struct ls_digest digest = {0, 0};
-    const unsigned char *value = sqlite3_column_text(statement, column);
-    if (value) ls_digest_parse((const char *)value, &digest);
-    return digest;
-}
-
-enum ls_code ls_journal_read_meta(struct ls_journal *journal, const char *key, char *value, size_t size,
-                                  struct ls_error *error) {
-    sqlite3_stmt *statement = NULL;
-    value[0] = 0;
-    if (sqlite3_prepare_v2(journal->database, "SELECT value FROM meta WHERE key=?", -1, &statement, NULL) != SQLITE_OK)
-        return failed(journal, error);
-    sqlite3_bind_text(statement, 1, key, -1, SQLITE_STATIC);
-    int row = sqlite3_step(statement);
-    if (row == SQLITE_ROW) copy_column(statement, 0, value, size);
-    enum ls_code code = row == SQLITE_ROW || row == SQLITE_DONE ? LS_OK : failed(journal, error);
-    sqlite3_finalize(statement);
-    return code;
-}
-
-/* Runs a prepared statement that returns nothing, and frees it. */
-static enum ls_code run(struct ls_journal *journal, sqlite3_stmt *statement, struct ls_error *error) {
-    enum ls_code code = sqlite3_step(statement) == SQLITE_DONE ? LS_OK : failed(journal, error);
-    sqlite3_finalize(statement);
-    return code;
-}
-
-enum ls_code ls_journal_write_meta(struct ls_journal *journal, const char *key, const char *value,
-                                   struct ls_error *error) {
-    sqlite3_stmt *statement;
-    if (sqlite3_prepare_v2(journal->database, "INSERT OR REPLACE INTO meta VALUES(?,?)", -1, &statement, NULL) !=
-        SQLITE_OK)
-        return failed(journal, error);
-    sqlite3_bind_text(statement, 1, key, -1, SQLITE_STATIC);
-    sqlite3_bind_text(statement, 2, value, -1, SQLITE_STATIC);
-    return run(journal, statement, error);
-}
-
-#define ATTEMPT_COLUMNS                                                                                                \
-    "attempt, world_size, start_step, start_position, optimizer_steps, tokens, start_chain, checkpoint, "              \
-    "parent_manifest"
-
-static void attempt_from_row(sqlite3_stmt *row, struct ls_journal_attempt *attempt) {
-    attempt->attempt = sqlite3_column_int64(row, 0);
-    attempt->world_size = sqlite3_column_int64(row, 1);
-    attempt->start_step = sqlite3_column_int64(row, 2);
-    attempt->start_position = sqlite3_column_int64(row, 3);
-    attempt->optimizer_steps = sqlite3_column_int64(row, 4);
-    attempt->tokens = sqlite3_column_int64(row, 5);
-    attempt->start_chain = digest_column(row, 6);
-    copy_column(row, 7, attempt->checkpoint, sizeof attempt->checkpoint);
-    copy_column(row, 8, attempt->parent_manifest, sizeof attempt->parent_manifest);
-}
-
-enum ls_code ls_journal_last_attempt(struct ls_journal *journal, struct ls_journal_attempt *attempt,
-                                     struct ls_error *error) {
-    sqlite3_stmt *statement;
-    memset(attempt, 0, sizeof *attempt);
-    if (sqlite3_prepare_v2(journal->database, "SELECT " ATTEMPT_COLUMNS " FROM attempts ORDER BY attempt DESC LIMIT 1",
-                           -1, &statement, NULL) != SQLITE_OK)
-        return failed(journal, error);
-    int row = sqlite3_step(statement);
-    if (row == SQLITE_ROW) attempt_from_row(statement, attempt);
-    enum ls_code code = row == SQLITE_ROW || row == SQLITE_DONE ? LS_OK : failed(journal, error);
-    sqlite3_finalize(statement);
-    return code;
-}
-
-enum ls_code ls_journal_read_attempts(struct ls_journal *journal, ls_journal_take_attempt *take, void *context,
-                                      struct ls_error *error) {
-    sqlite3_stmt *statement;
-    if (sqlite3_prepare_v2(journal->database, "SELECT " ATTEMPT_COLUMNS " FROM attempts ORDER BY attempt", -1,
-                           &statement, NULL) != SQLITE_OK)
-        return failed(journal, error);
-    enum ls_code code = LS_OK;
-    int row = SQLITE_DONE;
-    struct ls_journal_attempt attempt;
-    while (code == LS_OK && (row = sqlite3_step(statement)) == SQLITE_ROW) {
-        attempt_from_row(statement, &attempt);
-        code = take(context, &attempt, error);
-    }
-    if (code == LS_OK && row != SQLITE_DONE) code = failed(journal, error);
-    sqlite3_finalize(statement);
-    return code;
-}
-
-enum ls_code ls_journal_begin_attempt(struct ls_journal *journal, const struct ls_journal_attempt *attempt,
-                                      struct ls_error *error) {
-    sqlite3_stmt *statement;
-    char chain[33];
-    ls_digest_format(attempt->start_chain, chain);
-    if (sqlite3_prepare_v2(journal->database, "INSERT INTO attempts VALUES(?,?,?,?,?,?,?,?,?,?)", -1, &statement,
-                           NULL) != SQLITE_OK)
-        return failed(journal, error);
-    sqlite3_bind_int64(statement, 1, attempt->attempt);
-    sqlite3_bind_int64(statement, 2, attempt->world_size);
-    sqlite3_bind_int64(statement, 3, attempt->start_step);
-    sqlite3_bind_int64(statement, 4, attempt->start_position);
-    sqlite3_bind_int64(statement, 5, attempt->optimizer_steps);
-    sqlite3_bind_int64(statement, 6, attempt->tokens);
-    sqlite3_bind_text(statement, 7, chain, -1, SQLITE_STATIC);
-    sqlite3_bind_text(statement, 8, attempt->checkpoint, -1, SQLITE_STATIC);
-    sqlite3_bind_text(statement, 9, attempt->parent_manifest, -1, SQLITE_STATIC);
-    sqlite3_bind_double(statement, 10, now_seconds());
-    return run(journal, statement, error);
-}
-
-enum ls_code ls_journal_write_shape(struct ls_journal *journal, const struct ls_journal_shape *shape,
-                                    struct ls_error *error) {
-    sqlite3_stmt *statement;
-    if (sqlite3_prepare_v2(journal->database, "INSERT OR REPLACE INTO shapes VALUES(?,?,?,?,?,?)", -1, &statement,
-                           NULL) != SQLITE_OK)
-        return failed(journal, error);
-    sqlite3_bind_int64(statement, 1, shape->first_attempt);
-    sqlite3_bind_int64(statement, 2, shape->global_batch);
-    sqlite3_bind_int64(statement, 3, shape->steps);
-    sqlite3_bind_int64(statement, 4, shape->end_position);
-    sqlite3_bind_text(statement, 5, shape->config_digest, -1, SQLITE_STATIC);
-    sqlite3_bind_text(statement, 6, shape->accepted, -1, SQLITE_STATIC);
-    return run(journal, statement, error);
-}
-
-enum ls_code ls_journal_read_shapes(struct ls_journal *journal, ls_journal_take_shape *take, void *context,
-                                    struct ls_error *error) {
-    sqlite3_stmt *statement;
-    if (sqlite3_prepare_v2(journal->database,
-                           "SELECT first_attempt, global_batch, steps, end_position, config_digest, accepted "
-                           "FROM shapes ORDER BY first_attempt",
-                           -1, &statement, NULL) != SQLITE_OK)
-        return failed(journal, error);
-    enum ls_code code = LS_OK;
-    int row = SQLITE_DONE;
-    struct ls_journal_shape shape;
-    while (code == LS_OK && (row = sqlite3_step(statement)) == SQLITE_ROW) {
-        shape = (struct ls_journal_shape){.first_attempt = sqlite3_column_int64(statement, 0),
-                                          .global_batch = sqlite3_column_int64(statement, 1),
-                                          .steps = sqlite3_column_int64(statement, 2),
-                                          .end_position = sqlite3_column_int64(statement, 3)};
-        copy_column(statement, 4, shape.config_digest, sizeof shape.config_digest);
-        copy_column(statement, 5, shape.accepted, sizeof shape.accepted);
-        code = take(context, &shape, error);
-    }
-    if (code == LS_OK && row != SQLITE_DONE) code = failed(journal, error);
-    sqlite3_finalize(statement);
-    return code;
-}
-
-enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t attempt, uint32_t *generation,
-                                         struct ls_error *error) {
-    sqlite3_stmt *statement;
-    char host[64] = "";
-    gethostname(host, sizeof host - 1);
-    if (sqlite3_prepare_v2(journal->database, "INSERT INTO generations(attempt, host, pid, started_at) VALUES(?,?,?,?)",
-                           -1, &statement, NULL) != SQLITE_OK)
-        return failed(journal, error);
-    sqlite3_bind_int64(statement, 1, attempt);
-    sqlite3_bind_text(statement, 2, host, -1, SQLITE_STATIC);
-    sqlite3_bind_int64(statement, 3, getpid());
-    sqlite3_bind_double(statement, 4, now_seconds());
-    enum ls_code code = run(journal, statement, error);
-    if (code == LS_OK) *generation = (uint32_t)sqlite3_last_insert_rowid(journal->database);
-    return code;
-}
+/* ---- records ---- */
 
 #define RECORD_COLUMNS                                                                                                 \
     "attempt, generation, sequence, kind, step, position, sequences, targets, loss_sum, digest, chain, world_size, "   \
-    "code, rank, text, scope, host, restarts, below_step, lost_steps, hosts_forgiven"
+    "code, rank, text, scope, host, restarts, below_step, lost_steps, hosts_forgiven, data_generation"
 
 static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
     memset(record, 0, sizeof *record);
@@ -357,8 +161,8 @@ static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
         record->step.sequences = sqlite3_column_int64(row, 6);
         record->step.targets = sqlite3_column_int64(row, 7);
         record->step.loss_sum = sqlite3_column_double(row, 8);
-        record->step.digest = digest_column(row, 9);
-        record->step.chain = digest_column(row, 10);
+        record->step.digest = journal_digest_column(row, 9);
+        record->step.chain = journal_digest_column(row, 10);
         record->step.skipped = sqlite3_column_type(row, 14) != SQLITE_NULL;
         return true;
     case LS_RECORD_VALIDATION: record->validation.step = sqlite3_column_int64(row, 4); return true;
@@ -366,16 +170,16 @@ static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
     case LS_RECORD_COMMIT:
         record->commit.step = sqlite3_column_int64(row, 4);
         record->commit.position = sqlite3_column_int64(row, 5);
-        record->commit.chain = digest_column(row, 10);
+        record->commit.chain = journal_digest_column(row, 10);
         return true;
     case LS_RECORD_FAULT:
     case LS_RECORD_END:
         record->end.code = (enum ls_code)sqlite3_column_int(row, 12);
         record->end.rank = sqlite3_column_int(row, 13);
         record->end.step = sqlite3_column_int64(row, 4);
-        copy_column(row, 14, record->end.text, sizeof record->end.text);
+        journal_copy_column(row, 14, record->end.text, sizeof record->end.text);
         record->end.scope = (enum ls_scope)sqlite3_column_int(row, 15);
-        copy_column(row, 16, record->end.host, sizeof record->end.host);
+        journal_copy_column(row, 16, record->end.host, sizeof record->end.host);
         record->end.restart = sqlite3_column_int(row, 17) != 0;
         record->end.below_step = sqlite3_column_int64(row, 18);
         return true;
@@ -383,11 +187,12 @@ static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
         record->quarantine.step = sqlite3_column_int64(row, 4);
         record->quarantine.from = sqlite3_column_int64(row, 5);
         record->quarantine.to = record->quarantine.from + sqlite3_column_int64(row, 6);
+        record->quarantine.data_generation = sqlite3_column_int64(row, 21);
         return true;
     case LS_RECORD_ATTEMPT:
         record->attempt_begun.start_step = sqlite3_column_int64(row, 4);
         record->attempt_begun.start_position = sqlite3_column_int64(row, 5);
-        record->attempt_begun.start_chain = digest_column(row, 10);
+        record->attempt_begun.start_chain = journal_digest_column(row, 10);
         record->attempt_begun.world_size = sqlite3_column_int(row, 11);
         record->attempt_begun.restarts = sqlite3_column_int(row, 17);
         record->attempt_begun.best_step = sqlite3_column_int64(row, 18);
@@ -403,14 +208,15 @@ static bool record_from_row(sqlite3_stmt *row, struct ls_core_record *record) {
 static enum ls_code read_records(struct ls_journal *journal, const char *query, int64_t attempt, ls_journal_take *take,
                                  void *context, struct ls_error *error) {
     sqlite3_stmt *statement;
-    if (sqlite3_prepare_v2(journal->database, query, -1, &statement, NULL) != SQLITE_OK) return failed(journal, error);
+    if (sqlite3_prepare_v2(journal->database, query, -1, &statement, NULL) != SQLITE_OK)
+        return journal_failed(journal, error);
     sqlite3_bind_int64(statement, 1, attempt);
     enum ls_code code = LS_OK;
     int row = SQLITE_DONE;
     struct ls_core_record record;
     while (code == LS_OK && (row = sqlite3_step(statement)) == SQLITE_ROW)
         if (record_from_row(statement, &record)) code = take(context, &record, error);
-    if (code == LS_OK && row != SQLITE_DONE) code = failed(journal, error);
+    if (code == LS_OK && row != SQLITE_DONE) code = journal_failed(journal, error);
     sqlite3_finalize(statement);
     return code;
 }
@@ -444,11 +250,12 @@ bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind
 /* Prepares `sql` with up to one parameter and steps to its row; the caller finalises *statement. */
 static enum ls_code first_row(struct ls_journal *journal, const char *sql, int64_t parameter, sqlite3_stmt **statement,
                               bool *found, struct ls_error *error) {
-    if (sqlite3_prepare_v2(journal->database, sql, -1, statement, NULL) != SQLITE_OK) return failed(journal, error);
+    if (sqlite3_prepare_v2(journal->database, sql, -1, statement, NULL) != SQLITE_OK)
+        return journal_failed(journal, error);
     if (sqlite3_bind_parameter_count(*statement) > 0) sqlite3_bind_int64(*statement, 1, parameter);
     const int got = sqlite3_step(*statement);
     *found = got == SQLITE_ROW;
-    return got == SQLITE_ROW || got == SQLITE_DONE ? LS_OK : failed(journal, error);
+    return got == SQLITE_ROW || got == SQLITE_DONE ? LS_OK : journal_failed(journal, error);
 }
 
 enum ls_code ls_journal_history(struct ls_journal *journal, double *seconds, int64_t *faults, struct ls_error *error) {
@@ -504,8 +311,15 @@ enum {
     RESTARTS,
     BELOW_STEP,
     LOST_STEPS,
-    HOSTS_FORGIVEN
+    HOSTS_FORGIVEN,
+    DATA_GENERATION
 };
+
+static const char insert[] =
+    "INSERT INTO records(attempt, generation, sequence, kind, step, position, sequences, targets, loss_sum,"
+    " loss, bits_per_byte, digest, chain, world_size, code, rank, text, at, scope, host, restarts, below_step,"
+    " lost_steps, hosts_forgiven, data_generation)"
+    " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
 
 static void bind_digest(sqlite3_stmt *statement, int column, struct ls_digest digest) {
     char hex[33];
@@ -513,8 +327,8 @@ static void bind_digest(sqlite3_stmt *statement, int column, struct ls_digest di
     sqlite3_bind_text(statement, column, hex, -1, SQLITE_TRANSIENT);
 }
 
-static bool insert_entry(struct ls_journal *journal, const struct ls_journal_entry *entry) {
-    sqlite3_stmt *row = journal->insert;
+/* Fills in the row of a record and runs it. */
+static bool insert_entry(sqlite3_stmt *row, const struct ls_journal_entry *entry) {
     const struct ls_core_record *record = &entry->record;
     sqlite3_reset(row);
     sqlite3_clear_bindings(row);
@@ -522,7 +336,7 @@ static bool insert_entry(struct ls_journal *journal, const struct ls_journal_ent
     sqlite3_bind_int64(row, GENERATION, record->generation);
     sqlite3_bind_int64(row, SEQUENCE, (int64_t)record->sequence);
     sqlite3_bind_text(row, KIND, ls_core_record_name(record->kind), -1, SQLITE_STATIC);
-    sqlite3_bind_double(row, AT, now_seconds());
+    sqlite3_bind_double(row, AT, journal_now_seconds());
     switch (record->kind) {
     case LS_RECORD_JOINED: sqlite3_bind_int(row, WORLD, record->joined.world_size); break;
     case LS_RECORD_STEP:
@@ -562,6 +376,7 @@ static bool insert_entry(struct ls_journal *journal, const struct ls_journal_ent
         sqlite3_bind_int64(row, STEP, record->quarantine.step);
         sqlite3_bind_int64(row, POSITION, record->quarantine.from);
         sqlite3_bind_int64(row, SEQUENCES, record->quarantine.to - record->quarantine.from);
+        sqlite3_bind_int64(row, DATA_GENERATION, record->quarantine.data_generation);
         break;
     case LS_RECORD_ATTEMPT:
         sqlite3_bind_int64(row, STEP, record->attempt_begun.start_step);
@@ -584,13 +399,31 @@ static enum ls_code write_batch(struct ls_journal *journal, uint64_t from, uint6
     for (uint64_t i = from; code == LS_OK && i < to; i++) {
         const struct ls_journal_entry *entry = &journal->queue[i % QUEUE_MAX];
         if (entry->attempt) code = ls_journal_begin_attempt(journal, entry->attempt, error);
-        if (code == LS_OK && !entry->note && !insert_entry(journal, entry)) code = failed(journal, error);
+        if (code == LS_OK && !entry->note && !insert_entry(journal->insert, entry))
+            code = journal_failed(journal, error);
     }
     sqlite3_reset(journal->insert);
     for (uint64_t i = from; code == LS_OK && i < to; i++)
         journal->observe(journal->context, &journal->queue[i % QUEUE_MAX]);
     if (code == LS_OK) code = execute(journal, "COMMIT", error);
     if (code != LS_OK) sqlite3_exec(journal->database, "ROLLBACK", NULL, NULL, NULL);
+    return code;
+}
+
+enum ls_code ls_journal_inherit(struct ls_journal *journal, int64_t data_generation,
+                                const struct ls_quarantine *quarantine, struct ls_error *error) {
+    sqlite3_stmt *row;
+    if (sqlite3_prepare_v2(journal->database, insert, -1, &row, NULL) != SQLITE_OK)
+        return journal_failed(journal, error);
+    enum ls_code code = execute(journal, "DELETE FROM records WHERE attempt=0", error);
+    for (int32_t i = 0; i < quarantine->count && code == LS_OK; i++) {
+        struct ls_journal_entry entry = {.record = {.kind = LS_RECORD_QUARANTINE, .sequence = (uint64_t)i + 1}};
+        entry.record.quarantine.from = quarantine->ranges[i].from;
+        entry.record.quarantine.to = quarantine->ranges[i].to;
+        entry.record.quarantine.data_generation = data_generation;
+        if (!insert_entry(row, &entry)) code = journal_failed(journal, error);
+    }
+    sqlite3_finalize(row);
     return code;
 }
 
@@ -624,13 +457,8 @@ static void *journal_thread(void *argument) {
 
 enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, int wake, ls_journal_observer *observe,
                               void *context, struct ls_error *error) {
-    static const char insert[] =
-        "INSERT INTO records(attempt, generation, sequence, kind, step, position, sequences, targets, loss_sum,"
-        " loss, bits_per_byte, digest, chain, world_size, code, rank, text, at, scope, host, restarts, below_step,"
-        " lost_steps, hosts_forgiven)"
-        " VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
     if (sqlite3_prepare_v2(journal->database, insert, -1, &journal->insert, NULL) != SQLITE_OK)
-        return failed(journal, error);
+        return journal_failed(journal, error);
     journal->queue = calloc(QUEUE_MAX, sizeof *journal->queue);
     if (!journal->queue) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the journal's queue");
     journal->generation = generation;

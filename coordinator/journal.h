@@ -6,8 +6,8 @@
  *   server: ls_journal_append() ---> ring ---> journal's thread: INSERT..., observe(), COMMIT (fsync), wake
  *   server: woken, ls_journal_durable() says up to which record everything survives a crash
  *
- * Tables: meta(key, value); attempts; generations; records (ls_core_record, one row each). docs/protocol.md lists the
- * columns. */
+ * Tables: meta(key, value); attempts; shapes; generations (of the coordinator); data_generations; records
+ * (ls_core_record, one row each). docs/protocol.md lists the columns. */
 #ifndef LS_COORDINATOR_JOURNAL_H
 #define LS_COORDINATOR_JOURNAL_H
 
@@ -27,6 +27,19 @@ struct ls_journal_attempt {
     struct ls_digest start_chain;
     char checkpoint[1024];    /* folder it loads, "" for none */
     char parent_manifest[33]; /* hash of that folder's manifest, "" for none */
+    int64_t data_generation;  /* whose positions its steps have; 0: as of a run without generations */
+    int64_t generation_step;  /* the step behind which that generation began, in the attempt's lineage */
+    int64_t samples;          /* sequences used before, over all generations of the data */
+};
+
+/* A generation of the data: what attempts were trained on, and in which order. */
+struct ls_journal_data_generation {
+    int64_t number;        /* from 1 */
+    int64_t first_attempt; /* that had it */
+    int64_t start_step;    /* where it began first */
+    char train_digest[33]; /* struct ls_corpus's */
+    const char *sources;   /* ls_corpus_list_train(), when an attempt with it began last */
+    const char *config;    /* the run's resolved configuration then, as YAML */
 };
 
 /* An event that is no record of the core: a line of metrics.jsonl, and of the console if it has a "text". */
@@ -88,6 +101,20 @@ enum ls_code ls_journal_write_shape(struct ls_journal *journal, const struct ls_
 typedef enum ls_code ls_journal_take_shape(void *context, const struct ls_journal_shape *shape, struct ls_error *error);
 enum ls_code ls_journal_read_shapes(struct ls_journal *journal, ls_journal_take_shape *take, void *context,
                                     struct ls_error *error);
+/* Adds a generation of the data, or replaces the one of the same number. */
+enum ls_code ls_journal_write_data_generation(struct ls_journal *journal,
+                                              const struct ls_journal_data_generation *generation,
+                                              struct ls_error *error);
+/* Calls `take` for every generation of the data in ascending order, until it returns something else than LS_OK. What it
+ * is handed lives as long as the call. */
+typedef enum ls_code ls_journal_take_data_generation(void *context, const struct ls_journal_data_generation *generation,
+                                                     struct ls_error *error);
+enum ls_code ls_journal_read_data_generations(struct ls_journal *journal, ls_journal_take_data_generation *take,
+                                              void *context, struct ls_error *error);
+/* Adds what a checkpoint that came from elsewhere passes over, as QUARANTINE records of attempt 0, in place of what was
+ * added before. */
+enum ls_code ls_journal_inherit(struct ls_journal *journal, int64_t data_generation,
+                                const struct ls_quarantine *quarantine, struct ls_error *error);
 /* Registers this coordinator: *generation is one more than the last one's. Durable on return. */
 enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t attempt, uint32_t *generation,
                                          struct ls_error *error);

@@ -22,6 +22,12 @@ struct attempt {
     int64_t lineage_steps;
 };
 
+/* What a generation of the data passes over. */
+struct generation {
+    int64_t number;
+    struct ls_quarantine quarantine;
+};
+
 struct ls_ledger {
     struct ls_ledger_options options;
     struct attempt *attempts;
@@ -30,10 +36,14 @@ struct ls_ledger {
     size_t checkpoints_count, checkpoints_capacity;
     struct ls_ledger_step *lineage;
     size_t lineage_count;
-    /* What the attempts proven so far put into quarantine: as ranges, and as they did it. */
-    struct ls_quarantine quarantine;
-    struct ls_ledger_quarantine quarantined[LS_QUARANTINE_RANGES_MAX];
-    size_t quarantined_count;
+    int64_t lineage_begin; /* its first step comes behind this one: 0, or the origin */
+    /* What the attempts proven so far put into quarantine: as ranges, by generation of the data, and as they did it. */
+    struct generation *generations;
+    size_t generations_count, generations_capacity;
+    struct ls_ledger_quarantine *quarantined;
+    size_t quarantined_count, quarantined_capacity;
+    struct ls_ledger_quarantine *inherited;
+    size_t inherited_count, inherited_capacity;
 };
 
 static bool same(struct ls_digest a, struct ls_digest b) {
@@ -69,6 +79,9 @@ void ls_ledger_destroy(struct ls_ledger *ledger) {
     free(ledger->attempts);
     free(ledger->checkpoints);
     free(ledger->lineage);
+    free(ledger->generations);
+    free(ledger->quarantined);
+    free(ledger->inherited);
     free(ledger);
 }
 
@@ -93,8 +106,9 @@ enum ls_code ls_ledger_add_record(struct ls_ledger *ledger, const struct ls_core
                        record->attempt);
     enum ls_code code = LS_OK;
     if (record->kind == LS_RECORD_QUARANTINE) {
-        of->bad = (struct ls_ledger_quarantine){(int64_t)record->attempt, record->quarantine.step,
-                                                record->quarantine.from, record->quarantine.to};
+        of->bad =
+            (struct ls_ledger_quarantine){(int64_t)record->attempt, record->quarantine.step, record->quarantine.from,
+                                          record->quarantine.to, record->quarantine.data_generation};
     } else if (record->kind == LS_RECORD_STEP) {
         code = reserve((void **)&of->steps, of->steps_count, &of->steps_capacity, sizeof *of->steps, error);
         if (code == LS_OK) of->steps[of->steps_count++] = record->step;
@@ -112,6 +126,47 @@ enum ls_code ls_ledger_add_checkpoint(struct ls_ledger *ledger, const struct ls_
     enum ls_code code = reserve((void **)&ledger->checkpoints, ledger->checkpoints_count, &ledger->checkpoints_capacity,
                                 sizeof *ledger->checkpoints, error);
     if (code == LS_OK) ledger->checkpoints[ledger->checkpoints_count++] = *checkpoint;
+    return code;
+}
+
+enum ls_code ls_ledger_inherit(struct ls_ledger *ledger, const struct ls_core_record *record, struct ls_error *error) {
+    enum ls_code code = reserve((void **)&ledger->inherited, ledger->inherited_count, &ledger->inherited_capacity,
+                                sizeof *ledger->inherited, error);
+    if (code == LS_OK)
+        ledger->inherited[ledger->inherited_count++] =
+            (struct ls_ledger_quarantine){.from = record->quarantine.from,
+                                          .to = record->quarantine.to,
+                                          .data_generation = record->quarantine.data_generation};
+    return code;
+}
+
+/* ---- quarantine ---- */
+
+/* What the generation passes over, as far as it is proven. */
+static const struct ls_quarantine *quarantine_of(const struct ls_ledger *ledger, int64_t data_generation) {
+    static const struct ls_quarantine none;
+    for (size_t i = 0; i < ledger->generations_count; i++)
+        if (ledger->generations[i].number == data_generation) return &ledger->generations[i].quarantine;
+    return &none;
+}
+
+static enum ls_code put_into_quarantine(struct ls_ledger *ledger, const struct ls_ledger_quarantine *bad,
+                                        struct ls_error *error) {
+    size_t index = 0;
+    while (index < ledger->generations_count && ledger->generations[index].number != bad->data_generation) index++;
+    enum ls_code code = LS_OK;
+    if (index == ledger->generations_count) {
+        code = reserve((void **)&ledger->generations, index, &ledger->generations_capacity, sizeof *ledger->generations,
+                       error);
+        if (code != LS_OK) return code;
+        ledger->generations[ledger->generations_count++] = (struct generation){.number = bad->data_generation};
+    }
+    if (!ls_quarantine_add(&ledger->generations[index].quarantine, bad->from, bad->to))
+        return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "attempt %lld put more into quarantine than a run can have",
+                       (long long)bad->attempt);
+    code = reserve((void **)&ledger->quarantined, ledger->quarantined_count, &ledger->quarantined_capacity,
+                   sizeof *ledger->quarantined, error);
+    if (code == LS_OK) ledger->quarantined[ledger->quarantined_count++] = *bad;
     return code;
 }
 
@@ -142,14 +197,16 @@ static const struct ls_core_step *find_step(const struct attempt *attempt, int64
 /* The position behind `sequences` more from `position`; the run's last step ends where the run does. */
 static int64_t position_behind(const struct ls_ledger *ledger, const struct attempt *attempt, int64_t position,
                                int64_t sequences) {
-    int64_t behind = ls_quarantine_behind(&ledger->quarantine, position, sequences);
+    const struct ls_quarantine *quarantine = quarantine_of(ledger, attempt->facts.data_generation);
+    int64_t behind = ls_quarantine_behind(quarantine, position, sequences);
     const int64_t end = attempt->facts.options.end_position;
     if (end == INT64_MAX || behind >= end) return behind;
-    return end - behind == ls_quarantine_within(&ledger->quarantine, behind, end) ? end : behind;
+    return end - behind == ls_quarantine_within(quarantine, behind, end) ? end : behind;
 }
 
 static enum ls_code prove_steps(const struct ls_ledger *ledger, const struct attempt *attempt, struct ls_error *error) {
     const struct ls_ledger_options *options = &attempt->facts.options;
+    const struct ls_quarantine *quarantine = quarantine_of(ledger, attempt->facts.data_generation);
     int64_t position = attempt->facts.start_position, number = attempt->facts.start_step;
     struct ls_digest chain = attempt->facts.start_chain;
     for (size_t i = 0; i < attempt->steps_count; i++) {
@@ -159,8 +216,8 @@ static enum ls_code prove_steps(const struct ls_ledger *ledger, const struct att
                            "step %lld of attempt %lld is not in the journal: after step %lld comes step %lld",
                            (long long)number, (long long)attempt->facts.attempt, (long long)number - 1,
                            (long long)step->step);
-        int64_t left = options->end_position - position -
-                       ls_quarantine_within(&ledger->quarantine, position, options->end_position);
+        int64_t left =
+            options->end_position - position - ls_quarantine_within(quarantine, position, options->end_position);
         int64_t sequences = left < options->global_batch ? left : options->global_batch;
         if (number > options->steps || sequences <= 0)
             return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
@@ -193,11 +250,10 @@ static enum ls_code prove_quarantine(struct ls_ledger *ledger, const struct atte
     if (to > facts->options.end_position) to = facts->options.end_position;
     if (bad->from != from) return differs(error, attempt, bad->step, "the start of its quarantine", bad->from, from);
     if (bad->to != to) return differs(error, attempt, bad->step, "the end of its quarantine", bad->to, to);
-    if (ledger->quarantined_count == LS_QUARANTINE_RANGES_MAX || !ls_quarantine_add(&ledger->quarantine, from, to))
-        return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "attempt %lld put more into quarantine than a run can have",
-                       (long long)facts->attempt);
-    ledger->quarantined[ledger->quarantined_count++] = *bad;
-    return LS_OK;
+    if (bad->data_generation != facts->data_generation)
+        return differs(error, attempt, bad->step, "the generation of the data of its quarantine", bad->data_generation,
+                       facts->data_generation);
+    return put_into_quarantine(ledger, bad, error);
 }
 
 /* What a commit or a checkpoint of `attempt` says against the attempt's steps. */
@@ -228,18 +284,31 @@ static enum ls_code prove_attempt(const struct ls_ledger *ledger, size_t index, 
 
 /* ---- attempts joined ---- */
 
-/* The attempt whose step the start of attempt `child` is, the highest whose chain agrees. */
+/* A start from a step of the same generation of the data is where that step ended, else at the order's beginning. */
+static int64_t position_of_start(const struct ls_ledger_attempt *facts, int64_t data_generation, int64_t position) {
+    return facts->data_generation == data_generation ? position : 0;
+}
+
+/* True when the attempt starts with the checkpoint that the run began with. */
+static bool is_at_origin(const struct ls_ledger *ledger, const struct ls_ledger_attempt *facts) {
+    const struct ls_ledger_origin *origin = &ledger->options.origin;
+    return origin->step && facts->start_step == origin->step && same(facts->start_chain, origin->chain);
+}
+
+/* The attempt whose step the start of attempt `child` is, the highest whose chain and position agree. */
 static enum ls_code find_parent(const struct ls_ledger *ledger, size_t child, size_t *parent, struct ls_error *error) {
     const struct ls_ledger_attempt *facts = &ledger->attempts[child].facts;
+    int64_t expected = -1;
     for (size_t i = child; i-- > 0;) {
         const struct ls_core_step *step = find_step(&ledger->attempts[i], facts->start_step);
         if (!step || !same(step->chain, facts->start_chain)) continue;
-        if (step->end_position != facts->start_position)
-            return differs(error, &ledger->attempts[child], facts->start_step + 1, "its position",
-                           facts->start_position, step->end_position);
         *parent = i;
-        return LS_OK;
+        expected = position_of_start(facts, ledger->attempts[i].facts.data_generation, step->end_position);
+        if (expected == facts->start_position) return LS_OK;
     }
+    if (expected >= 0)
+        return differs(error, &ledger->attempts[child], facts->start_step + 1, "its position", facts->start_position,
+                       expected);
     char chain[33];
     ls_digest_format(facts->start_chain, chain);
     return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
@@ -250,7 +319,14 @@ static enum ls_code find_parent(const struct ls_ledger *ledger, size_t child, si
 
 static enum ls_code prove_start(const struct ls_ledger *ledger, size_t index, struct ls_error *error) {
     const struct ls_ledger_attempt *facts = &ledger->attempts[index].facts;
+    const struct ls_ledger_origin *origin = &ledger->options.origin;
     size_t parent;
+    if (is_at_origin(ledger, facts)) {
+        const int64_t expected = position_of_start(facts, origin->data_generation, origin->position);
+        if (facts->start_position == expected) return LS_OK;
+        return differs(error, &ledger->attempts[index], facts->start_step + 1, "its position", facts->start_position,
+                       expected);
+    }
     if (facts->start_step) return find_parent(ledger, index, &parent, error);
     if (facts->start_position || !same(facts->start_chain, (struct ls_digest){0, 0}))
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
@@ -259,32 +335,49 @@ static enum ls_code prove_start(const struct ls_ledger *ledger, size_t index, st
     return LS_OK;
 }
 
+/* Where the lineage of attempt `index` begins: at step 0, or at the origin. */
+static enum ls_code find_begin(const struct ls_ledger *ledger, size_t index, int64_t *step, struct ls_error *error) {
+    const struct ls_ledger_attempt *facts = &ledger->attempts[index].facts;
+    while (facts->start_step && !is_at_origin(ledger, facts)) {
+        enum ls_code code = find_parent(ledger, index, &index, error);
+        if (code != LS_OK) return code;
+        facts = &ledger->attempts[index].facts;
+    }
+    *step = facts->start_step;
+    return LS_OK;
+}
+
 static enum ls_code make_lineage(struct ls_ledger *ledger, struct ls_error *error) {
     const struct attempt *newest = &ledger->attempts[ledger->attempts_count - 1];
-    size_t count = (size_t)newest->facts.start_step + newest->steps_count;
+    int64_t last = newest->facts.start_step + (int64_t)newest->steps_count, begin;
+    enum ls_code code = find_begin(ledger, ledger->attempts_count - 1, &begin, error);
+    if (code != LS_OK) return code;
+    size_t count = (size_t)(last - begin);
     free(ledger->lineage);
     ledger->lineage = calloc(count ? count : 1, sizeof *ledger->lineage);
     ledger->lineage_count = 0;
+    ledger->lineage_begin = begin;
     if (!ledger->lineage) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for a ledger of %zu steps", count);
-    int64_t last = (int64_t)count;
     for (size_t index = ledger->attempts_count - 1;;) {
         struct attempt *attempt = &ledger->attempts[index];
         for (int64_t number = attempt->facts.start_step + 1; number <= last; number++) {
             const struct ls_core_step *step = find_step(attempt, number);
-            ledger->lineage[number - 1] = (struct ls_ledger_step){.step = step->step,
-                                                                  .position = step->position,
-                                                                  .sequences = step->sequences,
-                                                                  .end_position = step->end_position,
-                                                                  .digest = step->digest,
-                                                                  .chain = step->chain,
-                                                                  .skipped = step->skipped,
-                                                                  .attempt = attempt->facts.attempt,
-                                                                  .world_size = attempt->facts.world_size};
+            ledger->lineage[number - begin - 1] =
+                (struct ls_ledger_step){.step = step->step,
+                                        .position = step->position,
+                                        .sequences = step->sequences,
+                                        .end_position = step->end_position,
+                                        .digest = step->digest,
+                                        .chain = step->chain,
+                                        .skipped = step->skipped,
+                                        .attempt = attempt->facts.attempt,
+                                        .world_size = attempt->facts.world_size,
+                                        .data_generation = attempt->facts.data_generation};
             attempt->lineage_steps++;
         }
         last = attempt->facts.start_step;
-        if (last == 0) break;
-        enum ls_code code = find_parent(ledger, index, &index, error);
+        if (last == 0 || is_at_origin(ledger, &attempt->facts)) break;
+        code = find_parent(ledger, index, &index, error);
         if (code != LS_OK) return code;
     }
     ledger->lineage_count = count;
@@ -309,6 +402,13 @@ static enum ls_code wrong_parent(struct ls_error *error, const char *child, int6
 static enum ls_code prove_checkpoint(const struct ls_ledger *ledger, const struct ls_ledger_checkpoint *checkpoint,
                                      struct ls_error *error) {
     const struct attempt *writer = find_attempt(ledger, checkpoint->attempt);
+    const struct ls_ledger_origin *origin = &ledger->options.origin;
+    if (origin->step && checkpoint->step <= origin->step && !(writer && find_step(writer, checkpoint->step)))
+        return checkpoint->step < origin->step || same(checkpoint->chain, origin->chain)
+                   ? LS_OK
+                   : ls_fail(error, LS_DATA, LS_SCOPE_JOB,
+                             "the checkpoint of step %lld is not the one that the run began with: its chain differs",
+                             (long long)checkpoint->step);
     if (!writer)
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
                        "the checkpoint of step %lld was written by attempt %lld, which the journal does not know",
@@ -336,20 +436,18 @@ static void summarise(const struct ls_ledger *ledger, struct ls_ledger_summary *
     for (size_t i = 0; i < ledger->lineage_count; i++) {
         summary->sequences += ledger->lineage[i].sequences;
         summary->skipped += ledger->lineage[i].skipped;
+        summary->passed_over += ls_quarantine_within(quarantine_of(ledger, ledger->lineage[i].data_generation),
+                                                     ledger->lineage[i].position, ledger->lineage[i].end_position);
     }
-    if (ledger->lineage_count)
-        summary->passed_over =
-            ls_quarantine_within(&ledger->quarantine, 0, ledger->lineage[ledger->lineage_count - 1].end_position);
     for (size_t i = 0; i < ledger->attempts_count; i++) {
         const struct attempt *attempt = &ledger->attempts[i];
         summary->given_up += (int64_t)attempt->steps_count - attempt->lineage_steps;
         summary->lineages += attempt->lineage_steps > 0;
         summary->commits += (int64_t)attempt->commits_count;
         for (size_t k = 0; k < attempt->commits_count; k++) {
-            int64_t step = attempt->commits[k].step;
-            if (step > summary->committed_step && (size_t)step <= ledger->lineage_count &&
-                same(ledger->lineage[step - 1].chain, attempt->commits[k].chain))
-                summary->committed_step = step;
+            const struct ls_ledger_step *step = ls_ledger_find(ledger, attempt->commits[k].step);
+            if (step && step->step > summary->committed_step && same(step->chain, attempt->commits[k].chain))
+                summary->committed_step = step->step;
         }
     }
 }
@@ -358,8 +456,9 @@ enum ls_code ls_ledger_prove(struct ls_ledger *ledger, struct ls_ledger_summary 
     enum ls_code code = LS_OK;
     if (ledger->attempts_count == 0)
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "the journal has no attempt: nothing has run");
-    ledger->quarantine.count = 0;
-    ledger->quarantined_count = 0;
+    ledger->generations_count = ledger->quarantined_count = 0;
+    for (size_t i = 0; i < ledger->inherited_count && code == LS_OK; i++)
+        code = put_into_quarantine(ledger, &ledger->inherited[i], error);
     for (size_t i = 0; i < ledger->attempts_count && code == LS_OK; i++) {
         ledger->attempts[i].lineage_steps = 0;
         code = prove_attempt(ledger, i, error);
@@ -383,10 +482,15 @@ const struct ls_ledger_quarantine *ls_ledger_quarantined(const struct ls_ledger 
     return ledger->quarantined;
 }
 
-/* A range that was put into quarantine lies behind every step that the lineage had before: so the whole list serves all
- * of its steps. */
+const struct ls_ledger_step *ls_ledger_find(const struct ls_ledger *ledger, int64_t step) {
+    const int64_t index = step - ledger->lineage_begin - 1;
+    return index >= 0 && (size_t)index < ledger->lineage_count ? &ledger->lineage[index] : NULL;
+}
+
+/* A range that was put into quarantine lies behind every step that the lineage had in its generation before: so the
+ * whole list serves all of its steps. */
 int64_t ls_ledger_position(const struct ls_ledger *ledger, const struct ls_ledger_step *step, int64_t index) {
-    return ls_quarantine_at(&ledger->quarantine, step->position, index);
+    return ls_quarantine_at(quarantine_of(ledger, step->data_generation), step->position, index);
 }
 
 /* ---- the samples ---- */
@@ -445,8 +549,24 @@ static void find_extremes(const struct count *count, struct ls_ledger_use *use) 
     }
 }
 
-enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, const struct ls_order *order, const uint64_t *samples,
-                                 int sources, struct ls_ledger_use *use, struct ls_error *error) {
+/* The draws of positions [from, to), of step `step`. */
+static enum ls_code count_draws(const struct ls_ledger *ledger, int64_t data_generation, const struct ls_order *order,
+                                int64_t from, int64_t to, int64_t step, struct count *count, struct ls_ledger_use *use,
+                                struct ls_error *error) {
+    const struct ls_quarantine *quarantine = quarantine_of(ledger, data_generation);
+    enum ls_code code = LS_OK;
+    for (int64_t position = from; position < to && code == LS_OK; position++) {
+        struct ls_draw draw = ls_order_at(order, (uint64_t)position);
+        assert(count[draw.source].used);
+        code = count_draw(&draw, ls_quarantine_has(quarantine, position), &count[draw.source], &use[draw.source], step,
+                          error);
+    }
+    return code;
+}
+
+enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, int64_t data_generation, const struct ls_order *order,
+                                 const uint64_t *samples, int sources, struct ls_ledger_use *use,
+                                 struct ls_error *error) {
     struct count count[LS_ORDER_SOURCES_MAX] = {{.used = NULL}};
     enum ls_code code = LS_OK;
     for (int i = 0; i < sources && code == LS_OK; i++) {
@@ -456,14 +576,13 @@ enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, const struct ls
             code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to count %llu samples",
                            (unsigned long long)samples[i]);
     }
+    bool first = true;
     for (size_t i = 0; i < ledger->lineage_count && code == LS_OK; i++) {
         const struct ls_ledger_step *step = &ledger->lineage[i];
-        for (int64_t position = step->position; position < step->end_position && code == LS_OK; position++) {
-            struct ls_draw draw = ls_order_at(order, (uint64_t)position);
-            assert(draw.source < (uint32_t)sources && count[draw.source].used);
-            code = count_draw(&draw, ls_quarantine_has(&ledger->quarantine, position), &count[draw.source],
-                              &use[draw.source], step->step, error);
-        }
+        if (step->data_generation != data_generation) continue;
+        code = count_draws(ledger, data_generation, order, first ? 0 : step->position, step->end_position, step->step,
+                           count, use, error);
+        first = false;
     }
     for (int i = 0; i < sources; i++) {
         if (code == LS_OK) find_extremes(&count[i], &use[i]);

@@ -137,14 +137,15 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
     const struct ls_step_report *report = &entry->report;
     char digest[33];
     ls_digest_format(entry->record.step.digest, digest);
-    int64_t samples = entry->record.step.position + entry->record.step.sequences;
+    const int64_t samples = entry->record.step.samples, own = samples - metrics->facts.start_samples;
     json_t *line = json_object();
     json_object_set_new(line, "kind", json_string("step"));
     json_object_set_new(line, "step", json_integer(entry->record.step.step));
     json_object_set_new(line, "attempt", json_integer(entry->record.attempt));
     json_object_set_new(line, "epoch", number(report->epoch));
     json_object_set_new(line, "samples", json_integer(samples));
-    json_object_set_new(line, "tokens", json_integer(samples * metrics->facts.sequence_length));
+    json_object_set_new(line, "tokens",
+                        json_integer(metrics->facts.start_tokens + own * metrics->facts.sequence_length));
     json_object_set_new(line, "loss", number(report->loss));
     json_object_set_new(line, "grad_norm", number(report->grad_norm));
     json_object_set_new(line, "lr", number(report->lr));
@@ -246,12 +247,14 @@ static void write_event(struct ls_metrics *metrics, const struct ls_journal_entr
         json_object_set_new(line, "step", json_integer(record->quarantine.step));
         json_object_set_new(line, "from", json_integer(record->quarantine.from));
         json_object_set_new(line, "to", json_integer(record->quarantine.to));
+        json_object_set_new(line, "data_generation", json_integer(record->quarantine.data_generation));
         break;
     case LS_RECORD_ATTEMPT:
         json_object_set_new(line, "ranks", json_integer(record->attempt_begun.world_size));
         json_object_set_new(line, "step", json_integer(record->attempt_begun.start_step));
         json_object_set_new(line, "restarts", json_integer(record->attempt_begun.restarts));
         json_object_set_new(line, "lost_steps", json_integer(record->attempt_begun.lost_steps));
+        json_object_set_new(line, "begins_data_generation", json_boolean(record->attempt_begun.begins_generation));
         break;
     default: break;
     }
@@ -259,10 +262,13 @@ static void write_event(struct ls_metrics *metrics, const struct ls_journal_entr
     count_event(metrics, entry);
 }
 
-void ls_run_facts_begin_attempt(struct ls_run_facts *facts, const struct ls_core_record *record) {
+void ls_run_facts_begin_attempt(struct ls_run_facts *facts, const struct ls_journal_entry *entry) {
+    const struct ls_core_record *record = &entry->record;
     facts->attempt = record->attempt;
     facts->ranks = record->attempt_begun.world_size;
     facts->start_step = record->attempt_begun.start_step;
+    facts->start_samples = record->attempt_begun.start_samples;
+    if (entry->attempt) facts->start_tokens = entry->attempt->tokens;
 }
 
 void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry *entry) {
@@ -274,8 +280,7 @@ void ls_metrics_write(struct ls_metrics *metrics, const struct ls_journal_entry 
         write_validation(metrics, entry);
     else
         write_event(metrics, entry);
-    if (!entry->note && entry->record.kind == LS_RECORD_ATTEMPT)
-        ls_run_facts_begin_attempt(&metrics->facts, &entry->record);
+    if (!entry->note && entry->record.kind == LS_RECORD_ATTEMPT) ls_run_facts_begin_attempt(&metrics->facts, entry);
 }
 
 /* ---- the summary ---- */

@@ -16,14 +16,15 @@ struct ls_run_facts {
     double started_seconds; /* CLOCK_MONOTONIC at which the command began; 0: now */
     char config_digest[33];
     int64_t attempt, ranks, zero_stage, start_step, total_steps, sequence_length, max_restarts;
+    int64_t start_samples, start_tokens; /* used before the attempt, over all generations of the data */
     /* Of coordinators before this one: how long attempts ran, and how many ended in a fault. */
     double earlier_seconds;
     int64_t earlier_faults;
     const struct ls_config *config; /* outlives them; NULL: no advice is given */
 };
 
-/* What an ATTEMPT record changes of them. */
-void ls_run_facts_begin_attempt(struct ls_run_facts *facts, const struct ls_core_record *record);
+/* What the entry of an ATTEMPT record changes of them. */
+void ls_run_facts_begin_attempt(struct ls_run_facts *facts, const struct ls_journal_entry *entry);
 
 /* What the steps seen so far add up to; what it takes from steps leaves the first five of the attempt out. */
 struct ls_metrics_summary {

@@ -259,14 +259,24 @@ static enum ls_code append_lineage(const struct ls_run_directory *run, const str
 
 static enum ls_code take_changes(const struct ls_run_directory *run, const struct ls_config *before,
                                  const struct ls_config_change *changes, int count, struct ls_error *error) {
-    bool numbers = false;
+    static const char *const effects[] = {
+        [LS_EFFECT_NONE] = "changes no result",
+        [LS_EFFECT_NUMBERS] = "changes the numbers from here on; accepted",
+        [LS_EFFECT_DATA] = "changes what is trained on from here on: a new generation of the data; accepted"};
+    bool counts = false;
     for (int i = 0; i < count; i++) {
-        const bool counts = changes[i].effect == LS_EFFECT_NUMBERS;
-        numbers |= counts;
+        counts |= changes[i].effect != LS_EFFECT_NONE;
         ls_log(LS_LOG_INFO, "%s: %s, it was %s (%s)", changes[i].key, changes[i].after, changes[i].before,
-               counts ? "changes the numbers from here on; accepted" : "changes no result");
+               effects[changes[i].effect]);
     }
-    return numbers ? append_lineage(run, before, error) : LS_OK;
+    return counts ? append_lineage(run, before, error) : LS_OK;
+}
+
+enum ls_code ls_run_directory_keep_config(const struct ls_run_directory *run, const struct ls_config *config,
+                                          struct ls_error *error) {
+    char path[PATH_MAX];
+    if (!under(run, "config.yaml", path)) return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "path too long: %s", run->path);
+    return write_config(path, config, error);
 }
 
 enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, const struct ls_config *config,
@@ -285,7 +295,6 @@ enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, c
     if (count < 0) code = ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to compare configurations");
     if (code == LS_OK) code = ls_config_changes_check(changes, count, accepted, accepted_count, run->path, error);
     if (code == LS_OK) code = take_changes(run, before, changes, count, error);
-    if (code == LS_OK) code = write_config(path, config, error);
     for (int i = 0; i < count && code == LS_OK; i++) {
         const size_t used = strlen(changed);
         if (changes[i].effect == LS_EFFECT_NUMBERS)

@@ -42,13 +42,17 @@ void ls_run_directory_unlock(struct ls_run_directory *run);
 /* The last step in metrics.jsonl; -1 when there is none. */
 int64_t ls_run_directory_last_step(const struct ls_run_directory *run);
 
-/* Compares `config` with RUN/config.yaml, which is written first if absent, and then replaced. Each change is logged,
- * with its effect. LS_USAGE where one of them is in the way (ls_config_changes_check); accepted[count] are the keys and
- * sections that may change numbers. `changed` becomes a line about those that did, cut if long, "" for none. */
+/* Compares `config` with RUN/config.yaml, which is written if absent. Each change is logged, with its effect. LS_USAGE
+ * where one of them is in the way (ls_config_changes_check); accepted[count] are the keys and sections that may change
+ * numbers or data. Checkpoints of the configuration before belong to the run from then on. `changed` becomes a line
+ * about the numbers that changed, cut if long, "" for none. */
 enum { LS_CHANGED_BYTES = 1024 };
 enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, const struct ls_config *config,
                                            const char *const *accepted, int count, char changed[LS_CHANGED_BYTES],
                                            struct ls_error *error);
+/* Writes RUN/config.yaml: once nothing of `config` is in the way. */
+enum ls_code ls_run_directory_keep_config(const struct ls_run_directory *run, const struct ls_config *config,
+                                          struct ls_error *error);
 /* True when a checkpoint of a configuration with this digest belongs to the run: `current` is that of RUN/config.yaml,
  * and RUN/config.lineage lists those before it. */
 bool ls_run_directory_knows_config(const char *run_dir, const char *current, const char *digest);

@@ -41,9 +41,8 @@ static enum ls_code open_data(struct ls_run *run, struct ls_error *error) {
     if (code != LS_OK) return code;
     code = ls_corpus_resolve_vocab(corpus, run->config, error);
     if (code == LS_OK) code = ls_corpus_end(corpus, run->config, &run->total_steps, &run->end_position, error);
-    run->epoch_length = corpus->epoch_length;
     memcpy(run->core.dataset_digest, corpus->digest, sizeof run->core.dataset_digest);
-    if (code == LS_OK) code = ls_corpus_list(corpus, run->config, &run->datasets, error);
+    if (code == LS_OK) code = ls_run_data_read(corpus, run->config, &run->data, error);
     ls_corpus_close(corpus);
     return code;
 }
@@ -142,14 +141,16 @@ static enum ls_code note_shape(void *run, const struct ls_journal_shape *shape, 
     return LS_OK;
 }
 
-/* A run without a shape gets its first; one whose numbers change another one. The last step of a run by epochs follows
- * from where the new batch begins. What the shape says of the end holds until the next one. */
+/* A run without a shape gets its first; one whose numbers change, or whose data begin anew, another one. The last step
+ * of a run by epochs follows from where the new batch begins. What the shape says of the end holds until the next one.
+ */
 static enum ls_code settle_shape(struct ls_run *run, struct ls_error *error) {
     struct ls_journal_shape shape = {.first_attempt = run->attempt.attempt,
                                      .global_batch = run->config->train.global_batch_size,
                                      .steps = run->total_steps,
                                      .end_position = INT64_MAX};
-    if (run->shape.first_attempt && strcmp(run->shape.config_digest, run->core.config_digest) == 0) {
+    const bool begins = run->generation.begins && run->generation.before;
+    if (run->shape.first_attempt && !begins && strcmp(run->shape.config_digest, run->core.config_digest) == 0) {
         run->total_steps = run->shape.steps;
         return LS_OK;
     }
@@ -165,13 +166,39 @@ static enum ls_code settle_shape(struct ls_run *run, struct ls_error *error) {
     return ls_journal_write_shape(run->journal, &shape, error);
 }
 
+/* Which generation of the data the attempt is of, what the configuration says of its steps, and its row. */
+static enum ls_code begin_on_data(struct ls_run *run, const struct ls_run_options *options,
+                                  const struct ls_journal_attempt *before, struct ls_error *error) {
+    const struct ls_run_generation_wish wish = {.journal = run->journal,
+                                                .before = before,
+                                                .start = &run->start,
+                                                .data = &run->data,
+                                                .config = run->config,
+                                                .yaml = run->yaml,
+                                                .accepted = options->accepted,
+                                                .accepted_count = options->accepted_count,
+                                                .run = run->directory.path};
+    enum ls_code code = ls_run_generation_settle(&wish, &run->attempt, &run->generation, error);
+    if (code != LS_OK) return code;
+    const size_t used = strlen(run->changed);
+    if (*run->generation.differences)
+        snprintf(run->changed + used, sizeof run->changed - used, "%s%s", used ? "; " : "",
+                 run->generation.differences);
+    code = settle_shape(run, error);
+    if (code != LS_OK) return code;
+    run->complete = run->end_position == UINT64_MAX ? run->attempt.start_step >= run->total_steps
+                                                    : (uint64_t)run->attempt.start_position >= run->end_position;
+    if (run->complete) return LS_OK;
+    code = ls_run_directory_keep_config(&run->directory, run->config, error);
+    if (code == LS_OK) code = ls_run_generation_write(&wish, &run->generation, error);
+    return code == LS_OK ? ls_journal_begin_attempt(run->journal, &run->attempt, error) : code;
+}
+
 /* A new attempt, from the newest good checkpoint or from step 0. */
-static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
+static enum ls_code begin_attempt(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     struct ls_journal_attempt before;
-    struct ls_run_start_wish wish = {.run_dir = run->directory.path,
-                                     .below_step = INT64_MAX,
-                                     .config_digest = run->core.config_digest,
-                                     .dataset_digest = run->core.dataset_digest};
+    struct ls_run_start_wish wish = {
+        .run_dir = run->directory.path, .below_step = INT64_MAX, .config_digest = run->core.config_digest};
     enum ls_code code = ls_journal_last_attempt(run->journal, &before, error);
     struct last_words last = {.below_step = INT64_MAX, .step = before.start_step};
     if (code == LS_OK) code = ls_journal_read_records(run->journal, before.attempt, note_last_words, &last, error);
@@ -186,13 +213,7 @@ static enum ls_code begin_attempt(struct ls_run *run, struct ls_error *error) {
     run->attempt = run->start.attempt;
     run->attempt.attempt = wish.attempt;
     run->attempt.world_size = run->ranks;
-    code = settle_shape(run, error);
-    if (code != LS_OK) return code;
-    run->complete = run->end_position == UINT64_MAX ? run->attempt.start_step >= run->total_steps
-                                                    : (uint64_t)run->attempt.start_position >= run->end_position;
-    if (!run->complete) code = ls_journal_write_meta(run->journal, "datasets", run->datasets, error);
-    if (code == LS_OK && !run->complete) code = ls_journal_begin_attempt(run->journal, &run->attempt, error);
-    return code;
+    return begin_on_data(run, options, &before, error);
 }
 
 static enum ls_code begin(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
@@ -205,7 +226,7 @@ static enum ls_code begin(struct ls_run *run, const struct ls_run_options *optio
             code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "the journal of %s has no attempt to go on with",
                            run->directory.path);
     } else {
-        code = begin_attempt(run, error);
+        code = begin_attempt(run, options, error);
     }
     if (code == LS_OK && !run->complete)
         code = ls_journal_begin_generation(run->journal, run->attempt.attempt, &run->core.generation, error);
@@ -232,6 +253,8 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
     core->attempt = (uint32_t)run->attempt.attempt;
     core->start_step = run->attempt.start_step;
     core->start_position = run->attempt.start_position;
+    core->start_samples = run->attempt.samples;
+    core->data_generation = run->attempt.data_generation;
     core->start_chain = run->attempt.start_chain;
     core->global_batch = config->train.global_batch_size;
     core->steps = run->end_position == UINT64_MAX ? run->total_steps : 0;
@@ -307,6 +330,8 @@ static void state_facts(struct ls_run *run, const struct ls_run_options *options
     facts->zero_stage = run->config->zero.stage;
     facts->max_restarts = run->config->fault.max_restarts;
     facts->sequence_length = run->config->data.sequence_length;
+    facts->start_samples = run->attempt.samples;
+    facts->start_tokens = run->attempt.tokens;
 }
 
 /* From the data on, with the run directory's lock. */
@@ -364,7 +389,7 @@ void ls_run_release(struct ls_run *run) {
     ls_allocation_release(&run->own_allocation);
     explicit_bzero(&run->keys, sizeof run->keys);
     free(run->yaml);
-    free(run->datasets);
+    ls_run_data_release(&run->data);
     free(run->config);
     memset(run, 0, sizeof *run);
     run->directory.lock = -1;

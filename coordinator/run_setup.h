@@ -12,6 +12,7 @@
 #include "coordinator/metrics.h"
 #include "coordinator/network.h"
 #include "coordinator/run_directory.h"
+#include "coordinator/run_generation.h"
 #include "coordinator/run_start.h"
 
 #include <stdbool.h>
@@ -39,13 +40,14 @@ struct ls_run_options {
 
 struct ls_run {
     struct ls_config *config;
-    char *yaml;     /* resolved, as the workers get it */
-    char *datasets; /* ls_corpus_list() */
+    char *yaml; /* resolved, as the workers get it */
+    struct ls_run_data data;
     struct ls_run_directory directory;
     struct ls_keys keys;
     struct ls_journal *journal;
     struct ls_run_start start;             /* as it was found; empty when `restarted` */
     int64_t unheard_attempt, unheard_step; /* the attempt before ended without a word behind this step; 0: it did not */
+    struct ls_run_generation generation;   /* of the data; number 0 when `restarted` */
     struct ls_journal_attempt attempt;     /* whose workers are served */
     struct ls_core_options core;           /* as they were when the core was made */
     struct ls_core *machine;
@@ -55,8 +57,7 @@ struct ls_run {
     char token[LS_RUN_TOKEN_SIZE]; /* in the run directory */
     int64_t ranks;                 /* of the attempt */
     int64_t total_steps, port;
-    uint64_t end_position;          /* UINT64_MAX: none */
-    uint64_t epoch_length;          /* 0: not defined */
+    uint64_t end_position;          /* in the order of a generation of the data; UINT64_MAX: none */
     char changed[LS_CHANGED_BYTES]; /* what was accepted on resuming, "" for nothing */
     struct ls_journal_shape shape;  /* in force; first_attempt 0: none is known yet */
     struct ls_run_facts facts;

@@ -33,19 +33,20 @@ static enum ls_code check_lineage(const struct ls_run_start_wish *wish, const st
                        "the newest checkpoint, step %lld, was made with another configuration (digest %s, this one has "
                        "%s). Start anew with --run-dir DIR.",
                        (long long)state->step, state->config_digest, wish->config_digest);
-    if (strcmp(state->dataset_digest, wish->dataset_digest) != 0)
-        return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
-                       "the datasets have changed since step %lld was saved (digest %s, now %s). Put them back, or "
-                       "start anew with --run-dir DIR.",
-                       (long long)state->step, state->dataset_digest, wish->dataset_digest);
     return LS_OK;
 }
 
-static void take(const struct ls_checkpoint_found *found, struct ls_journal_attempt *attempt) {
+static void take(const struct ls_checkpoint_found *found, struct ls_run_start *start) {
+    struct ls_journal_attempt *attempt = &start->attempt;
+    start->found = true;
+    start->state = found->state;
     attempt->start_step = (int64_t)found->state.step;
     attempt->start_position = (int64_t)found->state.position;
     attempt->optimizer_steps = (int64_t)found->state.optimizer_steps;
     attempt->tokens = (int64_t)found->state.tokens;
+    attempt->samples = (int64_t)found->state.samples;
+    attempt->data_generation = (int64_t)found->state.data_generation;
+    attempt->generation_step = (int64_t)found->state.data_generation_step;
     ls_digest_parse(found->state.ledger_chain, &attempt->start_chain);
     snprintf(attempt->checkpoint, sizeof attempt->checkpoint, "%s", found->path);
     snprintf(attempt->parent_manifest, sizeof attempt->parent_manifest, "%s", found->manifest_hash);
@@ -64,7 +65,7 @@ enum ls_code ls_run_find_start(const struct ls_run_start_wish *wish, struct ls_r
     if (code == LS_OK) code = ls_checkpoint_recover(wish->run_dir, (uint64_t)wish->attempt, error);
     if (code == LS_OK) code = ls_checkpoint_newest(wish->run_dir, &any, found, pass_over, &search, error);
     if (code == LS_OK && any) code = check_lineage(wish, &found->state, error);
-    if (code == LS_OK && any) take(found, &start->attempt);
+    if (code == LS_OK && any) take(found, start);
     free(found);
     return code;
 }

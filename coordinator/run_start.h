@@ -3,6 +3,7 @@
 #define LS_COORDINATOR_RUN_START_H
 
 #include "common/status.h"
+#include "common/trainer_state.h"
 #include "coordinator/journal.h"
 
 #include <stdint.h>
@@ -14,19 +15,22 @@ struct ls_run_start_wish {
     const char *run_dir;
     int64_t attempt;    /* that will start */
     int64_t below_step; /* checkpoints of this step and later ones are not to be used */
-    const char *config_digest, *dataset_digest;
+    const char *config_digest;
 };
 
-/* What was found; what the attempt's number and world size are is the caller's. */
+/* What was found; what the attempt's number and world size are is the caller's, and whether its data are those of the
+ * checkpoint. */
 struct ls_run_start {
-    struct ls_journal_attempt attempt;
+    bool found;                            /* a checkpoint; else all is zero */
+    struct ls_trainer_state state;         /* of it */
+    struct ls_journal_attempt attempt;     /* that goes on from it in its generation of the data */
     int damaged_count;                     /* checkpoints that were passed over */
     char damaged[LS_RUN_DAMAGED_MAX][400]; /* the first of them: name, and what is wrong */
 };
 
 /* Tidies RUN/checkpoints (ls_checkpoint_recover), rejects the checkpoints from below_step on, and takes the newest good
  * one; damaged ones above it are rejected and logged. Reads every byte of what it accepts. Done again it finds the
- * same. LS_CHECKPOINT; LS_CHECKPOINT or LS_DATA when the checkpoint is of another configuration or other datasets. */
+ * same. LS_CHECKPOINT, also when the checkpoint is of another configuration. */
 enum ls_code ls_run_find_start(const struct ls_run_start_wish *wish, struct ls_run_start *start,
                                struct ls_error *error);
 

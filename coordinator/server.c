@@ -466,6 +466,7 @@ static void tell_beginning(struct ls_server *server) {
                     "attempt %lld ended without a word behind step %lld: everything was killed, or the disk was full",
                     (long long)run->unheard_attempt, (long long)run->unheard_step);
     server_tell_damaged(server, &run->start);
+    if (!run->core.restarted) ls_run_generation_tell(&run->generation, &run->attempt, run->journal);
     if (run->core.restarted)
         server_tell(server, "coordinator_restarted", "a new coordinator took over at step %lld of attempt %u (%u)",
                     (long long)status.step, status.attempt, status.generation);

@@ -15,6 +15,17 @@ void server_note_validation(struct ls_server *server, int64_t step, double loss)
 
 /* ---- journal ---- */
 
+/* What the next attempt begins with, as the core wants it: the checkpoint's step at a position of the run's own
+ * generation of the data. */
+static void begin_attempt(struct ls_server *server, const struct ls_core_record *record) {
+    struct ls_journal_attempt *next = &server->next;
+    next->attempt = record->attempt;
+    next->world_size = record->attempt_begun.world_size;
+    next->start_position = record->attempt_begun.start_position;
+    next->data_generation = server->run->core.data_generation;
+    if (record->attempt_begun.begins_generation) next->generation_step = next->start_step;
+}
+
 static void journal(struct ls_server *server, const struct ls_core_record *record) {
     struct ls_journal_entry entry = {.record = *record};
     if (record->kind == LS_RECORD_STEP) {
@@ -25,9 +36,8 @@ static void journal(struct ls_server *server, const struct ls_core_record *recor
         entry.bits_per_byte = message->validation.bits_per_byte;
         server_note_validation(server, record->validation.step, entry.loss);
     } else if (record->kind == LS_RECORD_ATTEMPT && (entry.attempt = malloc(sizeof *entry.attempt))) {
-        *entry.attempt = *(const struct ls_journal_attempt *)record->payload;
-        entry.attempt->attempt = record->attempt;
-        entry.attempt->world_size = record->attempt_begun.world_size;
+        begin_attempt(server, record);
+        *entry.attempt = server->next;
     } else if (record->kind == LS_RECORD_JOINED) {
         server_note_joined(server);
     } else if (record->kind == LS_RECORD_COMMIT && record->commit.step == server->saved.step) {
@@ -90,10 +100,14 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     state->step = (uint64_t)action->commit.step;
     state->attempt = (uint64_t)run->attempt.attempt;
     state->position = (uint64_t)action->commit.position;
-    state->epoch = run->epoch_length ? state->position / run->epoch_length : 0;
+    state->samples = (uint64_t)action->commit.samples;
+    state->epoch = run->data.epoch_length ? state->position / run->data.epoch_length : 0;
+    state->data_generation = (uint64_t)run->attempt.data_generation;
+    state->data_generation_step = (uint64_t)run->attempt.generation_step;
+    state->quarantine = *ls_core_quarantine(run->machine);
     state->optimizer_steps = (uint64_t)parts->optimizer_steps;
-    const int64_t passed_over = ls_quarantine_within(ls_core_quarantine(run->machine), 0, action->commit.position);
-    state->tokens = (state->position - (uint64_t)passed_over) * (uint64_t)run->config->data.sequence_length;
+    state->tokens = (uint64_t)(run->attempt.tokens +
+                               (action->commit.samples - run->attempt.samples) * run->config->data.sequence_length);
     state->world_size = (uint64_t)run->ranks;
     state->data_seed = run->config->data.seed;
     state->train_seed = run->config->train.seed;
@@ -101,6 +115,7 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     memcpy(state->parent_manifest, run->attempt.parent_manifest, sizeof state->parent_manifest);
     memcpy(state->config_digest, run->core.config_digest, sizeof state->config_digest);
     memcpy(state->dataset_digest, run->core.dataset_digest, sizeof state->dataset_digest);
+    memcpy(state->train_digest, run->data.train_digest, sizeof state->train_digest);
     struct ls_core_status status;
     ls_core_read_status(run->machine, &status);
     job.final = action->commit.step == status.end_step;

@@ -323,7 +323,7 @@ static void send_status(struct ls_server *server, ls_connection name) {
     status->journaled_step = core.journaled_step;
     status->committed_step = core.committed_step;
     status->saving_step = core.saving_step;
-    status->position = (uint64_t)core.position;
+    status->position = (uint64_t)core.samples;
     status->attempt = core.attempt;
     status->restarts = core.restarts;
     status->max_restarts = run->config->fault.max_restarts;

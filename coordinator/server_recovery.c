@@ -84,8 +84,7 @@ void server_prepare(struct ls_server *server, const struct ls_core_action *actio
     const struct ls_run_start_wish wish = {.run_dir = run->directory.path,
                                            .attempt = (int64_t)action->attempt + 1,
                                            .below_step = action->prepare.below_step,
-                                           .config_digest = run->core.config_digest,
-                                           .dataset_digest = run->core.dataset_digest};
+                                           .config_digest = run->core.config_digest};
     server->preparing = action->attempt;
     ls_committer_prepare(server->committer, &wish);
 }
@@ -168,6 +167,8 @@ void server_check_room(struct ls_server *server) {
     room->since_ms = 0;
     event.prepared.step = server->next.start_step;
     event.prepared.position = server->next.start_position;
+    event.prepared.samples = server->next.samples;
+    event.prepared.data_generation = server->next.data_generation;
     event.prepared.chain = server->next.start_chain;
     event.prepared.fewer = fitting_ranks(server, server->run->ranks - 1);
     server->recovery.prepared_ms = server_now_ms();

@@ -10,7 +10,7 @@ run() { "$lockstep" run "$config" --run-dir run --set checkpoint.every_steps=5 "
 run >run.log 2>&1 </dev/null || not_ok "a run to change" run.log
 expect 2 "train.steps differs.*30, it was 20.*--accept train.steps" "more steps need to be accepted" run --resume --set train.steps=30
 expect 2 "model.hidden_size differs.*start anew" "another shape is refused" run --resume --set model.hidden_size=64
-expect 2 "data.seed differs" "another order of the data is refused" run --resume --set data.seed=9 --accept data
+expect 2 "data.seed differs.*--accept data.seed" "another order of the data needs to be accepted" run --resume --set data.seed=9 --accept optimizer
 expect 2 "cannot go on with another model.hidden_size" "what can never change cannot be accepted" run --resume --accept model.hidden_size
 expect 2 "such as optimizer.lr" "a wrong name is corrected" run --resume --accept optimizer.learning_rate
 expect 0 "nothing is left to do" "the run is as it was" run --resume

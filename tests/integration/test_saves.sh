@@ -71,9 +71,9 @@ expect 2 "^lockstep: train.steps differs .*\(30, it was 24\).*--accept train.ste
     lockstep run run.yaml --run-dir plain -n 2 --resume --set optimizer.lr=2.0e-3 --set train.steps=30
 expect 2 "^lockstep: optimizer.lr differs .*\(0.002, it was 0.001\).*--accept optimizer.lr" "and so is the next one" \
     lockstep run run.yaml --run-dir plain -n 2 --resume --set optimizer.lr=2.0e-3 --set train.steps=30 --accept train.steps
-expect 2 "data.seed differs .*start anew" "one that changes what is trained on is refused" \
-    lockstep run run.yaml --run-dir plain -n 2 --resume --set data.seed=4 --set train.steps=30 --accept train.steps
-expect 2 "cannot go on with another data.seed" "and cannot be accepted" lockstep run run.yaml --run-dir plain --resume --accept data.seed
+expect 2 "train.seed differs .*start anew" "one that checkpoints rest on is refused" \
+    lockstep run run.yaml --run-dir plain -n 2 --resume --set train.seed=4 --set train.steps=30 --accept train.steps
+expect 2 "cannot go on with another train.seed" "and cannot be accepted" lockstep run run.yaml --run-dir plain --resume --accept train.seed
 expect 0 "optimizer.lr: 0.002, it was 0.001 \(changes the numbers" "accepted by name it goes on, and each change is told" \
     lockstep run run.yaml --run-dir plain -n 3 --resume --set optimizer.lr=2.0e-3 --set train.steps=30 --set checkpoint.every_steps=5 \
     --accept optimizer.lr --accept train.steps

@@ -406,6 +406,8 @@ static void inject(struct world *w, enum fault_kind kind) {
     case FAULT_NOBODY_STARTS_WORKERS:
     case FAULT_CHECKPOINT_DAMAGED:
     case FAULT_OTHER_WORLD_SIZE:
+    case FAULT_DATA_CHANGED:
+    case FAULT_DATA_SET_BACK:
     case FAULT_COUNT: return;
     }
     w->coverage->faults[kind] += counted;

@@ -12,6 +12,21 @@ static void put(struct world *w, struct sequences *sequences, int64_t i) {
     sequences->word[i / 64] |= UINT64_C(1) << (i % 64);
 }
 
+/* The sequence at `position` of a generation of the data. */
+static int64_t sequence_at(int64_t generation, int64_t position) {
+    return position < 0 || position >= POSITIONS_MAX ? -1 : (generation - 1) * POSITIONS_MAX + position;
+}
+
+static bool is_quarantined(const struct world *w, int64_t position) {
+    return has(&w->quarantined, sequence_at(w->generation, position));
+}
+
+static int64_t count_of(const struct sequences *sequences) {
+    int64_t count = 0;
+    for (int i = 0; i < SEQUENCES_MAX / 64; i++) count += __builtin_popcountll(sequences->word[i]);
+    return count;
+}
+
 /* The digest of a sequence, as workers compute it. */
 static struct ls_digest digest_of(int64_t i) {
     uint64_t z = ((uint64_t)i + 1) * 0x9e3779b97f4a7c15u;
@@ -29,18 +44,20 @@ static void oracle_knows_attempt(struct world *w) {
     memset(w->truth_digest, 0, sizeof w->truth_digest);
     for (int i = 0; i <= STEPS_MAX; i++) w->truth_position[i] = -1;
     w->truth_position[step] = position;
+    w->truth_samples[step] = w->begun.samples;
     w->truth_chain[step] = w->begun.chain;
-    for (int64_t i = position; !w->steps && i < w->end_position; i++) left += !has(&w->quarantined, i);
+    for (int64_t i = position; !w->steps && i < w->end_position; i++) left += !is_quarantined(w, i);
     while (w->steps ? step < w->steps : left > 0) {
         int64_t wanted = !w->steps && left < w->batch ? left : w->batch;
         struct ls_digest digest = {0, 0};
         left -= wanted;
+        step++;
+        w->truth_samples[step] = w->truth_samples[step - 1] + wanted;
         for (; wanted; position++) {
-            if (has(&w->quarantined, position)) continue;
-            digest = ls_digest_add(digest, digest_of(position));
+            if (is_quarantined(w, position)) continue;
+            digest = ls_digest_add(digest, digest_of(sequence_at(w->generation, position)));
             wanted--;
         }
-        step++;
         w->truth_position[step] = position;
         w->truth_digest[step] = digest;
         w->truth_chain[step] = ls_digest_chain(w->truth_chain[step - 1], (uint64_t)step, digest);
@@ -51,7 +68,7 @@ static void oracle_knows_attempt(struct world *w) {
 
 static int64_t truth_sequences(const struct world *w, int64_t step) {
     int64_t count = 0;
-    for (int64_t i = w->truth_position[step - 1]; i < w->truth_position[step]; i++) count += !has(&w->quarantined, i);
+    for (int64_t i = w->truth_position[step - 1]; i < w->truth_position[step]; i++) count += !is_quarantined(w, i);
     return count;
 }
 
@@ -98,6 +115,23 @@ static bool on_disk(struct world *w, int64_t step) {
     return false;
 }
 
+/* The newest checkpoint, or the state before the first step. */
+static const struct folder *newest_of(const struct world *w) {
+    static const struct folder nothing;
+    return w->folders_count ? &w->folders[w->folders_count - 1] : &nothing;
+}
+
+/* The attempt that follows the present one, from a checkpoint: where that is of another generation of the data than the
+ * invocation, at the beginning of the order. */
+static struct begun begun_from(const struct world *w, const struct folder *start) {
+    return (struct begun){.attempt = w->begun.attempt + 1,
+                          .step = start->step,
+                          .position = start->generation == w->generation ? start->position : 0,
+                          .samples = count_of(&start->used),
+                          .turns = start->turns,
+                          .chain = start->chain};
+}
+
 static int64_t newest_folder(struct world *w) {
     return w->folders_count ? w->folders[w->folders_count - 1].step : 0;
 }
@@ -109,13 +143,14 @@ static const struct ls_core_record *journal_at(const struct world *w, int index)
     return index < w->pending_count ? &w->pending[index] : NULL;
 }
 
-/* Everything that attempts before `attempt` put into quarantine. */
+/* Everything that attempts before `attempt` put into quarantine, in the generations of the data that they had. */
 static struct sequences quarantined_before(struct world *w, uint32_t attempt) {
     struct sequences all = {{0}};
     const struct ls_core_record *record;
     for (int i = 0; (record = journal_at(w, i)); i++)
         if (record->kind == LS_RECORD_QUARANTINE && record->attempt < attempt)
-            for (int64_t k = record->quarantine.from; k < record->quarantine.to; k++) put(w, &all, k);
+            for (int64_t k = record->quarantine.from; k < record->quarantine.to; k++)
+                put(w, &all, sequence_at(w->generation_of[record->attempt], k));
     return all;
 }
 
@@ -271,10 +306,8 @@ static void oracle_hears(struct world *w, const struct ls_core_event *event, con
     case LS_EVENT_PREPARED:
         if (event->attempt != w->begun.attempt) break;
         w->att.prepared = true;
-        w->att.next = (struct begun){.attempt = w->begun.attempt + 1,
-                                     .step = event->prepared.step,
-                                     .position = event->prepared.position,
-                                     .chain = event->prepared.chain};
+        w->att.next = begun_from(w, newest_of(w));
+        w->att.begins_generation = event->prepared.data_generation != w->generation;
         w->att.slots = event->prepared.slots;
         w->att.slots_all = event->prepared.slots_all;
         w->att.fewer = event->prepared.fewer;

@@ -13,9 +13,10 @@ static void judge_welcome(struct world *w, const struct ls_core_event *event, in
         !same(action->welcome.start_chain, w->begun.chain))
         violate(w, "the welcome tells another run");
     const struct ls_quarantine *quarantine = ls_core_quarantine(w->core);
-    for (int64_t i = 0; i < SEQUENCES_MAX; i++)
-        if (ls_quarantine_has(quarantine, i) != has(&w->quarantined, i))
-            violate(w, "sequence %lld is not quarantined as it should be", (long long)i);
+    for (int64_t i = 0; i < POSITIONS_MAX; i++)
+        if (ls_quarantine_has(quarantine, i) != is_quarantined(w, i))
+            violate(w, "position %lld of generation %lld is not quarantined as it should be", (long long)i,
+                    (long long)w->generation);
     if (action->welcome.acked_step > durable(w)->step) violate(w, "the welcome acknowledges what is not on disk");
     w->seen.ever_joined = true;
     bool complete = true;
@@ -71,6 +72,9 @@ static void judge_commit(struct world *w, const struct ls_core_action *action) {
     }
     if (action->commit.position != w->truth_position[step] || !same(action->commit.chain, w->truth_chain[step]))
         violate(w, "commit of step %lld with a wrong position or chain", (long long)step);
+    if (action->commit.samples != w->truth_samples[step] || action->commit.samples != count_of(&w->team.saved[step]))
+        violate(w, "commit of step %lld with %lld samples, it was trained on %lld", (long long)step,
+                (long long)action->commit.samples, (long long)count_of(&w->team.saved[step]));
 }
 
 static void judge_step_record(struct world *w, const struct ls_core_event *event, const struct ls_core_status *before,
@@ -82,6 +86,8 @@ static void judge_step_record(struct world *w, const struct ls_core_event *event
     if (record->step.position != w->truth_position[step - 1] || record->step.sequences != truth_sequences(w, step) ||
         !same(record->step.digest, w->truth_digest[step]) || !same(record->step.chain, w->truth_chain[step]))
         violate(w, "step %lld journaled with wrong content", (long long)step);
+    if (record->step.samples != w->truth_samples[step])
+        violate(w, "step %lld is told with %lld samples", (long long)step, (long long)record->step.samples);
 }
 
 static void judge_validation_record(struct world *w, const struct ls_core_event *event,

@@ -74,7 +74,7 @@ static void judge_quarantine(struct world *w, const struct ls_core_record *recor
     if (!w->att.restart || w->att.fault.end.code != LS_NONFINITE || w->att.quarantined)
         violate(w, "a quarantine without reason");
     if (record->quarantine.step != step || record->quarantine.from != w->truth_position[step - 1] ||
-        record->quarantine.to != w->truth_position[step])
+        record->quarantine.to != w->truth_position[step] || record->quarantine.data_generation != w->generation)
         violate(w, "sequences %lld to %lld are quarantined for step %lld", (long long)record->quarantine.from,
                 (long long)record->quarantine.to, (long long)step);
     w->att.quarantined = true;
@@ -82,6 +82,13 @@ static void judge_quarantine(struct world *w, const struct ls_core_record *recor
 }
 
 /* ---- between two attempts ---- */
+
+/* What the present attempt started from, for when it is looked up again. */
+static void note_attempt(struct world *w) {
+    if (w->begun.attempt >= ATTEMPTS_MAX) violate(w, "attempt %u is beyond this world", w->begun.attempt);
+    w->turns[w->begun.attempt] = w->begun.turns;
+    w->generation_of[w->begun.attempt] = (uint8_t)w->generation;
+}
 
 static void judge_kill(struct world *w) {
     if (!w->att.faulted && !w->seen.now_signalled && !w->seen.journal_failed && w->att.begun_ms < 0)
@@ -150,7 +157,11 @@ static void judge_attempt(struct world *w, const struct ls_core_event *event, co
     if (record->payload != event->payload) violate(w, "what PREPARED said is lost");
     if (begun.start_step != w->att.next.step || begun.start_position != w->att.next.position ||
         !same(begun.start_chain, w->att.next.chain))
-        violate(w, "the attempt begins at step %lld", (long long)begun.start_step);
+        violate(w, "the attempt begins at step %lld and position %lld", (long long)begun.start_step,
+                (long long)begun.start_position);
+    if (begun.start_samples != w->att.next.samples || begun.begins_generation != w->att.begins_generation)
+        violate(w, "the attempt begins with %lld samples, %s", (long long)begun.start_samples,
+                begun.begins_generation ? "its data anew" : "its data going on");
     if (wants_quarantine(w) && !w->att.quarantined) violate(w, "bad sequences are trained on again");
     bool forgiven;
     int32_t expected = expected_world_size(w, &forgiven);
@@ -167,6 +178,7 @@ static void judge_attempt(struct world *w, const struct ls_core_event *event, co
     w->coverage->fewer_ranks += begun.world_size < w->begun.world_size;
     w->coverage->more_ranks += begun.world_size > w->begun.world_size;
     w->coverage->hosts_forgiven += forgiven;
+    w->coverage->generations_begun_again += begun.begins_generation && begun.start_step > 0;
     w->coverage->from_nothing += begun.start_step == 0 && before->committed_step > 0;
     w->coverage->from_the_one_before += begun.start_step > 0 && begun.start_step < before->start_step;
     w->bad_above = -1;
@@ -175,6 +187,7 @@ static void judge_attempt(struct world *w, const struct ls_core_event *event, co
     w->progress_attempt = record->attempt;
     w->begun = w->att.next;
     w->begun.world_size = begun.world_size;
+    note_attempt(w);
     w->limit_ms = w->now_ms + ATTEMPT_LIMIT_MS;
     /* The record itself does not count yet as one that came before. */
     oracle_enters_attempt(w);
@@ -202,7 +215,8 @@ static void judge_launch(struct world *w, const struct ls_core_action *action) {
         w->coverage->backed_off += expected_backoff(w) > 0;
     }
     if (action->launch.start_step != w->begun.step || action->launch.start_position != w->begun.position ||
-        !same(action->launch.start_chain, w->begun.chain) || action->launch.world_size != w->begun.world_size)
+        action->launch.start_samples != w->begun.samples || !same(action->launch.start_chain, w->begun.chain) ||
+        action->launch.world_size != w->begun.world_size)
         violate(w, "launched with %d ranks from step %lld", action->launch.world_size,
                 (long long)action->launch.start_step);
     for (int i = 0; i < w->folders_count; i++)
@@ -228,18 +242,26 @@ static void judge_recovery_omissions(struct world *w, bool stop_told) {
 
 /* ---- the end of the run ---- */
 
-/* The weights were trained on every sequence of the run once, but for those in quarantine, which they never saw. */
+/* The weights were trained on every sequence of the run once, generation by generation of the data as far as it went,
+ * but for those in quarantine, which they never saw. */
 static void judge_completeness(struct world *w) {
     const struct folder *last = w->folders_count ? &w->folders[w->folders_count - 1] : NULL;
+    const struct sequences quarantined = quarantined_before(w, w->begun.attempt);
+    struct turns turns = w->begun.turns;
+    turns.reached[w->generation] = w->truth_position[w->truth_end];
     if (w->truth_end == 0) return;
     if (!last || last->step != w->truth_end || !same(last->chain, w->truth_chain[w->truth_end]))
         violate(w, "done without the final checkpoint");
     for (int64_t i = 0; i < SEQUENCES_MAX; i++) {
-        bool wanted = i < w->truth_position[w->truth_end] && !has(&w->quarantined, i);
+        const int64_t generation = i / POSITIONS_MAX + 1, position = i % POSITIONS_MAX;
+        const bool had_turn = position < turns.reached[generation], wanted = had_turn && !has(&quarantined, i);
         if (has(&last->used, i) != wanted)
-            violate(w, "sequence %lld was %s", (long long)i, wanted ? "never trained on" : "trained on");
-        w->coverage->passed_over += i < w->truth_position[w->truth_end] && has(&w->quarantined, i);
+            violate(w, "position %lld of generation %lld was %s", (long long)position, (long long)generation,
+                    wanted ? "never trained on" : "trained on");
+        w->coverage->passed_over += had_turn && has(&quarantined, i);
     }
+    for (int64_t generation = 1; generation < w->generation; generation++)
+        w->coverage->generations_left += turns.reached[generation] > 0;
 }
 
 /* The codes that may end a run between two attempts. */

@@ -29,8 +29,12 @@ static void add_folder(struct world *w, int64_t step, int64_t position, struct l
         memmove(w->folders, w->folders + 1, (CHECKPOINTS_MAX - 1) * sizeof *w->folders);
         w->folders_count--;
     }
+    struct turns turns = w->begun.turns;
+    turns.reached[w->generation] = position;
     w->folders[w->folders_count++] = (struct folder){.step = step,
                                                      .position = position,
+                                                     .generation = w->generation,
+                                                     .turns = turns,
                                                      .chain = chain,
                                                      .used = w->team.saved[step],
                                                      .suspect = w->bad_above >= 0 && step > w->bad_above};
@@ -251,6 +255,8 @@ static void find_attempt(struct world *w) {
                                       .world_size = record->attempt_begun.world_size,
                                       .step = record->attempt_begun.start_step,
                                       .position = record->attempt_begun.start_position,
+                                      .samples = record->attempt_begun.start_samples,
+                                      .turns = w->turns[record->attempt],
                                       .chain = record->attempt_begun.start_chain};
     }
     if (w->progress_attempt > w->begun.attempt) { /* its beginning got lost */
@@ -281,6 +287,8 @@ static void start_coordinator(struct world *w, bool restarted) {
     options->ranks_wanted = w->ranks_wanted;
     options->start_step = w->begun.step;
     options->start_position = w->begun.position;
+    options->start_samples = w->begun.samples;
+    options->data_generation = w->generation;
     options->start_chain = w->begun.chain;
     options->checkpoints_count = 0;
     for (int i = 0; i < w->folders_count; i++) options->checkpoints[options->checkpoints_count++] = w->folders[i].step;

@@ -20,7 +20,7 @@ static void train(struct world *w, int64_t step) {
     struct team *team = &w->team;
     team->digest[step] = (struct ls_digest){0, 0};
     for (int64_t i = 0; i < team_sequences(team, step); i++) {
-        int64_t sequence = ls_quarantine_at(&team->quarantine, team->position[step - 1], i);
+        int64_t sequence = sequence_at(w->generation, ls_quarantine_at(&team->quarantine, team->position[step - 1], i));
         if (has(&team->used, sequence)) violate(w, "sequence %lld is trained on twice", (long long)sequence);
         put(w, &team->used, sequence);
         team->digest[step] = ls_digest_add(team->digest[step], digest_of(sequence));
@@ -31,7 +31,9 @@ static void train(struct world *w, int64_t step) {
 static bool is_spoilt(const struct world *w, int64_t step) {
     const struct team *team = &w->team;
     for (int64_t i = 0; i < team_sequences(team, step); i++)
-        if (has(&w->poison, ls_quarantine_at(&team->quarantine, team->position[step - 1], i))) return true;
+        if (has(&w->poison,
+                sequence_at(w->generation, ls_quarantine_at(&team->quarantine, team->position[step - 1], i))))
+            return true;
     return false;
 }
 

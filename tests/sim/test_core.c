@@ -92,6 +92,9 @@ static int print_attempts(const struct coverage *counted) {
                                         "hosts forgiven",
                                         "from the checkpoint before",
                                         "from step 0 again",
+                                        "on other data",
+                                        "which begin again",
+                                        "runs that ended on other data",
                                         "restarts used up",
                                         "backed off",
                                         "sequences passed over",
@@ -105,6 +108,9 @@ static int print_attempts(const struct coverage *counted) {
                                counted->hosts_forgiven,
                                counted->from_the_one_before,
                                counted->from_nothing,
+                               counted->generations_begun,
+                               counted->generations_begun_again,
+                               counted->generations_left,
                                counted->restarts_used_up,
                                counted->backed_off,
                                counted->passed_over,
@@ -199,6 +205,7 @@ static void any_event(struct world *w, struct ls_core_event *event, struct ls_co
         event->commit.text = "";
         break;
     case LS_EVENT_PREPARED:
+        event->prepared.data_generation = below(w, 3);
         event->prepared.slots = event->prepared.slots_all = (int32_t)between(w, -1, 3);
         event->attempt = chance(w, 50);
         break;

@@ -201,11 +201,13 @@ static void prepared(struct world *w, const struct item *item) {
         handle(w, &event, -1);
         return;
     }
-    const struct folder *start = w->folders_count ? &w->folders[w->folders_count - 1] : &(struct folder){.step = 0};
+    const struct folder *start = newest_of(w);
     int excluded = 0;
     while (ls_core_excluded(w->core, excluded)) excluded++;
     event.prepared.step = start->step;
     event.prepared.position = start->position;
+    event.prepared.samples = count_of(&start->used);
+    event.prepared.data_generation = start->generation;
     event.prepared.chain = start->chain;
     event.prepared.slots = w->options.launched ? HOST_SLOTS * (w->hosts - excluded) : -1;
     event.prepared.slots_all = w->options.launched ? HOST_SLOTS * w->hosts : -1;
@@ -287,9 +289,10 @@ static void plan_run(struct world *w) {
     w->end_step = (w->end_position + w->batch - 1) / w->batch;
     w->hosts = (int)between(w, 1, HOSTS_MAX);
     for (int i = 0; w->end_position && i < 3 && chance(w, 25); i++) {
-        int64_t first = below(w, w->end_position);
+        const int64_t first = below(w, w->end_position),
+                      generation = chance(w, 70) ? 1 : between(w, 2, GENERATIONS_MAX);
         for (int64_t k = first; k < first + (chance(w, 30) ? 4 * w->batch : 1) && k < w->end_position; k++)
-            put(w, &w->poison, k);
+            put(w, &w->poison, sequence_at(generation, k));
         w->coverage->faults[FAULT_SAMPLE_SPOILS_LOSS]++;
     }
     struct ls_core_options *options = &w->options;
@@ -323,6 +326,19 @@ static void mend(struct world *w) {
     for (int i = 0; i < w->folders_count; i++) w->folders[i].unloadable = false;
 }
 
+/* Somebody resumes on other data, or sets them back to those of the checkpoint that is there. */
+static void change_data(struct world *w, const struct folder *start) {
+    if (w->quiet || w->begun.attempt == 0) return;
+    if (start->generation && start->generation != w->generation && chance(w, 30)) {
+        w->generation = start->generation;
+        w->coverage->faults[FAULT_DATA_SET_BACK]++;
+    } else if (w->generations < GENERATIONS_MAX && chance(w, 25)) {
+        w->generation = ++w->generations;
+        w->coverage->faults[FAULT_DATA_CHANGED]++;
+        w->coverage->generations_begun += start->step > 0;
+    }
+}
+
 /* `--resume`: from the newest good checkpoint, but for those that the last FAULT gave up. */
 static void find_start(struct world *w) {
     int64_t below_step = INT64_MAX;
@@ -332,9 +348,8 @@ static void find_start(struct world *w) {
                              ? w->durable[i].end.below_step
                              : INT64_MAX;
     set_folders_aside(w, below_step);
-    const struct folder *start = w->folders_count ? &w->folders[w->folders_count - 1] : &(struct folder){.step = 0};
-    w->first_begun = (struct begun){
-        .attempt = w->begun.attempt + 1, .step = start->step, .position = start->position, .chain = start->chain};
+    change_data(w, newest_of(w));
+    w->first_begun = begun_from(w, newest_of(w));
 }
 
 static void plan_invocation(struct world *w, int invocation) {
@@ -354,6 +369,7 @@ static void plan_invocation(struct world *w, int invocation) {
     if (!options->launched && chance(w, 30)) world_size = 0;
     w->first_begun.world_size = w->ranks_wanted = world_size;
     w->begun = w->first_begun;
+    note_attempt(w);
     w->first_attempt = w->begun.attempt;
     w->best_step = w->begun.step;
     w->progress = w->progress_before = false;
@@ -404,6 +420,7 @@ bool world_run(uint64_t seed, bool trace_it, struct coverage *coverage, char vio
         memcpy(violation, w->violation, sizeof w->violation);
         return false;
     }
+    w->generation = w->generations = 1;
     plan_run(w);
     for (int invocation = 1; invocation <= INVOCATIONS_MAX; invocation++) {
         run_invocation(w, invocation);

@@ -23,8 +23,11 @@ enum {
     RANKS_MAX = 6,
     HOSTS_MAX = 4,
     HOST_SLOTS = 2,
-    STEPS_MAX = 64,
-    SEQUENCES_MAX = 1024,
+    STEPS_MAX = 128,
+    GENERATIONS_MAX = 3, /* of the data */
+    POSITIONS_MAX = 1024,
+    SEQUENCES_MAX = GENERATIONS_MAX * POSITIONS_MAX,
+    ATTEMPTS_MAX = 2048,
     RECORDS_MAX = 4096,
     EVENTS_MAX = 8192,
     CHECKPOINTS_MAX = 64,
@@ -79,7 +82,9 @@ enum {
     X(SUPERVISOR_DIES)                                                                                                 \
     X(KILL_FAILS)                                                                                                      \
     X(PREPARE_FAILS)                                                                                                   \
-    X(NOBODY_STARTS_WORKERS)
+    X(NOBODY_STARTS_WORKERS)                                                                                           \
+    X(DATA_CHANGED)                                                                                                    \
+    X(DATA_SET_BACK)
 #define FAULT_ENUM(name) FAULT_##name,
 enum fault_kind { FAULT_KINDS(FAULT_ENUM) FAULT_COUNT };
 
@@ -91,17 +96,25 @@ struct coverage {
     uint64_t old_attempt, duplicates, unplaced, refused, restarts, restores, resumes;
     /* Of attempts: how they began and what came in between. */
     uint64_t attempts, fewer_ranks, more_ranks, hosts_left_out, hosts_forgiven, from_the_one_before, from_nothing;
+    uint64_t generations_begun, generations_begun_again, generations_left;
     uint64_t passed_over, restarts_used_up, backed_off, crashes[LS_PHASE_ENDED + 1], ends[LS_PHASE_ENDED + 1];
 };
 
-/* Sequences, a bit each. */
+/* Sequences, a bit each: position p of generation g of the data is number (g - 1) POSITIONS_MAX + p. */
 struct sequences {
     uint64_t word[SEQUENCES_MAX / 64];
+};
+
+/* How far a state was trained on each generation of the data: positions [0, reached[g]) had their turn. */
+struct turns {
+    int64_t reached[GENERATIONS_MAX + 1];
 };
 
 /* A checkpoint on disk. */
 struct folder {
     int64_t step, position;
+    int64_t generation; /* of the data, that the position is of */
+    struct turns turns;
     struct ls_digest chain;
     struct sequences used; /* what its weights were trained on */
     bool damaged;          /* its hashes tell */
@@ -113,7 +126,8 @@ struct folder {
 struct begun {
     uint32_t attempt;
     int32_t world_size;
-    int64_t step, position;
+    int64_t step, position, samples;
+    struct turns turns; /* of the state it starts from */
     struct ls_digest chain;
 };
 
@@ -239,6 +253,9 @@ struct world {
 
     /* the run */
     int64_t steps, end_position, end_step, batch;
+    int64_t generation, generations;  /* of the data: of the invocation, how many there have been */
+    struct turns turns[ATTEMPTS_MAX]; /* of the states that attempts started from */
+    uint8_t generation_of[ATTEMPTS_MAX];
     struct sequences poison; /* spoil the loss of the step that trains on them */
     struct ls_core_options options;
     struct team team;
@@ -261,7 +278,7 @@ struct world {
     struct begun begun, first_begun;
     uint32_t truth_attempt;    /* whose truth it is */
     uint32_t progress_attempt; /* whose beginning cleared `progress` */
-    int64_t truth_position[STEPS_MAX + 1], truth_end;
+    int64_t truth_position[STEPS_MAX + 1], truth_samples[STEPS_MAX + 1], truth_end;
     struct ls_digest truth_digest[STEPS_MAX + 1], truth_chain[STEPS_MAX + 1];
     struct sequences quarantined;
 
@@ -319,7 +336,8 @@ struct world {
         uint64_t fault_sequence; /* of the last record that tells of it, 0: restored */
         bool quarantined;
         bool kill_asked, cleared, prepare_asked, prepared, prepare_failed, launched;
-        struct begun next; /* as PREPARED told it */
+        struct begun next;      /* as PREPARED told it */
+        bool begins_generation; /* its checkpoint is of another one */
         int32_t slots, slots_all, fewer;
         int64_t begun_ms; /* ATTEMPT was asked for; -1: not in this generation */
         uint64_t begun_sequence;

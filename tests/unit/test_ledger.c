@@ -449,7 +449,7 @@ static void test_what_is_in_quarantine_is_passed_over(void **state) {
     const struct ls_ledger_step *steps = ls_ledger_steps(ledger, &count);
     assert_int_equal(ls_ledger_position(ledger, &steps[5], 3), 23);
     assert_int_equal(ls_ledger_position(ledger, &steps[6], 0), 28);
-    assert_int_equal(ls_ledger_count_use(ledger, order, &samples, 1, &use, NULL), LS_OK);
+    assert_int_equal(ls_ledger_count_use(ledger, 0, order, &samples, 1, &use, NULL), LS_OK);
     /* 52 of 100 samples had their turn, four of them were passed over. */
     assert_int_equal(use.draws, 52);
     assert_int_equal(use.passed_over, 4);
@@ -490,7 +490,7 @@ static void test_a_sample_passed_over_once_is_used_once_less(void **state) {
     struct ls_order *order;
     assert_int_equal(ls_order_create(7, &samples, NULL, 1, &order, NULL), LS_OK);
     assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
-    assert_int_equal(ls_ledger_count_use(ledger, order, &samples, 1, &use, NULL), LS_OK);
+    assert_int_equal(ls_ledger_count_use(ledger, 0, order, &samples, 1, &use, NULL), LS_OK);
     int uses[20] = {0}, least = 99, most = 0; /* the same by hand */
     for (uint64_t position = 0; position < 52; position++)
         uses[ls_order_at(order, position).sample] += position < 24 || position >= 28;
@@ -517,7 +517,7 @@ static void test_uses_are_counted_by_source(void **state) {
     struct ls_ledger *ledger = hand_in(&story);
     assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
     assert_int_equal(ls_order_create(7, samples, weights, 2, &order, NULL), LS_OK);
-    assert_int_equal(ls_ledger_count_use(ledger, order, samples, 2, use, NULL), LS_OK);
+    assert_int_equal(ls_ledger_count_use(ledger, 0, order, samples, 2, use, NULL), LS_OK);
     /* Of 48 sequences 24 from each: twice around and 4 of the small source, 24 of 30 of the large. */
     assert_int_equal(use[0].draws, 24);
     assert_int_equal(use[0].least, 2);

@@ -201,7 +201,10 @@ static void trainer_state_reads_back_with_all_64_bits_of_the_seeds(void **unused
     struct ls_trainer_state back, state = {.step = 200,
                                            .attempt = 2,
                                            .position = INT64_MAX,
+                                           .samples = INT64_MAX - 5,
                                            .epoch = 3,
+                                           .data_generation = 2,
+                                           .data_generation_step = 150,
                                            .optimizer_steps = 199,
                                            .tokens = 1 << 30,
                                            .world_size = 4,
@@ -210,13 +213,15 @@ static void trainer_state_reads_back_with_all_64_bits_of_the_seeds(void **unused
                                            .validated = true,
                                            .validation_loss = 0.1,
                                            .ledger_chain = HASH,
-                                           .config_digest = HASH};
+                                           .config_digest = HASH,
+                                           .train_digest = HASH,
+                                           .quarantine = {2, {{3, 7}, {INT64_MAX - 9, INT64_MAX}}}};
     char *json;
     expect_ok(ls_trainer_state_write(&state, &json, error));
     memset(&back, 1, sizeof back);
     expect_ok(ls_trainer_state_parse(json, strlen(json), &back, error));
     assert_memory_equal(&back, &state, sizeof state);
-    /* Every single key is needed, but for the validation loss, which not every checkpoint has. */
+    /* Every single key is needed, but for the validation loss, which not every checkpoint has, and for those below. */
     char *unvalidated = strdup(json), *loss = strstr(unvalidated, "\"validation_loss\"");
     assert_non_null(loss);
     loss[1] = 'X';
@@ -239,6 +244,36 @@ static void trainer_state_reads_back_with_all_64_bits_of_the_seeds(void **unused
     free(json);
 }
 
+/* A file of a version that knew one generation of the data and listed no quarantine. */
+static void trainer_state_without_generations_is_of_the_first(void **unused) {
+    (void)unused;
+    static const char *const newer[] = {"samples", "data_generation", "data_generation_step", "train_digest",
+                                        "quarantined"};
+    struct ls_trainer_state back, state = {.step = 20,
+                                           .position = 160,
+                                           .samples = 400,
+                                           .data_generation = 3,
+                                           .data_generation_step = 10,
+                                           .train_digest = HASH,
+                                           .quarantine = {1, {{8, 16}}}};
+    char *json;
+    expect_ok(ls_trainer_state_write(&state, &json, error));
+    for (size_t i = 0; i < sizeof newer / sizeof *newer; i++) {
+        char quoted[40];
+        snprintf(quoted, sizeof quoted, "\"%s\"", newer[i]);
+        char *at = strstr(json, quoted);
+        assert_non_null(at);
+        at[1] = 'X';
+    }
+    expect_ok(ls_trainer_state_parse(json, strlen(json), &back, error));
+    assert_int_equal(back.samples, 160);
+    assert_int_equal(back.data_generation, 1);
+    assert_int_equal(back.data_generation_step, 0);
+    assert_string_equal(back.train_digest, "");
+    assert_int_equal(back.quarantine.count, 0);
+    free(json);
+}
+
 static void trainer_state_with_wrong_values_is_refused(void **unused) {
     (void)unused;
     struct ls_trainer_state state = {.step = 5, .data_seed = 6}, back;
@@ -252,6 +287,14 @@ static void trainer_state_with_wrong_values_is_refused(void **unused) {
                    {"\"data_seed\": \"6\"", "\"data_seed\": \"6x\""},
                    {"\"data_seed\": \"6\"", "\"data_seed\": \"18446744073709551616\""},
                    {"\"ledger_chain\": \"\"", "\"ledger_chain\": \"abc\""},
+                   {"\"data_generation\": 1", "\"data_generation\": 0"},
+                   {"\"data_generation_step\": 0", "\"data_generation_step\": 6"},
+                   {"\"quarantined\": []", "\"quarantined\": [[3, 3]]"},
+                   {"\"quarantined\": []", "\"quarantined\": [[3, 9], [8, 12]]"},
+                   {"\"quarantined\": []", "\"quarantined\": [[-1, 3]]"},
+                   {"\"quarantined\": []", "\"quarantined\": [[1, 3, 5]]"},
+                   {"\"quarantined\": []", "\"quarantined\": [1, 3]"},
+                   {"\"quarantined\": []", "\"quarantined\": {\"1\": 3}"},
                    {"\"version\": 1", "\"version\": 2"}};
     char *json, changed[2048];
     expect_ok(ls_trainer_state_write(&state, &json, error));
@@ -279,6 +322,7 @@ int main(void) {
         cmocka_unit_test(a_state_folder_that_is_a_link_is_refused),
         cmocka_unit_test(a_manifest_that_is_a_fifo_does_not_block),
         cmocka_unit_test(trainer_state_reads_back_with_all_64_bits_of_the_seeds),
+        cmocka_unit_test(trainer_state_without_generations_is_of_the_first),
         cmocka_unit_test(trainer_state_with_wrong_values_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

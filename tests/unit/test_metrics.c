@@ -17,8 +17,11 @@
 
 static struct ls_journal_entry step_entry(int64_t step) {
     struct ls_journal_entry entry = {.record = {.kind = LS_RECORD_STEP, .attempt = 2, .generation = 1}};
-    entry.record.step =
-        (struct ls_core_step){.step = step, .position = (step - 1) * 30, .sequences = 30, .digest = {0xabc, 0x1}};
+    entry.record.step = (struct ls_core_step){.step = step,
+                                              .position = (step - 1) * 30,
+                                              .sequences = 30,
+                                              .digest = {0xabc, 0x1},
+                                              .samples = 1000 + step * 30};
     entry.report = (struct ls_step_report){.step = step,
                                            .epoch = 0.5,
                                            .loss = (double)0.1f,
@@ -39,7 +42,9 @@ static void test_a_step_line_is_complete_and_reproduces_the_float(void **state) 
     char folder[] = "/tmp/lockstep-metrics-XXXXXX", path[96], command[96], *text;
     size_t count;
     struct ls_metrics *metrics;
-    struct ls_run_facts facts = {.ranks = 2, .total_steps = 100, .sequence_length = 64};
+    /* Before the attempt 1030 samples of 32 tokens, since then 60 of 64. */
+    struct ls_run_facts facts = {
+        .ranks = 2, .total_steps = 100, .sequence_length = 64, .start_samples = 1030, .start_tokens = 1030 * 32};
     assert_non_null(mkdtemp(folder));
     snprintf(facts.path, sizeof facts.path, "%s", folder);
     assert_int_equal(ls_metrics_open(&facts, &metrics, NULL), LS_OK);
@@ -57,7 +62,7 @@ static void test_a_step_line_is_complete_and_reproduces_the_float(void **state) 
     assert_non_null(strstr(text, ",\"gpu_power_watts\":650.0,\"gpu_clock_mhz\":1755,"));
     *strchr(text, '\n') = 0;
     assert_string_equal(
-        text, "{\"kind\":\"step\",\"step\":3,\"attempt\":2,\"epoch\":0.5,\"samples\":90,\"tokens\":5760,"
+        text, "{\"kind\":\"step\",\"step\":3,\"attempt\":2,\"epoch\":0.5,\"samples\":1090,\"tokens\":36800,"
               "\"loss\":0.100000001,\"grad_norm\":null,\"lr\":0.0006,\"step_seconds\":0.25,"
               "\"tokens_per_second\":1234567.0,\"mfu\":null,\"compute_seconds\":0.0,\"comm_exposed_seconds\":0.025,"
               "\"data_wait_seconds\":0.0025,\"wait_seconds\":0.125,\"wait_for_rank\":1,\"checkpoint_seconds\":0.0,"

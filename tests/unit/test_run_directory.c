@@ -144,7 +144,8 @@ static void test_a_changed_identity_is_refused_by_its_key(void **state) {
 
 static enum ls_code check_with(const struct ls_run_directory *run, const char *const *accepted, int count,
                                struct ls_error *error) {
-    return ls_run_directory_check_config(run, &config, accepted, count, changed, error);
+    enum ls_code code = ls_run_directory_check_config(run, &config, accepted, count, changed, error);
+    return code == LS_OK ? ls_run_directory_keep_config(run, &config, error) : code;
 }
 
 /* What changes only numbers goes on once it is accepted by name, and the checkpoints of before still belong to the run.
@@ -184,10 +185,45 @@ static void test_a_change_of_numbers_is_accepted_by_name(void **state) {
     assert_true(ls_run_directory_knows_config(run.path, third, second));
     assert_false(ls_run_directory_knows_config(run.path, third, strange));
     assert_false(ls_run_directory_knows_config(run.path, third, ""));
-    /* What the record of samples rests on cannot be accepted. */
+    /* Until it is kept, a configuration that was compared leaves the one before in force. */
+    parse("train.steps=11");
+    assert_int_equal(ls_run_directory_check_config(&run, &config, both, 2, changed, &error), LS_OK);
+    assert_int_equal(check_with(&run, NULL, 0, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "(11, it was 9)"));
+    /* What checkpoints rest on cannot be accepted. */
     parse("train.seed=7");
     assert_int_equal(check_with(&run, seed, 1, &error), LS_USAGE);
     assert_non_null(strstr(error.text, "cannot go on with another train.seed"));
+}
+
+/* Keys of the data are accepted by name or with their section, and are no change of the numbers. */
+static void test_a_change_of_the_data_is_accepted_by_name(void **state) {
+    (void)state;
+    static const char *const seed[] = {"data.seed"}, *const section[] = {"data"}, *const other[] = {"train"};
+    static const char *const settings[] = {"data.seed=9", "data.document_mask=false",
+                                           "data.train=[{path: \"synthetic:999\", weight: 3}]"};
+    struct ls_run_directory run;
+    struct ls_error error = {0};
+    char first[33], second[33];
+    parse(NULL);
+    ls_config_digest(&config, first);
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
+    assert_int_equal(check_with(&run, NULL, 0, &error), LS_OK);
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        parse(settings[i]);
+        assert_int_equal(check_with(&run, NULL, 0, &error), LS_USAGE);
+        assert_int_equal(strncmp(error.text, settings[i], strcspn(settings[i], "=")), 0);
+        assert_non_null(strstr(error.text, "a new generation of the data"));
+        assert_int_equal(check_with(&run, other, 1, &error), LS_USAGE);
+        if (i) assert_int_equal(check_with(&run, seed, 1, &error), LS_USAGE);
+    }
+    parse("data.seed=9");
+    ls_config_digest(&config, second);
+    assert_int_equal(check_with(&run, seed, 1, &error), LS_OK);
+    assert_string_equal(changed, "");
+    assert_true(ls_run_directory_knows_config(run.path, second, first));
+    parse("data.document_mask=false");
+    assert_int_equal(check_with(&run, section, 1, &error), LS_OK);
 }
 
 int main(void) {
@@ -198,6 +234,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_a_newer_generation_fences_an_older_one, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_changed_identity_is_refused_by_its_key, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_change_of_numbers_is_accepted_by_name, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_change_of_the_data_is_accepted_by_name, make_folder, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -252,7 +252,7 @@ enum ls_code ls_run_origin_read(struct ls_journal *journal, struct ls_run_origin
     if (code != LS_OK || !*text) return code;
     struct ls_run_origin read = {.step = 0};
     if (sscanf(text, ORIGIN_FORMAT, &read.step, &read.position, &read.samples, &read.data_generation, chain) != 5 ||
-        !ls_digest_parse(chain, &read.chain))
+        ls_digest_parse(chain, &read.chain))
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
                        "the journal says '%s' of where the run began, which cannot be (damaged?). Put a copy of it "
                        "back.",

@@ -50,3 +50,16 @@ expect 0 "skipped +sequences [0-9]+ to [0-9]+: step [0-9]+ of attempt [0-9]+ was
     "$lockstep" verify "$work/rollback" --deep
 expect 0 "steps +560 of 560" "one rank passes over the same" run rollback -n 1 --run-dir "$work/one"
 check "with the same bits" cmp "$work/one/final/model.safetensors" "$work/rollback/final/model.safetensors"
+# A checkpoint that is copied without its journal brings what is in quarantine.
+mkdir -p "$work/copy/checkpoints"
+cp "$work/rollback/config.yaml" "$work/copy/"
+cp -r "$work/rollback/checkpoints/step-00000560" "$work/copy/checkpoints/"
+quarantined() { tr -d ' \n' <"$1/final/trainer.json" | grep -o '"quarantined":[^"]*]]'; }
+before=$(quarantined "$work/rollback")
+check "trainer.json lists the sequences in quarantine" test -n "$before"
+for run in rollback copy; do
+    expect 0 "steps +580 of 580" "$run goes on" run rollback -n 2 --resume --run-dir "$work/$run" --set train.steps=580 --accept train.steps
+done
+check "without the journal to the same bits" cmp "$work/copy/final/model.safetensors" "$work/rollback/final/model.safetensors"
+check "with the same sequences in quarantine" test "$(quarantined "$work/copy")" = "$before"
+expect 0 "skipped +sequences [0-9]+ to [0-9]+: the checkpoint that the run began with says so" "which verify tells" "$lockstep" verify "$work/copy" --deep

@@ -14,6 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <sqlite3.h>
+
 #include <cmocka.h>
 
 static char folder[64], path[128];
@@ -390,6 +392,109 @@ static void test_attempts_and_generations_count_up(void **state) {
     ls_journal_close(journal);
 }
 
+/* What was read of the generations of the data. */
+struct generations {
+    int count;
+    struct ls_journal_data_generation last;
+    char sources[64], config[64];
+};
+
+static enum ls_code note_generation(void *context, const struct ls_journal_data_generation *generation,
+                                    struct ls_error *error) {
+    struct generations *seen = context;
+    (void)error;
+    seen->count++;
+    seen->last = *generation;
+    snprintf(seen->sources, sizeof seen->sources, "%s", generation->sources);
+    snprintf(seen->config, sizeof seen->config, "%s", generation->config);
+    return LS_OK;
+}
+
+static void test_generations_of_the_data_and_what_was_inherited_are_kept(void **state) {
+    (void)state;
+    struct ls_journal *journal = open_journal();
+    struct ls_journal_attempt found, attempt = {.attempt = 1,
+                                                .world_size = 2,
+                                                .start_step = 20,
+                                                .data_generation = 2,
+                                                .generation_step = 20,
+                                                .samples = 160};
+    struct ls_journal_data_generation generation = {
+        .number = 2, .first_attempt = 1, .start_step = 20, .sources = "first", .config = "name: a"};
+    const struct ls_quarantine quarantine = {2, {{8, 16}, {40, 48}}};
+    strcpy(generation.train_digest, "0123456789abcdef0123456789abcdef");
+    assert_int_equal(ls_journal_begin_attempt(journal, &attempt, NULL), LS_OK);
+    assert_int_equal(ls_journal_write_data_generation(journal, &generation, NULL), LS_OK);
+    generation.sources = "second";
+    assert_int_equal(ls_journal_write_data_generation(journal, &generation, NULL), LS_OK);
+    /* Written twice, as by a start that was cut short, it is there once. */
+    assert_int_equal(ls_journal_inherit(journal, 2, &quarantine, NULL), LS_OK);
+    assert_int_equal(ls_journal_inherit(journal, 2, &quarantine, NULL), LS_OK);
+    ls_journal_close(journal);
+    journal = open_journal();
+    assert_int_equal(ls_journal_last_attempt(journal, &found, NULL), LS_OK);
+    assert_int_equal(found.data_generation, 2);
+    assert_int_equal(found.generation_step, 20);
+    assert_int_equal(found.samples, 160);
+    struct generations seen = {.count = 0};
+    assert_int_equal(ls_journal_read_data_generations(journal, note_generation, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 1);
+    assert_int_equal(seen.last.number, 2);
+    assert_int_equal(seen.last.first_attempt, 1);
+    assert_int_equal(seen.last.start_step, 20);
+    assert_string_equal(seen.last.train_digest, generation.train_digest);
+    assert_string_equal(seen.sources, "second");
+    assert_string_equal(seen.config, "name: a");
+    static struct seen records;
+    records.count = 0;
+    assert_int_equal(ls_journal_read_history(journal, 1, take, &records, NULL), LS_OK);
+    assert_int_equal(records.count, 2);
+    assert_int_equal(records.records[1].kind, LS_RECORD_QUARANTINE);
+    assert_int_equal(records.records[1].attempt, 0);
+    assert_int_equal(records.records[1].quarantine.from, 40);
+    assert_int_equal(records.records[1].quarantine.to, 48);
+    assert_int_equal(records.records[1].quarantine.data_generation, 2);
+    ls_journal_close(journal);
+}
+
+/* A journal of format 2 had neither the columns nor the table. */
+static void test_a_journal_of_the_format_before_is_taken_on(void **state) {
+    (void)state;
+    static const char downgrade[] = "ALTER TABLE attempts DROP COLUMN data_generation;"
+                                    "ALTER TABLE attempts DROP COLUMN generation_step;"
+                                    "ALTER TABLE attempts DROP COLUMN samples;"
+                                    "ALTER TABLE records DROP COLUMN data_generation;"
+                                    "DROP TABLE data_generations; UPDATE meta SET value='2' WHERE key='schema';";
+    struct ls_journal_attempt found, attempt = {.attempt = 1, .world_size = 2, .start_step = 20, .start_position = 160};
+    const struct ls_quarantine quarantine = {1, {{8, 16}}};
+    struct ls_journal *journal = open_journal();
+    assert_int_equal(ls_journal_begin_attempt(journal, &attempt, NULL), LS_OK);
+    assert_int_equal(ls_journal_inherit(journal, 9, &quarantine, NULL), LS_OK);
+    ls_journal_close(journal);
+    for (int existing = 0; existing < 2; existing++) {
+        sqlite3 *database;
+        assert_int_equal(sqlite3_open(path, &database), SQLITE_OK);
+        assert_int_equal(sqlite3_exec(database, downgrade, NULL, NULL, NULL), SQLITE_OK);
+        sqlite3_close(database);
+        struct ls_error error;
+        if ((existing ? ls_journal_open_existing : ls_journal_open)(path, &journal, &error) != LS_OK)
+            fail_msg("%s", error.text);
+        assert_int_equal(ls_journal_last_attempt(journal, &found, NULL), LS_OK);
+        assert_int_equal(found.start_position, 160);
+        assert_int_equal(found.data_generation, 1);
+        assert_int_equal(found.generation_step, 0);
+        assert_int_equal(found.samples, 160);
+        static struct seen records;
+        records.count = 0;
+        assert_int_equal(ls_journal_read_records(journal, 0, take, &records, NULL), LS_OK);
+        assert_int_equal(records.records[0].quarantine.data_generation, 1);
+        struct generations seen = {.count = 0};
+        assert_int_equal(ls_journal_read_data_generations(journal, note_generation, &seen, NULL), LS_OK);
+        assert_int_equal(seen.count, 0);
+        ls_journal_close(journal);
+    }
+}
+
 static void test_a_foreign_or_later_file_is_refused(void **state) {
     (void)state;
     struct ls_journal *journal;
@@ -418,6 +523,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_history_and_the_last_validation_are_found, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_durable_records_survive_a_kill, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_attempts_and_generations_count_up, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_generations_of_the_data_and_what_was_inherited_are_kept, make_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_journal_of_the_format_before_is_taken_on, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_foreign_or_later_file_is_refused, make_folder, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -531,6 +531,147 @@ static void test_uses_are_counted_by_source(void **state) {
     ls_ledger_destroy(ledger);
 }
 
+/* ---- generations of the data ---- */
+
+/* Gives the last attempt told to a generation, with its first step at `position`. */
+static void put_into_generation(struct story *story, int64_t generation, int64_t position) {
+    struct ls_order *order = make_order();
+    const int index = story->attempts_count - 1, count = story->steps_count[index];
+    story->attempts[index].data_generation = generation;
+    story->attempts[index].start_position = position;
+    for (int i = 0; i < count; i++) {
+        struct ls_core_step *step = &story->steps[index][i];
+        step->position = position + i * BATCH;
+        step->digest = true_digest(order, step->position, BATCH);
+    }
+    rechain(story, index, 0);
+    ls_order_destroy(order);
+    if (!story->committed[index]) return;
+    struct ls_ledger_checkpoint *checkpoint = &story->checkpoints[story->checkpoints_count - 1];
+    story->commits[index].commit.position = checkpoint->position = position + count * BATCH;
+    story->commits[index].commit.chain = checkpoint->chain = story->steps[index][count - 1].chain;
+}
+
+/* Five steps of generation 1, four of generation 2 from their checkpoint on, three more of it by another attempt. */
+static struct story of_two_generations(void) {
+    struct story story = begin();
+    tell(&story, -1, 0, 5, 2, true);
+    put_into_generation(&story, 1, 0);
+    tell(&story, 0, 5, 9, 3, true);
+    put_into_generation(&story, 2, 0);
+    tell(&story, 1, 9, 12, 1, true);
+    put_into_generation(&story, 2, 4 * BATCH);
+    return story;
+}
+
+static void test_a_generation_begins_at_position_0_and_the_chain_goes_on(void **state) {
+    (void)state;
+    struct story story = of_two_generations();
+    struct ls_ledger_summary summary = prove(&story);
+    assert_int_equal(summary.steps, 12);
+    assert_int_equal(summary.sequences, 48);
+    assert_int_equal(summary.committed_step, 12);
+    assert_int_equal(first_wrong_step(&story), 0);
+    struct ls_ledger *ledger = hand_in(&story);
+    struct ls_order *order = make_order();
+    struct ls_ledger_use use;
+    const uint64_t samples = SAMPLES;
+    assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
+    assert_int_equal(ls_ledger_find(ledger, 5)->data_generation, 1);
+    assert_int_equal(ls_ledger_find(ledger, 6)->data_generation, 2);
+    assert_int_equal(ls_ledger_position(ledger, ls_ledger_find(ledger, 6), 3), 3);
+    /* In each every sample at most once, though both began with the same ones. */
+    for (int64_t generation = 1; generation <= 2; generation++) {
+        assert_int_equal(ls_ledger_count_use(ledger, generation, order, &samples, 1, &use, NULL), LS_OK);
+        assert_int_equal(use.draws, generation == 1 ? 5 * BATCH : 7 * BATCH);
+        assert_int_equal(use.most, 1);
+    }
+    assert_int_equal(ls_ledger_count_use(ledger, 3, order, &samples, 1, &use, NULL), LS_OK);
+    assert_int_equal(use.draws, 0);
+    ls_order_destroy(order);
+    ls_ledger_destroy(ledger);
+}
+
+static void test_a_generation_that_begins_elsewhere_is_named(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 5, 2, true);
+    put_into_generation(&story, 1, 0);
+    tell(&story, 0, 5, 9, 3, true);
+    struct story spoiled = story;
+    put_into_generation(&spoiled, 2, 5 * BATCH); /* as if it were still the first */
+    refuse(&spoiled, "step 6 of attempt 2: its position is 20, it should be 0", "");
+    put_into_generation(&story, 1, 0); /* the first one over again, without another generation */
+    refuse(&story, "step 6 of attempt 2: its position is 0, it should be 20", "");
+}
+
+/* Step 4 of generation 1 is put into quarantine by attempt 1, and generation 2 has its positions all the same. */
+static void test_a_quarantine_is_one_of_its_generation(void **state) {
+    (void)state;
+    struct story story = begin();
+    tell(&story, -1, 0, 3, 2, true);
+    put_into_generation(&story, 1, 0);
+    story.bad[0] = (struct ls_core_record){.kind = LS_RECORD_QUARANTINE, .attempt = 1};
+    story.bad[0].quarantine.step = 4;
+    story.bad[0].quarantine.from = 12;
+    story.bad[0].quarantine.to = 16;
+    story.bad[0].quarantine.data_generation = 1;
+    tell(&story, 0, 3, 9, 2, false);
+    put_into_generation(&story, 2, 0);
+    struct ls_ledger_summary summary = prove(&story);
+    assert_int_equal(summary.passed_over, 0);
+    assert_int_equal(first_wrong_step(&story), 0);
+    story.bad[0].quarantine.data_generation = 2;
+    refuse(&story, "step 4 of attempt 1: the generation of the data of its quarantine is 2, it should be 1", "");
+}
+
+/* A run that began with a checkpoint of step 5 from elsewhere. */
+static void test_a_run_from_a_copied_checkpoint_is_proven_from_there(void **state) {
+    (void)state;
+    struct story whole = begin(), story = begin();
+    tell(&whole, -1, 0, 5, 2, true);
+    tell(&whole, 0, 5, 9, 2, true);
+    story.attempts[0] = whole.attempts[1];
+    story.attempts[0].attempt = 1;
+    story.attempts_count = 1;
+    memcpy(story.steps[0], whole.steps[1], sizeof story.steps[0]);
+    story.steps_count[0] = 4;
+    story.checkpoints[0] = whole.checkpoints[0];
+    story.checkpoints[0].attempt = 7;
+    story.checkpoints_count = 1;
+    refuse(&story, "attempt 1 starts at step 5", "no attempt before it has that step");
+    story.options.origin = (struct ls_ledger_origin){.step = 5, .position = 20, .chain = story.attempts[0].start_chain};
+    struct ls_ledger_summary summary = prove(&story);
+    assert_int_equal(summary.steps, 4);
+    assert_int_equal(first_wrong_step(&story), 0);
+    struct ls_ledger *ledger = hand_in(&story);
+    struct ls_order *order = make_order();
+    struct ls_ledger_use use;
+    struct ls_core_record inherited = {.kind = LS_RECORD_QUARANTINE};
+    const uint64_t samples = SAMPLES;
+    inherited.quarantine.from = 4;
+    inherited.quarantine.to = 6;
+    assert_int_equal(ls_ledger_inherit(ledger, &inherited, NULL), LS_OK);
+    assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
+    assert_null(ls_ledger_find(ledger, 5));
+    assert_int_equal(ls_ledger_find(ledger, 6)->position, 20);
+    /* What was drawn before counts as drawn. */
+    assert_int_equal(ls_ledger_count_use(ledger, 0, order, &samples, 1, &use, NULL), LS_OK);
+    assert_int_equal(use.draws, 36);
+    assert_int_equal(use.passed_over, 2);
+    ls_order_destroy(order);
+    ls_ledger_destroy(ledger);
+    struct story spoiled = story;
+    spoiled.attempts[0].start_position = 16;
+    refuse(&spoiled, "step 6 of attempt 1: its position is 20, it should be 16", "");
+    spoiled = story;
+    spoiled.options.origin.position = 24;
+    refuse(&spoiled, "step 6 of attempt 1: its position is 20, it should be 24", "");
+    spoiled = story;
+    spoiled.checkpoints[0].chain.low ^= 1;
+    refuse(&spoiled, "the checkpoint of step 5 is not the one that the run began with", "");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_run_without_interruption_is_proven),
@@ -555,6 +696,10 @@ int main(void) {
         cmocka_unit_test(test_a_quarantine_that_is_no_step_is_named),
         cmocka_unit_test(test_a_sample_passed_over_once_is_used_once_less),
         cmocka_unit_test(test_uses_are_counted_by_source),
+        cmocka_unit_test(test_a_generation_begins_at_position_0_and_the_chain_goes_on),
+        cmocka_unit_test(test_a_generation_that_begins_elsewhere_is_named),
+        cmocka_unit_test(test_a_quarantine_is_one_of_its_generation),
+        cmocka_unit_test(test_a_run_from_a_copied_checkpoint_is_proven_from_there),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

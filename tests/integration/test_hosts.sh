@@ -25,6 +25,21 @@ check "six ranks took part, two on each host" \
 check "the coordinator listened at the address towards the others" grep -q "^endpoint tcp://10.77.0.1:" three-hosts/lock
 check "and at loopback when all ranks were here" grep -q "^endpoint tcp://127.0.0.1:" one-host/lock
 
+# ---- collectives ----
+# Hosts with as many ranks each reduce within, then between them; others, and ranks dealt out in turn, do without.
+collectives=$(dirname "$lockstep")/tests/unit/mpi_comm
+collectives_on() { # SLOTS RANKS WHAT [ARGUMENT...]
+    local slots host=0
+    for slots in $1; do echo "h$((++host)) slots=$slots"; done >slots
+    expect 0 "PASSED  . 9 test" "collectives are right on $3" on h1 env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+        mpirun -np "$2" --hostfile slots --bind-to none --oversubscribe "${@:4}" "$collectives"
+}
+collectives_on "1 1 1" 3 "three hosts of one rank"
+collectives_on "2 2" 4 "two hosts of two"
+collectives_on "3 3" 6 "two hosts of three"
+collectives_on "2 1 1" 4 "hosts with more and with fewer"
+collectives_on "2 2" 4 "two hosts whose ranks take turns" --map-by node
+
 # ---- hostfiles ----
 wrong() { # TEXT EXPECTED WHAT
     printf '%b' "$1" >wrong

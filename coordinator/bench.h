@@ -12,7 +12,7 @@ enum { LS_BENCH_SETTINGS_MAX = 256 };
 
 struct ls_bench_options {
     const char *config_path;
-    const char *settings[LS_BENCH_SETTINGS_MAX];
+    const char *const *settings; /* --set, settings_count of them, at most LS_BENCH_SETTINGS_MAX */
     int settings_count;
     int64_t ranks[LS_SCALING_ROWS_MAX]; /* ascending, each once */
     int ranks_count;

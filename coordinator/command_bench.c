@@ -5,38 +5,30 @@
 #include "coordinator/command_line.h"
 #include "coordinator/core.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    OPTION_WEAK = 256,
-    OPTION_JSON,
-    OPTION_SET,
-    OPTION_STEPS,
-    OPTION_WARM_UP,
-    OPTION_REPEAT,
-    OPTION_OUTPUT,
-    OPTION_LINK,
-    OPTION_HOSTFILE
-};
+enum { OPTION_WEAK = 256, OPTION_JSON, OPTION_STEPS, OPTION_WARM_UP, OPTION_REPEAT, OPTION_OUTPUT };
 enum { STEPS_STANDARD = 15, WARM_UP_STANDARD = 5, STEPS_MAX = 1000000, REPEATS_MAX = 1000 };
 
 static const struct argp_option options_table[] = {
-    {"ranks", 'n', "LIST", 0, "Numbers of workers to compare, as 1,2,4", 0},
-    {"hostfile", OPTION_HOSTFILE, "FILE", 0, "Hosts to run on, a line each: HOST slots=N", 0},
+    {"ranks", LS_COMMAND_RANKS, "LIST", 0, "Numbers of workers to compare, as 1,2,4", 0},
+    LS_COMMAND_ROW_HOSTFILE,
     {"weak", OPTION_WEAK, NULL, 0, "Let the global batch grow with the ranks, from the configuration's for the fewest",
      0},
     {"steps", OPTION_STEPS, "N", 0, "Steps measured in a run; else 15", 0},
     {"warm-up", OPTION_WARM_UP, "N", 0, "Steps before them that do not count; else 5", 0},
     {"repeat", OPTION_REPEAT, "R", 0, "Runs of every number of workers, round by round; else 1", 0},
     {"output", OPTION_OUTPUT, "DIR", 0, "Folder of the results; else runs/NAME-bench-TIME", 0},
-    {"link-gbps", OPTION_LINK, "G", 0, "Gbit/s of a node's link to the others, for the prediction; else 100", 0},
+    LS_COMMAND_ROW_LINK_GBPS,
     {"json", OPTION_JSON, NULL, 0, "Print JSON", 0},
-    {"set", OPTION_SET, "KEY=VALUE", 0, "Set one key; the value is YAML. May be given again, later ones win", 0},
+    LS_COMMAND_ROW_SET,
     {0}};
 
+_Static_assert((int)LS_COMMAND_SETTINGS_MAX <= (int)LS_BENCH_SETTINGS_MAX, "a bench takes every --set");
+
 struct request {
+    struct ls_command_common common;
     struct ls_bench_options options;
     bool json;
 };
@@ -65,10 +57,8 @@ static void parse_ranks(struct argp_state *state, const char *argument, struct l
 static error_t parse_option(int key, char *argument, struct argp_state *state) {
     struct request *request = state->input;
     struct ls_bench_options *options = &request->options;
-    char *end;
     switch (key) {
-    case 'n': parse_ranks(state, argument, options); return 0;
-    case OPTION_HOSTFILE: options->hostfile = argument; return 0;
+    case LS_COMMAND_RANKS: parse_ranks(state, argument, options); return 0;
     case OPTION_WEAK: options->weak = true; return 0;
     case OPTION_JSON: request->json = options->quiet = true; return 0;
     case OPTION_STEPS: options->steps = ls_command_number(state, "--steps", argument, 1, STEPS_MAX); return 0;
@@ -77,26 +67,11 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
         return 0;
     case OPTION_REPEAT: options->repeats = ls_command_number(state, "--repeat", argument, 1, REPEATS_MAX); return 0;
     case OPTION_OUTPUT: options->folder = argument; return 0;
-    case OPTION_LINK:
-        options->link_bytes_per_second = strtod(argument, &end) * 1e9 / 8;
-        if (end == argument || *end || !isfinite(options->link_bytes_per_second) || options->link_bytes_per_second <= 0)
-            argp_error(state, "--link-gbps takes a number above 0, not '%s'", argument);
-        return 0;
-    case OPTION_SET:
-        if (options->settings_count == LS_BENCH_SETTINGS_MAX)
-            argp_error(state, "--set is given more than %d times", LS_BENCH_SETTINGS_MAX);
-        options->settings[options->settings_count++] = argument;
-        return 0;
-    case ARGP_KEY_ARG:
-        if (options->config_path)
-            argp_error(state, "there is a second CONFIG, '%s', beside '%s'", argument, options->config_path);
-        options->config_path = argument;
-        return 0;
     case ARGP_KEY_END:
-        if (!options->config_path) argp_error(state, "no CONFIG is named");
+        ls_command_common_option(key, argument, state, &request->common);
         if (options->ranks_count == 0) argp_error(state, "no numbers of workers are named: -n 1,2,4");
         return 0;
-    default: return ARGP_ERR_UNKNOWN;
+    default: return ls_command_common_option(key, argument, state, &request->common);
     }
 }
 
@@ -109,6 +84,11 @@ int ls_command_bench(int argc, char **argv) {
     struct ls_error error = {0};
     char folder[1024] = "";
     ls_command_parse(&argp, argc, argv, &request);
+    request.options.config_path = request.common.config_path;
+    request.options.hostfile = request.common.hostfile;
+    request.options.settings = request.common.settings;
+    request.options.settings_count = request.common.settings_count;
+    request.options.link_bytes_per_second = request.common.link_bytes_per_second;
     struct ls_scaling *scaling = calloc(1, sizeof *scaling);
     enum ls_code code = scaling ? ls_bench_run(&request.options, scaling, folder, &error)
                                 : ls_fail(&error, LS_MEMORY, LS_SCOPE_CALL, "bench: no memory for the table");

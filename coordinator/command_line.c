@@ -5,6 +5,7 @@
 #include "common/status.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,6 +67,35 @@ long ls_command_number(const struct argp_state *state, const char *option, const
     if (errno || end == text || *end || value < least || value > most)
         argp_error(state, "%s takes a whole number from %ld to %ld, not '%s'", option, least, most, text);
     return value;
+}
+
+error_t ls_command_common_option(int key, char *argument, struct argp_state *state, struct ls_command_common *common) {
+    char *end;
+    switch (key) {
+    case LS_COMMAND_RANKS:
+        common->ranks = ls_command_number(state, "-n", argument, 1, (long)common->ranks_max);
+        return 0;
+    case LS_COMMAND_HOSTFILE: common->hostfile = argument; return 0;
+    case LS_COMMAND_SET:
+        if (common->settings_count == LS_COMMAND_SETTINGS_MAX)
+            argp_error(state, "--set is given more than %d times", LS_COMMAND_SETTINGS_MAX);
+        common->settings[common->settings_count++] = argument;
+        return 0;
+    case LS_COMMAND_LINK_GBPS:
+        common->link_bytes_per_second = strtod(argument, &end) * 1e9 / 8;
+        if (end == argument || *end || !isfinite(common->link_bytes_per_second) || common->link_bytes_per_second <= 0)
+            argp_error(state, "--link-gbps takes a number above 0, not '%s'", argument);
+        return 0;
+    case ARGP_KEY_ARG:
+        if (common->config_path)
+            argp_error(state, "there is a second CONFIG, '%s', beside '%s'", argument, common->config_path);
+        common->config_path = argument;
+        return 0;
+    case ARGP_KEY_END:
+        if (!common->config_path) argp_error(state, "no CONFIG is named");
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
 }
 
 /* Edit distance of two short words; words longer than the table are infinitely far. */

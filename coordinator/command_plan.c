@@ -9,7 +9,6 @@
 #include "worker/model/model.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -17,67 +16,44 @@
 enum {
     OPTION_GPU = 256,
     OPTION_RANKS_PER_NODE,
-    OPTION_LINK,
     OPTION_JSON,
-    OPTION_SET,
-    SETTINGS_MAX = 256,
     RANKS_MAX = 1 << 20,
     GPUS_PER_NODE = 8 /* where --ranks-per-node is not given */
 };
 
 static const struct argp_option options_table[] = {
-    {"ranks", 'n', "RANKS", 0, "Number of workers; else launcher.ranks, else 1", 0},
+    {"ranks", LS_COMMAND_RANKS, "RANKS", 0, "Number of workers; else launcher.ranks, else 1", 0},
     {"gpu", OPTION_GPU, "NAME", 0, "Plan for this GPU (h100-sxm, a100-80, ...); else for the CPUs of this host", 0},
     {"ranks-per-node", OPTION_RANKS_PER_NODE, "R", 0, "Ranks of a node; else 8 with --gpu, else all of them", 0},
-    {"link-gbps", OPTION_LINK, "G", 0, "Gbit/s of a node's link to the others; else 100", 0},
+    LS_COMMAND_ROW_LINK_GBPS,
     {"json", OPTION_JSON, NULL, 0, "Print JSON", 0},
-    {"set", OPTION_SET, "KEY=VALUE", 0, "Set one key; the value is YAML. May be given again, later ones win", 0},
+    LS_COMMAND_ROW_SET,
     {0}};
 
 struct request {
-    const char *path, *gpu;
-    const char *settings[SETTINGS_MAX];
-    int settings_count;
-    int64_t ranks, ranks_per_node; /* 0: not given */
-    double link_bytes_per_second;
+    struct ls_command_common common;
+    const char *gpu;
+    int64_t ranks_per_node; /* 0: not given */
     bool json;
 };
 
 static error_t parse_option(int key, char *argument, struct argp_state *state) {
     struct request *request = state->input;
-    char *end;
     switch (key) {
-    case 'n': request->ranks = ls_command_number(state, "-n", argument, 1, RANKS_MAX); return 0;
     case OPTION_GPU: request->gpu = argument; return 0;
     case OPTION_RANKS_PER_NODE:
         request->ranks_per_node = ls_command_number(state, "--ranks-per-node", argument, 1, RANKS_MAX);
         return 0;
-    case OPTION_LINK:
-        request->link_bytes_per_second = strtod(argument, &end) * 1e9 / 8;
-        if (end == argument || *end || !isfinite(request->link_bytes_per_second) || request->link_bytes_per_second <= 0)
-            argp_error(state, "--link-gbps takes a number above 0, not '%s'", argument);
-        return 0;
     case OPTION_JSON: request->json = true; return 0;
-    case OPTION_SET:
-        if (request->settings_count == SETTINGS_MAX)
-            argp_error(state, "--set is given more than %d times", SETTINGS_MAX);
-        request->settings[request->settings_count++] = argument;
-        return 0;
-    case ARGP_KEY_ARG:
-        if (request->path) argp_error(state, "there is a second CONFIG, '%s', beside '%s'", argument, request->path);
-        request->path = argument;
-        return 0;
-    case ARGP_KEY_END:
-        if (!request->path) argp_error(state, "no CONFIG is named");
-        return 0;
-    default: return ARGP_ERR_UNKNOWN;
+    default: return ls_command_common_option(key, argument, state, &request->common);
     }
 }
 
 /* Data are looked at only where the configuration does not say the vocabulary: a plan is often made elsewhere. */
 static enum ls_code load_config(const struct request *request, struct ls_config *config, struct ls_error *error) {
+    const struct ls_command_common *common = &request->common;
     struct ls_corpus *corpus;
-    enum ls_code code = ls_config_load(request->path, request->settings, request->settings_count, config, error);
+    enum ls_code code = ls_config_load(common->config_path, common->settings, common->settings_count, config, error);
     if (code || config->model.vocab_size) return code;
     code = ls_corpus_open(config, &corpus, error);
     if (code) return code;
@@ -107,8 +83,7 @@ static enum ls_code find_gpu(const char *name, const struct ls_gpu **gpu, struct
 
 static enum ls_code find_machine(const struct request *request, const struct ls_config *config, int64_t ranks,
                                  struct ls_cost_machine *machine, struct ls_error *error) {
-    const double link =
-        request->link_bytes_per_second > 0 ? request->link_bytes_per_second : LS_COST_NODE_LINK_STANDARD;
+    const double given = request->common.link_bytes_per_second, link = given > 0 ? given : LS_COST_NODE_LINK_STANDARD;
     int64_t per_node = request->ranks_per_node ? request->ranks_per_node : request->gpu ? GPUS_PER_NODE : ranks;
     if (per_node > ranks) per_node = ranks;
     if (!request->gpu)
@@ -133,7 +108,9 @@ static enum ls_code print(const struct request *request, const struct ls_plan_re
 
 static enum ls_code make_report(const struct request *request, const struct ls_config *config, struct ls_plan *plan,
                                 struct ls_error *error) {
-    const int64_t ranks = request->ranks ? request->ranks : config->launcher.ranks ? config->launcher.ranks : 1;
+    const int64_t ranks = request->common.ranks    ? request->common.ranks
+                          : config->launcher.ranks ? config->launcher.ranks
+                                                   : 1;
     struct ls_cost_machine machine;
     enum ls_code code = ls_plan_make(config, ranks, request->gpu != NULL, plan, error);
     if (!code) code = find_machine(request, config, ranks, &machine, error);
@@ -153,7 +130,7 @@ int ls_command_plan(int argc, char **argv) {
                               .parser = parse_option,
                               .args_doc = "CONFIG",
                               .doc = "Says what every rank needs and what a step costs, without starting anything."};
-    struct request request = {0};
+    struct request request = {.common = {.ranks_max = RANKS_MAX}};
     struct ls_error error = {0};
     struct ls_plan plan = {0};
     ls_command_parse(&argp, argc, argv, &request);

@@ -13,7 +13,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { OPTION_HOSTFILE = 256, OPTION_RUN_DIR, OPTION_SECONDS, OPTION_SET, SETTINGS_MAX = 256, RANKS_MAX = 1 << 20 };
+enum { OPTION_RUN_DIR = 256, OPTION_SECONDS, RANKS_MAX = 1 << 20 };
 
 /* Keys of the launcher can be set without a configuration of a run; this stands for the rest of it. */
 static const char BASE[] = "name: doctor\n"
@@ -22,34 +22,28 @@ static const char BASE[] = "name: doctor\n"
                            "train: {steps: 1, global_batch_size: 1, micro_batch_size: 1}\n";
 
 static const struct argp_option options_table[] = {
-    {"ranks", 'n', "RANKS", 0, "Test the cluster with so many workers; else Slurm's tasks or the hostfile's slots", 0},
-    {"hostfile", OPTION_HOSTFILE, "FILE", 0, "Test these hosts, a line each: HOST slots=N", 0},
+    {"ranks", LS_COMMAND_RANKS, "RANKS", 0,
+     "Test the cluster with so many workers; else Slurm's tasks or the hostfile's slots", 0},
+    {"hostfile", LS_COMMAND_HOSTFILE, "FILE", 0, "Test these hosts, a line each: HOST slots=N", 0},
     {"run-dir", OPTION_RUN_DIR, "DIR", 0, "Look at the file system of this folder; else of the current one", 0},
     {"seconds", OPTION_SECONDS, "S", 0, "How long hosts measure what is between them; else 10", 0},
-    {"set", OPTION_SET, "KEY=VALUE", 0, "Set a key of launcher or coordinator; may be given again", 0},
+    {"set", LS_COMMAND_SET, "KEY=VALUE", 0, "Set a key of launcher or coordinator; may be given again", 0},
     {0}};
 
 struct request {
-    int64_t ranks, seconds;
-    const char *hostfile, *run_dir;
-    const char *settings[SETTINGS_MAX];
-    int settings_count;
+    struct ls_command_common common;
+    int64_t seconds;
+    const char *run_dir;
 };
 
 static error_t parse_option(int key, char *argument, struct argp_state *state) {
     struct request *request = state->input;
     switch (key) {
-    case 'n': request->ranks = ls_command_number(state, "-n", argument, 1, RANKS_MAX); return 0;
-    case OPTION_HOSTFILE: request->hostfile = argument; return 0;
     case OPTION_RUN_DIR: request->run_dir = argument; return 0;
     case OPTION_SECONDS: request->seconds = ls_command_number(state, "--seconds", argument, 1, 3600); return 0;
-    case OPTION_SET:
-        if (request->settings_count == SETTINGS_MAX)
-            argp_error(state, "--set is given more than %d times", SETTINGS_MAX);
-        request->settings[request->settings_count++] = argument;
-        return 0;
     case ARGP_KEY_ARG: argp_error(state, "'%s' is not expected: there are only options", argument); return 0;
-    default: return ARGP_ERR_UNKNOWN;
+    case ARGP_KEY_END: return 0; /* without a CONFIG */
+    default: return ls_command_common_option(key, argument, state, &request->common);
     }
 }
 
@@ -161,17 +155,18 @@ int ls_command_doctor(int argc, char **argv) {
         .doc =
             "Looks at what a run needs of this host: what was found, what is wrong, the fix. With several hosts (-n, "
             "--hostfile, a Slurm job) it starts ranks there and names the slow host or link."};
-    struct request request = {.seconds = 10};
+    struct request request = {.common = {.ranks_max = RANKS_MAX}, .seconds = 10};
+    const struct ls_command_common *common = &request.common;
     struct ls_error error = {0};
     ls_command_parse(&argp, argc, argv, &request);
     struct ls_examination examination = {
         .out = stdout, .run_dir = request.run_dir ? request.run_dir : ".", .seconds = (double)request.seconds};
     examination.config = calloc(1, sizeof *examination.config);
     if (!examination.config) return ls_report_exit(LS_MEMORY, "no memory for the configuration");
-    enum ls_code code = ls_config_parse(BASE, strlen(BASE), "doctor", request.settings, request.settings_count,
+    enum ls_code code = ls_config_parse(BASE, strlen(BASE), "doctor", common->settings, common->settings_count,
                                         examination.config, &error);
     if (code == LS_OK)
-        code = ls_allocation_find(examination.config, request.ranks, request.hostfile, getenv, &examination.allocation,
+        code = ls_allocation_find(examination.config, common->ranks, common->hostfile, getenv, &examination.allocation,
                                   &error);
     if (code == LS_OK) examine(&examination);
     ls_allocation_release(&examination.allocation);

@@ -281,9 +281,10 @@ enum ls_code ls_run_directory_keep_config(const struct ls_run_directory *run, co
 
 enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, const struct ls_config *config,
                                            const char *const *accepted, int accepted_count,
-                                           char changed[LS_CHANGED_BYTES], struct ls_error *error) {
+                                           char changed[LS_CHANGED_BYTES], bool *data_changed, struct ls_error *error) {
     char path[PATH_MAX];
     changed[0] = 0;
+    *data_changed = false;
     if (!under(run, "config.yaml", path)) return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "path too long: %s", run->path);
     if (access(path, F_OK)) return write_config(path, config, error);
     struct ls_config *before = malloc(sizeof *before);
@@ -297,6 +298,7 @@ enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, c
     if (code == LS_OK) code = take_changes(run, before, changes, count, error);
     for (int i = 0; i < count && code == LS_OK; i++) {
         const size_t used = strlen(changed);
+        *data_changed |= changes[i].effect == LS_EFFECT_DATA;
         if (changes[i].effect == LS_EFFECT_NUMBERS)
             snprintf(changed + used, LS_CHANGED_BYTES - used, "%s%s: %s -> %s", used ? "; " : "", changes[i].key,
                      changes[i].before, changes[i].after);

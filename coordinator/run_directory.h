@@ -45,11 +45,11 @@ int64_t ls_run_directory_last_step(const struct ls_run_directory *run);
 /* Compares `config` with RUN/config.yaml, which is written if absent. Each change is logged, with its effect. LS_USAGE
  * where one of them is in the way (ls_config_changes_check); accepted[count] are the keys and sections that may change
  * numbers or data. Checkpoints of the configuration before belong to the run from then on. `changed` becomes a line
- * about the numbers that changed, cut if long, "" for none. */
+ * about the numbers that changed, cut if long, "" for none; *data_changed: keys of the data did. */
 enum { LS_CHANGED_BYTES = 1024 };
 enum ls_code ls_run_directory_check_config(const struct ls_run_directory *run, const struct ls_config *config,
                                            const char *const *accepted, int count, char changed[LS_CHANGED_BYTES],
-                                           struct ls_error *error);
+                                           bool *data_changed, struct ls_error *error);
 /* Writes RUN/config.yaml: once nothing of `config` is in the way. */
 enum ls_code ls_run_directory_keep_config(const struct ls_run_directory *run, const struct ls_config *config,
                                           struct ls_error *error);

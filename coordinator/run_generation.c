@@ -149,7 +149,7 @@ static bool is_as_it_was(const struct ls_run_generation_wish *wish) {
     const struct ls_trainer_state *state = &wish->start->state;
     if (!wish->start->found) return true;
     if (state->train_digest[0]) return strcmp(state->train_digest, wish->data->train_digest) == 0;
-    return strcmp(state->dataset_digest, wish->data->dataset_digest) == 0;
+    return !wish->keys_changed && strcmp(state->dataset_digest, wish->data->dataset_digest) == 0;
 }
 
 /* A checkpoint that came without the record of what it was trained on. */

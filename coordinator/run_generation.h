@@ -52,7 +52,8 @@ struct ls_run_generation_wish {
     const struct ls_run_start *start;        /* the checkpoint that was found */
     const struct ls_run_data *data;
     const struct ls_config *config;
-    const char *yaml; /* the configuration, resolved */
+    const char *yaml;  /* the configuration, resolved */
+    bool keys_changed; /* those of the data, since RUN/config.yaml was written */
     const char *const *accepted;
     int accepted_count;
     const char *run; /* its directory, for messages */

@@ -175,6 +175,7 @@ static enum ls_code begin_on_data(struct ls_run *run, const struct ls_run_option
                                                 .data = &run->data,
                                                 .config = run->config,
                                                 .yaml = run->yaml,
+                                                .keys_changed = run->data_changed,
                                                 .accepted = options->accepted,
                                                 .accepted_count = options->accepted_count,
                                                 .run = run->directory.path};
@@ -340,7 +341,7 @@ static enum ls_code open_run(struct ls_run *run, const struct ls_run_options *op
     enum ls_code code = ls_run_directory_lock(&run->directory, options->restarted ? 10 : 0.5, error);
     if (code == LS_OK)
         code = ls_run_directory_check_config(&run->directory, run->config, options->accepted, options->accepted_count,
-                                             run->changed, error);
+                                             run->changed, &run->data_changed, error);
     if (code == LS_OK) code = check_space(run, error);
     if (code == LS_OK) code = ls_keys_open(run->directory.path, &run->keys, error);
     snprintf(path, sizeof path, "%s/journal.db", run->directory.path);

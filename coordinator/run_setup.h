@@ -59,6 +59,7 @@ struct ls_run {
     int64_t total_steps, port;
     uint64_t end_position;          /* in the order of a generation of the data; UINT64_MAX: none */
     char changed[LS_CHANGED_BYTES]; /* what was accepted on resuming, "" for nothing */
+    bool data_changed;              /* keys of the data are among it */
     struct ls_journal_shape shape;  /* in force; first_attempt 0: none is known yet */
     struct ls_run_facts facts;
     bool complete; /* nothing is left to do */

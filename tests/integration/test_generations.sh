@@ -34,7 +34,7 @@ cut_behind() { # RUN STEP
 
 # ---- changed data are told and need to be accepted ----
 
-go run --set "$(on first)" -n 2 >run.out 2>&1 </dev/null || not_ok "a run on the first data" run.out
+go run --set "$(on first)" -n 2 >begin.out 2>&1 </dev/null || not_ok "a run on the first data" begin.out
 more=(--resume --set train.steps=40 --accept train.steps)
 expect 3 "data.train are not those .*other/train \(digest .*it was .*first/train.*--accept data.train" "other data in place of the first are refused with both named" \
     go run "${more[@]}" --set "$(on other)"
@@ -66,23 +66,21 @@ expect 3 "step 21 of attempt 2: its position is 0, it should be 160" "a generati
 
 # ---- the first data again, through a restart, at another rank count ----
 
-go run --resume -n 2 --set "$(on first)" --set data.seed=9 --set train.steps=2000 --set checkpoint.every_steps=100 --accept train.steps --accept data \
-    --set fault.max_restarts=1 >run.out 2>&1 </dev/null &
-supervisor=$!
-while [ "$(grep -c '"kind":"step","step":\(4[1-9]\|[5-9][0-9]\|[0-9]\{3,\}\),' run/metrics.jsonl)" -lt 20 ]; do
-    kill -0 $supervisor || exit 1
-    sleep 0.02
-done
-rank=$(sed -n 's/.* process \([0-9]*\), attempt 3.*/\1/p' run/logs/rank-00001.log | tail -n 1)
-kill -9 "$rank"
-sleep 0.01
-"$lockstep" stop run >stop.out 2>&1
-wait $supervisor
-check "a rank of it was killed" grep -q "rank 1 .* lost" run.out
-expect 0 "steps 41 to " "with another seed the first data are a third generation, proven after the loss" "$lockstep" verify run --deep
-check "which began anew" grep -qE "generation  3 of the data: steps 41 to [0-9]+, positions 0 to " "$work/expect.log"
-last=$(cat run/latest)
-check "its checkpoints are of it, or none was saved" bash -c "[ $last = step-00000040 ] || grep -q '\"data_generation\": 3' run/checkpoints/$last/trainer.json"
+before=$(steps_told run)
+begin_run run go run --resume -n 2 --set "$(on first)" --set data.seed=9 --set train.steps=50000 --set checkpoint.every_steps=0 \
+    --accept train.steps --accept data --set fault.max_restarts=1
+until_steps run $((before + 20))
+kill -9 "$(worker_pid run 1)"
+until_events run attempt 1
+until_steps run $(($(steps_told run) + 20))
+check "a run that restarts is stopped" "$lockstep" stop run
+ends 130 "rank 1 .* lost|stopped, saved" "it ends where it was stopped" run
+check "its restart from a checkpoint of before the change let the data begin again" \
+    grep -q '"event":"attempt","attempt":4,.*"step":40,.*"begins_data_generation":true' run/metrics.jsonl
+check "and the console said so" grep -q "attempt 4: resuming at step 40 of .*its data begin again: the checkpoint is from before they changed" run.out
+expect 0 "steps 41 to [0-9]+ by attempt 4 on 2 ranks" "the first data by another seed are a third generation" "$lockstep" verify run --deep
+check "from the beginning of their order" grep -qE "generation  3 of the data: steps 41 to [0-9]+, positions 0 to " "$work/expect.log"
+check "as their checkpoint says" test "$(value "run/checkpoints/$(cat run/latest)" data_generation) $(value "run/checkpoints/$(cat run/latest)" data_generation_step)" = "3 40"
 
 # ---- back to a checkpoint of before ----
 

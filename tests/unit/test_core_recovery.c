@@ -384,6 +384,68 @@ static void a_loss_that_is_not_finite_takes_its_sequences_out(void **state) {
     }
 }
 
+/* ---- generations of the data ---- */
+
+/* An attempt of generation 2 restarts from a checkpoint of generation 1, and from one of its own. */
+static void from_a_checkpoint_of_another_generation_the_data_begin_anew(void **state) {
+    (void)state;
+    struct ls_core_options options = restartable();
+    options.start_step = 8;
+    options.start_position = 0;
+    options.start_samples = 80;
+    options.data_generation = 2;
+    begin(options);
+    for (int64_t step = 9; step <= 10; step++) {
+        struct ls_core_event event = step_done(step);
+        event.step.end_position = (step - 8) * 10;
+        happen(&event);
+        assert_int_equal(recorded(LS_RECORD_STEP)->step.samples, step * 10);
+    }
+    assert_int_equal(now().samples, 100);
+    for (int64_t own = 0; own <= 1; own++) {
+        lose(1);
+        of_attempt(LS_EVENT_CLEARED);
+        sync_journal();
+        struct ls_core_event event = {.kind = LS_EVENT_PREPARED, .attempt = now().attempt};
+        event.prepared.step = own ? 9 : 7;
+        event.prepared.position = own ? 20 : 70;
+        event.prepared.samples = own ? 90 : 70;
+        event.prepared.data_generation = own ? 2 : 1;
+        event.prepared.slots = event.prepared.slots_all = -1;
+        happen(&event);
+        const struct ls_core_record *record = recorded(LS_RECORD_ATTEMPT);
+        assert_int_equal(record->attempt_begun.start_position, own ? 20 : 0);
+        assert_int_equal(record->attempt_begun.start_samples, own ? 90 : 70);
+        assert_int_equal(record->attempt_begun.begins_generation, !own);
+        assert_int_equal(now().samples, own ? 90 : 70);
+        sync_journal();
+        tick(10000 * (own + 1)); /* the back-off is counted from here */
+        tick(10000 * (own + 1) + 5000);
+        join_again();
+        assert_int_equal(asked(LS_ACTION_GRANT)->grant.from_position, own ? 20 : 0);
+    }
+}
+
+static void a_quarantine_holds_for_its_generation_alone(void **state) {
+    (void)state;
+    struct ls_core_options options = restartable();
+    struct ls_error error;
+    options.data_generation = 2;
+    options.steps = 0;
+    options.end_position = 45;
+    create(options);
+    /* Attempt 0: what came with a checkpoint. */
+    struct ls_core_record record = {.kind = LS_RECORD_QUARANTINE, .attempt = 0};
+    record.quarantine.to = 10;
+    record.quarantine.data_generation = 1;
+    assert_int_equal(ls_core_restore(core, &record, &error), LS_OK);
+    assert_int_equal(now().end_step, 5);
+    record.quarantine.data_generation = 2;
+    assert_int_equal(ls_core_restore(core, &record, &error), LS_OK);
+    assert_true(ls_quarantine_has(ls_core_quarantine(core), 9));
+    assert_int_equal(now().end_step, 4); /* 35 sequences are left */
+}
+
 static void a_run_by_epochs_loses_what_is_in_quarantine(void **state) {
     (void)state;
     struct ls_core_options options = restartable();
@@ -764,6 +826,8 @@ int main(void) {
         PROMISE(a_save_that_fails_is_no_damaged_checkpoint),
         PROMISE(replicas_that_differ_go_back_to_where_they_were_equal),
         PROMISE(a_loss_that_is_not_finite_takes_its_sequences_out),
+        PROMISE(from_a_checkpoint_of_another_generation_the_data_begin_anew),
+        PROMISE(a_quarantine_holds_for_its_generation_alone),
         PROMISE(a_run_by_epochs_loses_what_is_in_quarantine),
         PROMISE(under_stop_and_skip_a_loss_that_is_not_finite_ends_the_run),
         PROMISE(only_so_many_skipped_steps_in_a_row_are_borne),

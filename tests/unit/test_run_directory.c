@@ -17,6 +17,7 @@
 static char folder[64], run_path[96];
 static struct ls_config config;
 static char changed[LS_CHANGED_BYTES];
+static bool data_changed;
 
 static const char yaml[] = "model: {model_type: gpt2, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1}\n"
                            "data: {train: [{path: 'synthetic:2000'}], sequence_length: 8}\n"
@@ -131,20 +132,20 @@ static void test_a_changed_identity_is_refused_by_its_key(void **state) {
     struct ls_error error = {0};
     parse(NULL);
     assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
-    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &error), LS_OK);
+    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &data_changed, &error), LS_OK);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         parse(rows[i].setting);
-        assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &error), LS_USAGE);
+        assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &data_changed, &error), LS_USAGE);
         if (strncmp(error.text, rows[i].key, strlen(rows[i].key)) != 0)
             fail_msg("'%s' does not name %s", error.text, rows[i].key);
     }
     parse("checkpoint.every_steps=2");
-    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &error), LS_OK);
+    assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &data_changed, &error), LS_OK);
 }
 
 static enum ls_code check_with(const struct ls_run_directory *run, const char *const *accepted, int count,
                                struct ls_error *error) {
-    enum ls_code code = ls_run_directory_check_config(run, &config, accepted, count, changed, error);
+    enum ls_code code = ls_run_directory_check_config(run, &config, accepted, count, changed, &data_changed, error);
     return code == LS_OK ? ls_run_directory_keep_config(run, &config, error) : code;
 }
 
@@ -181,13 +182,14 @@ static void test_a_change_of_numbers_is_accepted_by_name(void **state) {
     assert_int_equal(check_with(&run, lr, 1, &error), LS_USAGE);
     assert_int_equal(strncmp(error.text, "train.steps differs", 19), 0);
     assert_int_equal(check_with(&run, both, 2, &error), LS_OK);
+    assert_false(data_changed);
     assert_true(ls_run_directory_knows_config(run.path, third, first));
     assert_true(ls_run_directory_knows_config(run.path, third, second));
     assert_false(ls_run_directory_knows_config(run.path, third, strange));
     assert_false(ls_run_directory_knows_config(run.path, third, ""));
     /* Until it is kept, a configuration that was compared leaves the one before in force. */
     parse("train.steps=11");
-    assert_int_equal(ls_run_directory_check_config(&run, &config, both, 2, changed, &error), LS_OK);
+    assert_int_equal(ls_run_directory_check_config(&run, &config, both, 2, changed, &data_changed, &error), LS_OK);
     assert_int_equal(check_with(&run, NULL, 0, &error), LS_USAGE);
     assert_non_null(strstr(error.text, "(11, it was 9)"));
     /* What checkpoints rest on cannot be accepted. */
@@ -221,6 +223,7 @@ static void test_a_change_of_the_data_is_accepted_by_name(void **state) {
     ls_config_digest(&config, second);
     assert_int_equal(check_with(&run, seed, 1, &error), LS_OK);
     assert_string_equal(changed, "");
+    assert_true(data_changed);
     assert_true(ls_run_directory_knows_config(run.path, second, first));
     parse("data.document_mask=false");
     assert_int_equal(check_with(&run, section, 1, &error), LS_OK);

@@ -299,6 +299,30 @@ static void test_a_copied_checkpoint_brings_its_quarantine_and_its_place(void **
     assert_int_equal(origin.step, 200);
 }
 
+/* The journal of a version that kept no generations has attempts, and checkpoints without the digest of their data. */
+static void test_a_run_of_an_older_version_goes_on_with_its_data(void **state) {
+    (void)state;
+    const char *const names[] = {"data"};
+    train_on_a();
+    close_stage(NULL);
+    struct ls_run_start start = stage.start;
+    assert_int_equal(open_stage(NULL), 0);
+    stage.before = (struct ls_journal_attempt){.attempt = 1, .data_generation = 1};
+    stage.start = start;
+    stage.start.state.train_digest[0] = 0;
+    refuse("B", "data", LS_DATA, "Go on with the data of before for one attempt first");
+    configure("A9"); /* the datasets are the same */
+    struct ls_run_generation_wish wish = wish_with(names, 1);
+    wish.keys_changed = true;
+    stage.attempt = stage.start.attempt;
+    assert_int_equal(ls_run_generation_settle(&wish, &stage.attempt, &stage.generation, &stage.error), LS_DATA);
+    expect("A", "", 1, 160, 0);
+    assert_false(stage.generation.changed);
+    begin();
+    stage.start = saved(30, 80);
+    expect("B", "data", 2, 0, 30);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_the_same_data_stay_in_their_generation, open_stage, close_stage),
@@ -311,6 +335,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_the_first_data_behind_others_begin_anew, open_stage, close_stage),
         cmocka_unit_test_setup_teardown(test_a_start_that_was_cut_short_takes_no_number, open_stage, close_stage),
         cmocka_unit_test_setup_teardown(test_other_validation_data_are_no_generation, open_stage, close_stage),
+        cmocka_unit_test_setup_teardown(test_a_run_of_an_older_version_goes_on_with_its_data, open_stage, close_stage),
         cmocka_unit_test_setup_teardown(test_a_copied_checkpoint_brings_its_quarantine_and_its_place, open_stage,
                                         close_stage),
     };

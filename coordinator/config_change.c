@@ -47,7 +47,22 @@ static enum ls_config_effect effect_of(const struct ls_key *key, const struct ls
     return LS_EFFECT_RECORD;
 }
 
-/* The value as YAML, malloc'ed; "(none)" where the key has no meaning for the model. NULL: no memory. */
+/* Turns a list of one entry a line, "\n  - a\n  - b", into "[a, b]". */
+static void put_on_one_line(char *text) {
+    if (*text != '\n') return;
+    char *to = text;
+    for (const char *entry = text; *entry;) {
+        entry += strcspn(entry, "-") + 2;
+        const size_t length = strcspn(entry, "\n");
+        to += to == text ? snprintf(to, 2, "[") : snprintf(to, 3, ", ");
+        memmove(to, entry, length);
+        to += length;
+        entry += length;
+    }
+    memcpy(to, "]", 2);
+}
+
+/* The value as YAML on one line, malloc'ed; "(none)" where the key has no meaning for the model. NULL: no memory. */
 static char *value_of(const struct ls_key *key, const struct ls_config *config) {
     char *text = NULL;
     size_t size = 0;
@@ -55,7 +70,10 @@ static char *value_of(const struct ls_key *key, const struct ls_config *config) 
     FILE *out = open_memstream(&text, &size);
     if (!out) return NULL;
     const bool written = ls_key_write_value(out, key, config, key->identity);
-    if (fclose(out) == 0 && written) return text;
+    if (fclose(out) == 0 && written) {
+        if (key->type == LS_KEY_SOURCES) put_on_one_line(text);
+        return text;
+    }
     free(text);
     return NULL;
 }

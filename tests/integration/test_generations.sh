@@ -22,7 +22,7 @@ go() { # RUN ARGUMENTS...
     local run=$1
     shift
     "$lockstep" run "$repository/configs/tiny-gpt2.yaml" --run-dir "$run" --set checkpoint.every_steps=5 --set checkpoint.keep=0 \
-        --set evaluation.every_steps=0 "$@"
+        --set evaluation.every_steps=0 --set train.reduction=fixed --set train.micro_batch_size=2 "$@"
 }
 value() { sed -n "s/^ *\"$2\": \([^,]*\),*$/\1/p" "$1/trainer.json"; }
 # The last words of the run; the checkpoints behind a step are taken away.
@@ -49,6 +49,14 @@ check "and both datasets" grep -q "Changed: data.seed: 0 -> 9; data.train: .*fir
 check "metrics.jsonl has the event" grep -q '"event":"data_generation".*"data_generation":2,"before":1,"step":20,"position":0,"begins":true' run/metrics.jsonl
 check "samples go on, the epoch begins" grep -q '"kind":"step","step":21,"attempt":2,"epoch":0.032,"samples":168,"tokens":5376,' run/metrics.jsonl
 check "the checkpoint says where it is" test "$(value run/final position) $(value run/final samples) $(value run/final tokens) $(value run/final data_generation) $(value run/final data_generation_step)" = "160 320 10240 2 20"
+
+# The same on one rank, and once more from the midst of the second generation.
+go single --set "$(on first)" -n 1 >single.out 2>&1 </dev/null
+go single "${more[@]}" -n 1 --set "$(on other)" --set data.seed=9 --accept data >>single.out 2>&1 </dev/null
+check "one rank has the same bits" cmp single/final/model.safetensors run/final/model.safetensors
+cut_behind single 30
+go single "${more[@]}" -n 2 --set "$(on other)" --set data.seed=9 >>single.out 2>&1 </dev/null
+check "and two from an older checkpoint of the generation" cmp single/final/model.safetensors run/final/model.safetensors
 
 # ---- the ledger over both ----
 
@@ -90,6 +98,19 @@ expect 0 "generation 1 of the data goes on behind step 20, at position 160, as t
     go run --resume -n 1 --set "$(on first)" --set train.steps=40 --accept train.steps --accept data
 expect 0 "lineage     40 of 40 steps, 320 sequences" "the lineage has left the others" "$lockstep" verify run --deep
 check "and used every sample of 250 and 70 of them again" grep -q "used      250 of 250 samples: 70 of them 2 times, 180 1 times" "$work/expect.log"
+
+# ---- other weights, and shorter sequences ----
+
+cp -r run mixed
+expect 2 "model.max_position_embeddings differs" "shorter sequences would shorten a GPT-2's positions" \
+    go mixed --resume --set "$(on first)" --set train.steps=50 --set data.sequence_length=16 --accept train.steps --accept data
+mixture='data.train=[{path: first/train, weight: 1}, {path: longer/train, weight: 3}]'
+expect 0 "generation 4 of the data begins behind step 40.*data.sequence_length: 32 -> 16" "unless it keeps them" go mixed --resume -n 3 --set "$mixture" \
+    --set train.steps=50 --set data.sequence_length=16 --set model.max_position_embeddings=32 --accept train.steps --accept data
+check "with its weights in words" grep -qF "data.train: [{weight: 1}, {weight: 3}], it was [{}] (changes what is trained on" "$work/expect.log"
+check "sequences and tokens are counted on" test "$(value mixed/final samples) $(value mixed/final tokens)" = "400 $((320 * 32 + 80 * 16))"
+expect 0 "^proven .*read again" "the mixture is proven" "$lockstep" verify mixed --deep
+check "in its weights" test "$(grep -oE 'used      [0-9]+ of [0-9]+ samples, each once' "$work/expect.log" | awk '{print $2}' | tr '\n' ' ')" = "20 60 "
 
 # ---- data that are gone ----
 

@@ -476,7 +476,7 @@ static void test_a_journal_of_the_format_before_is_taken_on(void **state) {
         assert_int_equal(sqlite3_open(path, &database), SQLITE_OK);
         assert_int_equal(sqlite3_exec(database, downgrade, NULL, NULL, NULL), SQLITE_OK);
         sqlite3_close(database);
-        struct ls_error error;
+        struct ls_error error = {.text = ""};
         if ((existing ? ls_journal_open_existing : ls_journal_open)(path, &journal, &error) != LS_OK)
             fail_msg("%s", error.text);
         assert_int_equal(ls_journal_last_attempt(journal, &found, NULL), LS_OK);

@@ -135,7 +135,8 @@ static void test_a_changed_identity_is_refused_by_its_key(void **state) {
     assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &data_changed, &error), LS_OK);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         parse(rows[i].setting);
-        assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &data_changed, &error), LS_USAGE);
+        assert_int_equal(ls_run_directory_check_config(&run, &config, NULL, 0, changed, &data_changed, &error),
+                         LS_USAGE);
         if (strncmp(error.text, rows[i].key, strlen(rows[i].key)) != 0)
             fail_msg("'%s' does not name %s", error.text, rows[i].key);
     }
@@ -219,6 +220,9 @@ static void test_a_change_of_the_data_is_accepted_by_name(void **state) {
         assert_int_equal(check_with(&run, other, 1, &error), LS_USAGE);
         if (i) assert_int_equal(check_with(&run, seed, 1, &error), LS_USAGE);
     }
+    parse(settings[2]);
+    assert_int_equal(check_with(&run, NULL, 0, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "([{weight: 3}], it was [{}])"));
     parse("data.seed=9");
     ls_config_digest(&config, second);
     assert_int_equal(check_with(&run, seed, 1, &error), LS_OK);

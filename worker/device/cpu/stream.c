@@ -4,6 +4,8 @@
  * synchronising call (queued). */
 #include "worker/device/cpu/stream.h"
 
+#include "worker/device/cpu/kernels.h"
+
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -65,12 +67,34 @@ static void unlock(struct ls_cpu_stream *stream) {
     if (stream->way == THREADED) pthread_mutex_unlock(&stream->lock);
 }
 
+/* Bytes of a copy or fill that are worth a thread's wake-up. */
+enum { BYTES_PER_TASK = 256 << 10 };
+
+static void fill_part(const void *entry, int64_t begin, int64_t end) {
+    memset((char *)((const struct entry *)entry)->to + begin, 0, (size_t)(end - begin));
+}
+
+static void copy_part(const void *argument, int64_t begin, int64_t end) {
+    const struct entry *entry = argument;
+    memcpy((char *)entry->to + begin, (const char *)entry->from + begin, (size_t)(end - begin));
+}
+
+static void copy(int threads, const struct entry *entry) {
+    const uintptr_t to = (uintptr_t)entry->to, from = (uintptr_t)entry->from;
+    if ((to < from ? from - to : to - from) < entry->bytes)
+        memmove(entry->to, entry->from, entry->bytes);
+    else
+        ls_cpu_parallel(threads, (int64_t)entry->bytes, BYTES_PER_TASK, copy_part, entry);
+}
+
 static enum ls_code run_entry(struct ls_cpu_stream *stream, const struct entry *entry, const void *argument,
                               struct ls_error *error) {
     switch (entry->kind) {
     case OPERATION: return ls_cpu_run(stream->threads, stream->base.device->fixed, entry->op, argument, error);
-    case COPY: memmove(entry->to, entry->from, entry->bytes); return LS_OK;
-    case FILL_ZERO: memset(entry->to, 0, entry->bytes); return LS_OK;
+    case COPY: copy(stream->threads, entry); return LS_OK;
+    case FILL_ZERO:
+        ls_cpu_parallel(stream->threads, (int64_t)entry->bytes, BYTES_PER_TASK, fill_part, entry);
+        return LS_OK;
     case CALL: return entry->function(argument, error);
     case WAIT: return LS_OK;
     }

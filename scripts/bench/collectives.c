@@ -98,7 +98,7 @@ int main(int argc, char **argv) {
     bench.stream = ls_stream_create(device, false);
     for (int i = 0; i < count; i++)
         if (sizes[i] > most) most = sizes[i];
-    bench.buffer = malloc((size_t)most);
+    bench.buffer = ls_device_allocate(device, (size_t)most); /* as in training: in large pages */
     bench.spare = malloc((size_t)most);
     if (!bench.buffer || !bench.spare || !bench.stream) MPI_Abort(MPI_COMM_WORLD, 1);
     if (bench.rank == 0)
@@ -108,9 +108,9 @@ int main(int argc, char **argv) {
     for (int kind = 0; kind < KINDS; kind++)
         for (int i = 0; i < count; i++) measure(&bench, (enum kind)kind, sizes[i]);
     ls_stream_destroy(bench.stream);
+    ls_device_free(device, bench.buffer);
     ls_device_destroy(device);
     ls_comm_destroy(bench.comm);
-    free(bench.buffer);
     free(bench.spare);
     MPI_Finalize();
     return 0;

@@ -211,7 +211,8 @@ static void pack(const struct factor *f, int64_t first, int64_t count, int64_t k
 
 /* What comes next, while the unit multiplies: lines of memory that are on their way to the cache. */
 struct ahead {
-    const float *c;                    /* a strip's rows of the result, `c_stride` apart */
+    const float *c;                    /* a strip's rows of the result, `c_stride` apart; NULL: none */
+    const float *aux;                  /* and of what its epilogue reads or writes; NULL: none */
     const float *factor[DEPTH / STEP]; /* 32 rows of 128 bytes each, `factor_stride` apart */
     int64_t c_stride, factor_stride, factors;
 };
@@ -229,6 +230,7 @@ static inline __attribute__((always_inline)) void fetch_row(const float *row, co
 static inline __attribute__((always_inline)) void fetch(const struct ahead *ahead, int64_t first, int64_t end) {
     for (int64_t row = first; row < end; row++) {
         if (ahead->c) fetch_row(ahead->c + row * ahead->c_stride, true);
+        if (ahead->aux) fetch_row(ahead->aux + row * ahead->c_stride, false);
         for (int64_t f = 0; f < ahead->factors; f++) fetch_row(ahead->factor[f] + row * ahead->factor_stride, false);
     }
 }
@@ -290,37 +292,46 @@ static void copy_rows(float *to, int64_t to_stride, const float *from, int64_t f
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof *to);
 }
 
-/* c[rows, columns] = a b (+ c when `add`) from a strip of a and a block of b. Tiles that stick out are summed aside.
- * Meanwhile the strip of c `rows` below is fetched, and a's next one, `next` at [i, k]. */
-static void multiply_block(int64_t rows, int64_t columns, int64_t steps, const uint32_t *a, const uint32_t *b, float *c,
-                           int64_t ldc, bool add, const struct factor *next, int64_t i, int64_t k) {
+/* A strip of a, `steps` long, a block of b, and where their product goes; `aux` as in struct ahead. */
+struct strips {
+    int64_t rows, columns, steps, ldc;
+    const uint32_t *a, *b;
+    float *c;
+    const float *aux;
+};
+
+/* c[rows, columns] = a b (+ c when `add`). Tiles that stick out are summed aside. Meanwhile the rows of c below are
+ * fetched, and a's next strip, `next` at [i, k]. */
+static void multiply_block(const struct strips *s, bool add, const struct factor *next, int64_t i, int64_t k) {
     float aside[STRIP * STRIP] __attribute__((aligned(64)));
-    const int64_t strips = (columns + STRIP - 1) / STRIP, share = next ? (steps + strips - 1) / strips : 0;
+    const int64_t strips = (s->columns + STRIP - 1) / STRIP, share = next ? (s->steps + strips - 1) / strips : 0;
     int64_t fetched = 0;
     /* The compiler is not told that tiles are loaded from memory: what was packed has to be there. */
     __asm__ volatile("" ::: "memory");
-    for (int64_t j = 0; j < strips; j++, b += steps * GROUP_PAIRS) {
-        const int64_t width = min64(STRIP, columns - j * STRIP);
-        float *c_j = c + j * STRIP;
-        struct ahead ahead = {.c_stride = ldc, .factor_stride = next ? next->ld : 0};
+    for (int64_t j = 0; j < strips; j++) {
+        const int64_t width = min64(STRIP, s->columns - j * STRIP);
+        const uint32_t *b = s->b + j * s->steps * GROUP_PAIRS;
+        float *c = s->c + j * STRIP;
+        struct ahead ahead = {.c_stride = s->ldc, .factor_stride = next ? next->ld : 0};
         if (j + 1 < strips)
-            ahead.c = c_j + STRIP;
+            ahead.c = c + STRIP;
         else if (next)
-            ahead.c = c + rows * ldc;
-        for (; ahead.factors < share && fetched < steps; ahead.factors++, fetched++)
+            ahead.c = s->c + s->rows * s->ldc;
+        if (s->aux) ahead.aux = s->aux + j * STRIP;
+        for (; ahead.factors < share && fetched < s->steps; ahead.factors++, fetched++)
             ahead.factor[ahead.factors] = next->along ? next->x + i * next->ld + k + fetched * STEP
                                                       : next->x + (k + fetched * STEP) * next->ld + i;
-        if (rows % TILE == 0 && width % TILE == 0) {
-            multiply_any(rows > TILE, width > TILE, steps, a, b, c_j, ldc, add, &ahead);
+        if (s->rows % TILE == 0 && width % TILE == 0) {
+            multiply_any(s->rows > TILE, width > TILE, s->steps, s->a, b, c, s->ldc, add, &ahead);
             continue;
         }
         if (add) {
-            copy_rows(aside, STRIP, c_j, ldc, rows, width);
+            copy_rows(aside, STRIP, c, s->ldc, s->rows, width);
             __asm__ volatile("" ::: "memory");
         }
-        multiply_any(rows > TILE, width > TILE, steps, a, b, aside, STRIP, add, &ahead);
+        multiply_any(s->rows > TILE, width > TILE, s->steps, s->a, b, aside, STRIP, add, &ahead);
         __asm__ volatile("" ::: "memory");
-        copy_rows(c_j, ldc, aside, STRIP, rows, width);
+        copy_rows(c, s->ldc, aside, STRIP, s->rows, width);
     }
     __asm__ volatile("" ::: "memory");
 }
@@ -346,10 +357,18 @@ WITH_AMX void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t 
             pack(&b, j, columns, k, now, b_strips);
             for (int64_t i = row; i < row_end; i += STRIP) {
                 const int64_t rows = min64(STRIP, row_end - i), next = i + rows;
+                const bool last = k + now == op->k;
+                const struct strips strips = {.rows = rows,
+                                              .columns = columns,
+                                              .steps = steps,
+                                              .ldc = op->ldc,
+                                              .a = a_strip,
+                                              .b = b_strips,
+                                              .c = (float *)op->c + i * op->ldc + j,
+                                              .aux = last && op->aux ? (const float *)op->aux + i * op->ldc + j : NULL};
                 pack(&a, i, rows, k, now, a_strip);
-                multiply_block(rows, columns, steps, a_strip, b_strips, (float *)op->c + i * op->ldc + j, op->ldc,
-                               k > 0 || op->accumulate, next < row_end ? &a : NULL, next, k);
-                if (k + now == op->k) finish(op, i, next, j, j + columns);
+                multiply_block(&strips, k > 0 || op->accumulate, next < row_end ? &a : NULL, next, k);
+                if (last) finish(op, i, next, j, j + columns);
             }
         }
     }

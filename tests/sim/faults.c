@@ -294,8 +294,8 @@ static void inject(struct world *w, enum fault_kind kind) {
         kill_rank(w, rank);
         break;
     case FAULT_RANK_NEVER_JOINS:
-        team->absent[rank] = true;
         counted = !w->attempt_joined[rank];
+        team->absent[rank] |= counted;
         break;
     case FAULT_WRONG_VERSION:
     case FAULT_WRONG_DATASET: team->wrong[rank] = (int)kind; break;

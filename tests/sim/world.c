@@ -290,7 +290,7 @@ static void plan_run(struct world *w) {
     w->hosts = (int)between(w, 1, HOSTS_MAX);
     for (int i = 0; w->end_position && i < 3 && chance(w, 25); i++) {
         const int64_t first = below(w, w->end_position),
-                      generation = chance(w, 70) ? 1 : between(w, 2, GENERATIONS_MAX);
+                      generation = chance(w, 85) ? 1 : between(w, 2, GENERATIONS_MAX);
         for (int64_t k = first; k < first + (chance(w, 30) ? 4 * w->batch : 1) && k < w->end_position; k++)
             put(w, &w->poison, sequence_at(generation, k));
         w->coverage->faults[FAULT_SAMPLE_SPOILS_LOSS]++;

@@ -257,7 +257,8 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"fault.min_ranks", INTEGER(0, 1 << 20), FIELD(fault.min_ranks), .standard = "0",
      .meaning =
          "a restart may go on with fewer ranks, down to this many, when hosts are lost or left out after repeated "
-         "losses; 0: only with as many as the run began with",
+         "losses, or a rank is lost three times in a row where no host can be left out; 0: only with as many as the "
+         "run began with",
      .elsewhere = "min_nodes min_nnodes"},
     {"fault.nonfinite", CHOICE(POLICIES), FIELD(fault.nonfinite), .standard = "stop",
      .meaning =

@@ -397,9 +397,11 @@ static bool read_srun(const char *line, struct ls_launch_loss *loss) {
     return read_ranks(list, loss);
 }
 
-/* "srun: error: Node failure on node-2" */
+/* "srun: error: Node failure on node-2"; a range of nodes names none of them */
 static bool read_srun_host(const char *line, struct ls_launch_loss *loss) {
-    if (sscanf(line, "srun: error: Node failure on %63[^[, ]", loss->host) != 1) return false;
+    int length = 0;
+    if (sscanf(line, "srun: error: Node failure on %63[^[, ]%n", loss->host, &length) != 1) return false;
+    if (line[length] == '[') return false;
     loss->count = 0;
     snprintf(loss->text, sizeof loss->text, "Slurm says that the node failed. See that %s runs, and its network.",
              loss->host);

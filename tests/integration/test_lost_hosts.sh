@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A run over three virtual hosts that loses one twice, goes on without it with the ranks that fault.min_ranks allows, ends where
-# fewer are left than that, and resumes: with the weights of a run that nothing disturbed.
+# fewer are left than that, and resumes: with the weights of a run that nothing disturbed. And one whose rank on a host dies at every start.
 source "$(dirname "$0")/hosts/hosts.sh"
 hosts_enter "$0" "$@"
 source "$(dirname "$0")/lib.sh"
@@ -13,10 +13,10 @@ cat >run.yaml <<'CONFIG'
 name: lost
 model: {model_type: gpt2, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
 data: {train: [{path: "synthetic:60000"}], sequence_length: 128}
-train: {steps: 400, global_batch_size: 8, micro_batch_size: 1, reduction: fixed}
+train: {steps: 200, global_batch_size: 8, micro_batch_size: 1, reduction: fixed}
 optimizer: {lr: 1.0e-3}
 checkpoint: {every_steps: 5}
-fault: {max_restarts: 10, min_ranks: 4, start_timeout_seconds: 15, stall_timeout_seconds: 4}
+fault: {max_restarts: 10, min_ranks: 4, start_timeout_seconds: 12, stall_timeout_seconds: 4}
 launcher: {threads_per_rank: 1}
 device: cpu
 CONFIG
@@ -63,17 +63,32 @@ until_true 60 "what was left there is waited for" "${supervisors[lost]}" lost.er
 check "what was left there is removed while it goes on" is_clean h3
 link h2 down
 link h3 down
+on h1 "$lockstep" run run.yaml -n 2 --run-dir calm >calm.log 2>&1 || not_ok "the undisturbed run ends well" calm.log
 ends 6 "host h2 with 2 ranks was lost .* 2 ranks can be placed, 4 are needed \(fault.min_ranks\). .lockstep run --resume. goes on from step [0-9]" \
     "with fewer ranks left than fault.min_ranks the run ends with 6, and says how many there are and are needed" lost
-check "having waited for the hosts" grep -q '"event":"waiting_for_hosts".*2 ranks can be placed, 4 are needed .*: waiting up to 15 s for h2, h3 to answer again' $metrics
+check "having waited for the hosts" grep -q '"event":"waiting_for_hosts".*2 ranks can be placed, 4 are needed .*: waiting up to 12 s for h2, h3 to answer again' $metrics
 check "nothing is left on the coordinator's host" is_clean h1
 link h2 up
 link h3 up
 for host in h1 h2 h3; do link $host rate 0; done
 begin -n 6 --resume
+# Beside it: on one host a rank dies at every start, before it has joined.
+cat >broken <<'WRAPPER'
+#!/bin/sh
+if [ "$(hostname)" = h3 ] && [ "$OMPI_COMM_WORLD_LOCAL_RANK" = 1 ]; then
+    until [ -e "/dev/shm/lockstep-$LOCKSTEP_RUN_ID-a$LOCKSTEP_ATTEMPT" ]; do sleep 0.02; done
+    kill -KILL $$
+fi
+exec "$@"
+WRAPPER
+chmod +x broken
+begin_run defect on h1 "$lockstep" run run.yaml --hostfile three --run-dir defect -n 6 --set "launcher.wrapper=[$PWD/broken]" --set train.steps=20
 ends 0 "" "with all hosts back it is resumed to its end" lost
+ends 0 "" "a host that loses a rank at every start does not end a run" defect
+check "three losses are told for it, by rank" test "$(grep -c '"event":"fault".*"host":"h3","scope":"rank"' defect/metrics.jsonl)" = 3
+check "then it is left out" bash -c "grep -q '\"event\":\"host_left_out\",\"attempt\":4,.*h3 has lost ranks too often' defect/metrics.jsonl &&
+    grep -q '\"event\":\"joined\",\"attempt\":4,.*\"ranks\":4' defect/metrics.jsonl"
 check "on six ranks" bash -c "grep '\"event\":\"joined\"' $metrics | tail -n 1 | grep -q '\"ranks\":6'"
 for host in h1 h2 h3; do check "nothing is left on $host" is_clean $host; done
-on h1 "$lockstep" run run.yaml -n 2 --run-dir calm >calm.log 2>&1 || not_ok "the undisturbed run ends well" calm.log
 check "the weights are those of a run that lost nothing, bit for bit" cmp lost/final/model.safetensors calm/final/model.safetensors
 expect 0 "the tokens read again give the digests" "and the ledger holds" "$lockstep" verify lost --deep

@@ -181,6 +181,7 @@ static void test_a_launcher_tells_which_rank_was_lost(void **state) {
     assert_true(read_loss("--- attempt 3: srun x\nsrun: error: Node failure on node-2\n", &loss));
     assert_int_equal(loss.count, 0);
     assert_string_equal(loss.host, "node-2");
+    assert_false(read_loss("--- attempt 3: srun x\nsrun: error: Node failure on node-[2-3]\n", &loss));
     /* Of another attempt, of no attempt, or of a rank that had something to say. */
     assert_false(
         read_loss("--- attempt 2: mpirun\nmpirun noticed that process rank 2 with PID 282 on node storm2 exited "

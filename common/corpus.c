@@ -10,6 +10,8 @@
 #include <string.h>
 #include <xxhash.h>
 
+enum { CONTENT_BYTES = 32 }; /* digits of a digest */
+
 static enum ls_code open_sources(const struct ls_config_source *sources, int count, int64_t sequence_length,
                                  struct ls_dataset **datasets, int *opened, struct ls_error *error) {
     for (int i = 0; i < count; i++) {
@@ -63,12 +65,12 @@ static enum ls_code digest_train(struct ls_corpus *corpus, const struct ls_confi
 /* Sums, the vocabulary and the digests. */
 static enum ls_code summarise(struct ls_corpus *corpus, const struct ls_config *config, struct ls_error *error) {
     char text[(2 * LS_CONFIG_SOURCES_MAX + 2) * 34 + 32];
-    size_t length = 0, train_length = 0;
+    char contents[LS_CONFIG_SOURCES_MAX * CONTENT_BYTES + 1] = "";
+    size_t length = 0;
     double validation_tokens = 0, validation_bytes = 0;
     for (int part = 0; part < 2; part++) {
         int count = part ? corpus->validation_count : corpus->train_count;
         struct ls_dataset **datasets = part ? corpus->validation : corpus->train;
-        train_length = length;
         length += (size_t)snprintf(text + length, sizeof text - length, "%s\n", part ? "validation" : "train");
         for (int i = 0; i < count; i++) {
             char digest[33];
@@ -78,6 +80,7 @@ static enum ls_code summarise(struct ls_corpus *corpus, const struct ls_config *
             if (vocab > corpus->vocab_size) corpus->vocab_size = vocab;
             *(part ? &corpus->validation_samples : &corpus->train_samples) += ls_dataset_samples(datasets[i]);
             if (!part) continue;
+            ls_dataset_content_digest(datasets[i], contents + (size_t)i * CONTENT_BYTES);
             double tokens = (double)ls_dataset_tokens(datasets[i]);
             validation_tokens += tokens;
             validation_bytes += tokens * ls_dataset_bytes_per_token(datasets[i]);
@@ -87,7 +90,7 @@ static enum ls_code summarise(struct ls_corpus *corpus, const struct ls_config *
     if (validation_tokens > 0 && validation_bytes > 0)
         corpus->validation_bytes_per_token = validation_bytes / validation_tokens;
     digest_text(text, length, corpus->digest);
-    digest_text(text + train_length, length - train_length, corpus->validation_digest);
+    digest_text(contents, (size_t)corpus->validation_count * CONTENT_BYTES, corpus->validation_digest);
     return digest_train(corpus, config, error);
 }
 

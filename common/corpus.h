@@ -19,7 +19,7 @@ struct ls_corpus {
     int64_t vocab_size;                /* the largest of the datasets, 0: unknown */
     double validation_bytes_per_token; /* of the validation datasets together; 0: unknown */
     char digest[33];                   /* over all datasets, in their order */
-    char validation_digest[33];        /* over those of data.validation */
+    char validation_digest[33];        /* over what those of data.validation hold */
     /* Over what a position of the order is: the datasets of data.train and every other key of data that is part of the
      * run's identity. Another one is another generation of the data. */
     char train_digest[33];

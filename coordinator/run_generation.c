@@ -124,7 +124,7 @@ static enum ls_code check_differences(const struct ls_run_generation_wish *wish,
 
 /* Other validation data change no step; but losses before and after do not compare. */
 static enum ls_code check_validation(const struct ls_run_generation_wish *wish, bool same_train,
-                                     struct ls_error *error) {
+                                     struct ls_run_generation *generation, struct ls_error *error) {
     char digest[DIGEST_DIGITS + 1];
     const struct ls_trainer_state *state = &wish->start->state;
     enum ls_code code = ls_journal_read_meta(wish->journal, "validation", digest, sizeof digest, error);
@@ -132,7 +132,10 @@ static enum ls_code check_validation(const struct ls_run_generation_wish *wish, 
     bool other = strcmp(digest, wish->data->validation_digest) != 0;
     if (!*digest)
         other = wish->start->found && same_train && strcmp(state->dataset_digest, wish->data->dataset_digest) != 0;
-    if (!other || ls_config_is_accepted("data.validation", wish->accepted, wish->accepted_count)) return LS_OK;
+    if (!other) return LS_OK;
+    generation->validation_changed = true;
+    add_text(generation->differences, sizeof generation->differences, "data.validation: other datasets");
+    if (ls_config_is_accepted("data.validation", wish->accepted, wish->accepted_count)) return LS_OK;
     return ls_fail(
         error, LS_DATA, LS_SCOPE_JOB,
         "the datasets of data.validation are not those that the run %s was validated on last (digest %s, now "
@@ -197,7 +200,7 @@ enum ls_code ls_run_generation_settle(const struct ls_run_generation_wish *wish,
     if (code == LS_OK) code = choose(wish, &known, generation, error);
     struct ls_journal_data_generation *facts = &generation->facts;
     const bool same = facts->number == known.in_force;
-    if (code == LS_OK) code = check_validation(wish, same || facts->number == known.found, error);
+    if (code == LS_OK) code = check_validation(wish, same || facts->number == known.found, generation, error);
     if (code == LS_OK) {
         generation->begins = facts->number != known.found;
         generation->is_new = !same && facts->number != known.found;
@@ -291,6 +294,13 @@ void ls_run_generation_tell(const struct ls_run_generation *generation, const st
     const long long number = (long long)generation->facts.number, step = (long long)attempt->start_step;
     char text[LS_WIRE_TEXT_BYTES], words[SOURCE_TEXT_BYTES];
     char before[96] = "";
+    if (generation->validation_changed) {
+        snprintf(text, sizeof text,
+                 "{\"text\": \"the datasets of data.validation are others behind step %lld: losses before and after do "
+                 "not compare\", \"step\": %lld}",
+                 step, step);
+        ls_journal_tell(journal, (uint32_t)attempt->attempt, "validation_data", text);
+    }
     describe_source(generation->facts.sources, words);
     if (generation->before)
         snprintf(before, sizeof before, "; before it was generation %lld, at position %lld",

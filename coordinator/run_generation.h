@@ -40,6 +40,7 @@ struct ls_run_generation {
     bool begins;                             /* behind the attempt's start; else it goes on there */
     bool is_new;                             /* no attempt has had it before */
     bool changed;                            /* from the generation of the attempt before; not in a run's first */
+    bool validation_changed;                 /* other datasets to validate on: of no generation */
     /* What differs from the generation of the attempt before: keys with both values, datasets. Cut if long, "" for
      * nothing. */
     char differences[LS_GENERATION_CHANGED_BYTES];
@@ -75,7 +76,8 @@ enum ls_code ls_run_generation_settle(const struct ls_run_generation_wish *wish,
 enum ls_code ls_run_generation_write(const struct ls_run_generation_wish *wish,
                                      const struct ls_run_generation *generation, struct ls_error *error);
 /* Tells of a generation that begins, or is gone back to: an event `data_generation` for metrics.jsonl and a line for
- * the console. Nothing where the data are as they were. After ls_journal_start(). */
+ * the console; of other validation data likewise, `validation_data`. Nothing where the data are as they were. After
+ * ls_journal_start(). */
 void ls_run_generation_tell(const struct ls_run_generation *generation, const struct ls_journal_attempt *attempt,
                             struct ls_journal *journal);
 

@@ -150,7 +150,8 @@ static enum ls_code settle_shape(struct ls_run *run, struct ls_error *error) {
                                      .steps = run->total_steps,
                                      .end_position = INT64_MAX};
     const bool begins = run->generation.begins && run->generation.before;
-    if (run->shape.first_attempt && !begins && strcmp(run->shape.config_digest, run->core.config_digest) == 0) {
+    if (run->shape.first_attempt && !begins && !*run->changed &&
+        strcmp(run->shape.config_digest, run->core.config_digest) == 0) {
         run->total_steps = run->shape.steps;
         return LS_OK;
     }

@@ -112,6 +112,17 @@ check "sequences and tokens are counted on" test "$(value mixed/final samples) $
 expect 0 "^proven .*read again" "the mixture is proven" "$lockstep" verify mixed --deep
 check "in its weights" test "$(grep -oE 'used      [0-9]+ of [0-9]+ samples, each once' "$work/expect.log" | awk '{print $2}' | tr '\n' ' ')" = "20 60 "
 
+# ---- other validation data ----
+
+validated=(--set "$(on first)" --set evaluation.every_steps=5 --set evaluation.batches=1)
+go checked "${validated[@]}" --set 'data.validation=[{path: first/train}]' >checked.out 2>&1 </dev/null || not_ok "a run that is validated" checked.out
+expect 3 "data.validation are not those .*--accept data.validation" "other validation data are refused" \
+    go checked "${more[@]}" "${validated[@]}" --set 'data.validation=[{path: other/train}]'
+expect 0 "data.validation are others behind step 20: losses before and after do not compare" "accepted, they begin no generation" \
+    go checked "${more[@]}" "${validated[@]}" --set 'data.validation=[{path: other/train}]' --accept data.validation
+check "the order goes on" test "$(value checked/final position) $(value checked/final data_generation)" = "320 1"
+expect 0 "changed     from attempt 2 on: train.steps: 20 -> 40; data.validation: other datasets" "and verify tells" "$lockstep" verify checked --deep
+
 # ---- data that are gone ----
 
 cp -r run gone

@@ -262,6 +262,13 @@ static void test_other_validation_data_are_no_generation(void **state) {
     }
     assert_int_equal(stage.attempt.data_generation, 1);
     assert_int_equal(stage.attempt.start_position, 160);
+    assert_false(stage.generation.changed);
+    assert_true(stage.generation.validation_changed);
+    /* Once an attempt has begun with them, they are those of the run. */
+    begin();
+    const struct ls_run_generation_wish wish = wish_with(NULL, 0);
+    assert_int_equal(ls_run_generation_settle(&wish, &stage.attempt, &stage.generation, &stage.error), LS_OK);
+    assert_false(stage.generation.validation_changed);
 }
 
 static enum ls_code count_records(void *context, const struct ls_core_record *record, struct ls_error *error) {

@@ -279,7 +279,8 @@ static void attention_gives_the_same_bits_with_any_number_of_threads(void **stat
     release(&t);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argc;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_and_its_gradients_are_right_for_odd_shapes),
         cmocka_unit_test(grouped_heads_share_keys_and_add_their_gradients),
@@ -289,5 +290,5 @@ int main(void) {
         cmocka_unit_test(heads_larger_than_a_piece_are_right),
         cmocka_unit_test(attention_gives_the_same_bits_with_any_number_of_threads),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

@@ -182,7 +182,8 @@ static void large_products_are_right(void **state) {
                                .threads = 1 + kind % 2});
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argc;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(product_is_right_for_odd_shapes_transposes_and_strides),
         cmocka_unit_test(long_sums_of_weight_gradients_are_right),
@@ -192,5 +193,5 @@ int main(void) {
         cmocka_unit_test(large_products_are_right),
         cmocka_unit_test(threads_share_the_product_without_gaps),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

@@ -187,7 +187,8 @@ static void adamw_and_add_give_the_same_bits_however_a_range_is_cut(void **state
     free(whole), free(m), free(v);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argc;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gemm),
         cmocka_unit_test(gemm_transposed_b),
@@ -218,5 +219,5 @@ int main(void) {
         cmocka_unit_test(initialize),
         cmocka_unit_test(adamw_and_add_give_the_same_bits_however_a_range_is_cut),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

@@ -8,9 +8,11 @@
 #include "worker/device/cpu/amx.h"
 
 #if defined(__x86_64__)
+#include <assert.h>
 #include <cpuid.h>
 #include <immintrin.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,7 +33,9 @@ static bool available;
 /* Linux saves the tiles' 8 KiB only for processes that have asked (Documentation/arch/x86/xstate.rst). */
 static void find_out(void) {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    const char *wish = getenv("LOCKSTEP_AMX");
     unsigned a, b, c, d;
+    if (wish && strcmp(wish, "0") == 0) return;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_BF16) || !(d & AMX_TILE)) return;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
@@ -180,7 +184,7 @@ static void pack_one(const struct factor *f, int64_t i, int64_t count, int64_t k
  * rows.
  */
 static void pack(const struct factor *f, int64_t first, int64_t count, int64_t k, int64_t depth, uint32_t *strips) {
-    const int64_t steps = (depth + STEP - 1) / STEP, halves = (count + TILE - 1) / TILE;
+    const int64_t steps = (depth + STEP - 1) / STEP, halves = (count + STRIP - 1) / STRIP * 2;
     const int64_t outer = f->along ? halves : steps, inner = f->along ? steps : halves;
     for (int64_t o = 0; o < outer; o++)
         for (int64_t n = 0; n < inner; n++) {
@@ -292,9 +296,10 @@ static void copy_rows(float *to, int64_t to_stride, const float *from, int64_t f
     for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof *to);
 }
 
-/* A strip of a, `steps` long, a block of b, and where their product goes; `aux` as in struct ahead. */
+/* A strip of a, `steps` long, a block of b, whose strips are `b_steps` long, and where their product goes; `aux` as in
+ * struct ahead. */
 struct strips {
-    int64_t rows, columns, steps, ldc;
+    int64_t rows, columns, steps, b_steps, ldc;
     const uint32_t *a, *b;
     float *c;
     const float *aux;
@@ -310,7 +315,7 @@ static void multiply_block(const struct strips *s, bool add, const struct factor
     __asm__ volatile("" ::: "memory");
     for (int64_t j = 0; j < strips; j++) {
         const int64_t width = min64(STRIP, s->columns - j * STRIP);
-        const uint32_t *b = s->b + j * s->steps * GROUP_PAIRS;
+        const uint32_t *b = s->b + j * s->b_steps * GROUP_PAIRS;
         float *c = s->c + j * STRIP;
         struct ahead ahead = {.c_stride = s->ldc, .factor_stride = next ? next->ld : 0};
         if (j + 1 < strips)
@@ -361,6 +366,7 @@ WITH_AMX void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t 
                 const struct strips strips = {.rows = rows,
                                               .columns = columns,
                                               .steps = steps,
+                                              .b_steps = steps,
                                               .ldc = op->ldc,
                                               .a = a_strip,
                                               .b = b_strips,
@@ -371,6 +377,32 @@ WITH_AMX void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t 
                 if (last) finish(op, i, next, j, j + columns);
             }
         }
+    }
+    _tile_release();
+}
+
+WITH_AMX void ls_amx_pack(bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels) {
+    const struct factor factor = {.x = b, .ld = ldb, .along = transposed};
+    pack(&factor, 0, n, 0, k, (uint32_t *)(void *)panels);
+}
+
+WITH_AMX void ls_amx_multiply_packed(int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda,
+                                     const float *panels, int64_t depth, float *c, int64_t ldc, bool add) {
+    uint32_t a_strip[DEPTH / STEP * GROUP_PAIRS] __attribute__((aligned(64)));
+    const struct factor factor = {.x = a, .ld = lda, .along = !transposed, .is_a = true};
+    assert(k <= DEPTH);
+    configure();
+    for (int64_t i = 0; i < m; i += STRIP) {
+        const struct strips strips = {.rows = min64(STRIP, m - i),
+                                      .columns = n,
+                                      .steps = (k + STEP - 1) / STEP,
+                                      .b_steps = (depth + STEP - 1) / STEP,
+                                      .ldc = ldc,
+                                      .a = a_strip,
+                                      .b = (const uint32_t *)(const void *)panels,
+                                      .c = c + i * ldc};
+        pack(&factor, i, strips.rows, 0, k, a_strip);
+        multiply_block(&strips, add, NULL, 0, 0);
     }
     _tile_release();
 }
@@ -389,6 +421,16 @@ bool ls_amx_serves(int64_t m, int64_t n, int64_t k) {
 void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t row_end, int64_t column, int64_t column_end,
                      ls_amx_finish *finish) {
     (void)op, (void)row, (void)row_end, (void)column, (void)column_end, (void)finish;
+}
+
+void ls_amx_pack(bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels) {
+    (void)transposed, (void)b, (void)ldb, (void)k, (void)n, (void)panels;
+}
+
+void ls_amx_multiply_packed(int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda,
+                            const float *panels, int64_t depth, float *c, int64_t ldc, bool add) {
+    (void)m, (void)n, (void)k, (void)transposed, (void)a, (void)lda, (void)panels, (void)depth, (void)c, (void)ldc;
+    (void)add;
 }
 
 #endif

@@ -10,7 +10,8 @@
 
 #include "worker/device/operations.h"
 
-/* Whether processor and kernel let this process use it, which this call asks for. The answer never changes. */
+/* Whether processor and kernel let this process use it, which this call asks for, and LOCKSTEP_AMX in the environment
+ * is not 0. The answer never changes. */
 bool ls_amx_available(void);
 
 /* Whether the unit is faster than the libraries at a product of this shape. */
@@ -25,5 +26,11 @@ typedef void ls_amx_finish(const struct ls_op_gemm *op, int64_t row, int64_t row
  * however the result is cut. */
 void ls_amx_multiply(const struct ls_op_gemm *op, int64_t row, int64_t row_end, int64_t column, int64_t column_end,
                      ls_amx_finish *finish);
+
+/* ls_pack() and ls_multiply() (multiply.h) on the unit, with panels of LS_PANEL_FLOATS(k, n); k <= 384. Rows of b from
+ * k to the next multiple of 32 count too, times zero. */
+void ls_amx_pack(bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels);
+void ls_amx_multiply_packed(int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda,
+                            const float *panels, int64_t depth, float *c, int64_t ldc, bool add);
 
 #endif

@@ -1,6 +1,7 @@
 /* Causal attention in blocks of queries by keys: scores of one block, streaming softmax, product with the values. A
  * block that no query sees (above the diagonal, or before every document's start) is not computed. Keys and values of a
  * block are packed once for all the queries of a task. */
+#include "worker/device/cpu/amx.h"
 #include "worker/device/cpu/exponential.h"
 #include "worker/device/cpu/kernels.h"
 #include "worker/device/cpu/multiply.h"
@@ -8,11 +9,17 @@
 #include <math.h>
 #include <string.h>
 
-/* QUERIES by KEYS scores are computed at a time; a forward task has TASK_QUERIES queries of one head; heads larger than
- * CHUNK are taken in pieces. Loops over scores go in whole groups of GROUP, so that they have no scalar rest; rows of
- * scores lie PITCH apart, so that they do not fall on the same cache sets. Fewer queries than FEW do not pay for packed
- * keys. */
-enum { QUERIES = 48, KEYS = 256, TASK_QUERIES = 256, CHUNK = 128, GROUP = 16, PITCH = KEYS + GROUP, FEW = 8 };
+/* Some queries by KEYS scores are computed at a time, see query_block(); a forward task has TASK_QUERIES queries of one
+ * head; heads larger than CHUNK are taken in pieces. Loops over scores go in whole groups of GROUP, so that they have
+ * no scalar rest; rows of scores lie PITCH apart, so that they do not fall on the same cache sets. Fewer queries than
+ * FEW do not pay for packed keys. */
+enum { QUERIES_MOST = 64, KEYS = 256, TASK_QUERIES = 256, CHUNK = 128, GROUP = 16, PITCH = KEYS + GROUP, FEW = 8 };
+enum { PANELS = LS_PANEL_FLOATS(KEYS, CHUNK) };
+
+/* Whole tiles of rows: a matrix unit's have 32, others 6 or 12. */
+static int64_t query_block(void) {
+    return ls_amx_available() ? QUERIES_MOST : 48;
+}
 
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -121,16 +128,17 @@ static void few_outputs(const struct ls_op_attention_forward *op, int64_t rows, 
 }
 
 static void forward_task(const struct ls_op_attention_forward *op, const struct queries *t) {
-    float keys[KEYS * CHUNK] __attribute__((aligned(64))), values[KEYS * CHUNK] __attribute__((aligned(64)));
-    float s[QUERIES * PITCH] __attribute__((aligned(64))), maximum[TASK_QUERIES], sum[TASK_QUERIES];
+    float keys[PANELS] __attribute__((aligned(64))), values[PANELS] __attribute__((aligned(64)));
+    float s[QUERIES_MOST * PITCH] __attribute__((aligned(64))), maximum[TASK_QUERIES], sum[TASK_QUERIES];
     const int64_t first = first_key(t->document_start, t->count), last = t->position + t->count, size = op->head_size;
+    const int64_t queries = query_block();
     for (int64_t i = 0; i < t->count; i++) maximum[i] = -INFINITY, sum[i] = 0.0f;
     for (int64_t k0 = first; k0 < last; k0 += KEYS) {
         const float *k = t->k + k0 * op->kv_stride, *v = t->v + k0 * op->kv_stride;
         const int64_t block = min64(KEYS, last - k0);
         bool pack = true;
-        for (int64_t i0 = 0; i0 < t->count; i0 += QUERIES) {
-            const int64_t rows = min64(QUERIES, t->count - i0), width = min64(block, t->position + i0 + rows - k0);
+        for (int64_t i0 = 0; i0 < t->count; i0 += queries) {
+            const int64_t rows = min64(queries, t->count - i0), width = min64(block, t->position + i0 + rows - k0);
             const int64_t begin = first_key(t->document_start ? t->document_start + i0 : NULL, rows);
             const bool started = k0 > begin; /* these queries have seen an earlier block */
             const float *q = t->q + i0 * op->q_stride;
@@ -204,7 +212,7 @@ struct head {
 
 /* A block of keys, packed for products with queries (keys and values transposed) and with score gradients. */
 struct packed_keys {
-    float keys_transposed[KEYS * CHUNK], values_transposed[KEYS * CHUNK], keys[KEYS * CHUNK];
+    float keys_transposed[PANELS], values_transposed[PANELS], keys[PANELS];
 } __attribute__((aligned(64)));
 
 /* Turns scores into probabilities p and the gradients dp of these into those of the scores, ds = p (dp - rowsum(do o))
@@ -239,8 +247,8 @@ static void score_gradients(const struct ls_op_attention_backward *op, const str
  * queries find. */
 static void backward_block(const struct ls_op_attention_backward *op, const struct head *head, int64_t q0, int64_t rows,
                            int64_t k0, int64_t block, int64_t width, bool add, bool pack, struct packed_keys *packed) {
-    float p[QUERIES * PITCH] __attribute__((aligned(64))), ds[QUERIES * PITCH] __attribute__((aligned(64)));
-    float panels[QUERIES * CHUNK] __attribute__((aligned(64)));
+    float p[QUERIES_MOST * PITCH] __attribute__((aligned(64))), ds[QUERIES_MOST * PITCH] __attribute__((aligned(64)));
+    float panels[LS_PANEL_FLOATS(QUERIES_MOST, CHUNK)] __attribute__((aligned(64)));
     const int64_t size = op->head_size, at_q = q0 * op->q_stride, at_o = q0 * op->output_stride,
                   at_k = k0 * op->kv_stride;
     for (int64_t c = 0; c < size; c += CHUNK) {
@@ -269,6 +277,7 @@ static void backward_block(const struct ls_op_attention_backward *op, const stru
 /* One key-value head of one sequence with all its query heads. */
 static void backward_task(const struct ls_op_attention_backward *op, int64_t b, int64_t kv_head) {
     struct packed_keys packed;
+    const int64_t queries = query_block();
     const int64_t group = op->heads / op->kv_heads, size = op->head_size, kv = b * op->kv_batch_stride + kv_head * size;
     struct head head = {.dk = (float *)op->k_gradient + kv,
                         .dv = (float *)op->v_gradient + kv,
@@ -289,9 +298,9 @@ static void backward_task(const struct ls_op_attention_backward *op, int64_t b, 
             head.d_output = (const float *)op->output_gradient + out;
             head.output = (const float *)op->output + out;
             head.lse = op->lse + (b * op->heads + h) * op->length;
-            for (int64_t q0 = k0 / QUERIES * QUERIES; q0 < op->length;
-                 q0 += QUERIES) { /* earlier queries do not see these keys */
-                const int64_t rows = min64(QUERIES, op->length - q0), width = min64(block, q0 + rows - k0);
+            for (int64_t q0 = k0 / queries * queries; q0 < op->length;
+                 q0 += queries) { /* earlier queries do not see these keys */
+                const int64_t rows = min64(queries, op->length - q0), width = min64(block, q0 + rows - k0);
                 const int64_t first = first_key(head.document_start ? head.document_start + q0 : NULL, rows);
                 if (k0 + block <= first) continue;
                 backward_block(op, &head, q0, rows, k0, block, width, k0 > first, pack, &packed);

@@ -2,6 +2,8 @@
  * registers; it reaches more than nine tenths of the processor's multiply-add rate. */
 #include "worker/device/cpu/multiply.h"
 
+#include "worker/device/cpu/amx.h"
+
 #include <string.h>
 
 typedef float lanes __attribute__((vector_size(4 * LS_LANES), aligned(4), may_alias));
@@ -71,6 +73,10 @@ static void any_tile(int rows, int64_t k, bool transposed, const float *a, int64
 
 void ls_multiply(int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda, const float *panels,
                  int64_t depth, float *c, int64_t ldc, bool add) {
+    if (ls_amx_available()) {
+        ls_amx_multiply_packed(m, n, k, transposed, a, lda, panels, depth, c, ldc, add);
+        return;
+    }
     float edge[LS_PANEL_ROWS * LS_PANEL_COLUMNS];
     const int64_t step = transposed ? 1 : lda;
     for (int64_t j = 0; j < n; j += LS_PANEL_COLUMNS, panels += depth * LS_PANEL_COLUMNS) {
@@ -92,6 +98,10 @@ void ls_multiply(int64_t m, int64_t n, int64_t k, bool transposed, const float *
 }
 
 void ls_pack(bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels) {
+    if (ls_amx_available()) {
+        ls_amx_pack(transposed, b, ldb, k, n, panels);
+        return;
+    }
     enum { AHEAD = 8 }; /* rows are short and far apart: the processor does not foresee them */
     for (int64_t j = 0; j < n; j += LS_PANEL_COLUMNS, panels += k * LS_PANEL_COLUMNS) {
         const int64_t columns = n - j < LS_PANEL_COLUMNS ? n - j : LS_PANEL_COLUMNS;

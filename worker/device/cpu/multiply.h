@@ -1,6 +1,6 @@
-/* Products of small matrices that fit the caches, from packed panels: what attention is made of. Every
- * element of a product is one chain of fused multiply-adds in the order of k; it depends on nothing else, so that the
- * bits of a product are the same however its rows and columns are cut. */
+/* Products of small matrices that fit the caches, from packed panels: what attention is made of. An element of a
+ * product depends on its row, its column and k alone, so that the bits of a product are the same however its rows and
+ * columns are cut: a chain of fused multiply-adds in the order of k, or what a matrix unit makes of them (amx.h). */
 #ifndef LS_WORKER_DEVICE_CPU_MULTIPLY_H
 #define LS_WORKER_DEVICE_CPU_MULTIPLY_H
 
@@ -20,12 +20,16 @@ static inline int64_t ls_panel_round(int64_t n) {
     return (n + LS_PANEL_COLUMNS - 1) / LS_PANEL_COLUMNS * LS_PANEL_COLUMNS;
 }
 
+/* Room for the panels of a factor [k, n]; k and n are multiples of 32. Three parts of half a float on a matrix unit. */
+#define LS_PANEL_FLOATS(k, n) ((k) * (n) / 2 * 3)
+
 /* Packs b[k, n], or its transpose given as b[n, k], into ls_panel_round(n) / LS_PANEL_COLUMNS panels of [k,
- * LS_PANEL_COLUMNS], one after another; columns beyond n are zero. */
+ * LS_PANEL_COLUMNS], one after another; columns beyond n are zero. A matrix unit has panels of its own. `panels` is
+ * aligned to 64 bytes. */
 void ls_pack(bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels);
 
 /* c[m, n] = a b (+ c when `add`). a is [m, k] in rows of lda, or `transposed`, [k, m] in rows of lda. b comes from
- * ls_pack, with at least n columns and with `depth` rows, of which the first k take part. */
+ * ls_pack, with at least n columns and with `depth` rows, of which the first k take part; k <= 256. */
 void ls_multiply(int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda, const float *panels,
                  int64_t depth, float *c, int64_t ldc, bool add);
 

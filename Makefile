@@ -26,16 +26,20 @@ LDFLAGS := $(SANITIZE) -fopenmp -pthread
 LDLIBS := $(shell pkg-config --libs $(PACKAGES)) -ldnnl \
 	$(if $(OPENBLAS),-L$(OPENBLAS) -Wl$(comma)-rpath$(comma)$(OPENBLAS)) -l:libopenblas.so.0 -lm
 
-# The CUDA runtime is linked statically; NCCL, cuBLASLt and NVML are opened when a GPU was found. One program serves both.
+# The CUDA runtime is linked statically; NCCL, cuBLASLt, cuDNN and NVML are opened when a GPU was found. One program serves both.
 ifneq ($(CUDA_HOME),)
 NVCC := $(if $(shell command -v ccache),ccache )$(CUDA_HOME)/bin/nvcc
 NVCCFLAGS := -O3 -std=c++20 -I. -Werror all-warnings -ccbin g++ -Xcompiler -fno-exceptions,-fno-threadsafe-statics,-Wall,-Wextra \
 	-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 CPPFLAGS += -DLS_CUDA -isystem $(CUDA_HOME)/include
+# cuDNN comes apart from the toolkit: without its headers attention is our kernels' alone.
+CUDNN := $(if $(wildcard $(CUDA_HOME)/include/cudnn_graph.h /usr/include/cudnn_graph.h /usr/include/*/cudnn_graph.h),1)
+CPPFLAGS += $(if $(CUDNN),-DLS_CUDNN)
 CUDA_OBJECTS := $(patsubst %.cu,$(BUILD)/%.cu.o,$(wildcard worker/device/cuda/*.cu))
 CUDA_LIBRARY := $(BUILD)/libcuda-kernels.a
 CUDA_LDLIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
-LEFT_OUT := worker/device/without_cuda.c worker/comm/without_nccl.c
+LEFT_OUT := worker/device/without_cuda.c worker/comm/without_nccl.c \
+	$(if $(CUDNN),worker/device/cuda/without_cudnn.c,$(wildcard worker/device/cuda/sdpa*.c))
 else
 LEFT_OUT := $(wildcard worker/device/cuda/*.c) worker/comm/nccl.c worker/comm/nccl_team.c
 endif
@@ -118,12 +122,13 @@ EMULATED := $(CUDA_KERNELS:%.cu=$(BUILD)/emulator/%.o) $(BUILD)/emulator/tests/e
 # that are opened from $(BUILD)/emulator/lib (tests/standin/standin.h).
 ifneq ($(CUDA_HOME),)
 STANDIN := $(BUILD)/emulator/tests/standin/cudart.o
-STANDIN_LIBRARIES := $(addprefix $(BUILD)/emulator/lib/,libcublasLt.so.13 libnvidia-ml.so.1 $(if $(wildcard tests/standin/nccl*.c),libnccl.so.2))
+STANDIN_LIBRARIES := $(addprefix $(BUILD)/emulator/lib/,libcublasLt.so.13 libnvidia-ml.so.1 $(if $(CUDNN),libcudnn.so.9) $(if $(wildcard tests/standin/nccl*.c),libnccl.so.2))
 STANDIN_FLAGS := $(filter-out -march=% -mprefer-vector-width=%,$(CFLAGS)) -march=$(ARCH) -fPIC
 $(BUILD)/emulator/tests/standin/%.o: tests/standin/%.c
 	@mkdir -p $(@D)
 	OMPI_CC=$(CC) $(if $(findstring nccl,$*),$(MPICC),$(CC)) $(CPPFLAGS) $(STANDIN_FLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/emulator/lib/libcublasLt.so.13: $(BUILD)/emulator/tests/standin/cublaslt.o
+$(BUILD)/emulator/lib/libcudnn.so.9: $(BUILD)/emulator/tests/standin/cudnn.o $(BUILD)/emulator/tests/standin/cudnn_graph.o
 $(BUILD)/emulator/lib/libnvidia-ml.so.1: $(BUILD)/emulator/tests/standin/nvml.o
 $(BUILD)/emulator/lib/libnccl.so.2: $(patsubst %.c,$(BUILD)/emulator/%.o,$(wildcard tests/standin/nccl*.c))
 $(STANDIN_LIBRARIES):

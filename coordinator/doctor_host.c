@@ -127,6 +127,14 @@ static void examine_libraries(struct ls_examination *examination) {
         ls_doctor_report(examination, LS_HEALTH_FINE, "cuBLASLt", NULL, "%s, %s", cublaslt->version, cublaslt->path);
     else
         ls_doctor_report(examination, LS_HEALTH_WRONG, "cuBLASLt", fix, "%s", error.text);
+#ifdef LS_CUDNN
+    const struct ls_cudnn *cudnn;
+    if (ls_library_cudnn(&cudnn, &error) == LS_OK)
+        ls_doctor_report(examination, LS_HEALTH_FINE, "cuDNN", NULL, "%s, %s", cudnn->version, cudnn->path);
+    else
+        ls_doctor_report(examination, LS_HEALTH_FINE, "cuDNN", NULL,
+                         "not here: attention in bf16 and fp16 is slower by our own kernels");
+#endif
 }
 #endif
 

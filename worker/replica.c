@@ -34,6 +34,7 @@ struct ls_replica {
     double *summed_losses;        /* their host side */
     int64_t first_slot, end_slot; /* this rank's so far */
     int32_t *inputs, *targets, *document_start;
+    bool documents; /* the micro-batch has a document boundary */
     void *stream_gradient;
     void *tables, *scratch;
     struct ls_replica_layout layout;
@@ -192,7 +193,7 @@ static struct ls_block_pass pass_of(struct ls_replica *replica, int64_t sequence
         .tables = replica->tables,
         .tokens = replica->inputs,
         .targets = replica->targets,
-        .document_start = replica->config->data.document_mask ? replica->document_start : NULL,
+        .document_start = replica->documents ? replica->document_start : NULL,
         .input = block > 0 ? ls_activations_output(activations, replica->arena, block - 1) : NULL,
         .output = block < ls_model_block_count(replica->model) - 1
                       ? ls_activations_output(activations, replica->arena, block)
@@ -236,19 +237,30 @@ static enum ls_code share_choices(struct ls_replica *replica, struct ls_error *e
         ls_fail(&own, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for %lld bytes of choices", (long long)bytes);
     if (!code) code = ls_comm_agree(comm, &own, &failed_rank, error);
     if (!code && bytes > 0) code = ls_comm_broadcast(comm, choices, bytes, 0, error);
-    if (!code) ls_device_adopt(replica->device, choices, bytes, &own);
+    bool whole = true;
+    if (!code) ls_device_adopt(replica->device, choices, bytes, &whole, &own);
     free(choices);
-    return code ? code : ls_comm_agree(comm, &own, &failed_rank, error);
+    if (!code) code = ls_comm_agree(comm, &own, &failed_rank, error);
+    uint64_t without = !whole;
+    if (!code) code = ls_comm_sum_u64(comm, &without, 1, error);
+    if (!code && without > 0) ls_device_abandon(replica->device);
+    return code;
 }
 
 enum ls_code ls_replica_tune(struct ls_replica *replica, struct ls_error *error) {
-    if (replica->fixed || ls_device_info(replica->device)->kind == LS_DEVICE_KIND_CPU) return LS_OK;
+    if (ls_device_info(replica->device)->kind == LS_DEVICE_KIND_CPU) return LS_OK;
     ls_device_rehearse(replica->device, true);
     rehearse(replica);
     ls_device_rehearse(replica->device, false);
     enum ls_code code = share_choices(replica, error);
     if (!code) code = ls_arena_clear(replica->arena, replica->stream, error);
     return code ? code : ls_model_fill_tables(replica->model, replica->stream, replica->tables, error);
+}
+
+static bool any_set(const int32_t *values, size_t count) {
+    int32_t bits = 0;
+    for (size_t i = 0; i < count; i++) bits |= values[i];
+    return bits != 0;
 }
 
 static void copy_batch(struct ls_replica *replica, const struct ls_micro_batch *batch) {
@@ -260,8 +272,10 @@ static void copy_batch(struct ls_replica *replica, const struct ls_micro_batch *
     size_t bytes = (size_t)(batch->sequences * replica->config->data.sequence_length) * sizeof(int32_t);
     ls_copy_to_device(replica->stream, replica->inputs, batch->inputs, bytes);
     ls_copy_to_device(replica->stream, replica->targets, batch->targets, bytes);
-    if (replica->config->data.document_mask)
-        ls_copy_to_device(replica->stream, replica->document_start, batch->document_start, bytes);
+    /* Without a boundary attention is plain, which some devices compute faster. */
+    replica->documents =
+        replica->config->data.document_mask && any_set(batch->document_start, bytes / sizeof *batch->document_start);
+    if (replica->documents) ls_copy_to_device(replica->stream, replica->document_start, batch->document_start, bytes);
 }
 
 /* Embedding and layers [first, end). Ranks without sequences go the same way: gathering and reducing is collective. */

@@ -37,9 +37,9 @@ struct ls_loss_scale *ls_replica_loss_scale(struct ls_replica *replica);
 /* Bytes of device memory it holds. */
 int64_t ls_replica_bytes(const struct ls_replica *replica);
 
-/* Collective. Has rank 0 measure how products are computed fastest and all ranks compute them so, where the device has
- * more than one way and train.reduction is not `fixed`, whose bits are to be the same in every run. Before parameters
- * are there: everything is zeroed. */
+/* Collective. Has rank 0 find out how products and attention are computed best, and all ranks compute them so, where
+ * the device has more than one way; with train.reduction `fixed`, whose bits are to be the same in every run, by rules
+ * instead of measuring. Before parameters are there: everything is zeroed. */
 enum ls_code ls_replica_tune(struct ls_replica *replica, struct ls_error *error);
 
 /* Fills the parameters from train.seed: the same at any number of ranks. */

@@ -1,6 +1,6 @@
-/* Stand-ins for CUDA on hosts without a GPU: cudart.c is linked in place of the runtime; cublaslt.c, nvml.c and nccl*.c
- * are shared libraries that the program opens as it opens the real ones (LOCKSTEP_CUDA_LIBRARIES = BUILD/emulator/lib).
- * They are written against the real headers and refuse what the real ones refuse.
+/* Stand-ins for CUDA on hosts without a GPU: cudart.c is linked in place of the runtime; cublaslt.c, cudnn*.c, nvml.c
+ * and nccl*.c are shared libraries that the program opens as it opens the real ones (LOCKSTEP_CUDA_LIBRARIES =
+ * BUILD/emulator/lib). They are written against the real headers and refuse what the real ones refuse.
  *
  * "Device" memory is host memory: counted, limited, filled with NaN. Streams are queues. The environment says how:
  *
@@ -14,7 +14,12 @@
  *                          host's own access is a SIGSEGV
  *     LS_STANDIN_DROP=N    the N-th wait of a stream for an event (from 1) is left out: a planted fault
  *     LS_STANDIN_FAIL=N    the N-th allocation of device memory (from 1) is refused
- *     LS_STANDIN_LOG=FILE  at exit, a line is appended: peak bytes of device memory, waits, launches */
+ *     LS_STANDIN_LOG=FILE  at exit, a line is appended: peak bytes of device memory, waits, launches
+ *     LS_STANDIN_CUDNN     what is wrong with cuDNN, followed by ":RANK" for one rank: old, uncreated, refuse (graphs),
+ *                          none (no engine), nondeterministic (every engine), other (engines' numbers), hungry
+ *                          (workspace), wrong (results), wrong-gradient, unsteady (other bits each time), slow, failing
+ *                          (after a while)
+ *     LS_STANDIN_CUDNN_LOG=FILE   at exit, a line is appended: executions of forward and backward */
 #ifndef LS_TESTS_STANDIN_STANDIN_H
 #define LS_TESTS_STANDIN_STANDIN_H
 

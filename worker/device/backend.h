@@ -32,10 +32,12 @@ struct ls_backend {
     const struct ls_device_info *(*info)(const struct ls_device *device);
     int64_t (*free_bytes)(const struct ls_device *device);
     struct ls_device_gauges (*gauges)(const struct ls_device *device); /* NULL: nothing is known */
-    /* NULL, all three: there is nothing to choose */
+    /* NULL, all four: there is nothing to choose */
     void (*rehearse)(struct ls_device *device, bool on);
     enum ls_code (*choose)(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error);
-    enum ls_code (*adopt)(struct ls_device *device, const void *choices, int64_t bytes, struct ls_error *error);
+    enum ls_code (*adopt)(struct ls_device *device, const void *choices, int64_t bytes, bool *whole,
+                          struct ls_error *error);
+    void (*abandon)(struct ls_device *device);
     size_t (*workspace)(const struct ls_device *device, enum ls_op op, const void *arguments);
 };
 
@@ -51,6 +53,15 @@ struct ls_stream {
 struct ls_event {
     struct ls_device *device;
 };
+
+/* How much of attention cuDNN is given at a time, by the shape alone: `batch` sequences with all heads, or one sequence
+ * with `kv_heads` key-value heads and the queries' heads that go with them. Both divide what there is; 0: nothing, the
+ * type or the size of heads is not for it. `bytes` of workspace are reserved for a piece: its deterministic backward
+ * stores a T x T matrix for each head. */
+struct ls_attention_piece {
+    int64_t batch, kv_heads, bytes;
+};
+struct ls_attention_piece ls_cuda_attention_piece(const struct ls_op_attention_backward *op);
 
 /* The workspace of a CUDA device's operations, by their arguments alone. */
 size_t ls_cuda_planned_workspace(const struct ls_device *device, enum ls_op op, const void *arguments);

@@ -178,8 +178,14 @@ enum ls_code ls_device_choose(struct ls_device *device, void **choices, int64_t 
     return device->backend->choose ? device->backend->choose(device, choices, bytes, error) : LS_OK;
 }
 
-enum ls_code ls_device_adopt(struct ls_device *device, const void *choices, int64_t bytes, struct ls_error *error) {
-    return device->backend->adopt && bytes > 0 ? device->backend->adopt(device, choices, bytes, error) : LS_OK;
+enum ls_code ls_device_adopt(struct ls_device *device, const void *choices, int64_t bytes, bool *whole,
+                             struct ls_error *error) {
+    *whole = true;
+    return device->backend->adopt && bytes > 0 ? device->backend->adopt(device, choices, bytes, whole, error) : LS_OK;
+}
+
+void ls_device_abandon(struct ls_device *device) {
+    if (device->backend->abandon) device->backend->abandon(device);
 }
 
 const char *ls_device_numerics_id(const struct ls_device *device) {

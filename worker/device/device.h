@@ -65,14 +65,19 @@ struct ls_device_gauges ls_device_gauges(const struct ls_device *device);
  * are idle. */
 void ls_device_set_fixed(struct ls_device *device, bool fixed);
 
-/* Choosing how products are computed, on devices whose library has several ways (CUDA; others have nothing to choose).
- * Between begin and choose nothing that is put on a stream runs, only the products' shapes are noted. _choose measures
- * each way of each of them with the pointers that were given, which overwrites their results, and describes the fastest
- * in *choices (malloc'ed, the caller's; NULL and 0 bytes: nothing to choose). _adopt has the device use what one rank
- * has chosen. All streams are idle. LS_MEMORY, LS_ERROR. */
+/* Choosing how products and attention are computed, on devices whose libraries have several ways (CUDA; others have
+ * nothing to choose). Between begin and choose nothing that is put on a stream runs, only the shapes are noted. _choose
+ * measures each way of each product with the pointers that were given, which overwrites their results, and describes
+ * the fastest in *choices (malloc'ed, the caller's; NULL and 0 bytes: nothing to choose); attention in 16 bits is a
+ * library's if its results are right and it is faster. On a device set to `fixed` nothing is measured: products are
+ * the library's first proposal, attention is the library's if its results are right. _adopt has the device use what
+ * one rank has chosen; *whole false: attention it cannot, and ls_device_abandon() is to be called on all ranks, which
+ * makes attention our kernels' everywhere. All streams are idle. LS_MEMORY, LS_ERROR. */
 void ls_device_rehearse(struct ls_device *device, bool on);
 enum ls_code ls_device_choose(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error);
-enum ls_code ls_device_adopt(struct ls_device *device, const void *choices, int64_t bytes, struct ls_error *error);
+enum ls_code ls_device_adopt(struct ls_device *device, const void *choices, int64_t bytes, bool *whole,
+                             struct ls_error *error);
+void ls_device_abandon(struct ls_device *device);
 
 /* What results may depend on: CPU model, instruction set, library versions; one line, printable. Owned by the device.
  */

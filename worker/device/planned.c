@@ -3,12 +3,65 @@
 
 #include <stdlib.h>
 
-/* Attention's backward keeps a sum for each query of each head. */
+/* PIECE_BYTES: of workspace, that cuDNN's attention should get by with. A sequence of 1024 tokens and 12 heads takes 33
+ * MiB, so eight go at a time: some 800 blocks of threads, several for each multiprocessor. Above
+ * GROUP_BYTES_MOST for the heads of one key-value head it costs more memory than it is worth. */
+enum {
+    PIECE_BYTES = 320 << 20,
+    GROUP_BYTES_MOST = 1 << 30,
+    TILE = 128,
+    SPARE_BYTES = 64 << 10,
+    CHANNELS_STEP = 8,
+    CHANNELS_MOST = 256
+};
+
+static int64_t largest_divisor(int64_t count, int64_t most) {
+    for (int64_t divisor = most < count ? most : count; divisor > 1; divisor--)
+        if (count % divisor == 0) return divisor;
+    return 1;
+}
+
+/* The probabilities' gradient in 16 bits with lengths rounded up to whole tiles; for queries, keys and values one
+ * gradient of every head in fp32; two numbers for each query. */
+static int64_t head_bytes(const struct ls_op_attention_backward *op) {
+    const int64_t length = (op->length + TILE - 1) / TILE * TILE;
+    return length * length * 2 + 3 * length * op->head_size * (int64_t)sizeof(float) +
+           2 * length * (int64_t)sizeof(float);
+}
+
+struct ls_attention_piece ls_cuda_attention_piece(const struct ls_op_attention_backward *op) {
+    struct ls_attention_piece piece = {0};
+    if (op->dtype == LS_FP32 || op->head_size % CHANNELS_STEP != 0 || op->head_size > CHANNELS_MOST || op->batch == 0)
+        return piece;
+    const int64_t group = op->heads / op->kv_heads, sequence = op->heads * head_bytes(op);
+    if (group * head_bytes(op) > GROUP_BYTES_MOST) return piece;
+    piece.batch = largest_divisor(op->batch, PIECE_BYTES / sequence);
+    piece.kv_heads =
+        sequence <= PIECE_BYTES ? op->kv_heads : largest_divisor(op->kv_heads, PIECE_BYTES / (group * head_bytes(op)));
+    piece.bytes = piece.batch * piece.kv_heads * group * head_bytes(op) + SPARE_BYTES;
+    return piece;
+}
+
+/* A forward that a backward may follow; its piece is that of the backward. */
+static size_t forward_bytes(const struct ls_op_attention_forward *op) {
+    const struct ls_op_attention_backward backward = {.batch = op->batch,
+                                                      .length = op->query_length,
+                                                      .heads = op->heads,
+                                                      .kv_heads = op->kv_heads,
+                                                      .head_size = op->head_size,
+                                                      .dtype = op->dtype};
+    return op->query_length == op->key_length ? (size_t)ls_cuda_attention_piece(&backward).bytes : 0;
+}
+
+/* Our own backward keeps a sum for each query of each head. */
 size_t ls_cuda_planned_workspace(const struct ls_device *device, enum ls_op op, const void *arguments) {
     const struct ls_op_attention_backward *backward = arguments;
     (void)device;
+    if (op == LS_OP_attention_forward) return forward_bytes(arguments);
     if (op != LS_OP_attention_backward) return 0;
-    return (size_t)(backward->batch * backward->heads * backward->length) * sizeof(float);
+    const size_t own = (size_t)(backward->batch * backward->heads * backward->length) * sizeof(float);
+    const size_t piece = (size_t)ls_cuda_attention_piece(backward).bytes;
+    return own > piece ? own : piece;
 }
 
 static void destroy(struct ls_device *device) {

@@ -4,6 +4,7 @@
 #include "worker/device/cuda/gemm.h"
 #include "worker/device/cuda/kernels.h"
 #include "worker/device/cuda/monitor.h"
+#include "worker/device/cuda/sdpa.h"
 #include "worker/device/cuda/stream.h"
 
 #include <stdio.h>
@@ -64,6 +65,7 @@ static void destroy(struct ls_device *base) {
     ls_cuda_use(device);
     ls_cuda_monitor_stop(device->monitor);
     ls_cuda_streams_finalize(device);
+    ls_cuda_sdpa_destroy(device->sdpa);
     ls_cuda_gemm_destroy(device->gemm);
     pthread_mutex_destroy(&device->lock);
     free(device);
@@ -108,6 +110,8 @@ static void submit(struct ls_stream *stream, enum ls_op op, const void *argument
     (void)bytes;
     if (device->rehearsing) {
         if (op == LS_OP_gemm) ls_cuda_gemm_note(device->gemm, arguments);
+        if (op == LS_OP_attention_forward || op == LS_OP_attention_backward)
+            ls_cuda_sdpa_note(device->sdpa, op, arguments);
         return;
     }
     if (ls_cuda_stream_has_failed(stream)) return;
@@ -116,6 +120,8 @@ static void submit(struct ls_stream *stream, enum ls_op op, const void *argument
         return;
     }
     ls_cuda_use(device);
+    if (op == LS_OP_attention_forward && ls_cuda_sdpa_forward(device->sdpa, stream, arguments)) return;
+    if (op == LS_OP_attention_backward && ls_cuda_sdpa_backward(device->sdpa, stream, arguments)) return;
     if (op == LS_OP_gemm)
         ls_cuda_gemm(device->gemm, stream, arguments);
     else
@@ -142,12 +148,45 @@ static void rehearse(struct ls_device *device, bool on) {
     cuda_device(device)->rehearsing = on;
 }
 
-static enum ls_code choose(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error) {
-    return ls_cuda_gemm_choose(cuda_device(device)->gemm, choices, bytes, error);
+/* Choices are attention's, then those of products. */
+static enum ls_code choose(struct ls_device *base, void **choices, int64_t *bytes, struct ls_error *error) {
+    struct ls_cuda_device *device = cuda_device(base);
+    struct ls_sdpa_choice attention = {0};
+    void *products = NULL;
+    int64_t product_bytes = 0;
+    enum ls_code code = ls_cuda_gemm_choose(device->gemm, &products, &product_bytes, error);
+    if (code) return code;
+    if (device->sdpa) ls_cuda_sdpa_choose(device->sdpa, &attention);
+    char *all = malloc(sizeof attention + (size_t)product_bytes);
+    if (!all) {
+        free(products);
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for %lld bytes of choices",
+                       (long long)product_bytes);
+    }
+    memcpy(all, &attention, sizeof attention);
+    if (product_bytes) memcpy(all + sizeof attention, products, (size_t)product_bytes);
+    free(products);
+    *choices = all;
+    *bytes = (int64_t)sizeof attention + product_bytes;
+    return LS_OK;
 }
 
-static enum ls_code adopt(struct ls_device *device, const void *choices, int64_t bytes, struct ls_error *error) {
-    return ls_cuda_gemm_adopt(cuda_device(device)->gemm, choices, bytes, error);
+static enum ls_code adopt(struct ls_device *base, const void *choices, int64_t bytes, bool *whole,
+                          struct ls_error *error) {
+    struct ls_cuda_device *device = cuda_device(base);
+    struct ls_sdpa_choice attention = {0};
+    if (bytes < (int64_t)sizeof attention)
+        return ls_fail(error, LS_ERROR, LS_SCOPE_JOB,
+                       "device: %lld bytes of choices are not of this program. Do all ranks run the same build?",
+                       (long long)bytes);
+    memcpy(&attention, choices, sizeof attention);
+    *whole = device->sdpa ? ls_cuda_sdpa_adopt(device->sdpa, &attention) : !attention.used;
+    return ls_cuda_gemm_adopt(device->gemm, (const char *)choices + sizeof attention, bytes - (int64_t)sizeof attention,
+                              error);
+}
+
+static void abandon(struct ls_device *device) {
+    ls_cuda_sdpa_abandon(cuda_device(device)->sdpa);
 }
 
 static const struct ls_backend backend = {
@@ -176,6 +215,7 @@ static const struct ls_backend backend = {
     .rehearse = rehearse,
     .choose = choose,
     .adopt = adopt,
+    .abandon = abandon,
     .workspace = ls_cuda_planned_workspace,
 };
 
@@ -242,14 +282,15 @@ static cudaError_t describe_gpu(struct ls_cuda_device *device) {
 /* What the GPU's results depend on. */
 static void describe_numerics(struct ls_cuda_device *device, bool tf32) {
     char *text = device->base.numerics_id;
+    const char *cudnn = ls_cuda_sdpa_version(device->sdpa);
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     snprintf(text, sizeof device->base.numerics_id,
-             "cuda; %s; compute capability %d.%d; driver CUDA %d.%d; runtime CUDA %d.%d; cuBLASLt %s%s",
+             "cuda; %s; compute capability %d.%d; driver CUDA %d.%d; runtime CUDA %d.%d; cuBLASLt %s%s%s%s",
              device->info.name, device->info.capability / 10, device->info.capability % 10, major_of(driver),
              minor_of(driver), major_of(runtime), minor_of(runtime), ls_cuda_gemm_library(device->gemm)->version,
-             tf32 ? "; TF32" : "");
+             cudnn ? "; cuDNN " : "", cudnn ? cudnn : "", tf32 ? "; TF32" : "");
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < ' ' || (unsigned char)*c > '~') *c = '?';
 }
@@ -271,6 +312,7 @@ enum ls_code ls_device_create_cuda(int index, bool tf32, struct ls_device **out,
     const cudaError_t status = describe_gpu(device);
     code = status ? ls_cuda_fail(device, status, "its start", error) : LS_OK;
     if (!code) code = ls_cuda_gemm_create(device, tf32, &device->gemm, error);
+    if (!code) code = ls_cuda_sdpa_create(device, &device->sdpa, error);
     if (code) {
         destroy(&device->base);
         return code;

@@ -9,6 +9,7 @@
 
 struct ls_cuda_gemm;
 struct ls_cuda_monitor;
+struct ls_cuda_sdpa;
 struct ls_cuda_stream;
 
 struct ls_cuda_device {
@@ -17,6 +18,7 @@ struct ls_cuda_device {
     struct ls_device_info info;
     bool rehearsing;           /* operations are noted, not run */
     struct ls_cuda_gemm *gemm; /* products: library, algorithms, workspace */
+    struct ls_cuda_sdpa *sdpa; /* attention by cuDNN */
     struct ls_cuda_monitor *monitor;
     pthread_mutex_t lock; /* guards the list */
     struct ls_cuda_stream *streams;

@@ -387,16 +387,16 @@ static enum ls_code choose_one(struct ls_cuda_gemm *gemm, cudaStream_t stream, c
 }
 
 enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **result, int64_t *bytes, struct ls_error *error) {
-    struct choice *choices = calloc((size_t)gemm->noted_count + 1, sizeof *choices);
+    const int count = gemm->device->base.fixed ? 0 : gemm->noted_count;
+    struct choice *choices = calloc((size_t)count + 1, sizeof *choices);
     cudaEvent_t events[2] = {NULL, NULL};
     cudaStream_t stream = NULL;
-    if (!choices)
-        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for %d choices", gemm->noted_count);
+    if (!choices) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for %d choices", count);
     ls_cuda_use(gemm->device);
     cudaError_t status = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
     for (int i = 0; i < 2 && !status; i++) status = cudaEventCreateWithFlags(&events[i], cudaEventDefault);
     enum ls_code code = status ? ls_cuda_fail(gemm->device, status, "a stream to measure on", error) : LS_OK;
-    for (int i = 0; i < gemm->noted_count && !code; i++)
+    for (int i = 0; i < count && !code; i++)
         code = choose_one(gemm, stream, events, &gemm->noted[i], &choices[i], error);
     if (stream) cudaStreamSynchronize(stream);
     for (int i = 0; i < 2; i++)
@@ -407,7 +407,7 @@ enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **result, int64
         return code;
     }
     *result = choices;
-    *bytes = gemm->noted_count * (int64_t)sizeof *choices;
+    *bytes = count * (int64_t)sizeof *choices;
     return LS_OK;
 }
 

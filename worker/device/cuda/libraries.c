@@ -149,6 +149,14 @@ static void name_nccl(struct ls_nccl *opened) {
     if (opened->ncclGetVersion(&version)) version = 0;
     write_version(opened->version, sizeof opened->version, (size_t)version, 10000, 100);
 }
+#ifdef LS_CUDNN
+static void name_cudnn(struct ls_cudnn *opened) {
+    write_version(opened->version, sizeof opened->version, opened->cudnnGetVersion(), 10000, 100);
+}
+#endif
 
 DEFINE_OPEN(cublaslt, "libcublasLt.so." TEXT(CUBLAS_VER_MAJOR), LS_CUBLASLT_FUNCTIONS, name_cublaslt(&opened))
 DEFINE_OPEN(nccl, "libnccl.so." TEXT(NCCL_MAJOR), LS_NCCL_FUNCTIONS, name_nccl(&opened))
+#ifdef LS_CUDNN
+DEFINE_OPEN(cudnn, "libcudnn.so." TEXT(CUDNN_MAJOR), LS_CUDNN_FUNCTIONS, name_cudnn(&opened))
+#endif

@@ -1,4 +1,4 @@
-/* The CUDA libraries that are opened when a device was found: cuBLASLt, NCCL and NVML. One program serves hosts
+/* The CUDA libraries that are opened when a device was found: cuBLASLt, cuDNN, NCCL and NVML. One program serves hosts
  * with and without them. Types come from the libraries' own headers (NVML's: see monitor.c). Each is looked for in the
  * folders of LOCKSTEP_CUDA_LIBRARIES (separated by ':'), on the loader's path, in /usr/local/cuda/lib64, and in the
  * nvidia packages of a Python; what was found is logged once with path and version, and stays open until the process
@@ -9,6 +9,9 @@
 #include "common/status.h"
 
 #include <cublasLt.h>
+#ifdef LS_CUDNN
+#include <cudnn.h>
+#endif
 #include <nccl.h>
 
 #define LS_CUBLASLT_FUNCTIONS(X)                                                                                       \
@@ -25,6 +28,20 @@
     X(cublasLtMatmulPreferenceSetAttribute)                                                                            \
     X(cublasLtMatrixLayoutCreate)                                                                                      \
     X(cublasLtMatrixLayoutDestroy)
+
+#define LS_CUDNN_FUNCTIONS(X)                                                                                          \
+    X(cudnnGetVersion)                                                                                                 \
+    X(cudnnGetErrorString)                                                                                             \
+    X(cudnnGetLastErrorString)                                                                                         \
+    X(cudnnCreate)                                                                                                     \
+    X(cudnnDestroy)                                                                                                    \
+    X(cudnnSetStream)                                                                                                  \
+    X(cudnnBackendCreateDescriptor)                                                                                    \
+    X(cudnnBackendDestroyDescriptor)                                                                                   \
+    X(cudnnBackendFinalize)                                                                                            \
+    X(cudnnBackendSetAttribute)                                                                                        \
+    X(cudnnBackendGetAttribute)                                                                                        \
+    X(cudnnBackendExecute)
 
 #define LS_NCCL_FUNCTIONS(X)                                                                                           \
     X(ncclGetVersion)                                                                                                  \
@@ -56,12 +73,21 @@ struct ls_nccl {
     char path[LS_LIBRARY_PATH_MAX], version[24];
     LS_NCCL_FUNCTIONS(X)
 };
+#ifdef LS_CUDNN
+struct ls_cudnn {
+    char path[LS_LIBRARY_PATH_MAX], version[24];
+    LS_CUDNN_FUNCTIONS(X)
+};
+#endif
 #undef X
 
 /* The library's functions; the same static structure at every call. Any thread. LS_ERROR: it is nowhere, does not load,
  * or lacks a function, with the places that were tried. */
 enum ls_code ls_library_cublaslt(const struct ls_cublaslt **library, struct ls_error *error);
 enum ls_code ls_library_nccl(const struct ls_nccl **library, struct ls_error *error);
+#ifdef LS_CUDNN /* its headers were there when this program was built */
+enum ls_code ls_library_cudnn(const struct ls_cudnn **library, struct ls_error *error);
+#endif
 
 /* Opens any library by its file name, for what has no header here (NVML); path[LS_LIBRARY_PATH_MAX]: where it was. The
  * handle is dlopen()'s, NULL: LS_ERROR. Nothing is logged. */

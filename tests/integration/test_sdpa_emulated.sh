@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Attention by cuDNN in the CUDA worker, over a stand-in that executes the very graph it is given (tests/standin/cudnn*.c): it is used
+# where it is right, faster and deterministic, and whatever is wrong with it our own kernels serve and the log says why.
+. "$(dirname "$0")/lib.sh"
+if ! make -s -j2 emulated >"$work/make.log" 2>&1; then
+    not_ok "the emulated worker builds" "$work/make.log"
+    exit 1
+fi
+emulated=build/emulator/lockstep
+if [ ! -x $emulated ] || [ ! -e build/emulator/lib/libcudnn.so.9 ]; then
+    skip "attention by cuDNN, emulated" "the headers of CUDA or cuDNN are not here"
+    exit
+fi
+export OMP_NUM_THREADS=1 LOCKSTEP_CUDA_LIBRARIES=$PWD/build/emulator/lib
+steps=3
+cat >"$work/gpt2.yaml" <<END
+model: {model_type: gpt2, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, vocab_size: 257}
+data: {train: [{path: "synthetic:4000"}], sequence_length: 16, document_mask: false}
+train: {steps: $steps, global_batch_size: 4, micro_batch_size: 2}
+optimizer: {lr: 1.0e-3}
+launcher: {threads_per_rank: 1}
+precision: bf16
+device: cuda
+END
+# Two queries' heads share a key-value head; lengths that are no multiple of anything; the last micro-batch of some ranks is smaller.
+cat >"$work/llama.yaml" <<END
+model: {model_type: llama, hidden_size: 32, intermediate_size: 40, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 257}
+data: {train: [{path: "synthetic:4000"}], sequence_length: 13, document_mask: false}
+train: {steps: $steps, global_batch_size: 10, micro_batch_size: 3}
+optimizer: {lr: 1.0e-3}
+launcher: {threads_per_rank: 1}
+precision: bf16
+device: cuda
+END
+
+train() { # NAME MODEL RANKS ARGUMENTS...
+    local name=$1 model=$2 ranks=$3
+    shift 3
+    LS_STANDIN_CUDNN_LOG=$work/$name.executions LS_STANDIN_DEVICES=$ranks timeout 120 $emulated run "$work/$model.yaml" -n "$ranks" \
+        --run-dir "$work/$name" "$@" >"$work/$name.log" 2>&1
+}
+numbers() {
+    sed -n 's/.*"kind":"step","step":\([0-9]*\),.*"loss":\([-0-9.e]*\),"grad_norm":\([-0-9.e]*\),.*/\1 \2 \3/p' "$work/$1/metrics.jsonl"
+}
+weights() { echo "$work/$1"/final/model.safetensors; }
+# Losses and gradient norms of every step differ by less than 1e-3 of their value. Between bf16 on a CPU and on a GPU one of a few
+# hundred numbers is off by 2^-8 where a sum lies between two neighbours; probabilities rounded to bf16 in front of a product
+# add errors of 2^-9 each, which average out over the keys and channels.
+agrees() { # WHAT A B
+    paste -d ' ' <(numbers "$2") <(numbers "$3") | awk -v steps=$steps '
+        function apart(a, b) { return a > b ? (a - b) / a : (b - a) / b }
+        $1 != $4 || NF != 6 || apart($2, $5) > 1e-3 || apart($3, $6) > 1e-3 { bad = 1 }
+        { if (apart($2, $5) > worst) worst = apart($2, $5); if (apart($3, $6) > worst) worst = apart($3, $6) }
+        END { print "worst difference", worst; exit bad || NR != steps }' >"$work/agrees.log"
+    if [ $? -eq 0 ]; then ok "$1 ($(cat "$work/agrees.log"))"; else not_ok "$1: $(cat "$work/agrees.log")" "$work/$3.log"; fi
+}
+executions() { awk '{ f += $2; b += $4 } END { print f + 0, b + 0 }' "$work/$1.executions"; }
+# What rank 0's comparison executes: four forwards and nine backwards of one micro-batch (one of each three times to be measured).
+# executed WHAT NAME FORWARDS BACKWARDS: of training, all ranks together.
+executed() {
+    local expected="$(($3 + 4)) $(($4 + 9))"
+    if [ "$(executions "$2")" = "$expected" ]; then ok "$1"; else not_ok "$1: $(executions "$2"), not $expected" "$work/$2.log"; fi
+}
+
+for model in gpt2 llama; do
+    train cpu-$model $model 1 --set device=cpu || not_ok "$model on a CPU" "$work/cpu-$model.log"
+done
+# 2 layers, 3 steps, 4 sequences in pairs.
+train gpt2-1 gpt2 1
+agrees "gpt2 with attention by cuDNN agrees with a CPU" cpu-gpt2 gpt2-1
+executed "every attention of its training was cuDNN's" gpt2-1 12 12
+train gpt2-4 gpt2 4 --set train.micro_batch_size=1 --set zero.stage=3 --set activation_checkpointing.mode=full
+agrees "on 4 ranks at stage 3 with activations computed again too" cpu-gpt2 gpt2-4
+executed "and forward again for each backward but the last layer's" gpt2-4 36 24
+# 10 sequences: 3 + 3 + 3 + 1 on one rank, 3 + 2 on each of two. A micro-batch of three is one execution, others one a sequence.
+train llama-1 llama 1
+agrees "llama with shared key-value heads agrees with a CPU" cpu-llama llama-1
+executed "a smaller micro-batch goes sequence by sequence" llama-1 24 24
+train llama-2 llama 2 --set zero.stage=2
+agrees "on 2 ranks at stage 2 too" cpu-llama llama-2
+executed "smaller ones on both ranks too" llama-2 36 36
+line="attention: cuDNN [0-9.]+ where a micro-batch has no document boundary, engines 4 and 4"
+check "the log says which engines, what they cost and how far off they are" grep -qE "$line; it differs from our kernels by" "$work/llama-2/logs/rank-00000.log"
+check "an engine that calls itself nondeterministic, the library's first choice, is passed over" grep -q "engines 4 and 4" "$work/llama-2/logs/rank-00000.log"
+
+LS_STANDIN_ORDER=lazy LS_STANDIN_GUARD=1 train lazy gpt2 1
+check "late streams give the same bits, and the host touches no device memory" cmp "$(weights gpt2-1)" "$(weights lazy)"
+
+# Documents of about four sequences: most micro-batches of two have no boundary, some have one and are our kernels'.
+for i in $(seq 40); do printf '{"text": "%s"}\n' "$(printf 'document %d says %d times that ' "$i" $((i * i)) | head -c $((20 + i)))"; done >"$work/documents.jsonl"
+"$lockstep" data prepare "$work/documents.jsonl" -o "$work/text" >"$work/prepare.log" 2>&1 || not_ok "documents" "$work/prepare.log"
+of_documents=(--set data.document_mask=true --set "data.train=[{path: $work/text/train}]")
+train documents gpt2 1 "${of_documents[@]}"
+train cpu-documents gpt2 1 "${of_documents[@]}" --set device=cpu
+agrees "with document boundaries in some micro-batches it agrees with a CPU" cpu-documents documents
+read -r forwards backwards <<<"$(executions documents)"
+if [ "$forwards" -gt 4 ] && [ "$forwards" -lt 16 ] && [ $((forwards - 4)) = $((backwards - 9)) ]; then
+    ok "only micro-batches without a boundary are cuDNN's ($((forwards - 4)) of 12 forwards)"
+else
+    not_ok "only micro-batches without a boundary are cuDNN's: $forwards, $backwards" "$work/documents.log"
+fi
+
+# reduction: fixed decides without a clock: right is enough.
+LS_STANDIN_CUDNN=slow train fixed-1 gpt2 1 --set train.reduction=fixed
+train fixed-2 gpt2 2 --set train.reduction=fixed --set zero.stage=3
+check "reduction: fixed uses it without measuring, on 1 GPU and on 2 with the same weights" cmp "$(weights fixed-1)" "$(weights fixed-2)"
+check "there is no time in its log" bash -c "grep -qE '$line' '$work/fixed-1/logs/rank-00000.log' && ! grep -q 'attention of .* ms' '$work/fixed-1/logs/rank-00000.log'"
+
+# Whatever is wrong with it: a line in the log, and the weights of our own kernels.
+fallback() { # FAULT TEXT WHAT
+    LS_STANDIN_CUDNN=$1 train "fault-$1" gpt2 1 --set train.steps=1 --set train.global_batch_size=2
+    if grep -qE "attention: our own kernels; $2" "$work/fault-$1/logs/rank-00000.log" && cmp -s "$(weights fault-old)" "$(weights "fault-$1")"; then
+        ok "$3: the log says so and our kernels serve"
+    else
+        not_ok "$3: the log says so and our kernels serve" "$work/fault-$1.log"
+    fi
+}
+fallback old "cuDNN 9.9.0 is too old" "a library that is too old"
+fallback uncreated "cudnnCreate of .* answered 1001" "a library that does not start"
+fallback refuse "the graph answered 3000, CUDNN_STATUS_NOT_SUPPORTED" "a graph that is refused"
+fallback none "the forward has no engine for it: 0 proposed" "no engine"
+fallback nondeterministic "the forward has no engine for it: 3 proposed, 3 of them not deterministic" "engines that are not deterministic"
+fallback hungry "the forward has no engine for it: .* workspace of at least 1099511627776 bytes" "an engine that needs too much memory"
+fallback wrong "the output of cuDNN .* differs from ours" "one key too many for each query"
+fallback wrong-gradient "the gradient of queries of cuDNN .* differs from ours" "a wrong gradient"
+fallback unsteady "the gradient of .* of cuDNN .* has other bits each time" "an engine that says it is deterministic, and is not"
+fallback slow "cuDNN .* takes longer" "a slow engine"
+
+# One rank that cannot: none does. A launch that fails later: our kernels from there on.
+LS_STANDIN_CUDNN=other:1 train one-rank gpt2 2 --set train.steps=1 --set train.global_batch_size=4
+check "where one rank of two has other engines, training goes on" test -e "$(weights one-rank)"
+check "that rank says so" grep -q "attention: our own kernels; the library's proposal 1 is engine 14 here, 4 was chosen" "$work/one-rank/logs/rank-00001.log"
+executed "and no rank uses cuDNN" one-rank 0 0
+LS_STANDIN_CUDNN=failing train failing gpt2 1
+agrees "a launch that fails in training does not end it" cpu-gpt2 failing
+check "and the log says so" grep -q "answered 5000, .* in attention that it computed before.*They serve from now on" "$work/failing/logs/rank-00000.log"
+exit 0

@@ -1,0 +1,58 @@
+/* The record of attention by cuDNN, shared by its execution (sdpa.c) and its choice (sdpa_choice.c).
+ *
+ * A forward takes the whole micro-batch at once. A backward takes it in pieces, whose workspace is bounded (see
+ * ls_cuda_attention_piece()). Micro-batches of another size go sequence by sequence: two plans for each direction. */
+#ifndef LS_WORKER_DEVICE_CUDA_SDPA_PLANS_H
+#define LS_WORKER_DEVICE_CUDA_SDPA_PLANS_H
+
+#include "worker/device/cuda/sdpa.h"
+#include "worker/device/cuda/sdpa_graph.h"
+
+/* A plan and, behind it, the one for single sequences, which is there if the first takes several. */
+enum ls_sdpa_plan_kind {
+    LS_SDPA_FORWARD,
+    LS_SDPA_FORWARD_SINGLE,
+    LS_SDPA_BACKWARD,
+    LS_SDPA_BACKWARD_SINGLE,
+    LS_SDPA_PLAN_COUNT
+};
+_Static_assert((int)LS_SDPA_PLAN_COUNT == LS_SDPA_PLANS, "a choice has a place for each plan");
+
+struct ls_sdpa_plan {
+    int64_t batch, kv_heads;             /* that an execution takes; batch 0: there is no such plan */
+    int64_t position, engine;            /* among the library's proposals; the engine's number there */
+    cudnnBackendDescriptor_t descriptor; /* NULL: not made */
+    struct ls_sdpa_graph graph;          /* its descriptors, the plan's among them */
+};
+
+struct ls_cuda_sdpa {
+    struct ls_cuda_device *device;
+    const struct ls_cudnn *library; /* NULL: `missing` says why */
+    struct ls_error missing;
+    cudnnHandle_t handle;                   /* NULL until plans are made */
+    struct ls_op_attention_forward forward; /* as noted; no output: nothing was */
+    struct ls_op_attention_backward backward;
+    struct ls_attention_piece piece;
+    struct ls_sdpa_plan plans[LS_SDPA_PLANS];
+    bool ready; /* chosen: the plans are used */
+    float scale, masked, one;
+};
+
+/* Why cuDNN does not serve, for the log. */
+struct ls_sdpa_reason {
+    char text[640];
+};
+
+/* Plans for what was noted, by the library's first usable proposals or those that were chosen. False: why. */
+bool ls_sdpa_make_plans(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *wanted, struct ls_sdpa_reason *why);
+void ls_sdpa_clear_plans(struct ls_cuda_sdpa *sdpa);
+/* Bytes of the backward's scratch of `count` sums in front of the library's workspace. */
+int64_t ls_sdpa_sums_bytes(int64_t count);
+
+/* Runs the plans, for operations of the noted shape with at most its number of sequences. */
+cudnnStatus_t ls_sdpa_run_forward(const struct ls_cuda_sdpa *sdpa, cudaStream_t stream,
+                                  const struct ls_op_attention_forward *op);
+cudnnStatus_t ls_sdpa_run_backward(const struct ls_cuda_sdpa *sdpa, cudaStream_t stream,
+                                   const struct ls_op_attention_backward *op);
+
+#endif

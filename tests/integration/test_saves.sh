@@ -132,6 +132,8 @@ for round in $(seq $rounds); do
     kill -KILL $(tree $started) 2>/dev/null
     wait $started 2>/dev/null
     end_watched $started
+    # A killed process that was writing may take a moment to go.
+    until_true 60 "round $round leaves no coordinator" $$ crashed.err flock --nonblock crashed/lock true
     steps_before=$(events crashed commit)
     if lockstep verify crashed >verify.log 2>&1 && [ -f "crashed/checkpoints/$(cat crashed/latest)/manifest.json" ]; then
         good=$((good + 1))

@@ -16,7 +16,7 @@ data: {train: [{path: "synthetic:60000"}], sequence_length: 128}
 train: {steps: 200, global_batch_size: 8, micro_batch_size: 1, reduction: fixed}
 optimizer: {lr: 1.0e-3}
 checkpoint: {every_steps: 5}
-fault: {max_restarts: 10, min_ranks: 4, start_timeout_seconds: 12, stall_timeout_seconds: 4}
+fault: {max_restarts: 10, min_ranks: 4, start_timeout_seconds: 12, stall_timeout_seconds: 8}
 launcher: {threads_per_rank: 1}
 device: cpu
 CONFIG

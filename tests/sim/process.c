@@ -52,12 +52,13 @@ static void set_folders_aside(struct world *w, int64_t below_step) {
 
 /* ---- the supervisor: starts and ends workers ---- */
 
-/* On which hosts the ranks of the next team are: those that are not left out first. */
+/* On which hosts the ranks of the next team are: first those that are not left out and not known to be dead. */
 static void place_ranks(struct world *w) {
     bool excluded[HOSTS_MAX] = {false};
     const char *name;
     for (int i = 0; w->options.launched && (name = ls_core_excluded(w->core, i)); i++)
         excluded[atoi(name + strlen("host-"))] = true;
+    for (int host = 0; w->hosts_asked && host < w->hosts; host++) excluded[host] |= w->host_dead[host];
     int rank = 0;
     for (int round = 0; rank < RANKS_MAX; round++)
         for (int host = 0; host < w->hosts; host++)

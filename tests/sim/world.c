@@ -202,15 +202,25 @@ static void prepared(struct world *w, const struct item *item) {
         return;
     }
     const struct folder *start = newest_of(w);
-    int excluded = 0;
-    while (ls_core_excluded(w->core, excluded)) excluded++;
+    /* Hosts that do not answer have no room, if anybody asks them. */
+    bool excluded[HOSTS_MAX] = {false};
+    const char *name;
+    int32_t room = 0, room_all = 0;
+    w->hosts_asked = chance(w, 70);
+    for (int i = 0; (name = ls_core_excluded(w->core, i)); i++) excluded[atoi(name + strlen("host-"))] = true;
+    for (int host = 0; host < w->hosts; host++) {
+        const bool silent = w->hosts_asked && w->host_dead[host];
+        room += silent || excluded[host] ? 0 : HOST_SLOTS;
+        room_all += silent ? 0 : HOST_SLOTS;
+        w->coverage->hosts_silent += silent;
+    }
     event.prepared.step = start->step;
     event.prepared.position = start->position;
     event.prepared.samples = count_of(&start->used);
     event.prepared.data_generation = start->generation;
     event.prepared.chain = start->chain;
-    event.prepared.slots = w->options.launched ? HOST_SLOTS * (w->hosts - excluded) : -1;
-    event.prepared.slots_all = w->options.launched ? HOST_SLOTS * w->hosts : -1;
+    event.prepared.slots = w->options.launched ? room : -1;
+    event.prepared.slots_all = w->options.launched ? room_all : -1;
     if (w->begun.world_size > 1 && chance(w, 80))
         event.prepared.fewer = (int32_t)between(w, 1, w->begun.world_size - 1);
     handle(w, &event, -1);

@@ -95,7 +95,8 @@ struct coverage {
     uint64_t exits[256];
     uint64_t old_attempt, duplicates, unplaced, refused, restarts, restores, resumes;
     /* Of attempts: how they began and what came in between. */
-    uint64_t attempts, fewer_ranks, more_ranks, hosts_left_out, hosts_forgiven, from_the_one_before, from_nothing;
+    uint64_t attempts, fewer_ranks, more_ranks, hosts_left_out, hosts_forgiven, hosts_silent, from_the_one_before,
+        from_nothing;
     uint64_t generations_begun, generations_begun_again, generations_left;
     uint64_t passed_over, restarts_used_up, backed_off, crashes[LS_PHASE_ENDED + 1], ends[LS_PHASE_ENDED + 1];
 };
@@ -264,6 +265,7 @@ struct world {
     int exit_code;
     int hosts; /* of the cluster */
     bool host_dead[HOSTS_MAX];
+    bool hosts_asked;          /* before the attempt, which of them answer */
     uint32_t first_attempt;    /* of the invocation */
     uint32_t launched_attempt; /* the newest that the supervisor has launched */
     int32_t ranks_wanted;

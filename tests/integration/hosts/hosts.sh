@@ -106,8 +106,9 @@ pids_on() { # HOST NAME...
 }
 
 lose_host() { # HOST
+    # mpirun's daemon first: it would still tell of a rank.
     # shellcheck disable=SC2046
-    kill -KILL $(pids_on "$1" orted lockstep-worker)
+    kill -KILL $(pids_on "$1" orted) $(pids_on "$1" lockstep-worker)
 }
 
 is_clean() { # HOST

@@ -371,6 +371,30 @@ static bool read_mpirun_host(const char *line, struct ls_launch_loss *loss) {
     return true;
 }
 
+/* What mpirun and MPI say where mpirun learns of the end of a daemon from what started it there (ssh): not on which
+ * host it was, but MPI names the host whose ranks hung up first. */
+struct hints {
+    bool daemon_gone;
+    char peer[64]; /* "": none */
+};
+
+static void read_hints(const char *line, struct hints *hints) {
+    static const char gone[] = "ORTE was unable to reliably start one or more daemons.";
+    char host[64];
+    hints->daemon_gone |= strncmp(line, gone, sizeof gone - 1) == 0;
+    if (!hints->peer[0] && sscanf(line, " Peer host: %63s", host) == 1)
+        snprintf(hints->peer, sizeof hints->peer, "%s", host);
+}
+
+static bool take_hints(const struct hints *hints, struct ls_launch_loss *loss) {
+    if (!hints->daemon_gone || !hints->peer[0]) return false;
+    loss->count = 0;
+    memcpy(loss->host, hints->peer, sizeof loss->host);
+    snprintf(loss->text, sizeof loss->text,
+             "mpirun has lost a daemon, and MPI the ranks there. See that %s runs, and its network.", loss->host);
+    return true;
+}
+
 /* "5" or "2-3,5" into ranks; false when it is something else. */
 static bool read_ranks(const char *list, struct ls_launch_loss *loss) {
     loss->count = 0;
@@ -408,12 +432,19 @@ static bool read_srun_host(const char *line, struct ls_launch_loss *loss) {
     return true;
 }
 
+static bool read_words(const char *line, struct ls_launch_loss *loss, struct hints *hints) {
+    read_hints(line, hints);
+    return read_mpirun(line, loss) || read_mpirun_host(line, loss) || read_srun(line, loss) ||
+           read_srun_host(line, loss);
+}
+
 bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss) {
     enum { TAIL_BYTES = 1 << 16 };
     int file = open(log_path, O_RDONLY | O_CLOEXEC);
     char *text = malloc(TAIL_BYTES + 1);
     off_t end = file < 0 ? 0 : lseek(file, 0, SEEK_END), from = end > TAIL_BYTES ? end - TAIL_BYTES : 0;
     bool of_attempt = false, found = false;
+    struct hints hints = {.daemon_gone = false};
     if (text && end > 0 && ls_pread_all(file, text, (size_t)(end - from), from) == 0) {
         text[end - from] = 0;
         for (char *line = text, *next; line && !found; line = next) {
@@ -421,14 +452,13 @@ bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch
             if (next) *next++ = 0;
             if (strncmp(line, header_mark, sizeof header_mark - 1) == 0)
                 of_attempt = strtoll(line + sizeof header_mark - 1, NULL, 10) == attempt;
-            else
-                found = of_attempt && (read_mpirun(line, loss) || read_mpirun_host(line, loss) ||
-                                       read_srun(line, loss) || read_srun_host(line, loss));
+            else if (of_attempt)
+                found = read_words(line, loss, &hints);
         }
     }
     free(text);
     if (file >= 0) close(file);
-    return found;
+    return found || take_hints(&hints, loss);
 }
 
 /* The session of process `pid`, or -1. */

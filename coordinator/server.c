@@ -188,6 +188,13 @@ static void read_monitor(struct ls_server *server) {
     }
 }
 
+/* While a better explanation of a failure is awaited the launcher may have given it, long before it ends. */
+static void ask_launcher_why(struct ls_server *server) {
+    struct ls_core_status status;
+    ls_core_read_status(server->run->machine, &status);
+    if (status.phase == LS_PHASE_FAILING) tell_launchers_verdict(server, server_attempt(server));
+}
+
 static void watch(struct ls_server *server) {
     struct ls_watcher_loss loss;
     while (!server->ended && ls_watcher_poll(server->watcher, &loss)) {
@@ -292,6 +299,7 @@ static void serve(struct ls_server *server) {
         if (server->ended || now - watched_ms < WATCH_MS) continue;
         watched_ms = now;
         watch(server);
+        if (!server->ended) ask_launcher_why(server);
         if (!server->ended) watch_progress(server);
         if (!server->ended) tick(server);
         if (!server->ended) server_drop_silent(server);

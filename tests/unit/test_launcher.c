@@ -178,6 +178,18 @@ static void test_a_launcher_tells_which_rank_was_lost(void **state) {
                           &loss));
     assert_int_equal(loss.count, 0);
     assert_string_equal(loss.host, "storm2");
+    /* Where ssh told of the daemon's end first, only MPI says on which host. */
+    static const char daemon_gone[] = "ORTE was unable to reliably start one or more daemons.\n";
+    static const char hung_up[] = "  Local host: storm1\n  Local PID:  122\n  Peer host:  storm3\n";
+    char words[512];
+    snprintf(words, sizeof words, "--- attempt 3: mpirun x\n%s%s", daemon_gone, hung_up);
+    assert_true(read_loss(words, &loss));
+    assert_int_equal(loss.count, 0);
+    assert_string_equal(loss.host, "storm3");
+    snprintf(words, sizeof words, "--- attempt 3: mpirun x\n%s", hung_up); /* a rank may have left by itself */
+    assert_false(read_loss(words, &loss));
+    snprintf(words, sizeof words, "--- attempt 2: mpirun x\n%s--- attempt 3: mpirun x\n%s", hung_up, daemon_gone);
+    assert_false(read_loss(words, &loss));
     assert_true(read_loss("--- attempt 3: srun x\nsrun: error: Node failure on node-2\n", &loss));
     assert_int_equal(loss.count, 0);
     assert_string_equal(loss.host, "node-2");

@@ -106,9 +106,16 @@ pids_on() { # HOST NAME...
 }
 
 lose_host() { # HOST
-    # mpirun's daemon first: it would still tell of a rank.
+    # mpirun's daemon first: it would still tell of a rank. What stands for its ssh does not end, as when a host crashes: else mpirun may
+    # only say that some daemon is gone.
+    local daemons pid parent
+    daemons=$(pids_on "$1" orted)
+    for pid in $daemons; do
+        parent=$(awk '/^PPid/ {print $2}' "/proc/$pid/status")
+        [ "$(cat "/proc/$parent/comm")" = mpirun ] || kill -STOP "$parent"
+    done
     # shellcheck disable=SC2046
-    kill -KILL $(pids_on "$1" orted) $(pids_on "$1" lockstep-worker)
+    kill -KILL $daemons $(pids_on "$1" lockstep-worker)
 }
 
 is_clean() { # HOST

@@ -64,6 +64,11 @@ if command -v bible >/dev/null; then
 else
     skip "nanoGPT's example reports both losses" "the program bible is missing (Debian: bible-kjv)"
 fi
+if command -v perf >/dev/null && perf record -q -o perf.data true 2>/dev/null; then
+    expect 0 "products, attention.s too \| [1-9][0-9.]* %" "the profile says what share of a step products take" "${cpu%cpu}profile" --sizes small --steps 5
+else
+    skip "the profile says what share of a step products take" "perf is missing or may not record (Debian: linux-perf)"
+fi
 # 2048 tokens of 6 x 123,653,376 + 12 x 12 x 256 x 768 FLOPs at 188 GFLOP/s, and 123,849,984 parameters at 1052 M/s, by hand.
 check "the floor of 124M's step is the sum of its products and AdamW" python3 -c '
 import importlib.machinery, importlib.util, sys

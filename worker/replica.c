@@ -1,6 +1,8 @@
 /* The replica's memory, the walk over the blocks and back, and where reductions start. */
 #include "worker/replica.h"
 
+#include "common/log.h"
+#include "worker/choices.h"
 #include "worker/replica_plan.h"
 #include "worker/shard/tree.h"
 
@@ -224,14 +226,29 @@ static void rehearse(struct ls_replica *replica) {
     ls_head_loss(replica->model, &pass);
 }
 
-/* Rank 0's choice for all. */
-static enum ls_code share_choices(struct ls_replica *replica, struct ls_error *error) {
+/* Rank 0's choice: that of an earlier attempt, if it still fits. */
+static void make_choices(struct ls_replica *replica, const char *run_directory, void **choices, int64_t *bytes,
+                         struct ls_error *error) {
+    *choices = run_directory ? ls_choices_read(run_directory, bytes) : NULL;
+    if (*choices && ls_device_recall(replica->device, *choices, *bytes)) {
+        ls_log(LS_LOG_INFO, "products and attention are computed as the run's first attempt chose");
+        return;
+    }
+    free(*choices);
+    *choices = NULL;
+    *bytes = 0;
+    if (!ls_device_choose(replica->device, choices, bytes, error) && run_directory)
+        ls_choices_write(run_directory, *choices, *bytes);
+}
+
+/* For all. */
+static enum ls_code share_choices(struct ls_replica *replica, const char *run_directory, struct ls_error *error) {
     struct ls_comm *comm = replica->comms.world;
     struct ls_error own = {.code = LS_OK};
     void *choices = NULL;
     int64_t bytes = 0;
     int failed_rank;
-    if (ls_comm_rank(comm) == 0) ls_device_choose(replica->device, &choices, &bytes, &own);
+    if (ls_comm_rank(comm) == 0) make_choices(replica, run_directory, &choices, &bytes, &own);
     enum ls_code code = ls_comm_broadcast(comm, &bytes, sizeof bytes, 0, error);
     if (!code && ls_comm_rank(comm) != 0 && bytes > 0 && !(choices = malloc((size_t)bytes)))
         ls_fail(&own, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for %lld bytes of choices", (long long)bytes);
@@ -247,12 +264,12 @@ static enum ls_code share_choices(struct ls_replica *replica, struct ls_error *e
     return code;
 }
 
-enum ls_code ls_replica_tune(struct ls_replica *replica, struct ls_error *error) {
+enum ls_code ls_replica_tune(struct ls_replica *replica, const char *run_directory, struct ls_error *error) {
     if (ls_device_info(replica->device)->kind == LS_DEVICE_KIND_CPU) return LS_OK;
     ls_device_rehearse(replica->device, true);
     rehearse(replica);
     ls_device_rehearse(replica->device, false);
-    enum ls_code code = share_choices(replica, error);
+    enum ls_code code = share_choices(replica, replica->fixed ? NULL : run_directory, error);
     if (!code) code = ls_arena_clear(replica->arena, replica->stream, error);
     return code ? code : ls_model_fill_tables(replica->model, replica->stream, replica->tables, error);
 }

@@ -39,8 +39,9 @@ int64_t ls_replica_bytes(const struct ls_replica *replica);
 
 /* Collective. Has rank 0 find out how products and attention are computed best, and all ranks compute them so, where
  * the device has more than one way; with train.reduction `fixed`, whose bits are to be the same in every run, by rules
- * instead of measuring. Before parameters are there: everything is zeroed. */
-enum ls_code ls_replica_tune(struct ls_replica *replica, struct ls_error *error);
+ * instead of measuring. What was measured is kept in `run_directory` (NULL: nowhere) and used again where it is for the
+ * same shapes, GPU and libraries. Before parameters are there: everything is zeroed. */
+enum ls_code ls_replica_tune(struct ls_replica *replica, const char *run_directory, struct ls_error *error);
 
 /* Fills the parameters from train.seed: the same at any number of ranks. */
 void ls_replica_initialize(struct ls_replica *replica);

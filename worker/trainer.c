@@ -165,8 +165,8 @@ void ls_trainer_destroy(struct ls_trainer *trainer) {
     free(trainer);
 }
 
-enum ls_code ls_trainer_tune(struct ls_trainer *trainer, struct ls_error *error) {
-    return ls_replica_tune(trainer->replica, error);
+enum ls_code ls_trainer_tune(struct ls_trainer *trainer, const char *run_directory, struct ls_error *error) {
+    return ls_replica_tune(trainer->replica, run_directory, error);
 }
 
 enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error) {

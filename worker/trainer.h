@@ -54,7 +54,7 @@ enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct 
 void ls_trainer_destroy(struct ls_trainer *trainer);
 
 /* Collective, before ls_trainer_initialize() or ls_trainer_load(): see ls_replica_tune(). */
-enum ls_code ls_trainer_tune(struct ls_trainer *trainer, struct ls_error *error);
+enum ls_code ls_trainer_tune(struct ls_trainer *trainer, const char *run_directory, struct ls_error *error);
 
 /* Parameters from the folder model.init_from (LS_CHECKPOINT), else from train.seed; the same at any number of ranks. */
 enum ls_code ls_trainer_initialize(struct ls_trainer *trainer, struct ls_error *error);

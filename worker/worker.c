@@ -448,7 +448,7 @@ static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
     enum ls_code code = alone(worker, check_memory, error);
     if (!code) code = connect(worker, error);
     if (!code) code = alone(worker, create_trainer, error);
-    if (!code) code = ls_trainer_tune(worker->trainer, error);
+    if (!code) code = ls_trainer_tune(worker->trainer, worker->welcome.run_directory, error);
     return code ? code : alone(worker, fill, error);
 }
 

@@ -33,6 +33,13 @@ precision: bf16
 device: cuda
 END
 
+if make -s build/emulator/tests/unit/test_sdpa >"$work/make.log" 2>&1; then
+    check "in pieces of sequences and of heads, and for fewer sequences, it agrees with our kernels" \
+        env LS_TEST_DEVICE=cuda LS_STANDIN_DEVICES=1 build/emulator/tests/unit/test_sdpa
+else
+    not_ok "the test of pieces builds" "$work/make.log"
+fi
+
 train() { # NAME MODEL RANKS ARGUMENTS...
     local name=$1 model=$2 ranks=$3
     shift 3
@@ -66,7 +73,7 @@ for model in gpt2 llama; do
     train cpu-$model $model 1 --set device=cpu || not_ok "$model on a CPU" "$work/cpu-$model.log"
 done
 # 2 layers, 3 steps, 4 sequences in pairs.
-train gpt2-1 gpt2 1
+train gpt2-1 gpt2 1 --set checkpoint.every_steps=1 --set checkpoint.keep=3
 agrees "gpt2 with attention by cuDNN agrees with a CPU" cpu-gpt2 gpt2-1
 executed "every attention of its training was cuDNN's" gpt2-1 12 12
 train gpt2-4 gpt2 4 --set train.micro_batch_size=1 --set zero.stage=3 --set activation_checkpointing.mode=full
@@ -105,6 +112,26 @@ LS_STANDIN_CUDNN=slow train fixed-1 gpt2 1 --set train.reduction=fixed
 train fixed-2 gpt2 2 --set train.reduction=fixed --set zero.stage=3
 check "reduction: fixed uses it without measuring, on 1 GPU and on 2 with the same weights" cmp "$(weights fixed-1)" "$(weights fixed-2)"
 check "there is no time in its log" bash -c "grep -qE '$line' '$work/fixed-1/logs/rank-00000.log' && ! grep -q 'attention of .* ms' '$work/fixed-1/logs/rank-00000.log'"
+
+# What was measured is kept with the run. A resumed one uses it: cuDNN, though it is slow now, and with it the bits of a run that never
+# stopped. It is not used once damaged, or on another GPU, where the slow cuDNN is measured and passed over.
+resume() { # NAME FAULT VARIABLES...
+    local name=$1 fault=$2
+    shift 2
+    rm -rf "$work/$name"
+    cp -a "$work/gpt2-1" "$work/$name"
+    rm -rf "$work/$name"/{checkpoints/step-00000003,final,logs}
+    [ "$fault" = none ] || printf x | dd of="$work/$name/choices" bs=1 seek=100 conv=notrunc status=none
+    env LS_STANDIN_CUDNN=slow LS_STANDIN_DEVICES=1 "$@" timeout 120 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/$name" \
+        --set checkpoint.every_steps=1 --set checkpoint.keep=3 --resume >"$work/$name.log" 2>&1
+}
+resume resumed none
+check "a resumed run computes as its first attempt chose" grep -q "computed as the run's first attempt chose" "$work/resumed/logs/rank-00000.log"
+check "and has the weights of a run that never stopped" cmp "$(weights gpt2-1)" "$(weights resumed)"
+resume damaged byte
+check "damaged choices are said to be, and made again" bash -c "grep -q 'choices is damaged' '$work/damaged/logs/rank-00000.log' && grep -q 'takes longer' '$work/damaged/logs/rank-00000.log'"
+resume other-gpu none LS_STANDIN_NAME='Another GPU'
+check "those of another GPU are made again" grep -q "attention: our own kernels; cuDNN .* takes longer" "$work/other-gpu/logs/rank-00000.log"
 
 # Whatever is wrong with it: a line in the log, and the weights of our own kernels.
 fallback() { # FAULT TEXT WHAT

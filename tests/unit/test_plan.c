@@ -3,6 +3,7 @@
 #include "worker/advice.h"
 #include "worker/checkpoint/part.h"
 #include "worker/comm/comm.h"
+#include "worker/device/backend.h"
 #include "worker/memory/host_memory.h"
 #include "worker/plan.h"
 #include "worker/replica.h"
@@ -569,8 +570,44 @@ static void a_run_beyond_its_limit_is_refused_with_advice(void **unused) {
     assert_int_equal(ls_advice_check(&config, 25, 25, 1, NULL, NULL, &error), LS_USAGE); /* more ranks than sequences */
 }
 
+/* A head takes 2 T T for the matrix (T rounded up to 128), 3 T HD 4 for gradients and 2 T 4 for sums; 64 KiB are to
+ * spare, and a piece stays within 320 MiB = 335,544,320. */
+static void attention_on_gpus_is_cut_into_pieces(void **state) {
+    const struct {
+        struct ls_op_attention_backward op;
+        int64_t batch, kv_heads, bytes;
+    } cases[] = {
+        /* 12 heads of 2,097,152 + 786,432 + 8,192: nine sequences would fit, eight divide 16 */
+        {{.batch = 16, .length = 1024, .heads = 12, .kv_heads = 12, .head_size = 64, .dtype = LS_BF16},
+         8,
+         12,
+         8 * 12 * INT64_C(2891776) + 65536},
+        /* 32 heads of 33,554,432 + 6,291,456 + 32,768: eight fit */
+        {{.batch = 4, .length = 4096, .heads = 32, .kv_heads = 32, .head_size = 128, .dtype = LS_BF16},
+         1,
+         8,
+         8 * INT64_C(39878656) + 65536},
+        /* four heads share keys: 587 MB for the least there is, which is more than a piece and below 1 GiB */
+        {{.batch = 1, .length = 8192, .heads = 32, .kv_heads = 8, .head_size = 128, .dtype = LS_FP16},
+         1,
+         1,
+         4 * INT64_C(146866176) + 65536},
+        {{.batch = 1, .length = 16384, .heads = 32, .kv_heads = 8, .head_size = 128, .dtype = LS_BF16}, 0, 0, 0},
+        {{.batch = 3, .length = 13, .heads = 4, .kv_heads = 2, .head_size = 6, .dtype = LS_BF16}, 0, 0, 0},
+        {{.batch = 3, .length = 128, .heads = 4, .kv_heads = 4, .head_size = 64, .dtype = LS_FP32}, 0, 0, 0},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const struct ls_attention_piece piece = ls_cuda_attention_piece(&cases[i].op);
+        assert_int_equal(piece.batch, cases[i].batch);
+        assert_int_equal(piece.kv_heads, cases[i].kv_heads);
+        assert_int_equal(piece.bytes, cases[i].bytes);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(attention_on_gpus_is_cut_into_pieces),
         cmocka_unit_test(state_is_16P_or_18P_and_falls_with_the_stage),
         cmocka_unit_test(activations_are_what_backward_reads),
         cmocka_unit_test(full_checkpointing_keeps_a_fifth_at_12_layers),

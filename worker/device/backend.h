@@ -32,8 +32,9 @@ struct ls_backend {
     const struct ls_device_info *(*info)(const struct ls_device *device);
     int64_t (*free_bytes)(const struct ls_device *device);
     struct ls_device_gauges (*gauges)(const struct ls_device *device); /* NULL: nothing is known */
-    /* NULL, all four: there is nothing to choose */
+    /* NULL, all five: there is nothing to choose */
     void (*rehearse)(struct ls_device *device, bool on);
+    bool (*recall)(struct ls_device *device, const void *choices, int64_t bytes);
     enum ls_code (*choose)(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error);
     enum ls_code (*adopt)(struct ls_device *device, const void *choices, int64_t bytes, bool *whole,
                           struct ls_error *error);

@@ -172,6 +172,10 @@ void ls_device_rehearse(struct ls_device *device, bool on) {
     if (device->backend->rehearse) device->backend->rehearse(device, on);
 }
 
+bool ls_device_recall(struct ls_device *device, const void *choices, int64_t bytes) {
+    return device->backend->recall && device->backend->recall(device, choices, bytes);
+}
+
 enum ls_code ls_device_choose(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error) {
     *choices = NULL;
     *bytes = 0;

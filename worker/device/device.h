@@ -74,6 +74,9 @@ void ls_device_set_fixed(struct ls_device *device, bool fixed);
  * one rank has chosen; *whole false: attention it cannot, and ls_device_abandon() is to be called on all ranks, which
  * makes attention our kernels' everywhere. All streams are idle. LS_MEMORY, LS_ERROR. */
 void ls_device_rehearse(struct ls_device *device, bool on);
+/* True where choices that were made before, by any process, are for this device, its libraries and all shapes that were
+ * noted, and attention comes out right with them: they may be adopted in place of new ones. */
+bool ls_device_recall(struct ls_device *device, const void *choices, int64_t bytes);
 enum ls_code ls_device_choose(struct ls_device *device, void **choices, int64_t *bytes, struct ls_error *error);
 enum ls_code ls_device_adopt(struct ls_device *device, const void *choices, int64_t bytes, bool *whole,
                              struct ls_error *error);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #define X(name)                                                                                                        \
     static cudaError_t run_##name(const void *arguments, cudaStream_t stream) {                                        \
@@ -148,41 +149,61 @@ static void rehearse(struct ls_device *device, bool on) {
     cuda_device(device)->rehearsing = on;
 }
 
-/* Choices are attention's, then those of products. */
+/* Choices are these, then those of products. */
+struct choices {
+    uint64_t identity; /* of this program, GPU and libraries */
+    struct ls_sdpa_choice attention;
+};
+
+static uint64_t identity_of(const struct ls_cuda_device *device) {
+    char text[sizeof device->base.numerics_id + sizeof LS_VERSION];
+    const int length = snprintf(text, sizeof text, "%s%s", LS_VERSION, device->base.numerics_id);
+    return XXH3_64bits(text, (size_t)length);
+}
+
+static bool recall(struct ls_device *base, const void *choices, int64_t bytes) {
+    struct ls_cuda_device *device = cuda_device(base);
+    struct choices head;
+    if (bytes < (int64_t)sizeof head) return false;
+    memcpy(&head, choices, sizeof head);
+    return head.identity == identity_of(device) &&
+           ls_cuda_gemm_covers(device->gemm, (const char *)choices + sizeof head, bytes - (int64_t)sizeof head) &&
+           (device->sdpa ? ls_cuda_sdpa_recall(device->sdpa, &head.attention) : !head.attention.used);
+}
+
 static enum ls_code choose(struct ls_device *base, void **choices, int64_t *bytes, struct ls_error *error) {
     struct ls_cuda_device *device = cuda_device(base);
-    struct ls_sdpa_choice attention = {0};
+    struct choices head = {.identity = identity_of(device)};
     void *products = NULL;
     int64_t product_bytes = 0;
     enum ls_code code = ls_cuda_gemm_choose(device->gemm, &products, &product_bytes, error);
     if (code) return code;
-    if (device->sdpa) ls_cuda_sdpa_choose(device->sdpa, &attention);
-    char *all = malloc(sizeof attention + (size_t)product_bytes);
+    if (device->sdpa) ls_cuda_sdpa_choose(device->sdpa, &head.attention);
+    char *all = malloc(sizeof head + (size_t)product_bytes);
     if (!all) {
         free(products);
         return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for %lld bytes of choices",
                        (long long)product_bytes);
     }
-    memcpy(all, &attention, sizeof attention);
-    if (product_bytes) memcpy(all + sizeof attention, products, (size_t)product_bytes);
+    memcpy(all, &head, sizeof head);
+    if (product_bytes) memcpy(all + sizeof head, products, (size_t)product_bytes);
     free(products);
     *choices = all;
-    *bytes = (int64_t)sizeof attention + product_bytes;
+    *bytes = (int64_t)sizeof head + product_bytes;
     return LS_OK;
 }
 
 static enum ls_code adopt(struct ls_device *base, const void *choices, int64_t bytes, bool *whole,
                           struct ls_error *error) {
     struct ls_cuda_device *device = cuda_device(base);
-    struct ls_sdpa_choice attention = {0};
-    if (bytes < (int64_t)sizeof attention)
+    struct choices head;
+    if (bytes < (int64_t)sizeof head)
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB,
                        "device: %lld bytes of choices are not of this program. Do all ranks run the same build?",
                        (long long)bytes);
-    memcpy(&attention, choices, sizeof attention);
-    *whole = device->sdpa ? ls_cuda_sdpa_adopt(device->sdpa, &attention) : !attention.used;
-    return ls_cuda_gemm_adopt(device->gemm, (const char *)choices + sizeof attention, bytes - (int64_t)sizeof attention,
-                              error);
+    memcpy(&head, choices, sizeof head);
+    *whole = device->sdpa ? ls_cuda_sdpa_adopt(device->sdpa, &head.attention) : !head.attention.used;
+    return ls_cuda_gemm_adopt(device->gemm, (const char *)choices + sizeof head, bytes - (int64_t)sizeof head, error);
 }
 
 static void abandon(struct ls_device *device) {
@@ -213,6 +234,7 @@ static const struct ls_backend backend = {
     .free_bytes = free_bytes,
     .gauges = gauges,
     .rehearse = rehearse,
+    .recall = recall,
     .choose = choose,
     .adopt = adopt,
     .abandon = abandon,

@@ -411,6 +411,26 @@ enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **result, int64
     return LS_OK;
 }
 
+static bool is_among(const struct shape *shape, const struct choice *choices, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (memcmp(&choices[i].shape, shape, sizeof *shape) == 0) return true;
+    return false;
+}
+
+bool ls_cuda_gemm_covers(const struct ls_cuda_gemm *gemm, const void *choices, int64_t bytes) {
+    const int64_t count = bytes / (int64_t)sizeof(struct choice);
+    struct choice copies[NOTED];
+    if (bytes % (int64_t)sizeof(struct choice) != 0 || count > NOTED) return false;
+    memcpy(copies, choices, (size_t)bytes);
+    for (int i = 0; i < gemm->noted_count; i++) {
+        /* an epilogue that the library refuses was chosen for without it */
+        const struct shape fused = shape_of(&gemm->noted[i], is_fused(&gemm->noted[i]));
+        const struct shape plain = shape_of(&gemm->noted[i], false);
+        if (!is_among(&fused, copies, count) && !is_among(&plain, copies, count)) return false;
+    }
+    return true;
+}
+
 enum ls_code ls_cuda_gemm_adopt(struct ls_cuda_gemm *gemm, const void *choices, int64_t bytes, struct ls_error *error) {
     const int64_t count = bytes / (int64_t)sizeof(struct choice);
     if (bytes % (int64_t)sizeof(struct choice) != 0 || count > NOTED)

@@ -21,6 +21,8 @@ void ls_cuda_gemm_note(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op);
 /* A stream is about to go: products are no longer ordered against it. */
 void ls_cuda_gemm_forget_stream(struct ls_cuda_gemm *gemm, struct ls_stream *stream);
 
+/* True where there is a choice for every product that was noted. */
+bool ls_cuda_gemm_covers(const struct ls_cuda_gemm *gemm, const void *choices, int64_t bytes);
 /* See device.h. */
 enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **choices, int64_t *bytes, struct ls_error *error);
 enum ls_code ls_cuda_gemm_adopt(struct ls_cuda_gemm *gemm, const void *choices, int64_t bytes, struct ls_error *error);

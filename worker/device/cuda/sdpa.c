@@ -169,13 +169,19 @@ static bool is_suitable(const struct ls_cuda_sdpa *sdpa, struct ls_sdpa_reason *
                  (long long)op->head_size, (long long)op->length);
         return false;
     }
+    /* Where a piece begins its statistics begin, in fp32. */
+    const int64_t group = op->heads / op->kv_heads, piece_bytes = sdpa->piece.kv_heads * group * op->length * 4;
+    if ((op->batch > 1 || sdpa->piece.kv_heads < op->kv_heads) && piece_bytes % POINTER_ALIGNMENT != 0) {
+        snprintf(why->text, sizeof why->text, "%lld heads on %lld tokens do not end on a multiple of %d bytes",
+                 (long long)(sdpa->piece.kv_heads * group), (long long)op->length, POINTER_ALIGNMENT);
+        return false;
+    }
     return true;
 }
 
 bool ls_sdpa_make_plans(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *wanted, struct ls_sdpa_reason *why) {
     const struct ls_op_attention_backward *op = &sdpa->backward;
     ls_sdpa_clear_plans(sdpa);
-    sdpa->piece = ls_cuda_attention_piece(op);
     if (!is_suitable(sdpa, why)) return false;
     ls_cuda_use(sdpa->device);
     const cudnnStatus_t status = sdpa->handle ? CUDNN_STATUS_SUCCESS : sdpa->library->cudnnCreate(&sdpa->handle);
@@ -359,6 +365,7 @@ void ls_cuda_sdpa_note(struct ls_cuda_sdpa *sdpa, enum ls_op op, const void *arg
     if (op == LS_OP_attention_backward && !sdpa->backward.output)
         sdpa->backward = *(const struct ls_op_attention_backward *)arguments;
     sdpa->scale = sdpa->forward.scale;
+    if (sdpa->backward.output) sdpa->piece = ls_cuda_attention_piece(&sdpa->backward);
 }
 
 const char *ls_cuda_sdpa_version(const struct ls_cuda_sdpa *sdpa) {

@@ -12,7 +12,7 @@
  * stored as it is. */
 enum { LS_SDPA_PLANS = 4, LS_SDPA_VERSION_MAX = 24 };
 struct ls_sdpa_choice {
-    int64_t used; /* 0: our kernels */
+    int64_t used; /* 0: our kernels; what follows says for which attention all the same */
     int64_t capability, batch, length, heads, kv_heads, head_size, dtype;
     int64_t position[LS_SDPA_PLANS], engine[LS_SDPA_PLANS]; /* -1: no such plan */
     char version[LS_SDPA_VERSION_MAX];
@@ -30,6 +30,9 @@ void ls_cuda_sdpa_note(struct ls_cuda_sdpa *sdpa, enum ls_op op, const void *arg
 /* Compares and measures with the pointers of what was noted, whose contents are lost. Says what came of it in the log;
  * nothing is said where nothing in 16 bits was noted. */
 void ls_cuda_sdpa_choose(struct ls_cuda_sdpa *sdpa, struct ls_sdpa_choice *choice);
+/* True where a choice that was made before is for what was noted and, if it is cuDNN, its results still agree with
+ * ours. The same pointers' contents are lost. */
+bool ls_cuda_sdpa_recall(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice);
 /* Uses what was chosen; false: this GPU or library cannot, the log says why, and our kernels are used. */
 bool ls_cuda_sdpa_adopt(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice);
 /* Our kernels from now on. */

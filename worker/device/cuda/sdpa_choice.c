@@ -256,12 +256,27 @@ static bool is_noted(const struct ls_cuda_sdpa *sdpa) {
            forward->lse == backward->lse;
 }
 
-static bool try_library(struct ls_cuda_sdpa *sdpa, struct ls_sdpa_reason *why) {
+/* The library's numbers of the plans' engines are those that were chosen. */
+static bool has_engines(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice,
+                        struct ls_sdpa_reason *why) {
+    for (int i = 0; i < LS_SDPA_PLANS; i++) {
+        if (!sdpa->plans[i].batch || sdpa->plans[i].engine == choice->engine[i]) continue;
+        snprintf(why->text, sizeof why->text, "the library's proposal %lld is engine %lld here, %lld was chosen",
+                 (long long)choice->position[i], (long long)sdpa->plans[i].engine, (long long)choice->engine[i]);
+        return false;
+    }
+    return true;
+}
+
+/* Plans by the library's first usable proposals, or those that were chosen; true where their results are right and, if
+ * that counts, they are faster. */
+static bool try_library(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *wanted, bool timed,
+                        struct ls_sdpa_reason *why) {
     struct trial trial = {.sdpa = sdpa, .forward = sdpa->forward, .backward = sdpa->backward, .why = why};
     trial.forward.document_start = trial.backward.document_start = NULL;
-    if (!ls_sdpa_make_plans(sdpa, NULL, why)) return false;
+    if (!ls_sdpa_make_plans(sdpa, wanted, why) || (wanted && !has_engines(sdpa, wanted, why))) return false;
     bool used = begin(&trial) && check_forward(&trial) && check_backward(&trial);
-    if (used && !sdpa->device->base.fixed) used = is_faster(&trial);
+    if (used && timed) used = is_faster(&trial);
     end(&trial);
     if (used)
         ls_log(LS_LOG_INFO,
@@ -272,58 +287,63 @@ static bool try_library(struct ls_cuda_sdpa *sdpa, struct ls_sdpa_reason *why) {
     return used;
 }
 
-void ls_cuda_sdpa_choose(struct ls_cuda_sdpa *sdpa, struct ls_sdpa_choice *choice) {
-    struct ls_sdpa_reason why = {""};
-    memset(choice, 0, sizeof *choice);
-    if (!is_noted(sdpa)) return;
-    ls_cuda_use(sdpa->device);
-    if (!try_library(sdpa, &why)) {
-        ls_log(LS_LOG_INFO, "attention: our own kernels; %s", why.text);
-        ls_sdpa_clear_plans(sdpa);
-        return;
-    }
+/* What a choice is for. */
+static void describe(const struct ls_cuda_sdpa *sdpa, struct ls_sdpa_choice *choice) {
     const struct ls_op_attention_backward *op = &sdpa->backward;
-    choice->used = 1;
+    memset(choice, 0, sizeof *choice);
     choice->capability = sdpa->device->info.capability;
     choice->batch = op->batch, choice->length = op->length, choice->heads = op->heads;
-    choice->kv_heads = op->kv_heads, choice->head_size = op->head_size, choice->dtype = op->dtype;
-    for (int i = 0; i < LS_SDPA_PLANS; i++) {
-        choice->position[i] = sdpa->plans[i].batch ? sdpa->plans[i].position : -1;
-        choice->engine[i] = sdpa->plans[i].batch ? sdpa->plans[i].engine : -1;
-    }
-    memcpy(choice->version, sdpa->library->version, sizeof choice->version);
+    choice->kv_heads = op->kv_heads, choice->head_size = op->head_size, choice->dtype = (int64_t)op->dtype;
+    if (sdpa->library) memcpy(choice->version, sdpa->library->version, sizeof choice->version);
 }
 
-static bool is_same(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice, struct ls_sdpa_reason *why) {
-    const struct ls_op_attention_backward *op = &sdpa->backward;
-    if (!sdpa->library) {
-        snprintf(why->text, sizeof why->text, "%s", sdpa->missing.text);
-        return false;
-    }
-    if (choice->capability == sdpa->device->info.capability &&
-        strncmp(choice->version, sdpa->library->version, sizeof choice->version) == 0 && choice->batch == op->batch &&
-        choice->length == op->length && choice->heads == op->heads && choice->kv_heads == op->kv_heads &&
-        choice->head_size == op->head_size && choice->dtype == (int64_t)op->dtype)
+static bool is_for(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice, struct ls_sdpa_reason *why) {
+    struct ls_sdpa_choice here;
+    describe(sdpa, &here);
+    if (choice->capability == here.capability && memcmp(choice->version, here.version, sizeof here.version) == 0 &&
+        choice->batch == here.batch && choice->length == here.length && choice->heads == here.heads &&
+        choice->kv_heads == here.kv_heads && choice->head_size == here.head_size && choice->dtype == here.dtype)
         return true;
     snprintf(why->text, sizeof why->text,
              "cuDNN %.*s on compute capability %lld.%lld was chosen for another attention, GPU or version; here is %s "
              "on %d.%d",
              LS_SDPA_VERSION_MAX, choice->version, (long long)choice->capability / 10,
-             (long long)choice->capability % 10, sdpa->library->version, sdpa->device->info.capability / 10,
-             sdpa->device->info.capability % 10);
+             (long long)choice->capability % 10, sdpa->library ? sdpa->library->version : "none",
+             sdpa->device->info.capability / 10, sdpa->device->info.capability % 10);
     return false;
+}
+
+void ls_cuda_sdpa_choose(struct ls_cuda_sdpa *sdpa, struct ls_sdpa_choice *choice) {
+    struct ls_sdpa_reason why = {""};
+    describe(sdpa, choice);
+    if (!is_noted(sdpa)) return;
+    ls_cuda_use(sdpa->device);
+    choice->used = try_library(sdpa, NULL, !sdpa->device->base.fixed, &why);
+    for (int i = 0; i < LS_SDPA_PLANS; i++) {
+        const bool is_there = choice->used && sdpa->plans[i].batch;
+        choice->position[i] = is_there ? sdpa->plans[i].position : -1;
+        choice->engine[i] = is_there ? sdpa->plans[i].engine : -1;
+    }
+    if (choice->used) return;
+    ls_log(LS_LOG_INFO, "attention: our own kernels; %s", why.text);
+    ls_sdpa_clear_plans(sdpa);
+}
+
+bool ls_cuda_sdpa_recall(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice) {
+    struct ls_sdpa_reason why = {""};
+    ls_cuda_use(sdpa->device);
+    const bool fits =
+        is_for(sdpa, choice, &why) && (!choice->used || (is_noted(sdpa) && try_library(sdpa, choice, false, &why)));
+    if (!fits) ls_log(LS_LOG_INFO, "attention: the choice of an earlier attempt is not used; %s", why.text);
+    if (!fits) ls_sdpa_clear_plans(sdpa);
+    return fits;
 }
 
 bool ls_cuda_sdpa_adopt(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice) {
     struct ls_sdpa_reason why = {""};
     ls_cuda_use(sdpa->device);
-    bool usable = choice->used && is_same(sdpa, choice, &why) && ls_sdpa_make_plans(sdpa, choice, &why);
-    for (int i = 0; i < LS_SDPA_PLANS && usable; i++) {
-        usable = !sdpa->plans[i].batch || sdpa->plans[i].engine == choice->engine[i];
-        if (!usable)
-            snprintf(why.text, sizeof why.text, "the library's proposal %lld is engine %lld here, %lld was chosen",
-                     (long long)choice->position[i], (long long)sdpa->plans[i].engine, (long long)choice->engine[i]);
-    }
+    const bool usable = choice->used && is_for(sdpa, choice, &why) && ls_sdpa_make_plans(sdpa, choice, &why) &&
+                        has_engines(sdpa, choice, &why);
     if (choice->used && !usable) ls_log(LS_LOG_WARNING, "attention: our own kernels; %s", why.text);
     if (!usable) ls_sdpa_clear_plans(sdpa);
     sdpa->ready = usable;

@@ -32,7 +32,7 @@ struct ls_cuda_sdpa {
     cudnnHandle_t handle;                   /* NULL until plans are made */
     struct ls_op_attention_forward forward; /* as noted; no output: nothing was */
     struct ls_op_attention_backward backward;
-    struct ls_attention_piece piece;
+    struct ls_attention_piece piece; /* of what was noted */
     struct ls_sdpa_plan plans[LS_SDPA_PLANS];
     bool ready; /* chosen: the plans are used */
     float scale, masked, one;

@@ -22,6 +22,10 @@ void ls_cuda_sdpa_choose(struct ls_cuda_sdpa *sdpa, struct ls_sdpa_choice *choic
     (void)sdpa;
     memset(choice, 0, sizeof *choice);
 }
+bool ls_cuda_sdpa_recall(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice) {
+    (void)sdpa;
+    return !choice->used;
+}
 bool ls_cuda_sdpa_adopt(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice) {
     (void)sdpa;
     return !choice->used;

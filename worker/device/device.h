@@ -46,7 +46,7 @@ struct ls_device_info {
     char bus_id[24];        /* PCI, "0000:3b:00.0" */
     int capability;         /* 90 for 9.0 */
     int64_t memory_bytes;   /* of the GPU; CPUs: 0 */
-    int64_t overhead_bytes; /* what context and libraries had taken when the device was made */
+    int64_t overhead_bytes; /* what context and libraries had taken when the device was made, and for choices */
 };
 const struct ls_device_info *ls_device_info(const struct ls_device *device);
 /* Bytes of the GPU's memory that are free now, whoever has the others; CPUs: 0. */

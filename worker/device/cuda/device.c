@@ -161,14 +161,24 @@ static uint64_t identity_of(const struct ls_cuda_device *device) {
     return XXH3_64bits(text, (size_t)length);
 }
 
+/* What libraries took of the GPU since: kernels that they loaded, a handle. */
+static void count_overhead(struct ls_cuda_device *device, int64_t free_before) {
+    const int64_t taken = free_before - free_bytes(&device->base);
+    if (taken > 0) device->info.overhead_bytes += taken;
+}
+
 static bool recall(struct ls_device *base, const void *choices, int64_t bytes) {
     struct ls_cuda_device *device = cuda_device(base);
     struct choices head;
     if (bytes < (int64_t)sizeof head) return false;
     memcpy(&head, choices, sizeof head);
-    return head.identity == identity_of(device) &&
-           ls_cuda_gemm_covers(device->gemm, (const char *)choices + sizeof head, bytes - (int64_t)sizeof head) &&
-           (device->sdpa ? ls_cuda_sdpa_recall(device->sdpa, &head.attention) : !head.attention.used);
+    const int64_t free_before = free_bytes(base);
+    const bool fits =
+        head.identity == identity_of(device) &&
+        ls_cuda_gemm_covers(device->gemm, (const char *)choices + sizeof head, bytes - (int64_t)sizeof head) &&
+        (device->sdpa ? ls_cuda_sdpa_recall(device->sdpa, &head.attention) : !head.attention.used);
+    count_overhead(device, free_before);
+    return fits;
 }
 
 static enum ls_code choose(struct ls_device *base, void **choices, int64_t *bytes, struct ls_error *error) {
@@ -176,9 +186,11 @@ static enum ls_code choose(struct ls_device *base, void **choices, int64_t *byte
     struct choices head = {.identity = identity_of(device)};
     void *products = NULL;
     int64_t product_bytes = 0;
+    const int64_t free_before = free_bytes(base);
     enum ls_code code = ls_cuda_gemm_choose(device->gemm, &products, &product_bytes, error);
     if (code) return code;
     if (device->sdpa) ls_cuda_sdpa_choose(device->sdpa, &head.attention);
+    count_overhead(device, free_before);
     char *all = malloc(sizeof head + (size_t)product_bytes);
     if (!all) {
         free(products);
@@ -202,7 +214,9 @@ static enum ls_code adopt(struct ls_device *base, const void *choices, int64_t b
                        "device: %lld bytes of choices are not of this program. Do all ranks run the same build?",
                        (long long)bytes);
     memcpy(&head, choices, sizeof head);
+    const int64_t free_before = free_bytes(base);
     *whole = device->sdpa ? ls_cuda_sdpa_adopt(device->sdpa, &head.attention) : !head.attention.used;
+    count_overhead(device, free_before);
     return ls_cuda_gemm_adopt(device->gemm, (const char *)choices + sizeof head, bytes - (int64_t)sizeof head, error);
 }
 

@@ -339,11 +339,22 @@ bool ls_cuda_sdpa_recall(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice 
     return fits;
 }
 
+/* On the rank that has just made them. */
+static bool has_plans(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice) {
+    for (int i = 0; i < LS_SDPA_PLANS; i++)
+        if ((choice->position[i] >= 0) != (sdpa->plans[i].descriptor != NULL) ||
+            (choice->position[i] >= 0 &&
+             (sdpa->plans[i].position != choice->position[i] || sdpa->plans[i].engine != choice->engine[i])))
+            return false;
+    return true;
+}
+
 bool ls_cuda_sdpa_adopt(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice) {
     struct ls_sdpa_reason why = {""};
     ls_cuda_use(sdpa->device);
-    const bool usable = choice->used && is_for(sdpa, choice, &why) && ls_sdpa_make_plans(sdpa, choice, &why) &&
-                        has_engines(sdpa, choice, &why);
+    const bool usable =
+        choice->used && is_for(sdpa, choice, &why) &&
+        (has_plans(sdpa, choice) || (ls_sdpa_make_plans(sdpa, choice, &why) && has_engines(sdpa, choice, &why)));
     if (choice->used && !usable) ls_log(LS_LOG_WARNING, "attention: our own kernels; %s", why.text);
     if (!usable) ls_sdpa_clear_plans(sdpa);
     sdpa->ready = usable;

@@ -153,6 +153,12 @@ fallback wrong-gradient "the gradient of queries of cuDNN .* differs from ours" 
 fallback unsteady "the gradient of .* of cuDNN .* has other bits each time" "an engine that says it is deterministic, and is not"
 fallback slow "cuDNN .* takes longer" "a slow engine"
 
+# The real library, if it is on this machine, finds no driver; where it is not, it cannot be opened.
+mkdir "$work/folder" && ln -s "$PWD"/build/emulator/lib/lib{cublasLt,nvidia-ml,nccl}* "$work/folder"
+LOCKSTEP_CUDA_LIBRARIES=$work/folder train without gpt2 1 --set train.steps=1 --set train.global_batch_size=2
+check "without the stand-in: the log says so and our kernels serve" bash -c "cmp '$(weights fault-old)' '$(weights without)' &&
+    grep -qE 'attention: our own kernels; (cudnnCreate of|device: libcudnn.so.9 cannot be opened)' '$work/without/logs/rank-00000.log'"
+
 # One rank that cannot: none does. A launch that fails later: our kernels from there on.
 LS_STANDIN_CUDNN=other:1 train one-rank gpt2 2 --set train.steps=1 --set train.global_batch_size=4
 check "where one rank of two has other engines, training goes on" test -e "$(weights one-rank)"

@@ -233,8 +233,16 @@ bool ls_scaling_print_plot(const struct ls_scaling *scaling, bool png, FILE *out
     fprintf(out,
             "set title '%s, %s scaling' noenhanced\nset xlabel 'ranks'\nset ylabel 'tokens per second'\nset xtics (",
             scaling->name, scaling->weak ? "weak" : "strong");
-    for (int i = 0; i < scaling->count; i++) fprintf(out, "%s%lld", i ? ", " : "", (long long)scaling->rows[i].ranks);
-    fprintf(out, ")\nplot 'bench.csv' using 1:17 skip 1 with lines dashtype 2 linecolor 'gray' title 'ideal', \\\n"
+    int64_t least = scaling->rows[0].ranks, most = least;
+    for (int i = 0; i < scaling->count; i++) {
+        const int64_t ranks = scaling->rows[i].ranks;
+        fprintf(out, "%s%lld", i ? ", " : "", (long long)ranks);
+        if (ranks < least) least = ranks;
+        if (ranks > most) most = ranks;
+    }
+    /* Bars of the first and the last row stay inside the frame. */
+    fprintf(out, ")\nset xrange [%g:%g]\n", (double)least / 1.1, (double)most * 1.1);
+    fprintf(out, "plot 'bench.csv' using 1:17 skip 1 with lines dashtype 2 linecolor 'gray' title 'ideal', \\\n"
                  "     '' using 1:14 skip 1 with linespoints pointtype 6 title 'predicted', \\\n"
                  "     '' using 1:6:7:8 skip 1 with yerrorlines pointtype 7 title 'measured (median, p10, p90)'\n");
     return fflush(out) == 0 && !ferror(out);

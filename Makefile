@@ -138,7 +138,7 @@ $(BUILD)/emulator/lockstep: $(BUILD)/coordinator/main.o $(LIBRARY) $(EMULATED) $
 	$(CC) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(BUILD)/emulator/lockstep-worker: $(BUILD)/worker/main.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
-EMULATED_TESTS := $(patsubst tests/emulated/%.c,$(BUILD)/emulator/tests/emulated/%,$(wildcard tests/emulated/mpi_*.c))
+EMULATED_TESTS := $(patsubst tests/emulated/%.c,$(BUILD)/emulator/tests/emulated/%,$(wildcard tests/emulated/*.c))
 $(EMULATED_TESTS): $(BUILD)/emulator/%: $(BUILD)/%.o $(MPI_SOURCES:%.c=$(BUILD)/%.o) $(LIBRARY) $(EMULATED) $(STANDIN) | $(STANDIN_LIBRARIES)
 	@mkdir -p $(@D)
 	OMPI_CC=$(CC) $(MPICC) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LDLIBS)

@@ -206,9 +206,10 @@ void ls_console_show(struct ls_console *console, const struct ls_journal_entry *
                  record->attempt_begun.world_size, record->attempt_begun.world_size == 1 ? "" : "s",
                  (long long)record->attempt_begun.lost_steps, record->attempt_begun.lost_steps == 1 ? "" : "s",
                  record->attempt_begun.restarts, (long long)console->facts.max_restarts,
-                 record->attempt_begun.begins_generation ? "; its data begin again: the checkpoint is from before they "
-                                                           "changed"
-                                                         : "");
+                 record->attempt_begun.begins_generation && record->attempt_begun.start_step > 0
+                     ? "; its data begin again: the checkpoint is from before they "
+                       "changed"
+                     : "");
         break;
     default: return; /* the end is told by the table and the last line */
     }

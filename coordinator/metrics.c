@@ -254,7 +254,9 @@ static void write_event(struct ls_metrics *metrics, const struct ls_journal_entr
         json_object_set_new(line, "step", json_integer(record->attempt_begun.start_step));
         json_object_set_new(line, "restarts", json_integer(record->attempt_begun.restarts));
         json_object_set_new(line, "lost_steps", json_integer(record->attempt_begun.lost_steps));
-        json_object_set_new(line, "begins_data_generation", json_boolean(record->attempt_begun.begins_generation));
+        json_object_set_new(
+            line, "begins_data_generation",
+            json_boolean(record->attempt_begun.begins_generation && record->attempt_begun.start_step > 0));
         break;
     default: break;
     }

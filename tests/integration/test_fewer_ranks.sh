@@ -10,6 +10,7 @@ cat >broken <<'WRAPPER'
 #!/bin/sh
 [ "$OMPI_COMM_WORLD_SIZE" -lt 3 ] || [ "$OMPI_COMM_WORLD_RANK" != 2 ] || {
     until [ -e "/dev/shm/lockstep-$LOCKSTEP_RUN_ID-a$LOCKSTEP_ATTEMPT" ]; do sleep 0.02; done
+    sleep 1 # of a process that ends before mpirun has noted its start, mpirun does not always say which one it was
     kill -KILL $$
 }
 exec "$@"

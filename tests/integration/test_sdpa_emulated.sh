@@ -33,9 +33,9 @@ precision: bf16
 device: cuda
 END
 
-if make -s build/emulator/tests/unit/test_sdpa >"$work/make.log" 2>&1; then
+if make -s build/emulator/tests/emulated/sdpa >"$work/make.log" 2>&1; then
     check "in pieces of sequences and of heads, and for fewer sequences, it agrees with our kernels" \
-        env LS_TEST_DEVICE=cuda LS_STANDIN_DEVICES=1 build/emulator/tests/unit/test_sdpa
+        env LS_TEST_DEVICE=cuda LS_STANDIN_DEVICES=1 build/emulator/tests/emulated/sdpa
 else
     not_ok "the test of pieces builds" "$work/make.log"
 fi

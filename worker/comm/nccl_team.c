@@ -17,8 +17,8 @@
 enum {
     WATCH_MILLISECONDS = 20,
     PEERS_MILLISECONDS = 250,
-    LINGER_MILLISECONDS =
-        1000, /* from a failure to its report: the others must see the first loss, not this rank's end */
+    /* From a failure to its report: the others must see the first loss, not this rank's end. */
+    LINGER_MILLISECONDS = 2500,
     PATIENCE_MILLISECONDS = 2000, /* for a lost rank's process to be gone after NCCL missed it */
     FLIGHTS = 64,
     POLLS_AWAKE = 1000,
@@ -46,8 +46,8 @@ static int64_t now_ns(void) {
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-static void sleep_ns(long nanoseconds) {
-    nanosleep(&(struct timespec){.tv_nsec = nanoseconds}, NULL);
+static void sleep_ns(int64_t nanoseconds) {
+    nanosleep(&(struct timespec){.tv_sec = nanoseconds / 1000000000, .tv_nsec = nanoseconds % 1000000000}, NULL);
 }
 
 /* ---- failure ---- */
@@ -68,7 +68,7 @@ enum ls_code ls_nccl_team_check(struct ls_nccl_team *team, struct ls_error *erro
     if (error) *error = team->failure;
     const int64_t linger = team->failed_ns + LINGER_MILLISECONDS * INT64_C(1000000) - now_ns();
     pthread_mutex_unlock(&team->mutex);
-    if (linger > 0) sleep_ns(linger < 999999999 ? (long)linger : 999999999);
+    if (linger > 0) sleep_ns(linger);
     return LS_COMMUNICATION;
 }
 

@@ -57,7 +57,8 @@ FUZZERS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 .PHONY: all tests fuzzers debug asan tsan bundle install format lint clean help
 .DELETE_ON_ERROR:
-.SECONDARY:
+# Objects of tests and benches stay. (All of them .SECONDARY would keep a library that lacks a new object.)
+.PRECIOUS: $(BUILD)/%.o
 
 all: $(BUILD)/lockstep $(BUILD)/lockstep-worker
 ifeq ($(CUDA_HOME),)

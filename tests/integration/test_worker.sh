@@ -3,7 +3,8 @@
 source "$(dirname "$0")/lib.sh"
 worker=$(dirname "$lockstep")/lockstep-worker
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1
-mpi=(mpirun --bind-to none --oversubscribe --mca pml ob1 --mca btl self,vader)
+# Under a launcher that is killed Open MPI leaves its shared memory behind: in the folder of the test.
+mpi=(mpirun --bind-to none --oversubscribe --mca pml ob1 --mca btl self,vader --mca btl_vader_backing_directory "$work")
 
 # coordinate RUN ARGUMENTS...: starts a coordinator; its pid is in $coordinator, its address in $address.
 coordinate() {
@@ -61,10 +62,15 @@ saved() { [ -s "$work/long/latest" ]; }
 until_true 120 "SIGTERM to a rank becomes a save" "$launcher" "$work/long.log" saved && ok "SIGTERM to a rank becomes a save"
 kill -0 "$rank" 2>/dev/null && ok "a rank outlives SIGINT, SIGHUP, SIGUSR1, SIGUSR2 and SIGTERM" ||
     not_ok "a rank outlives SIGINT, SIGHUP, SIGUSR1, SIGUSR2 and SIGTERM" "$work/long.mpirun"
+shared=$(grep -m 1 -oE '/dev/shm/lockstep-[0-9a-f]+-a1$' "/proc/$rank/maps")
 kill -KILL "$launcher"
 until_true 120 "a rank leaves when its launcher is gone" $$ "" gone "$rank" && ok "a rank leaves when its launcher is gone"
 kill -KILL "$coordinator" 2>/dev/null
 wait "$coordinator" "$launcher" 2>/dev/null
+run_id=${shared#*lockstep-} run_id=${run_id%-a1}
+check "what is left in memory when all of them are gone is found" test -n "$run_id" -a -f "$shared"
+expect 0 '1 files removed from /dev/shm' "and removed by --clean" "$worker" --clean "$run_id:2"
+check "so that it is gone" test ! -e "$shared"
 
 expect 2 'no coordinator: give --coordinator' "no address is refused" "$worker"
 expect 2 'cannot open the key file' "a key file that is not there is refused" "$worker" -c tcp://127.0.0.1:9 -k "$work/none"

@@ -129,11 +129,10 @@ static enum ls_code run_exchange(struct mpi_comm *comm, const struct ls_collecti
         const int theirs = exchange->parts[from], parts = own > theirs ? own : theirs;
         for (int part = 0; part < parts; part++, place += bytes) {
             const bool sends = part < own, receives = part < theirs;
-            int status = MPI_Sendrecv(sends ? (const char *)exchange->buffers[part] + offset : NULL, sends ? bytes : 0,
-                                      MPI_BYTE, sends ? to : MPI_PROC_NULL, part, receives ? place : NULL,
-                                      receives ? bytes : 0, MPI_BYTE, receives ? from : MPI_PROC_NULL, part,
-                                      comm->channels[LS_CHANNEL_STREAM], MPI_STATUS_IGNORE);
-            if (status) return ls_peers_failed(status, "MPI_Sendrecv", error);
+            int status = ls_peers_swap(comm->channels[LS_CHANNEL_STREAM],
+                                       sends ? (const char *)exchange->buffers[part] + offset : NULL, sends ? bytes : 0,
+                                       to, receives ? place : NULL, receives ? bytes : 0, from);
+            if (status) return ls_peers_failed(status, "an exchange", error);
         }
     }
     return LS_OK;

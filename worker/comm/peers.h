@@ -28,6 +28,11 @@ enum ls_code ls_peers_reduce_scatter(struct ls_peers *peers, void *buffer, int64
 enum ls_code ls_peers_all_gather(struct ls_peers *peers, void *buffer, int64_t stride, int64_t bytes,
                                  struct ls_error *error);
 
+/* To one rank of any channel and from another one, as such messages; bytes may be 0, for nobody. Returns MPI's status.
+ */
+int ls_peers_swap(MPI_Comm channel, const char *send, int64_t send_bytes, int to, char *receive, int64_t receive_bytes,
+                  int from);
+
 /* Looks after the requests until they are complete, asleep between looks: MPI itself waits by spinning, which takes the
  * core from the thread that is awaited wherever there are more threads than cores. Returns MPI's status. */
 int ls_peers_await(MPI_Request *requests, int count);

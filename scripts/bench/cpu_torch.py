@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a GPT-2 or a Llama in PyTorch on CPUs and prints one JSON object: the peer of scripts/bench/cpu.
 
-The model, its initial values and the step are those of Lockstep: tied head, fp32, AdamW with decay on matrices only, gradients clipped to
+The model, its initial values and the step are those of Lockstep: tied head, fp32 or bf16 over fp32 weights, AdamW with decay on matrices only, gradients clipped to
 norm 1; GPT-2 with biases and tanh GELU. PyTorch gets its best: fused attention, joined projections, the fused optimizer, torch.compile
 with --compile, and as one of several ranks DistributedDataParallel over gloo with gradients that are views of its buckets."""
 
@@ -112,10 +112,10 @@ def build(options):
     return model
 
 
-def gemm_rate():
+def gemm_rate(dtype):
     """GFLOP/s of 2048 x 2048 x 2048 products, the best of ten."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    c = torch.empty(2048, 2048)
+    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    c = torch.empty(2048, 2048, dtype=dtype)
     best = math.inf
     for _ in range(10):
         started = time.perf_counter()
@@ -148,11 +148,11 @@ def learning_rate(step, options):
     return options.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def validate(model, path, length):
+def validate(model, path, length, precision):
     """Mean loss over the samples of a file."""
     inputs, targets = read_samples(path, length)
     total = 0.0
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         for x, y in zip(inputs.split(64), targets.split(64)):
             total += model(x, y).item() * len(x)
     return total / len(inputs)
@@ -166,6 +166,7 @@ def main():
     parser.add_argument("--intermediate", type=int, help="llama: width of the feed-forward layers")
     parser.add_argument("--tokens", required=True, help="file of uint16 tokens")
     parser.add_argument("--compile", action="store_true", help="run through torch.compile")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: by autocast")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shuffle", action="store_true", help="each pass over the samples in a random order")
     parser.add_argument("--lr", type=float, default=6e-4)
@@ -180,7 +181,7 @@ def main():
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    gemm = gemm_rate() if options.ranks == 1 else None
+    gemm = gemm_rate(torch.bfloat16 if options.precision == "bf16" else torch.float32) if options.ranks == 1 else None
     inputs, targets = read_samples(options.tokens, options.length)
     model = build(options)
     parameters = sum(p.numel() for p in model.parameters())
@@ -204,7 +205,8 @@ def main():
         picked = order[begin:begin + options.batch]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options)
-        loss = loss_of(inputs[picked], targets[picked])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = loss_of(inputs[picked], targets[picked])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -212,7 +214,7 @@ def main():
         value = loss.item()
         seconds.append(time.perf_counter() - started)
         first_loss = value if first_loss is None else first_loss
-    validation = validate(model, options.validation, options.length) if options.validation else None
+    validation = validate(model, options.validation, options.length, options.precision) if options.validation else None
     if options.rank == 0:
         print(json.dumps({"seconds": seconds, "first_loss": first_loss, "last_loss": value, "validation_loss": validation,
                           "parameters": parameters, "gemm_gflops": gemm, "version": torch.__version__,

@@ -1,5 +1,5 @@
 /* Rates of every matrix product of a training step, in one thread: by OpenBLAS, by oneDNN, and as the CPU device
- * computes it, with the time that a step of each model spends in them: build/scripts/bench/products
+ * computes it in fp32 and in bf16, with the time that a step of each model spends in them: build/scripts/bench/products
  * [small|baby|124M]...
  */
 #include "worker/device/device.h"
@@ -36,8 +36,9 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-enum way { OPENBLAS, ONEDNN, DEVICE, WAYS };
+enum way { OPENBLAS, ONEDNN, DEVICE, DEVICE_BF16, WAYS };
 
+/* a and b hold bf16 for DEVICE_BF16. */
 static void multiply(enum way way, struct ls_stream *stream, const struct product *p, const float *a, const float *b,
                      float *c) {
     const int64_t lda = p->transpose_a ? p->m : p->k, ldb = p->transpose_b ? p->k : p->n;
@@ -54,7 +55,8 @@ static void multiply(enum way way, struct ls_stream *stream, const struct produc
         break;
     default:
         ls_op(stream, gemm, .c = c, .a = a, .b = b, .m = p->m, .n = p->n, .k = p->k, .lda = lda, .ldb = ldb,
-              .ldc = p->n, .transpose_a = p->transpose_a, .transpose_b = p->transpose_b, .accumulate = p->accumulate);
+              .ldc = p->n, .transpose_a = p->transpose_a, .transpose_b = p->transpose_b, .accumulate = p->accumulate,
+              .c_fp32 = p->accumulate, .dtype = way == DEVICE_BF16 ? LS_BF16 : LS_FP32);
         break;
     }
 }
@@ -98,34 +100,38 @@ static void bench(const struct model *model, struct ls_device *device) {
     const int64_t most = R * (W > 3 * C ? W : 3 * C), logits = H * V > V * C ? H * V : V * C;
     const size_t bytes = (size_t)(most > logits ? most : logits) * sizeof(float);
     float *a = ls_device_allocate(device, bytes), *b = ls_device_allocate(device, bytes),
-          *c = ls_device_allocate(device, bytes);
-    if (!stream || !a || !b || !c) {
-        fprintf(stderr, "products: no memory for %zu bytes, three times\n", bytes);
+          *c = ls_device_allocate(device, bytes), *low = ls_device_allocate(device, bytes);
+    if (!stream || !a || !b || !c || !low) {
+        fprintf(stderr, "products: no memory for %zu bytes, four times\n", bytes);
         exit(5);
     }
     for (size_t i = 0; i < bytes / sizeof(float); i++)
         a[i] = 1e-3f * (float)(i % 97), b[i] = 1e-3f * (float)(i % 89) - 0.04f;
-    printf("\n| %s: GFLOP/s in one thread | m | n | k | OpenBLAS | oneDNN | device |\n|---|---|---|---|---|---|---|\n",
+    ls_op(stream, convert, .output = low, .input = a, .count = (int64_t)(bytes / sizeof(float)), .dtype = LS_BF16);
+    printf("\n| %s: GFLOP/s in one thread | m | n | k | OpenBLAS | oneDNN | device | bf16 "
+           "|\n|---|---|---|---|---|---|---|---|\n",
            model->name);
     double total[WAYS] = {0}, flops = 0;
     for (size_t i = 0; i < sizeof products / sizeof *products; i++) {
         const struct product *p = &products[i];
         double rates[WAYS];
         for (enum way way = OPENBLAS; way < WAYS; way++) {
-            const double seconds = seconds_of(way, stream, p, a, b, c);
+            const bool narrow = way == DEVICE_BF16;
+            const double seconds = seconds_of(way, stream, p, narrow ? low : a, narrow ? low : b, c);
             rates[way] = 2e-9 * (double)(p->m * p->n * p->k) / seconds;
             total[way] += p->calls * seconds;
         }
         flops += p->calls * 2.0 * (double)(p->m * p->n * p->k);
-        printf("| %s | %d | %d | %d | %.0f | %.0f | %.0f |\n", p->name, (int)p->m, (int)p->n, (int)p->k,
-               rates[OPENBLAS], rates[ONEDNN], rates[DEVICE]);
+        printf("| %s | %d | %d | %d | %.0f | %.0f | %.0f | %.0f |\n", p->name, (int)p->m, (int)p->n, (int)p->k,
+               rates[OPENBLAS], rates[ONEDNN], rates[DEVICE], rates[DEVICE_BF16]);
         fflush(stdout);
     }
-    printf("| all of a step, %.4g GFLOP: seconds | | | | %.4g | %.4g | %.4g |\n", 1e-9 * flops, total[OPENBLAS],
-           total[ONEDNN], total[DEVICE]);
+    printf("| all of a step, %.4g GFLOP: seconds | | | | %.4g | %.4g | %.4g | %.4g |\n", 1e-9 * flops, total[OPENBLAS],
+           total[ONEDNN], total[DEVICE], total[DEVICE_BF16]);
     ls_device_free(device, a);
     ls_device_free(device, b);
     ls_device_free(device, c);
+    ls_device_free(device, low);
     ls_stream_destroy(stream);
 }
 

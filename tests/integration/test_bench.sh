@@ -59,6 +59,7 @@ STEP=0.000001 expect 1 "claim small above 0.9: does not hold" "a claim that does
 STEP=1 SECOND=3 expect 1 "ended with 3" "a rank of PyTorch's that fails ends the other" beside --ddp --sizes small
 expect 2 "a claim about baby, which is not measured" "a claim about a size that is not measured is refused" beside --sizes small --claim baby=1
 expect 2 "is no claim" "a claim without a number is refused" beside --sizes small --claim small
+STEP=1000 expect 0 "1 alternating pairs; bf16, 2 ranks" "both sides train in bf16 when asked" beside --ddp --sizes small --precision bf16
 if command -v bible >/dev/null; then
     STEP=1 expect 0 "validation loss, nats a character.*\| [0-9.]+ \[.*\| 2.5000 " "nanoGPT's example reports both losses" beside --example
 else

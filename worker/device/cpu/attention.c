@@ -21,6 +21,11 @@ static int64_t query_block(void) {
     return ls_amx_available() ? QUERIES_MOST : 48;
 }
 
+/* Whether results are to be in bf16; all that is here is fp32 (kernels.h). */
+static bool rounded(enum ls_dtype dtype) {
+    return dtype == LS_BF16;
+}
+
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -152,15 +157,17 @@ static void forward_task(const struct ls_op_attention_forward *op, const struct 
             }
             for (int64_t c = 0; c < size; c += CHUNK) {
                 const int64_t chunk = min64(CHUNK, size - c);
-                if (pack || size > CHUNK) ls_pack(true, k + c, op->kv_stride, chunk, block, keys);
-                ls_multiply(rows, ls_panel_round(width), chunk, false, q + c, op->q_stride, keys, chunk, s, PITCH,
-                            c > 0);
+                if (pack || size > CHUNK) ls_pack(rounded(op->dtype), true, k + c, op->kv_stride, chunk, block, keys);
+                ls_multiply(rounded(op->dtype), rows, ls_panel_round(width), chunk, false, q + c, op->q_stride, keys,
+                            chunk, s, PITCH, c > 0);
             }
             streaming_softmax(op, t, i0, rows, k0, width, started, s, maximum + i0, sum + i0);
             for (int64_t c = 0; c < size; c += CHUNK) {
                 const int64_t chunk = min64(CHUNK, size - c);
-                if (pack || size > CHUNK) ls_pack(false, v + c, op->kv_stride, block, chunk, values);
-                ls_multiply(rows, chunk, width, false, s, PITCH, values, block, output + c, op->output_stride, started);
+                if (pack || size > CHUNK)
+                    ls_pack(rounded(op->dtype), false, v + c, op->kv_stride, block, chunk, values);
+                ls_multiply(rounded(op->dtype), rows, chunk, width, false, s, PITCH, values, block, output + c,
+                            op->output_stride, started);
             }
             pack = false;
         }
@@ -254,23 +261,28 @@ static void backward_block(const struct ls_op_attention_backward *op, const stru
     for (int64_t c = 0; c < size; c += CHUNK) {
         const int64_t chunk = min64(CHUNK, size - c), columns = ls_panel_round(width);
         if (pack || size > CHUNK) {
-            ls_pack(true, head->k + at_k + c, op->kv_stride, chunk, block, packed->keys_transposed);
-            ls_pack(true, head->v + at_k + c, op->kv_stride, chunk, block, packed->values_transposed);
+            ls_pack(rounded(op->dtype), true, head->k + at_k + c, op->kv_stride, chunk, block, packed->keys_transposed);
+            ls_pack(rounded(op->dtype), true, head->v + at_k + c, op->kv_stride, chunk, block,
+                    packed->values_transposed);
         }
-        ls_multiply(rows, columns, chunk, false, head->q + at_q + c, op->q_stride, packed->keys_transposed, chunk, p,
-                    PITCH, c > 0);
-        ls_multiply(rows, columns, chunk, false, head->d_output + at_o + c, op->output_stride,
+        ls_multiply(rounded(op->dtype), rows, columns, chunk, false, head->q + at_q + c, op->q_stride,
+                    packed->keys_transposed, chunk, p, PITCH, c > 0);
+        ls_multiply(rounded(op->dtype), rows, columns, chunk, false, head->d_output + at_o + c, op->output_stride,
                     packed->values_transposed, chunk, ds, PITCH, c > 0);
     }
     score_gradients(op, head, q0, rows, k0, width, p, ds);
     for (int64_t c = 0; c < size; c += CHUNK) {
         const int64_t chunk = min64(CHUNK, size - c);
-        ls_pack(false, head->d_output + at_o + c, op->output_stride, rows, chunk, panels);
-        ls_multiply(width, chunk, rows, true, p, PITCH, panels, rows, head->dv + at_k + c, op->kv_stride, true);
-        ls_pack(false, head->q + at_q + c, op->q_stride, rows, chunk, panels);
-        ls_multiply(width, chunk, rows, true, ds, PITCH, panels, rows, head->dk + at_k + c, op->kv_stride, true);
-        if (pack || size > CHUNK) ls_pack(false, head->k + at_k + c, op->kv_stride, block, chunk, packed->keys);
-        ls_multiply(rows, chunk, width, false, ds, PITCH, packed->keys, block, head->dq + at_q + c, op->q_stride, add);
+        ls_pack(rounded(op->dtype), false, head->d_output + at_o + c, op->output_stride, rows, chunk, panels);
+        ls_multiply(rounded(op->dtype), width, chunk, rows, true, p, PITCH, panels, rows, head->dv + at_k + c,
+                    op->kv_stride, true);
+        ls_pack(rounded(op->dtype), false, head->q + at_q + c, op->q_stride, rows, chunk, panels);
+        ls_multiply(rounded(op->dtype), width, chunk, rows, true, ds, PITCH, panels, rows, head->dk + at_k + c,
+                    op->kv_stride, true);
+        if (pack || size > CHUNK)
+            ls_pack(rounded(op->dtype), false, head->k + at_k + c, op->kv_stride, block, chunk, packed->keys);
+        ls_multiply(rounded(op->dtype), rows, chunk, width, false, ds, PITCH, packed->keys, block, head->dq + at_q + c,
+                    op->q_stride, add);
     }
 }
 

@@ -1,7 +1,6 @@
 /* Matrix products, each thread's by itself: on the matrix unit where there is one, else on OpenBLAS and oneDNN, one
  * single-threaded library call per thread. */
 #include "worker/device/cpu/activation.h"
-#include "worker/device/cpu/amx.h"
 #include "worker/device/cpu/kernels.h"
 
 #include <assert.h>
@@ -42,18 +41,19 @@ static void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int6
     }
 }
 
-static void epilogue_row(const struct ls_op_gemm *op, int64_t row, int64_t begin, int64_t end) {
-    float *c = (float *)op->c + row * op->ldc, *aux = op->aux ? (float *)op->aux + row * op->ldc : NULL;
-    const float *bias = op->bias;
+/* c: the result from [row, begin) on; columns count from `begin`. */
+static void epilogue_row(const struct ls_op_gemm *op, float *c, int64_t row, int64_t begin, int64_t columns) {
+    float *aux = op->aux ? (float *)op->aux + row * op->ldc + begin : NULL;
+    const float *bias = op->bias ? (const float *)op->bias + begin : NULL;
     switch (op->epilogue) {
     case LS_EPILOGUE_NONE: break;
     case LS_EPILOGUE_BIAS:
 #pragma omp simd
-        for (int64_t j = begin; j < end; j++) c[j] += bias[j];
+        for (int64_t j = 0; j < columns; j++) c[j] += bias[j];
         break;
     case LS_EPILOGUE_BIAS_GELU: assert(aux);
 #pragma omp simd
-        for (int64_t j = begin; j < end; j++) {
+        for (int64_t j = 0; j < columns; j++) {
             const float x = c[j] + bias[j];
             aux[j] = x;
             c[j] = ls_gelu(x);
@@ -61,33 +61,35 @@ static void epilogue_row(const struct ls_op_gemm *op, int64_t row, int64_t begin
         break;
     case LS_EPILOGUE_GELU_GRAD: assert(aux);
 #pragma omp simd
-        for (int64_t j = begin; j < end; j++) c[j] *= ls_gelu_derivative(aux[j]);
+        for (int64_t j = 0; j < columns; j++) c[j] *= ls_gelu_derivative(aux[j]);
         break;
     }
 }
 
-static void epilogue(const struct ls_op_gemm *op, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+static void epilogue(const struct ls_op_gemm *op, float *c, int64_t stride, int64_t r0, int64_t r1, int64_t c0,
+                     int64_t c1) {
     if (op->epilogue == LS_EPILOGUE_NONE) return;
-    for (int64_t r = r0; r < r1; r++) epilogue_row(op, r, c0, c1);
+    for (int64_t r = r0; r < r1; r++, c += stride) epilogue_row(op, c, r, c0, c1 - c0);
 }
 
-/* Rows [r0, r1) and columns [c0, c1) of the product. On libraries the epilogue follows the whole tile: smaller ones
- * that stay in the cache cost more, because the library packs their rows and columns anew. */
-static void tile(const struct ls_op_gemm *op, bool amx, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+/* Rows [r0, r1) and columns [c0, c1) of the product, on libraries where `amx` is NULL. There the epilogue follows the
+ * whole tile: smaller ones that stay in the cache cost more, because the library packs their rows and columns anew. */
+static void tile(const struct ls_op_gemm *op, ls_amx_finish *amx, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
     if (amx) {
-        ls_amx_multiply(op, r0, r1, c0, c1, epilogue);
+        ls_amx_multiply(op, r0, r1, c0, c1, amx);
         return;
     }
     const float *a = (const float *)op->a + (op->transpose_a ? r0 : r0 * op->lda);
     const float *b = (const float *)op->b + (op->transpose_b ? c0 * op->ldb : c0);
+    float *c = (float *)op->c + r0 * op->ldc + c0;
     sgemm(op->transpose_a, op->transpose_b, r1 - r0, c1 - c0, op->k, a, op->lda, b, op->ldb,
-          op->accumulate ? 1.0f : 0.0f, (float *)op->c + r0 * op->ldc + c0, op->ldc);
-    epilogue(op, r0, r1, c0, c1);
+          op->accumulate ? 1.0f : 0.0f, c, op->ldc);
+    epilogue(op, c, op->ldc, r0, r1, c0, c1);
 }
 
 struct grid {
     const struct ls_op_gemm *op;
-    bool amx;
+    ls_amx_finish *amx;
     int64_t rows, columns; /* parts in each direction */
 };
 
@@ -107,7 +109,7 @@ static void tiles(const void *arguments, int64_t begin, int64_t end) {
 }
 
 /* `parts` tiles, cut so that the rows of a and columns of b that are read more than once are fewest. */
-static struct grid choose_grid(const struct ls_op_gemm *op, bool amx, int parts) {
+static struct grid choose_grid(const struct ls_op_gemm *op, ls_amx_finish *amx, int parts) {
     struct grid best = {op, amx, 1, 1};
     double least = HUGE_VAL;
     for (int rows = 1; rows <= parts; rows++) {
@@ -117,14 +119,22 @@ static struct grid choose_grid(const struct ls_op_gemm *op, bool amx, int parts)
     return best;
 }
 
-static void run(int threads, const struct ls_op_gemm *op, bool amx, int parts) {
+static void run(int threads, const struct ls_op_gemm *op, ls_amx_finish *amx, int parts) {
     if (op->m <= 0 || op->n <= 0) return;
     const struct grid grid = choose_grid(op, amx, parts);
     ls_cpu_parallel(threads, grid.rows * grid.columns, 1, tiles, &grid);
 }
 
+static int parts_of(int threads, const struct ls_op_gemm *op) {
+    return op->m * op->n * op->k < THREADED_MIN ? 1 : threads;
+}
+
 void ls_cpu_gemm(int threads, const struct ls_op_gemm *op) {
-    run(threads, op, ls_amx_serves(op->m, op->n, op->k), op->m * op->n * op->k < THREADED_MIN ? 1 : threads);
+    run(threads, op, ls_amx_serves(op->m, op->n, op->k) ? epilogue : NULL, parts_of(threads, op));
+}
+
+void ls_cpu_gemm_amx(int threads, const struct ls_op_gemm *op, ls_amx_finish *finish) {
+    run(threads, op, finish, parts_of(threads, op));
 }
 
 void ls_cpu_gemm_fixed(int threads, const struct ls_op_gemm *op) {
@@ -136,5 +146,5 @@ void ls_cpu_gemm_fixed(int threads, const struct ls_op_gemm *op) {
     while (parts < FIXED_MOST &&
            op->m * op->n * op->k / (2 * parts) >= (parts < FIXED_FEW ? FIXED_FEW_MIN : FIXED_MOST_MIN))
         parts *= 2;
-    run(threads, op, false, parts);
+    run(threads, op, NULL, parts);
 }

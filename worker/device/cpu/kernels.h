@@ -1,10 +1,12 @@
 /* The CPU kernels: one function per row of LS_OPERATIONS, run to the end in the calling thread and, for `threads` > 1,
  * in that many OpenMP threads. fp32, but for head_norm, which takes every type, and the types of squared_norm's input,
- * of adamw's copy and of convert's result; low_precision_kernels.h has the others. The bits of a result do not depend
- * on `threads`, except gemm's. */
+ * of adamw's copy and of convert's result; low_precision_kernels.h has the others. Attention's type may be bf16: then
+ * its arrays, fp32 all the same, are copies of bf16, and its products may round to that. The bits of a result do not
+ * depend on `threads`, except gemm's. */
 #ifndef LS_WORKER_DEVICE_CPU_KERNELS_H
 #define LS_WORKER_DEVICE_CPU_KERNELS_H
 
+#include "worker/device/cpu/amx.h"
 #include "worker/device/operations.h"
 
 #include <stddef.h>
@@ -12,6 +14,9 @@
 #define X(name) void ls_cpu_##name(int threads, const struct ls_op_##name *op);
 LS_OPERATIONS(X)
 #undef X
+
+/* gemm of any type that the matrix unit multiplies, on it, cut between threads; the unit has to serve the shape. */
+void ls_cpu_gemm_amx(int threads, const struct ls_op_gemm *op, ls_amx_finish *finish);
 
 /* gemm in tiles that depend on the shape alone, so that its bits do not depend on `threads` either. */
 void ls_cpu_gemm_fixed(int threads, const struct ls_op_gemm *op);

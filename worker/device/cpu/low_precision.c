@@ -2,6 +2,7 @@
  * fp32 kernels, and matrix products in tiles. */
 #include "worker/device/cpu/low_precision.h"
 
+#include "worker/device/cpu/activation.h"
 #include "worker/device/cpu/kernels.h"
 #include "worker/device/cpu/low_precision_kernels.h"
 
@@ -230,7 +231,8 @@ static void widen_block(enum ls_dtype dtype, float *to, const void *from, int64_
         ls_widen(dtype, to + i * columns, ls_element(dtype, from, (row + i) * stride + column), columns);
 }
 
-/* A row of a tile, which is row `row` of the result at columns [column, column + width): the epilogue, and rounding. */
+/* Sums that are row `row` of the result at columns [column, column + width), of which TILE_COLUMNS at most: the
+ * epilogue, and rounding. */
 static void finish_row(const struct ls_op_gemm *op, float *c, int64_t row, int64_t column, int64_t width) {
     const enum ls_dtype type = op->c_fp32 ? LS_FP32 : op->dtype;
     const int64_t at = row * op->ldc + column;
@@ -297,7 +299,46 @@ static void gemm(const void *arguments, int64_t begin, int64_t end) {
         gemm_tile(op, i / tiles_across(op) * TILE_ROWS, i % tiles_across(op) * TILE_COLUMNS);
 }
 
+/* The epilogue of sums in bf16, and rounding. What GELU takes is what was stored. */
+static void finish_on_amx(const struct ls_op_gemm *op, float *sums, int64_t stride, int64_t row, int64_t row_end,
+                          int64_t column, int64_t column_end) {
+    const int64_t width = column_end - column;
+    const uint16_t *bias = op->bias ? (const uint16_t *)op->bias + column : NULL;
+    if (op->c_fp32) return; /* the sums are the result */
+    for (; row < row_end; row++, sums += stride) {
+        uint16_t *c = (uint16_t *)op->c + row * op->ldc + column;
+        uint16_t *aux = op->aux ? (uint16_t *)op->aux + row * op->ldc + column : NULL;
+        switch (op->epilogue) {
+        case LS_EPILOGUE_NONE:
+            if (op->accumulate)
+                for (int64_t j = 0; j < width; j++) sums[j] += ls_bf16_widen(c[j]);
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++) c[j] = ls_bf16_narrow(sums[j]);
+            break;
+        case LS_EPILOGUE_BIAS: assert(bias);
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++) c[j] = ls_bf16_narrow(sums[j] + ls_bf16_widen(bias[j]));
+            break;
+        case LS_EPILOGUE_BIAS_GELU: assert(bias && aux);
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++) {
+                aux[j] = ls_bf16_narrow(sums[j] + ls_bf16_widen(bias[j]));
+                c[j] = ls_bf16_narrow(ls_gelu(ls_bf16_widen(aux[j])));
+            }
+            break;
+        case LS_EPILOGUE_GELU_GRAD: assert(aux);
+#pragma omp simd
+            for (int64_t j = 0; j < width; j++)
+                c[j] = ls_bf16_narrow(sums[j] * ls_gelu_derivative(ls_bf16_widen(aux[j])));
+            break;
+        }
+    }
+}
+
 void ls_cpu_low_gemm(int threads, const struct ls_op_gemm *op) {
     assert(!op->c_fp32 || op->epilogue == LS_EPILOGUE_NONE);
-    ls_cpu_parallel(threads, (op->m + TILE_ROWS - 1) / TILE_ROWS * tiles_across(op), 1, gemm, op);
+    if (op->dtype == LS_BF16 && ls_amx_serves(op->m, op->n, op->k))
+        ls_cpu_gemm_amx(threads, op, finish_on_amx);
+    else
+        ls_cpu_parallel(threads, (op->m + TILE_ROWS - 1) / TILE_ROWS * tiles_across(op), 1, gemm, op);
 }

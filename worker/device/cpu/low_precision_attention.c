@@ -66,7 +66,8 @@ void ls_cpu_low_attention_forward(int threads, const struct ls_op_attention_forw
                                                .q_stride = row,
                                                .kv_stride = kv_row,
                                                .output_stride = row,
-                                               .scale = op->scale};
+                                               .scale = op->scale,
+                                               .dtype = op->dtype};
         wide.q = take(threads, op->dtype, &free, op->q, at_q, op->q_stride, row, Q);
         wide.k = take(threads, op->dtype, &free, op->k, at_kv, op->kv_stride, kv_row, K);
         wide.v = take(threads, op->dtype, &free, op->v, at_kv, op->kv_stride, kv_row, K);
@@ -97,7 +98,8 @@ void ls_cpu_low_attention_backward(int threads, const struct ls_op_attention_bac
                                                 .q_stride = row,
                                                 .kv_stride = kv_row,
                                                 .output_stride = row,
-                                                .scale = op->scale};
+                                                .scale = op->scale,
+                                                .dtype = op->dtype};
         wide.q = take(threads, op->dtype, &free, op->q, at_q, op->q_stride, row, T);
         wide.k = take(threads, op->dtype, &free, op->k, at_kv, op->kv_stride, kv_row, T);
         wide.v = take(threads, op->dtype, &free, op->v, at_kv, op->kv_stride, kv_row, T);

@@ -10,7 +10,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { ROWS_PER_BLOCK = 32, COLUMNS_PER_TASK = 64, ELEMENTS_PER_TASK = 16384 };
+enum { ROWS_PER_BLOCK = 32, COLUMNS_PER_TASK = 64, COLUMNS_MOST = 256, ELEMENTS_PER_TASK = 16384 };
 
 static int64_t rows_per_task(int64_t columns) {
     return columns >= ELEMENTS_PER_TASK ? 1 : ELEMENTS_PER_TASK / columns;
@@ -109,30 +109,40 @@ static void norm_gradient_input(const void *arguments, int64_t begin, int64_t en
             norm_gradient_row(LS_FP16, n, row);
 }
 
-/* A block of rows is added up before it joins the gradients, so that sums over many rows round less. */
+/* At most COLUMNS_MOST columns. A block of rows is added up before it joins the gradients, so that sums over many
+ * rows round less. */
 INLINE void norm_gradient_column(enum ls_dtype t, const struct norm_gradient *n, int64_t begin, int64_t end) {
+    float product[COLUMNS_MOST], sum[COLUMNS_MOST];
+    const int64_t columns = end - begin;
     for (int64_t first = 0; first < n->rows; first += ROWS_PER_BLOCK) {
         const int64_t last = n->rows - first < ROWS_PER_BLOCK ? n->rows : first + ROWS_PER_BLOCK;
-        for (int64_t c = begin; c < end; c++) {
-            float product = 0.0f, sum = 0.0f;
-            for (int64_t row = first; row < last; row++) {
-                const float d = ls_load(t, n->output_gradient, row * n->columns + c);
-                const float mean = n->centred ? n->mean[row] : 0.0f;
-                product += d * ((ls_load(t, n->x, row * n->columns + c) - mean) * n->rstd[row]);
-                sum += d;
+        for (int64_t c = 0; c < columns; c++) product[c] = sum[c] = 0.0f;
+        for (int64_t row = first; row < last; row++) {
+            const float mean = n->centred ? n->mean[row] : 0.0f, rstd = n->rstd[row];
+            const int64_t at = row * n->columns + begin;
+#pragma omp simd
+            for (int64_t c = 0; c < columns; c++) {
+                const float d = ls_load(t, n->output_gradient, at + c);
+                product[c] += d * ((ls_load(t, n->x, at + c) - mean) * rstd);
+                sum[c] += d;
             }
-            n->weight[c] += product;
-            if (n->bias) n->bias[c] += sum;
+        }
+        for (int64_t c = 0; c < columns; c++) {
+            n->weight[begin + c] += product[c];
+            if (n->bias) n->bias[begin + c] += sum[c];
         }
     }
 }
 
 static void norm_gradient_parameters(const void *arguments, int64_t begin, int64_t end) {
     const struct norm_gradient *n = arguments;
-    if (n->dtype == LS_BF16)
-        norm_gradient_column(LS_BF16, n, begin, end);
-    else
-        norm_gradient_column(LS_FP16, n, begin, end);
+    for (int64_t c = begin; c < end; c += COLUMNS_MOST) {
+        const int64_t next = end - c < COLUMNS_MOST ? end : c + COLUMNS_MOST;
+        if (n->dtype == LS_BF16)
+            norm_gradient_column(LS_BF16, n, c, next);
+        else
+            norm_gradient_column(LS_FP16, n, c, next);
+    }
 }
 
 /* The parameters' gradients first: the input's may lie over what they read. */

@@ -71,10 +71,10 @@ static void any_tile(int rows, int64_t k, bool transposed, const float *a, int64
 #undef CASE
 }
 
-void ls_multiply(int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda, const float *panels,
-                 int64_t depth, float *c, int64_t ldc, bool add) {
+void ls_multiply(bool rounded, int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda,
+                 const float *panels, int64_t depth, float *c, int64_t ldc, bool add) {
     if (ls_amx_available()) {
-        ls_amx_multiply_packed(m, n, k, transposed, a, lda, panels, depth, c, ldc, add);
+        ls_amx_multiply_packed(rounded, m, n, k, transposed, a, lda, panels, depth, c, ldc, add);
         return;
     }
     float edge[LS_PANEL_ROWS * LS_PANEL_COLUMNS];
@@ -97,9 +97,9 @@ void ls_multiply(int64_t m, int64_t n, int64_t k, bool transposed, const float *
     }
 }
 
-void ls_pack(bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels) {
+void ls_pack(bool rounded, bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels) {
     if (ls_amx_available()) {
-        ls_amx_pack(transposed, b, ldb, k, n, panels);
+        ls_amx_pack(rounded, transposed, b, ldb, k, n, panels);
         return;
     }
     enum { AHEAD = 8 }; /* rows are short and far apart: the processor does not foresee them */

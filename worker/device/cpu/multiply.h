@@ -1,6 +1,7 @@
 /* Products of small matrices that fit the caches, from packed panels: what attention is made of. An element of a
  * product depends on its row, its column and k alone, so that the bits of a product are the same however its rows and
- * columns are cut: a chain of fused multiply-adds in the order of k, or what a matrix unit makes of them (amx.h). */
+ * columns are cut: a chain of fused multiply-adds in the order of k, or what a matrix unit makes of them (amx.h).
+ * `rounded` allows a matrix unit to round factors to bf16: for results in bf16. */
 #ifndef LS_WORKER_DEVICE_CPU_MULTIPLY_H
 #define LS_WORKER_DEVICE_CPU_MULTIPLY_H
 
@@ -26,11 +27,12 @@ static inline int64_t ls_panel_round(int64_t n) {
 /* Packs b[k, n], or its transpose given as b[n, k], into ls_panel_round(n) / LS_PANEL_COLUMNS panels of [k,
  * LS_PANEL_COLUMNS], one after another; columns beyond n are zero. A matrix unit has panels of its own. `panels` is
  * aligned to 64 bytes. */
-void ls_pack(bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels);
+void ls_pack(bool rounded, bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels);
 
-/* c[m, n] = a b (+ c when `add`). a is [m, k] in rows of lda, or `transposed`, [k, m] in rows of lda. b comes from
- * ls_pack, with at least n columns and with `depth` rows, of which the first k take part; k <= 256. */
-void ls_multiply(int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda, const float *panels,
-                 int64_t depth, float *c, int64_t ldc, bool add);
+/* c[m, n] = a b (+ c when `add`), with the `rounded` of b's ls_pack. a is [m, k] in rows of lda, or `transposed`, [k,
+ * m] in rows of lda. b comes from ls_pack, with at least n columns and with `depth` rows, of which the first k take
+ * part; k <= 256. */
+void ls_multiply(bool rounded, int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda,
+                 const float *panels, int64_t depth, float *c, int64_t ldc, bool add);
 
 #endif

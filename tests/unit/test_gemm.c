@@ -149,6 +149,39 @@ static void no_bit_of_a_factor_is_lost(void **state) {
     free(a), free(b), free(c);
 }
 
+/* Numbers so small that nothing is left of them, or of their parts, leave their neighbours as they are: whatever is
+ * below 2^-126 may count as zero. */
+static void the_smallest_numbers_disturb_nobody(void **state) {
+    (void)state;
+    enum { M = 96, N = 96, K = 96 };
+    for (int way = 0; way < 4; way++) {
+        const bool ta = way & 1, tb = way & 2;
+        float *a = random_floats((int64_t)M * K, 1), *b = random_floats((int64_t)K * N, 1),
+              *c = random_floats((int64_t)M * N, 1);
+        for (int i = 0; i < M * K; i++)
+            if (random_below(2)) a[i] = ldexpf(a[i], -90 - (int)random_below(60));
+        for (int i = 0; i < K * N; i++)
+            if (random_below(2)) b[i] = ldexpf(b[i], -90 - (int)random_below(60));
+        struct support s = support_open(1, LS_STREAMS_EAGER);
+        ls_op(s.stream, gemm, .c = c, .a = a, .b = b, .m = M, .n = N, .k = K, .lda = ta ? M : K, .ldb = tb ? K : N,
+              .ldc = N, .transpose_a = ta, .transpose_b = tb);
+        support_close(s);
+        for (int i = 0; i < M; i++)
+            for (int j = 0; j < N; j++) {
+                double sum = 0.0, size = 0.0;
+                for (int l = 0; l < K; l++) {
+                    const double term =
+                        (double)(ta ? a[l * M + i] : a[i * K + l]) * (double)(tb ? b[j * K + l] : b[l * N + j]);
+                    sum += term;
+                    size += fabs(term);
+                }
+                if (!(fabs((double)c[i * N + j] - sum) <= 8.0 * ROUNDING * size + 3.0 * K * 0x1p-126))
+                    fail_msg("c[%d, %d] is %.9g, the reference %.9g", i, j, (double)c[i * N + j], sum);
+            }
+        free(a), free(b), free(c);
+    }
+}
+
 /* What is not finite is seen in its own row or column, and nowhere else. */
 static void what_is_not_finite_stays_so_and_where_it_is(void **state) {
     (void)state;
@@ -189,6 +222,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(long_sums_of_weight_gradients_are_right),
         cmocka_unit_test(epilogues_add_bias_and_apply_gelu_and_its_derivative),
         cmocka_unit_test(no_bit_of_a_factor_is_lost),
+        cmocka_unit_test(the_smallest_numbers_disturb_nobody),
         cmocka_unit_test(what_is_not_finite_stays_so_and_where_it_is),
         cmocka_unit_test(large_products_are_right),
         cmocka_unit_test(threads_share_the_product_without_gaps),

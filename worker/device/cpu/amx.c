@@ -134,12 +134,14 @@ WITH_AMX static inline void split(__m512 x, __m512 y, uint32_t *row) {
     const __m512 x_rest = _mm512_sub_ps(x, _mm512_castsi512_ps(x_upper)),
                  y_rest = _mm512_sub_ps(y, _mm512_castsi512_ps(y_upper));
     const __m512i x_middle = round_upper(x_rest), y_middle = round_upper(y_rest);
-    /* at most 8 bits are left: the lower halves are zero */
+    /* at most 8 bits are left, so that the lower halves are zero but in numbers below 2^-126, which count as zero */
     const __m512 x_lower = _mm512_sub_ps(x_rest, _mm512_castsi512_ps(x_middle)),
                  y_lower = _mm512_sub_ps(y_rest, _mm512_castsi512_ps(y_middle));
     _mm512_store_si512(row + UPPER * PART_PAIRS, pair(x_upper, y_upper));
     _mm512_store_si512(row + MIDDLE * PART_PAIRS, pair(x_middle, y_middle));
-    _mm512_store_si512(row + LOWER * PART_PAIRS, pair(_mm512_castps_si512(x_lower), _mm512_castps_si512(y_lower)));
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+    _mm512_store_si512(row + LOWER * PART_PAIRS,
+                       pair(_mm512_castps_si512(x_lower), _mm512_and_epi32(_mm512_castps_si512(y_lower), upper)));
 }
 
 WITH_AMX static inline void store_pairs(enum kind kind, __m512 x, __m512 y, uint32_t *row) {

@@ -165,7 +165,9 @@ static bool set_variables(const struct making *making) {
     if (making->threads)
         fits = fits && variable(launch, "OMP_NUM_THREADS=%lld", (long long)making->threads) &&
                variable(launch, "OPENBLAS_NUM_THREADS=%lld", (long long)making->threads);
-    fits = fits && variable(launch, "OMP_WAIT_POLICY=passive");
+    /* Threads sleep while they wait, but look some 40 us for the next loop before they do. */
+    fits = fits && variable(launch, "OMP_WAIT_POLICY=passive") &&
+           variable(launch, "GOMP_SPINCOUNT=%d", making->crowded ? 0 : 1000);
     if (options->endpoints)
         fits = fits && variable(launch, "LOCKSTEP_COORDINATOR=%s", options->endpoints) &&
                variable(launch, "LOCKSTEP_KEY_FILE=-") && variable(launch, "LOCKSTEP_RUN_ID=%s", options->run_id) &&

@@ -62,7 +62,7 @@ static void test_ranks_share_the_cores(void **state) {
     (void)state;
     struct ls_launch_options options = usual();
     assert_string_equal(printed(&options),
-                        "OMP_NUM_THREADS=4 OPENBLAS_NUM_THREADS=4 OMP_WAIT_POLICY=passive " RUN
+                        "OMP_NUM_THREADS=4 OPENBLAS_NUM_THREADS=4 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000 " RUN
                         "mpirun -n 2 --bind-to none --mca pml ob1 --mca btl self,vader,tcp /opt/lockstep-worker");
 }
 
@@ -72,7 +72,7 @@ static void test_more_ranks_than_cores_oversubscribe_and_yield(void **state) {
     options.ranks = 9;
     assert_string_equal(
         printed(&options),
-        "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive " RUN
+        "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 " RUN
         "mpirun -n 9 --bind-to none --oversubscribe --mca mpi_yield_when_idle 1 --mca pml ob1 --mca btl "
         "self,vader,tcp /opt/lockstep-worker");
 }
@@ -94,12 +94,13 @@ static void test_the_users_transports_threads_and_arguments_are_kept(void **stat
     strcpy(config.launcher.arguments[1], "it's $HOME");
     config.launcher.arguments_count = 2;
     assert_string_equal(printed(&options),
-                        "OMP_NUM_THREADS=3 OPENBLAS_NUM_THREADS=3 OMP_WAIT_POLICY=passive " RUN
+                        "OMP_NUM_THREADS=3 OPENBLAS_NUM_THREADS=3 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000 " RUN
                         "mpirun -n 2 --bind-to none --report-bindings 'it'\\''s $HOME' /opt/lockstep-worker");
 }
 
 #define EXPORTED                                                                                                       \
-    "-x OMP_WAIT_POLICY -x LOCKSTEP_COORDINATOR -x LOCKSTEP_KEY_FILE -x LOCKSTEP_RUN_ID -x LOCKSTEP_ATTEMPT -x "       \
+    "-x OMP_WAIT_POLICY -x GOMP_SPINCOUNT -x LOCKSTEP_COORDINATOR -x LOCKSTEP_KEY_FILE -x LOCKSTEP_RUN_ID -x "         \
+    "LOCKSTEP_ATTEMPT -x "                                                                                             \
     "LOCKSTEP_CONNECT_SECONDS "
 
 static void test_other_hosts_get_their_counts_and_the_variables(void **state) {
@@ -109,7 +110,7 @@ static void test_other_hosts_get_their_counts_and_the_variables(void **state) {
     char *inherited[] = {text, other, own, NULL};
     options.inherited = inherited;
     /* Threads are not known: every rank finds its share of its host, and none is bound. */
-    assert_string_equal(printed(&options), "OMP_WAIT_POLICY=passive " RUN
+    assert_string_equal(printed(&options), "OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000 " RUN
                                            "mpirun -n 5 -host a:2,b:2,c:1 --map-by slot --bind-to none " EXPORTED
                                            "-x NCCL_DEBUG /opt/lockstep-worker");
 }
@@ -119,7 +120,7 @@ static void test_known_threads_bind_ranks_to_as_many_cores(void **state) {
     struct ls_launch_options options = elsewhere();
     allocation.threads = 4;
     assert_string_equal(printed(&options),
-                        "OMP_NUM_THREADS=4 OPENBLAS_NUM_THREADS=4 OMP_WAIT_POLICY=passive " RUN
+                        "OMP_NUM_THREADS=4 OPENBLAS_NUM_THREADS=4 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000 " RUN
                         "mpirun -n 5 -host a:2,b:2,c:1 --map-by slot:PE=4 --bind-to core -x OMP_NUM_THREADS -x "
                         "OPENBLAS_NUM_THREADS " EXPORTED "/opt/lockstep-worker");
     allocation.threads = 5; /* ten threads, eight cores */
@@ -216,7 +217,7 @@ static void test_wrapper_and_environment_are_where_they_belong(void **state) {
     allocation.threads = 1;
     assert_string_equal(
         printed(&options),
-        "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive " RUN
+        "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000 " RUN
         "mpirun -n 2 --bind-to none --mca pml ob1 --mca btl self,vader,tcp -x 'A=b c' -x HOME apptainer "
         "exec /opt/lockstep-worker");
 }
@@ -231,7 +232,7 @@ static void test_srun_is_told_hosts_threads_and_who_reads_the_key(void **state) 
     strcpy(config.launcher.environment[0], "A=b,c");
     config.launcher.environment_count = 1;
     assert_string_equal(printed(&options),
-                        "OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 OMP_WAIT_POLICY=passive " RUN
+                        "OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000 " RUN
                         "A=b,c srun --mpi=pmix --nodes=2 --ntasks=4 --ntasks-per-node=2 --nodelist=a,b "
                         "--distribution=block --cpus-per-task=2 --cpu-bind=cores --input=0 --kill-on-bad-exit=1 "
                         "--overlap --export=ALL /opt/lockstep-worker");
@@ -242,9 +243,9 @@ static void test_a_worker_that_is_no_rank_of_a_run_gets_no_run(void **state) {
     struct ls_launch_options options = usual();
     options.endpoints = NULL;
     options.worker_argument = "--examine=0";
-    assert_string_equal(printed(&options),
-                        "OMP_NUM_THREADS=4 OPENBLAS_NUM_THREADS=4 OMP_WAIT_POLICY=passive mpirun -n 2 --bind-to none "
-                        "--mca pml ob1 --mca btl self,vader,tcp /opt/lockstep-worker --examine=0");
+    assert_string_equal(printed(&options), "OMP_NUM_THREADS=4 OPENBLAS_NUM_THREADS=4 OMP_WAIT_POLICY=passive "
+                                           "GOMP_SPINCOUNT=1000 mpirun -n 2 --bind-to none "
+                                           "--mca pml ob1 --mca btl self,vader,tcp /opt/lockstep-worker --examine=0");
 }
 
 static void test_a_command_line_that_is_too_long_is_refused(void **state) {

@@ -47,11 +47,11 @@ static void epilogue_row(const struct ls_op_gemm *op, float *c, int64_t row, int
     const float *bias = op->bias ? (const float *)op->bias + begin : NULL;
     switch (op->epilogue) {
     case LS_EPILOGUE_NONE: break;
-    case LS_EPILOGUE_BIAS:
+    case LS_EPILOGUE_BIAS: assert(bias);
 #pragma omp simd
         for (int64_t j = 0; j < columns; j++) c[j] += bias[j];
         break;
-    case LS_EPILOGUE_BIAS_GELU: assert(aux);
+    case LS_EPILOGUE_BIAS_GELU: assert(bias && aux);
 #pragma omp simd
         for (int64_t j = 0; j < columns; j++) {
             const float x = c[j] + bias[j];

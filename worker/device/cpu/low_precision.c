@@ -231,27 +231,46 @@ static void widen_block(enum ls_dtype dtype, float *to, const void *from, int64_
         ls_widen(dtype, to + i * columns, ls_element(dtype, from, (row + i) * stride + column), columns);
 }
 
-/* Sums that are row `row` of the result at columns [column, column + width), of which TILE_COLUMNS at most: the
- * epilogue, and rounding. */
-static void finish_row(const struct ls_op_gemm *op, float *c, int64_t row, int64_t column, int64_t width) {
-    const enum ls_dtype type = op->c_fp32 ? LS_FP32 : op->dtype;
+/* `sums` of row `row` of the result from column `column` on: the epilogue, and rounding. What GELU takes is what was
+ * stored. Always inlined: written once for a type that the compiler knows. */
+static inline __attribute__((always_inline)) void finish_row(const enum ls_dtype t, const struct ls_op_gemm *op,
+                                                             const float *sums, int64_t row, int64_t column,
+                                                             int64_t width) {
     const int64_t at = row * op->ldc + column;
-    float other[TILE_COLUMNS];
-    if (op->epilogue == LS_EPILOGUE_BIAS || op->epilogue == LS_EPILOGUE_BIAS_GELU) {
-        ls_widen(op->dtype, other, ls_element(op->dtype, op->bias, column), width);
-        for (int64_t j = 0; j < width; j++) c[j] += other[j];
+    void *c = ls_element(t, op->c, at), *aux = op->aux ? ls_element(t, op->aux, at) : NULL;
+    const void *bias = op->bias ? ls_element(t, op->bias, column) : NULL;
+    switch (op->epilogue) {
+    case LS_EPILOGUE_NONE:
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) ls_store(t, c, j, sums[j]);
+        break;
+    case LS_EPILOGUE_BIAS: assert(bias);
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) ls_store(t, c, j, sums[j] + ls_load(t, bias, j));
+        break;
+    case LS_EPILOGUE_BIAS_GELU: assert(bias && aux);
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++)
+            ls_store(t, c, j, ls_gelu(ls_store(t, aux, j, sums[j] + ls_load(t, bias, j))));
+        break;
+    case LS_EPILOGUE_GELU_GRAD: assert(aux);
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) ls_store(t, c, j, sums[j] * ls_gelu_derivative(ls_load(t, aux, j)));
+        break;
     }
-    if (op->epilogue == LS_EPILOGUE_BIAS_GELU) {
-        ls_narrow(op->dtype, ls_element(op->dtype, op->aux, at), c, width);
-        ls_widen(op->dtype, c, ls_element(op->dtype, op->aux, at), width);
-        ls_cpu_gelu_forward(1, &(struct ls_op_gelu_forward){.output = c, .input = c, .count = width});
+}
+
+/* Rows of sums, `stride` apart, whose result begins at [row, column]; an fp32 result is the sums. */
+static void finish_rows(const struct ls_op_gemm *op, const float *sums, int64_t stride, int64_t row, int64_t row_end,
+                        int64_t column, int64_t width) {
+    for (; row < row_end; row++, sums += stride) {
+        if (op->c_fp32)
+            memcpy((float *)op->c + row * op->ldc + column, sums, (size_t)width * sizeof *sums);
+        else if (op->dtype == LS_BF16)
+            finish_row(LS_BF16, op, sums, row, column, width);
+        else
+            finish_row(LS_FP16, op, sums, row, column, width);
     }
-    if (op->epilogue == LS_EPILOGUE_GELU_GRAD) {
-        ls_widen(op->dtype, other, ls_element(op->dtype, op->aux, at), width);
-        ls_cpu_gelu_backward(1, &(struct ls_op_gelu_backward){
-                                    .input_gradient = c, .output_gradient = c, .input = other, .count = width});
-    }
-    ls_narrow(type, ls_element(type, op->c, at), c, width);
 }
 
 static void gemm_tile(const struct ls_op_gemm *op, int64_t row, int64_t column) {
@@ -286,7 +305,7 @@ static void gemm_tile(const struct ls_op_gemm *op, int64_t row, int64_t column) 
                                             .transpose_b = op->transpose_b,
                                             .accumulate = true});
     }
-    for (int64_t i = 0; i < rows; i++) finish_row(op, c + i * columns, row + i, column, columns);
+    finish_rows(op, c, columns, row, row + rows, column, columns);
 }
 
 static int64_t tiles_across(const struct ls_op_gemm *op) {
@@ -299,40 +318,14 @@ static void gemm(const void *arguments, int64_t begin, int64_t end) {
         gemm_tile(op, i / tiles_across(op) * TILE_ROWS, i % tiles_across(op) * TILE_COLUMNS);
 }
 
-/* The epilogue of sums in bf16, and rounding. What GELU takes is what was stored. */
 static void finish_on_amx(const struct ls_op_gemm *op, float *sums, int64_t stride, int64_t row, int64_t row_end,
                           int64_t column, int64_t column_end) {
-    const int64_t width = column_end - column;
-    const uint16_t *bias = op->bias ? (const uint16_t *)op->bias + column : NULL;
-    if (op->c_fp32) return; /* the sums are the result */
-    for (; row < row_end; row++, sums += stride) {
-        uint16_t *c = (uint16_t *)op->c + row * op->ldc + column;
-        uint16_t *aux = op->aux ? (uint16_t *)op->aux + row * op->ldc + column : NULL;
-        switch (op->epilogue) {
-        case LS_EPILOGUE_NONE:
-            if (op->accumulate)
-                for (int64_t j = 0; j < width; j++) sums[j] += ls_bf16_widen(c[j]);
-#pragma omp simd
-            for (int64_t j = 0; j < width; j++) c[j] = ls_bf16_narrow(sums[j]);
-            break;
-        case LS_EPILOGUE_BIAS: assert(bias);
-#pragma omp simd
-            for (int64_t j = 0; j < width; j++) c[j] = ls_bf16_narrow(sums[j] + ls_bf16_widen(bias[j]));
-            break;
-        case LS_EPILOGUE_BIAS_GELU: assert(bias && aux);
-#pragma omp simd
-            for (int64_t j = 0; j < width; j++) {
-                aux[j] = ls_bf16_narrow(sums[j] + ls_bf16_widen(bias[j]));
-                c[j] = ls_bf16_narrow(ls_gelu(ls_bf16_widen(aux[j])));
-            }
-            break;
-        case LS_EPILOGUE_GELU_GRAD: assert(aux);
-#pragma omp simd
-            for (int64_t j = 0; j < width; j++)
-                c[j] = ls_bf16_narrow(sums[j] * ls_gelu_derivative(ls_bf16_widen(aux[j])));
-            break;
-        }
-    }
+    if (op->c_fp32) return; /* the sums are there */
+    if (op->accumulate)
+        for (int64_t i = row; i < row_end; i++)
+            for (int64_t j = column; j < column_end; j++)
+                sums[(i - row) * stride + j - column] += ls_load(LS_BF16, op->c, i * op->ldc + j);
+    finish_rows(op, sums, stride, row, row_end, column, column_end - column);
 }
 
 void ls_cpu_low_gemm(int threads, const struct ls_op_gemm *op) {

@@ -439,6 +439,7 @@ struct ls_core_action {
         struct {
             int64_t step;
             int32_t rank;
+            bool first; /* of its save: parts kept before are of another, whatever its step */
         } part;
         struct {
             int64_t step, position, samples;

@@ -120,10 +120,12 @@ void core_on_part(struct ls_core *core, const struct ls_core_event *event, struc
         return;
     }
     core->parts[rank] = 1;
+    const bool first = core->save.parts_present == 0 && !LS_MUTATED(PARTS_OF_AN_EARLIER_SAVE);
     if (core->save.parts_present < core->world_size) core->save.parts_present++;
     struct ls_core_action *action = core_act(core, out, LS_ACTION_KEEP_PART, 0);
     action->part.step = step;
     action->part.rank = rank;
+    action->part.first = first;
     core_try_commit(core, out);
 }
 

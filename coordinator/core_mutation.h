@@ -21,6 +21,7 @@
     X(PART_MISSING)                                                                                                    \
     X(PART_COUNTED_TWICE)                                                                                              \
     X(PART_OF_ANOTHER_STEP)                                                                                            \
+    X(PARTS_OF_AN_EARLIER_SAVE)                                                                                        \
     X(COMMIT_BEFORE_JOURNAL)                                                                                           \
     X(COMMITTED_BEFORE_COMMIT)                                                                                         \
     X(COMMITTED_NOT_REPEATED)                                                                                          \

@@ -55,11 +55,11 @@ static void drop_parts(struct ls_server *server) {
     server->parts = (struct server_parts){0};
 }
 
-/* Keeps the files of the PART being handled. */
-static void keep_part(struct ls_server *server, int64_t step) {
+/* Keeps the files of the PART being handled; `first`: and of none before it. */
+static void keep_part(struct ls_server *server, int64_t step, bool first) {
     const struct ls_message *message = server->current;
     struct server_parts *parts = &server->parts;
-    if (parts->step != step) drop_parts(server);
+    if (first) drop_parts(server);
     parts->step = step;
     size_t count = (size_t)message->part.files_count;
     if (parts->files_count + count > parts->files_capacity) {
@@ -228,7 +228,7 @@ static void perform(struct ls_server *server, const struct ls_core_action *actio
     case LS_ACTION_COMMITTED: send_committed(server, action); break;
     case LS_ACTION_REPLY: send_answer(server, action, LS_MESSAGE_REPLY); break;
     case LS_ACTION_JOURNAL: journal(server, &action->record); break;
-    case LS_ACTION_KEEP_PART: keep_part(server, action->part.step); break;
+    case LS_ACTION_KEEP_PART: keep_part(server, action->part.step, action->part.first); break;
     case LS_ACTION_COMMIT: commit(server, action); break;
     case LS_ACTION_PRUNE: prune(server); break;
     case LS_ACTION_LAUNCH: server_launch(server, action); break;

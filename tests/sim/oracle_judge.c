@@ -67,7 +67,7 @@ static void judge_commit(struct world *w, const struct ls_core_action *action) {
     for (int rank = 0; rank < w->team.ranks; rank++) {
         if (!w->part_on_disk[step][rank])
             violate(w, "commit of step %lld without the part of rank %d", (long long)step, rank);
-        if (w->att.kept_step != step || !w->att.kept[rank])
+        if (w->seen.kept_step != step || !w->seen.kept[rank])
             violate(w, "commit of step %lld, the part of rank %d was not kept", (long long)step, rank);
     }
     if (action->commit.position != w->truth_position[step] || !same(action->commit.chain, w->truth_chain[step]))
@@ -151,12 +151,12 @@ static void judge_ack(struct world *w, const struct ls_core_action *action) {
 }
 
 static void judge_kept_part(struct world *w, const struct ls_core_event *event, const struct ls_core_action *action) {
-    if (w->att.kept_step != action->part.step) memset(w->att.kept, 0, sizeof w->att.kept);
-    w->att.kept_step = action->part.step;
-    if (w->att.kept[action->part.rank]) violate(w, "the part of rank %d kept twice", action->part.rank);
+    if (action->part.first) memset(w->seen.kept, 0, sizeof w->seen.kept);
+    w->seen.kept_step = action->part.step;
+    if (w->seen.kept[action->part.rank]) violate(w, "the part of rank %d kept twice", action->part.rank);
     if (event->kind != LS_EVENT_PART || event->part.rank != action->part.rank || event->part.step != action->part.step)
         violate(w, "a part is kept that did not come");
-    w->att.kept[action->part.rank] = true;
+    w->seen.kept[action->part.rank] = true;
 }
 
 static void judge_action(struct world *w, const struct ls_core_event *event, int variant,

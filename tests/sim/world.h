@@ -314,6 +314,8 @@ struct world {
         bool ever_joined, ever_assembled; /* in this invocation, as far as this generation or the journal knows */
         uint64_t counters[4];
         ls_connection stop_request;
+        bool kept[RANKS_MAX]; /* parts that the server has the names of, from whichever attempt, until a commit */
+        int64_t kept_step;
     } seen;
     /* ... of the present attempt */
     struct {
@@ -321,8 +323,6 @@ struct world {
         ls_connection voice;
         bool joined[RANKS_MAX], told_lost[RANKS_MAX], told_stalled, assembled, stopped;
         bool stop_ordered; /* on this voice connection */
-        bool kept[RANKS_MAX];
-        int64_t kept_step;
         int64_t skips; /* steps in a row that made no update */
         /* causes */
         int exact_code; /* of the first exact one, 0: none */

@@ -3,12 +3,13 @@
  * between two events; its rate is against the product's (FLOPs) or the copy's (bytes read and written); its share is of
  * a step made of these rows alone. --tiny takes small shapes, to try the program where kernels are emulated. */
 #include "worker/device/cuda/stream.h"
+#include "worker/model/model.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS_MAX = 64, REPETITIONS = 10, CHUNK_ROWS = 8192 };
+enum { ROWS_MAX = 64, REPETITIONS = 10 };
 
 struct shape {
     int64_t B, T, C, NH, V, layers, square, copy_bytes;
@@ -28,7 +29,7 @@ struct buffers {
     double *sum, *partial;
     int64_t *step;
     void *workspace;
-    int64_t rows, vocabulary, chunk, parameters, most; /* vocabulary: padded; chunk: of rows, that the head takes */
+    int64_t rows, stride, chunk, parameters, most; /* stride: of rows of logits; chunk: of rows, that the head takes */
 };
 
 struct bench {
@@ -82,13 +83,32 @@ static void finish_row(struct bench *bench, struct row row) {
     MEASURE(label, 2.0 * (double)(M) * (double)(N) * (double)(K), 0, calls,                                            \
             ls_op(s, gemm, .a = x, .b = w, .m = M, .n = N, .k = K, .dtype = LS_BF16, __VA_ARGS__))
 
+/* How a model of this shape takes its logits. */
+static void measure_head(const struct bench *bench, struct buffers *b) {
+    const struct shape *shape = &bench->shape;
+    const struct ls_config config = {.model = {.model_type = LS_GPT2,
+                                               .hidden_size = shape->C,
+                                               .num_hidden_layers = shape->layers,
+                                               .num_attention_heads = shape->NH,
+                                               .vocab_size = shape->V,
+                                               .tie_word_embeddings = true},
+                                     .data.sequence_length = shape->T,
+                                     .precision = LS_PRECISION_BF16};
+    struct ls_model *model;
+    struct ls_error error;
+    check(ls_model_create(&config, &model, &error), &error);
+    b->chunk = ls_model_head_chunk(model, bench->device, b->rows);
+    b->stride = ls_model_logits_stride(model);
+    ls_model_destroy(model);
+}
+
 static void take_buffers(struct bench *bench) {
     const struct shape *shape = &bench->shape;
-    struct buffers b = {.rows = shape->B * shape->T, .vocabulary = (shape->V + 127) / 128 * 128};
-    b.chunk = b.rows < CHUNK_ROWS ? b.rows : CHUNK_ROWS;
+    struct buffers b = {.rows = shape->B * shape->T};
+    measure_head(bench, &b);
     b.parameters = 12 * shape->C * shape->C * shape->layers + shape->V * shape->C;
-    const int64_t wanted[] = {shape->square * shape->square, b.rows * 4 * shape->C,   b.chunk * b.vocabulary,
-                              shape->copy_bytes / 2,         b.vocabulary * shape->C, b.parameters};
+    const int64_t wanted[] = {shape->square * shape->square, b.rows * 4 * shape->C, b.chunk * b.stride,
+                              shape->copy_bytes / 2,         shape->V * shape->C,   b.parameters};
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
         if (wanted[i] > b.most) b.most = wanted[i];
     uint16_t **const halves[] = {&b.x, &b.y, &b.z, &b.w, &b.d};
@@ -133,7 +153,7 @@ static void measure_products(struct bench *bench) {
     struct ls_stream *s = bench->stream;
     const struct buffers *b = &bench->b;
     const int64_t C = bench->shape.C, V = bench->shape.V, L = bench->shape.layers, Q = bench->shape.square;
-    const int64_t rows = b->rows, chunk = b->chunk, vocabulary = b->vocabulary;
+    const int64_t rows = b->rows, chunk = b->chunk, stride = b->stride;
     uint16_t *x = b->x, *y = b->y, *z = b->z, *w = b->w;
     float *g = b->g;
     GEMM("peak: large product", 0, Q, Q, Q, .c = y, .lda = Q, .ldb = Q, .ldc = Q, .transpose_b = true);
@@ -147,14 +167,14 @@ static void measure_products(struct bench *bench) {
          .transpose_b = true, .epilogue = LS_EPILOGUE_BIAS_GELU, .bias = w, .aux = z);
     GEMM("fc projection forward + bias", (double)L, rows, C, 4 * C, .c = y, .lda = 4 * C, .ldb = 4 * C, .ldc = C,
          .transpose_b = true, .epilogue = LS_EPILOGUE_BIAS, .bias = w);
-    GEMM("head forward, a chunk", (double)rows / (double)chunk, chunk, V, C, .c = y, .lda = C, .ldb = C,
-         .ldc = vocabulary, .transpose_b = true);
+    GEMM("head forward, a chunk", (double)rows / (double)chunk, chunk, V, C, .c = y, .lda = C, .ldb = C, .ldc = stride,
+         .transpose_b = true);
     GEMM("qkv input gradient", (double)L, rows, C, 3 * C, .c = y, .lda = 3 * C, .ldb = C, .ldc = C);
     GEMM("projection input gradient", (double)L, rows, C, C, .c = y, .lda = C, .ldb = C, .ldc = C);
     GEMM("fc input gradient", (double)L, rows, C, 4 * C, .c = y, .lda = 4 * C, .ldb = C, .ldc = C);
     GEMM("fc projection input gradient, gelu'", (double)L, rows, 4 * C, C, .c = y, .lda = C, .ldb = 4 * C, .ldc = 4 * C,
          .epilogue = LS_EPILOGUE_GELU_GRAD, .aux = z);
-    GEMM("head input gradient, a chunk", (double)rows / (double)chunk, chunk, C, V, .c = y, .lda = vocabulary, .ldb = C,
+    GEMM("head input gradient, a chunk", (double)rows / (double)chunk, chunk, C, V, .c = y, .lda = stride, .ldb = C,
          .ldc = C);
     GEMM("qkv weight gradient", (double)L, 3 * C, C, rows, .c = g, .lda = 3 * C, .ldb = C, .ldc = C,
          .transpose_a = true, .accumulate = true, .c_fp32 = true);
@@ -164,8 +184,8 @@ static void measure_products(struct bench *bench) {
          .accumulate = true, .c_fp32 = true);
     GEMM("fc projection weight gradient", (double)L, C, 4 * C, rows, .c = g, .lda = C, .ldb = 4 * C, .ldc = 4 * C,
          .transpose_a = true, .accumulate = true, .c_fp32 = true);
-    GEMM("head weight gradient, a chunk", (double)rows / (double)chunk, V, C, chunk, .c = g, .lda = vocabulary,
-         .ldb = C, .ldc = C, .transpose_a = true, .accumulate = true, .c_fp32 = true);
+    GEMM("head weight gradient, a chunk", (double)rows / (double)chunk, V, C, chunk, .c = g, .lda = stride, .ldb = C,
+         .ldc = C, .transpose_a = true, .accumulate = true, .c_fp32 = true);
 }
 
 static void measure_attention(struct bench *bench) {
@@ -241,7 +261,7 @@ static void measure_rest(struct bench *bench) {
     const struct buffers *b = &bench->b;
     const int64_t B = bench->shape.B, T = bench->shape.T, C = bench->shape.C, V = bench->shape.V,
                   L = bench->shape.layers;
-    const int64_t rows = b->rows, chunk = b->chunk, vocabulary = b->vocabulary, parameters = b->parameters;
+    const int64_t rows = b->rows, chunk = b->chunk, stride = b->stride, parameters = b->parameters;
     uint16_t *x = b->x, *y = b->y, *z = b->z, *w = b->w, *d = b->d;
     float *g = b->g, *mean = b->mean, *rstd = b->rstd, *row_loss = b->row_loss, *one = b->one;
     double *sum = b->sum;
@@ -268,9 +288,9 @@ static void measure_rest(struct bench *bench) {
     MEASURE("embedding backward", 0, n + 8.0 * (double)(V * C), 1,
             ls_op(s, embedding_backward, .token_gradient = g, .output_gradient = z, .tokens = b->tokens, .batch = B,
                   .length = T, .channels = C, .vocabulary = V, .dtype = LS_BF16));
-    MEASURE("cross-entropy + gradient, a chunk", 0, 4.0 * (double)(chunk * vocabulary), (double)rows / (double)chunk,
+    MEASURE("cross-entropy + gradient, a chunk", 0, 4.0 * (double)(chunk * V), (double)rows / (double)chunk,
             ls_op(s, cross_entropy, .logits = d, .loss = sum, .targets = b->tokens, .gradient_scale = one,
-                  .row_loss = row_loss, .rows = chunk, .vocabulary = V, .stride = vocabulary, .gradient = true,
+                  .row_loss = row_loss, .rows = chunk, .vocabulary = V, .stride = stride, .gradient = true,
                   .dtype = LS_BF16));
     MEASURE("squared norm", 0, 4 * p, 1,
             ls_op(s, squared_norm, .result = sum, .input = g, .count = parameters, .partial = b->partial));

@@ -455,24 +455,51 @@ static void losses_do_not_see_the_future(void **state) {
     }
 }
 
+static void check_chunk(const struct ls_config *config, const struct ls_device *device, int64_t rows,
+                        int64_t expected) {
+    struct ls_model *model = NULL;
+    struct ls_error error;
+    assert_int_equal(ls_model_create(config, &model, &error), LS_OK);
+    assert_int_equal(ls_model_head_chunk(model, device, rows), expected);
+    ls_model_destroy(model);
+}
+
 /* Rows of (50,272 logits + 768 channels) floats: 164 fit in 32 MiB, so 512 are taken; rows of (272 + 384) floats:
  * 12,787. */
 static void heads_take_rows_in_even_chunks(void **state) {
     (void)state;
-    struct ls_config config = gpt2_config(50257, 768, 12, 12, 1024);
-    struct ls_model *model = NULL;
+    const struct ls_config large = gpt2_config(50257, 768, 12, 12, 1024), small = gpt2_config(257, 384, 6, 6, 256);
+    struct ls_device *device = NULL;
     struct ls_error error;
-    assert_int_equal(ls_model_create(&config, &model, &error), LS_OK);
-    assert_int_equal(ls_model_head_chunk(model, 500), 500);
-    assert_int_equal(ls_model_head_chunk(model, 512), 512);
-    assert_int_equal(ls_model_head_chunk(model, 513), 257);
-    assert_int_equal(ls_model_head_chunk(model, 2048), 512);
-    ls_model_destroy(model);
-    config = gpt2_config(257, 384, 6, 6, 256);
-    assert_int_equal(ls_model_create(&config, &model, &error), LS_OK);
-    assert_int_equal(ls_model_head_chunk(model, 12787), 12787);
-    assert_int_equal(ls_model_head_chunk(model, 12788), 6394);
-    ls_model_destroy(model);
+    assert_int_equal(ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, &error), LS_OK);
+    check_chunk(&large, device, 500, 500);
+    check_chunk(&large, device, 512, 512);
+    check_chunk(&large, device, 513, 257);
+    check_chunk(&large, device, 2048, 512);
+    check_chunk(&small, device, 12787, 12787);
+    check_chunk(&small, device, 12788, 6394);
+    ls_device_destroy(device);
+}
+
+/* In bf16 rows of 102,080 bytes: 5,259 fit in 512 MiB, 41 tiles of 128; in fp32 2,629, 20 tiles. Rows of 2^20 bytes:
+ * 512 would fit, 1,024 are taken. */
+static void heads_take_more_rows_on_gpus(void **state) {
+    (void)state;
+    struct ls_config config = gpt2_config(50257, 768, 12, 12, 1024);
+    struct ls_device *device = NULL;
+    struct ls_error error;
+    assert_int_equal(ls_device_create_planned_cuda(&device, &error), LS_OK);
+    check_chunk(&config, device, 5000, 2560);
+    check_chunk(&config, device, 2560, 2560);
+    config.precision = LS_PRECISION_BF16;
+    check_chunk(&config, device, 16384, 4096);
+    check_chunk(&config, device, 5248, 5248);
+    check_chunk(&config, device, 5249, 2688);
+    check_chunk(&config, device, 7, 7);
+    config = gpt2_config((1 << 18) - 64, 64, 1, 1, 1024);
+    check_chunk(&config, device, 4096, 1024);
+    check_chunk(&config, device, 1025, 640);
+    ls_device_destroy(device);
 }
 
 static void a_head_in_chunks_gives_the_same_loss_and_gradients(void **state) {
@@ -482,8 +509,8 @@ static void a_head_in_chunks_gives_the_same_loss_and_gradients(void **state) {
     struct ls_config config = gpt2_config(18001, 6, 1, 1, LONG); /* 512 rows at most: two chunks for 600 */
     fill_batch(tokens, targets, 2 * LONG, 18001);
     struct harness *h = harness_create(&config, 2, 2, LS_STREAMS_EAGER);
-    assert_int_equal(ls_model_head_chunk(h->model, 2 * LONG), LONG);
-    assert_int_equal(ls_model_head_chunk(h->model, LONG), LONG);
+    assert_int_equal(ls_model_head_chunk(h->model, h->device, 2 * LONG), LONG);
+    assert_int_equal(ls_model_head_chunk(h->model, h->device, LONG), LONG);
     harness_initialize(h, 3);
     struct harness_batch batch = {tokens, targets, NULL, 2};
     double whole = harness_run(h, &batch, 1), parts = 0;
@@ -636,6 +663,7 @@ int main(void) {
         cmocka_unit_test(documents_do_not_see_each_other),
         cmocka_unit_test(losses_do_not_see_the_future),
         cmocka_unit_test(heads_take_rows_in_even_chunks),
+        cmocka_unit_test(heads_take_more_rows_on_gpus),
         cmocka_unit_test(a_head_in_chunks_gives_the_same_loss_and_gradients),
         cmocka_unit_test(a_forward_run_again_leaves_the_same_bits),
         cmocka_unit_test(a_cache_stands_for_the_tokens_before),

@@ -104,8 +104,9 @@ void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass
 void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pass, int64_t rows, float *logits);
 /* Bytes of one layer's `cache` for the configured length: rows [2, NKV, HD], one a position. */
 int64_t ls_model_cache_bytes(const struct ls_model *model);
-/* Rows of logits held at once by ls_head_loss. */
-int64_t ls_model_head_chunk(const struct ls_model *model, int64_t rows);
+/* Rows of logits that ls_head_loss holds at once on this kind of device, and elements from one row to the next. */
+int64_t ls_model_head_chunk(const struct ls_model *model, const struct ls_device *device, int64_t rows);
+int64_t ls_model_logits_stride(const struct ls_model *model);
 
 /* Floating-point operations of one training step's forward and backward per token, 6N + 6LCT as llm.c counts them: N
  * all parameters but learned positions, C the width of all heads. */

@@ -1,4 +1,4 @@
-/* The thread that writes, and what it shares with the compute stream. */
+/* The thread that writes, and what it shares with the training thread and the compute stream. */
 #define _GNU_SOURCE
 #include "worker/saver.h"
 
@@ -30,8 +30,10 @@ struct ls_saver {
     int64_t own_bytes;        /* of the tensors that this rank writes */
     struct ls_stream *copies; /* bounce: from the device, used by the thread alone */
     struct ls_event *copied[LS_CHECKPOINT_KINDS];
-    int64_t staging;     /* bytes put on the compute stream for the ring; the training thread's */
-    uint64_t blocked_ns; /* written on the compute stream */
+    /* The training thread's. */
+    struct ls_event *arrived; /* how far the compute stream is */
+    int64_t staging;          /* bytes put on the compute stream for the ring */
+    uint64_t blocked_ns;
     pthread_t thread;
     bool thread_runs;
     pthread_mutex_t mutex;
@@ -263,7 +265,7 @@ static void *saver_thread(void *argument) {
     return NULL;
 }
 
-/* ---- on the compute stream ---- */
+/* ---- beside the compute stream ---- */
 
 /* What a call on the stream is told. */
 struct notice {
@@ -277,7 +279,7 @@ static void put(struct ls_saver *saver, ls_host_function *function, int64_t valu
     ls_stream_call(ls_replica_stream(saver->options.replica), function, &notice, sizeof notice);
 }
 
-static bool is_released(const struct ls_saver *saver, int block) {
+static bool is_released(const struct ls_saver *saver, int64_t block) {
     return saver->phase != WRITING || (saver->blocks[block].state_read && saver->blocks[block].weights_read);
 }
 
@@ -296,9 +298,18 @@ static uint64_t mark_phase(struct ls_saver *saver, uint64_t phase) {
     return before;
 }
 
-/* Waits, with the time it takes counted, until `condition` holds. */
+/* In the training thread: returns once `condition` holds, or the compute stream has failed. First the stream arrives
+ * where the wait is, since what the thread waits for may be queued there; from then on the time is counted. A call on
+ * the stream must not wait in its place: the thread copies from the device too, and CUDA may keep its copies behind
+ * those that the stream has queued behind the call. */
 static void wait_until(struct ls_saver *saver, bool (*condition)(const struct ls_saver *saver, int64_t value),
                        int64_t value) {
+    pthread_mutex_lock(&saver->mutex);
+    const bool holds = condition(saver, value);
+    pthread_mutex_unlock(&saver->mutex);
+    if (holds) return;
+    ls_event_record(saver->arrived, ls_replica_stream(saver->options.replica));
+    if (ls_event_synchronize(saver->arrived, NULL)) return;
     pthread_mutex_lock(&saver->mutex);
     if (!condition(saver, value)) {
         const uint64_t begin = now_ns();
@@ -308,24 +319,6 @@ static void wait_until(struct ls_saver *saver, bool (*condition)(const struct ls
         saver->blocked_ns += now_ns() - begin;
     }
     pthread_mutex_unlock(&saver->mutex);
-}
-
-static bool block_is_released(const struct ls_saver *saver, int64_t block) {
-    return is_released(saver, (int)block);
-}
-
-static enum ls_code await_release(const void *argument, struct ls_error *error) {
-    (void)error;
-    const struct notice *notice = argument;
-    wait_until(notice->saver, block_is_released, notice->value);
-    return LS_OK;
-}
-
-static enum ls_code await_room(const void *argument, struct ls_error *error) {
-    (void)error;
-    const struct notice *notice = argument;
-    wait_until(notice->saver, has_room, notice->value);
-    return LS_OK;
 }
 
 static enum ls_code tell_staged(const void *argument, struct ls_error *error) {
@@ -356,7 +349,7 @@ static void stage(struct ls_saver *saver, const char *from, int64_t bytes) {
         int64_t count = bytes < capacity - place ? bytes : capacity - place;
         if (count > most) count = most;
         saver->staging += count;
-        put(saver, await_room, saver->staging, NULL);
+        wait_until(saver, has_room, saver->staging);
         ls_copy_to_host(ls_replica_stream(saver->options.replica), saver->options.weights + place, from, (size_t)count);
         put(saver, tell_staged, saver->staging, NULL);
         from += count;
@@ -379,7 +372,7 @@ static void on_passed(void *context, int index, const void *parameters) {
 }
 
 static void on_release(void *context, int block) {
-    put(context, await_release, block, NULL);
+    wait_until(context, is_released, block);
 }
 
 /* ---- from outside ---- */
@@ -477,7 +470,8 @@ enum ls_code ls_saver_create(const struct ls_saver_options *options, struct ls_s
     saver->owners = calloc((size_t)ls_model_tensor_count(saver->model) + 1, sizeof *saver->owners);
     enum ls_code code = LS_OK;
     int64_t files;
-    if (!saver->blocks || !saver->owners || !create_copies(saver))
+    saver->arrived = ls_event_create(options->device);
+    if (!saver->blocks || !saver->owners || !saver->arrived || !create_copies(saver))
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of checkpoints");
     if (!code) code = ls_checkpoint_deal(saver->model, ls_comm_size(options->comm), 0, saver->owners, &files, error);
     for (int i = 0; i < ls_model_tensor_count(saver->model) && !code; i++)
@@ -505,6 +499,7 @@ void ls_saver_destroy(struct ls_saver *saver) {
     ls_stream_destroy(saver->copies);
     for (int place = 0; place < LS_CHECKPOINT_KINDS; place++)
         if (saver->copied[place]) ls_event_destroy(saver->copied[place]);
+    if (saver->arrived) ls_event_destroy(saver->arrived);
     pthread_cond_destroy(&saver->changed);
     pthread_mutex_destroy(&saver->mutex);
     free(saver->owners);

@@ -1,6 +1,6 @@
 /* The saver: a thread of a rank that writes its part of a checkpoint while training goes on. State is immutable from
- * one update to the next, so the thread reads it where it lies, and the update of a block waits on the compute stream
- * until the block's own bytes are read.
+ * one update to the next, so the thread reads it where it lies, and the training thread puts the update of a block on
+ * the compute stream once the block's own bytes are read.
  *
  *     boundary      step s+1: forward ..... backward ..... update of block 0, 1, ...
  *     begin(s) ---> weights pass by ...............        each waits for the thread, if that is still at the block
@@ -56,7 +56,7 @@ bool ls_saver_is_written(struct ls_saver *saver);
  * not have met; what the streams met. */
 enum ls_code ls_saver_finish(struct ls_saver *saver, struct ls_file_record *files, size_t *count, double *seconds,
                              struct ls_error *error);
-/* Seconds the compute stream has waited for the thread so far; up to date after it was synchronised. */
+/* Seconds the compute stream has stood still for the thread so far. */
 double ls_saver_blocked_seconds(const struct ls_saver *saver);
 
 #endif

@@ -12,6 +12,8 @@
  *     LS_STANDIN_DRIVER    the driver's version, 13000; 0: there is no driver
  *     LS_STANDIN_GUARD=1   device memory, but for allocations above 8 MiB, can be touched only by work on streams: the
  *                          host's own access is a SIGSEGV
+ *     LS_STANDIN_ENGINE=1  copies to the host pass one engine in the order in which they were given, whatever their
+ *                          streams
  *     LS_STANDIN_DROP=N    the N-th wait of a stream for an event (from 1) is left out: a planted fault
  *     LS_STANDIN_FAIL=N    the N-th allocation of device memory (from 1) is refused
  *     LS_STANDIN_LOG=FILE  at exit, a line is appended: peak bytes of device memory, waits, launches

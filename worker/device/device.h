@@ -125,8 +125,10 @@ void ls_copy(struct ls_stream *stream, void *to, const void *from, size_t bytes)
 void ls_fill_zero(struct ls_stream *stream, void *memory, size_t bytes);
 
 /* Runs `function(argument copy, error)` on the host in the stream's order; its failure becomes the stream's, whose
- * later operations are skipped until ls_stream_synchronize has reported it; streams that wait for it go on. Collectives
- * over MPI and threads are put on a CPU device's stream by this call. `bytes` <= LS_STREAM_ARGUMENT_MAX. */
+ * later operations are skipped until ls_stream_synchronize has reported it; streams that wait for it go on. On
+ * a GPU it must not wait for what another stream has yet to do, which may wait for this one, ordered by an event or
+ * not. Collectives over MPI and threads are put on a CPU device's stream by this call. `bytes` <=
+ * LS_STREAM_ARGUMENT_MAX. */
 typedef enum ls_code ls_host_function(const void *argument, struct ls_error *error);
 enum { LS_STREAM_ARGUMENT_MAX = 256 };
 void ls_stream_call(struct ls_stream *stream, ls_host_function *function, const void *argument, size_t bytes);

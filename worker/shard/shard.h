@@ -123,16 +123,15 @@ struct ls_shard_slice {
 struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int block);
 
 /* Somebody who reads what an update left while training goes on: it runs beside the next forward and backward, and no
- * copy of the state is made. Both functions are called by the thread that trains and put on the compute stream what the
- * reader needs there. */
+ * copy of the state is made. Both functions are called by the thread that trains. */
 struct ls_shard_reader {
     void *context;
     /* Once for every block, in the order of first use: behind this point of the compute stream the block's whole
      * parameters, in the model's type, are what the update left. At stage 3 until what comes after this call on that
      * stream, where they pass through; else until the block's next update. */
     void (*passed)(void *context, int block, const void *parameters);
-    /* Before the block's next update: makes the compute stream wait until nothing of the block is read any more, in
-     * ls_shard_slice() or in the parameters. */
+    /* Before the block's next update is put on the compute stream: returns once nothing of the block is read any more,
+     * in ls_shard_slice() or in the parameters, or the stream has failed. */
     void (*release)(void *context, int block);
 };
 /* Calls the reader from here to the end of the next update; copied. The compute stream is idle, no reader is at work.

@@ -63,6 +63,9 @@ struct ls_step_report {
     /* The five after the first add up to it (worker/step_times.h). */
     double step_seconds, compute_seconds, comm_exposed_seconds, data_wait_seconds, wait_seconds, checkpoint_seconds;
     int64_t wait_for_rank; /* -1: nobody */
+    /* On rank 0, from the end of the attempt's step before, or from where its first step could begin, to the end of
+     * this one: step_seconds and whatever lies between two steps. */
+    double wall_seconds;
     double tokens_per_second;
     uint64_t memory_peak_bytes;
     double mfu;             /* model operations over the dense peak of all GPUs; 0: not known */

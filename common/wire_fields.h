@@ -23,7 +23,7 @@
     X(wait_seconds)                                                                                                    \
     X(wait_for_rank)                                                                                                   \
     X(checkpoint_seconds)                                                                                              \
-    X(tokens_per_second) X(memory_peak_bytes) X(skipped) X(mfu) X(gpu_power_watts) X(gpu_clock_mhz)
+    X(tokens_per_second) X(memory_peak_bytes) X(skipped) X(mfu) X(gpu_power_watts) X(gpu_clock_mhz) X(wall_seconds)
 #define VALIDATION_FIELDS(X)  X(step) X(loss) X(bits_per_byte)
 #define SAVING_FIELDS(X)      X(step) X(order) X(stop)
 #define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps) X(seconds)

@@ -160,6 +160,7 @@ static void write_step(struct ls_metrics *metrics, const struct ls_journal_entry
     json_object_set_new(line, "wait_for_rank",
                         report->wait_for_rank < 0 ? json_null() : json_integer(report->wait_for_rank));
     json_object_set_new(line, "checkpoint_seconds", number(report->checkpoint_seconds));
+    json_object_set_new(line, "wall_seconds", number(report->wall_seconds));
     json_object_set_new(line, "memory_peak_bytes", json_integer((json_int_t)report->memory_peak_bytes));
     if (report->gpu_power_watts > 0) json_object_set_new(line, "gpu_power_watts", number(report->gpu_power_watts));
     if (report->gpu_clock_mhz > 0) json_object_set_new(line, "gpu_clock_mhz", json_integer(report->gpu_clock_mhz));

@@ -59,6 +59,7 @@ struct ls_worker {
     struct ls_relay_node *nodes; /* of the tree that reports go through, where there is one */
     struct ls_saving *saving;
     bool wish_sent;
+    double step_ended;                     /* rank 0: monotonic seconds; before the first step: when it could begin */
     int64_t late_from;                     /* rank 0: the step whose grant may be called late; 0 before the first */
     int64_t memory_planned, memory_before; /* bytes; before: of the process, when nothing of the plan was taken */
     int64_t nccl_bytes;                    /* of the GPU: what NCCL took for itself */
@@ -545,6 +546,9 @@ static enum ls_code step(struct ls_worker *worker, struct ls_error *error) {
         report.tokens_per_second *= report.step_seconds / (report.step_seconds + saves);
         report.step_seconds += saves;
         report.checkpoint_seconds += saves;
+        const double now = seconds_now();
+        report.wall_seconds = now - worker->step_ended;
+        worker->step_ended = now;
         ls_session_at(worker->session, report.step + 1);
         ls_session_step_done(worker->session, &report);
     }
@@ -563,6 +567,7 @@ static enum ls_code leave(struct ls_worker *worker, const struct ls_trainer_orde
 
 /* From boundary to boundary. Returns what the run ends with. */
 static enum ls_code loop(struct ls_worker *worker, struct ls_error *error) {
+    worker->step_ended = seconds_now();
     for (;;) {
         const bool finished = ls_trainer_steps_done(worker->trainer) >= worker->welcome.end_step;
         struct ls_trainer_orders orders = {0};

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Trains a GPT-2 or a Llama in PyTorch on one GPU and prints one JSON object: the peer of scripts/bench/gpu.
+"""Trains a GPT-2 or a Llama in PyTorch on one GPU and prints JSON objects, a line each: the peer of scripts/bench/gpu.
 
-PyTorch gets its best: torch.compile, fused attention, the fused optimizer, autocast to bf16 over fp32 weights, a vocabulary padded to a
-multiple of 128, and of the batches in --batches the one that is fastest without compilation (the largest ones may not fit). A step has
---tokens-per-step tokens, in as many micro-batches as the batch asks for. With --device cpu it only shows that it runs."""
+PyTorch gets its best: torch.compile, fused attention (by FlashAttention or by cuDNN, whichever is faster), the fused optimizer, autocast
+to bf16 over fp32 weights, a vocabulary padded to a multiple of 128. Of the batches in --batches it takes the one that is fastest without
+compilation, and compiled also the next larger one. A step has --tokens-per-step tokens, in as many micro-batches as the batch asks for;
+the host waits for the GPU before the first and after the last timed step alone. Every line holds all that was measured up to then, so
+that the last one counts when the time ends early; "complete" says that nothing was left out. With --device cpu it only shows that it runs."""
 
 import argparse
+import contextlib
+import gc
 import json
 import math
 import sys
@@ -111,10 +115,18 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
                                            lr=6e-4, betas=(0.9, 0.95), eps=1e-8, fused=True)
         self.loss_of = self.model
+        self.first_loss = None
 
     def synchronize(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def release(self):
+        """Gives back to the GPU what no tensor holds."""
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def step(self, batch, micro_batches):
         total = torch.zeros((), device=self.device)
@@ -129,29 +141,79 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def time(self, batch, warm, steps):
-        """Seconds of each step, and the first loss; None when it does not fit."""
+    def time(self, batch, attention, warm, steps):
+        """What `steps` steps take behind `warm` untimed ones, by this attention (None: PyTorch's own choice); None when it does not fit."""
         micro_batches = max(1, self.o.tokens_per_step // (batch * self.o.length))
-        seconds, first = [], None
+        self.release()
         try:
-            for i in range(warm + steps):
+            with by(attention):
+                for _ in range(warm):
+                    loss = self.step(batch, micro_batches)
+                    self.first_loss = loss.item() if self.first_loss is None else self.first_loss
                 self.synchronize()
                 started = time.perf_counter()
-                loss = self.step(batch, micro_batches)
+                for _ in range(steps):
+                    self.step(batch, micro_batches)
                 self.synchronize()
-                if i >= warm:
-                    seconds.append(time.perf_counter() - started)
-                first = loss.item() if first is None else first
+                seconds = (time.perf_counter() - started) / steps
+            fits = True
         except torch.OutOfMemoryError:
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            fits = False
+        if not fits:  # only out here nothing holds the tensors of the step that failed
+            self.release()
             return None
-        return {"batch": batch, "tokens": micro_batches * batch * self.o.length, "seconds": seconds, "first_loss": first}
+        tokens = micro_batches * batch * self.o.length
+        free, whole = torch.cuda.mem_get_info() if self.device.type == "cuda" else (0, 0)
+        return {"batch": batch, "attention": attention or "default", "tokens": tokens, "steps": steps, "seconds": seconds,
+                "tokens_per_second": tokens / seconds, "peak_bytes": whole - free}
 
 
-def rate(result):
-    middle = sorted(result["seconds"])[len(result["seconds"]) // 2]
-    return result["tokens"] / middle
+ATTENTIONS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
+
+
+def by(attention):
+    """The context in which scaled_dot_product_attention is this one."""
+    if attention is None:
+        return contextlib.nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    return sdpa_kernel(getattr(SDPBackend, ATTENTIONS[attention]))
+
+
+def faster(a, b):
+    return b if a is None or (b is not None and b["tokens_per_second"] > a["tokens_per_second"]) else a
+
+
+def note(text):
+    print(f"gpu_torch: {text}", file=sys.stderr, flush=True)
+
+
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def best_eager(trainer, o):
+    """The fastest batch, then the faster attention there, then all timed steps; and the batches that fit."""
+    best, fitting = None, []
+    for batch in o.batches:
+        found = trainer.time(batch, None, 1, 2)
+        if found is None:
+            break
+        fitting.append(batch)
+        if best and found["tokens_per_second"] < 0.97 * best["tokens_per_second"]:
+            break
+        best = faster(best, found)
+    if best is None:
+        sys.exit("gpu_torch: not even the smallest batch fits")
+    choice = None
+    for attention in ATTENTIONS:
+        try:
+            found = trainer.time(best["batch"], attention, 1, 2)
+        except (RuntimeError, ImportError, AttributeError) as error:  # this GPU or PyTorch has none of that kind
+            note(f"attention by {attention}: {first_line(error)}")
+            continue
+        choice = faster(choice, found)
+    attention = choice["attention"] if choice and choice["tokens_per_second"] > best["tokens_per_second"] else None
+    return trainer.time(best["batch"], attention, 1, o.steps) or best, attention
 
 
 def main():
@@ -163,41 +225,47 @@ def main():
     parser.add_argument("--intermediate", type=int)
     parser.add_argument("--batches", default="8,16,32,64")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=600, help="without compilation once they are used up")
+    parser.add_argument("--seconds", type=float, default=600, help="nothing is compiled a second time if that would take longer")
     parser.add_argument("--device", default="cuda")
     o = parser.parse_args()
     o.kv_heads = o.kv_heads or o.heads
+    o.batches = sorted(int(text) for text in o.batches.split(","))
     began = time.perf_counter()
     device = torch.device(o.device)
     torch.set_float32_matmul_precision("high")
     trainer = Trainer(o, device)
+    modes = {}
+    eager, attention = best_eager(trainer, o)
+    modes["eager"] = eager
+    # What is left to be compiled: each shape for itself, not one program for all, which is slower.
+    batches, failure = [eager["batch"], *[batch for batch in o.batches if batch > eager["batch"]][:1]], None
+    trainer.loss_of = torch.compile(trainer.model, dynamic=False)
 
-    eager = None
-    for batch in sorted(int(text) for text in o.batches.split(",")):
-        found = trainer.time(batch, 1, 2)
-        if found is None:
-            break
-        if eager is None or rate(found) > rate(eager):
-            eager = found
-        elif rate(found) < 0.97 * rate(eager):
-            break
-    if eager is None:
-        sys.exit("gpu_torch: not even the smallest batch fits")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    best, mode = trainer.time(eager["batch"], 0, o.steps), "eager"
-    if time.perf_counter() - began < o.seconds:
+    def tell():
+        missing = failure or ", ".join(f"torch.compile at batch {batch}" for batch in batches)
+        mode = max(modes, key=lambda name: modes[name]["tokens_per_second"])
+        print(json.dumps(modes[mode] | {
+            "mode": mode, "modes": modes, "complete": not missing, "missing": missing or None, "first_loss": trainer.first_loss,
+            "version": torch.__version__, "parameters": sum(p.numel() for p in trainer.model.parameters())}), flush=True)
+
+    tell()
+    while batches:
+        started = time.perf_counter()
         try:
-            trainer.loss_of = torch.compile(trainer.model)
-            compiled = trainer.time(eager["batch"], 2, o.steps)
-            if compiled and rate(compiled) > rate(best):
-                best, mode = compiled, "compiled"
-        except Exception as error:  # no compiler on this machine, for one: eager it is, and the report says so
-            print(f"gpu_torch: torch.compile failed: {str(error).splitlines()[0]}", file=sys.stderr)
-    print(json.dumps(best | {
-        "mode": mode, "tokens_per_second": rate(best), "first_loss": eager["first_loss"], "version": torch.__version__,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "peak_bytes": torch.cuda.max_memory_reserved() if device.type == "cuda" else 0}))
+            found = trainer.time(batches[0], attention, 2, o.steps)
+        except Exception as error:  # no compiler on this machine, for one: what was measured stands, and the report says so
+            failure = f"torch.compile at batch {batches[0]}: {first_line(error)}"
+            note(failure)
+            batches.clear()
+        else:
+            batch, took = batches.pop(0), time.perf_counter() - started
+            if found is None:
+                note(f"compiled, batch {batch} does not fit")
+            else:
+                modes["compiled"] = faster(modes.get("compiled"), found)
+        tell()
+        if batches and time.perf_counter() - began + 1.2 * took > o.seconds:
+            break
 
 
 if __name__ == "__main__":

@@ -37,6 +37,14 @@ check "the keys are for their owner only" \
     bash -c '[ "$(stat -c %a ranks2/keys)" = 700 ] && [ "$(stat -c %a ranks2/keys/*.key | sort -u)" = 600 ]'
 check "no key is in a log or the journal" \
     bash -c '! grep -rlF -e "$(sed -n "s/^secret: //p" ranks2/keys/worker.key)" ranks2 --exclude-dir=keys'
+check "from the end of a step to that of the next passes what the step took and more, in all no more than the run" \
+    python3 - ranks1/metrics.jsonl <<'PYTHON'
+import json, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+steps = [line for line in lines if line["kind"] == "step"]
+assert len(steps) == 20 and all(line["wall_seconds"] >= line["step_seconds"] > 0 for line in steps), steps
+assert sum(line["wall_seconds"] for line in steps) <= lines[-1]["wall_seconds"], lines[-1]
+PYTHON
 check "the last line of metrics.jsonl is the summary" \
     bash -c 'tail -n 1 ranks2/metrics.jsonl | grep -q "^{\"kind\":\"summary\",.*\"ranks\":2,.*\"exit_code\":0}$"'
 expect 2 "its last step is 20.*--resume.*--run-dir" "an existing run directory is refused with both ways on" \

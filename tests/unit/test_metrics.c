@@ -32,6 +32,7 @@ static struct ls_journal_entry step_entry(int64_t step) {
                                            .data_wait_seconds = 0.0025,
                                            .wait_seconds = 0.125,
                                            .wait_for_rank = 1,
+                                           .wall_seconds = 0.3125,
                                            .tokens_per_second = 1234567,
                                            .memory_peak_bytes = 1 << 20};
     return entry;
@@ -66,7 +67,7 @@ static void test_a_step_line_is_complete_and_reproduces_the_float(void **state) 
               "\"loss\":0.100000001,\"grad_norm\":null,\"lr\":0.0006,\"step_seconds\":0.25,"
               "\"tokens_per_second\":1234567.0,\"mfu\":null,\"compute_seconds\":0.0,\"comm_exposed_seconds\":0.025,"
               "\"data_wait_seconds\":0.0025,\"wait_seconds\":0.125,\"wait_for_rank\":1,\"checkpoint_seconds\":0.0,"
-              "\"memory_peak_bytes\":1048576,"
+              "\"wall_seconds\":0.3125,\"memory_peak_bytes\":1048576,"
               "\"samples_digest\":\"00000000000000010000000000000abc\"}");
     assert_true(strtof(strstr(text, "\"loss\":") + 7, NULL) == 0.1f);
     free(text);

@@ -21,6 +21,7 @@ static void ranks_that_share_a_gpu_claim_a_host_each(void **unused) {
     assert_string_equal(getenv("NCCL_NET"), "Socket");
     assert_string_equal(getenv("NCCL_P2P_DISABLE"), "1");
     assert_string_equal(getenv("NCCL_SHM_DISABLE"), "1");
+    assert_string_equal(getenv("NCCL_PROTO"), "Simple");
     assert_string_equal(getenv("NCCL_SOCKET_IFNAME"), "lo");
 }
 
@@ -36,10 +37,12 @@ static void what_the_user_has_set_stays(void **unused) {
     setenv("NCCL_SOCKET_IFNAME", "eth7", 1);
     setenv("NCCL_HOSTID", "mine", 1);
     setenv("NCCL_MAX_CTAS", "", 1);
+    setenv("NCCL_PROTO", "LL", 1);
     ls_nccl_share_gpu(3, true);
     assert_string_equal(getenv("NCCL_SOCKET_IFNAME"), "eth7");
     assert_string_equal(getenv("NCCL_HOSTID"), "mine");
     assert_string_equal(getenv("NCCL_MAX_CTAS"), "");
+    assert_string_equal(getenv("NCCL_PROTO"), "LL");
 }
 
 static void variables_are_listed_in_order_and_others_are_not(void **unused) {

@@ -64,6 +64,7 @@ static void test_a_step_keeps_every_field(void **state) {
                                            .mfu = 0.45,
                                            .gpu_power_watts = 699.5,
                                            .gpu_clock_mhz = 1980,
+                                           .wall_seconds = 0.55,
                                            .digest = {UINT64_MAX, 1},
                                            .skipped = true};
     struct ls_message decoded = round_trip(&message);

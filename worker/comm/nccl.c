@@ -21,6 +21,7 @@ struct nccl_comm {
     struct ls_nccl_member member;
     struct ls_nccl_team *team; /* a communicator's and its parts' */
     struct ls_comm *host;      /* the same ranks over MPI; a part's is its own */
+    ncclComm_t part;           /* where NCCL leaves the communicator of a split, also after we have given up on it */
 };
 
 /* ---- collectives ---- */
@@ -289,21 +290,22 @@ static enum ls_code create(struct ls_nccl_team *team, struct ls_comm *host, stru
     return LS_OK;
 }
 
-/* A split that takes its time leaves the new communicator's address when the old one is ready again. */
+/* A split that takes its time leaves the new communicator's address when the old one is ready again: in the old one,
+ * which outlives a split that fails. */
 static enum ls_code connect_part(struct nccl_comm *whole, struct nccl_comm *part, int color, struct ls_error *error) {
     struct ls_nccl_team *team = whole->team;
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    ncclComm_t made = NULL;
     ncclResult_t result = ncclSuccess;
     config.blocking = 0;
     pthread_mutex_lock(&team->mutex);
+    whole->part = NULL;
     if (whole->member.handle)
-        result = team->library->ncclCommSplit(whole->member.handle, color, part->common.rank, &made, &config);
+        result = team->library->ncclCommSplit(whole->member.handle, color, part->common.rank, &whole->part, &config);
     pthread_mutex_unlock(&team->mutex);
     enum ls_code code = ls_nccl_team_settle(team, &whole->member, result, "ncclCommSplit", error);
     if (code) return code;
     pthread_mutex_lock(&team->mutex);
-    part->member.handle = __atomic_load_n(&made, __ATOMIC_ACQUIRE);
+    part->member.handle = __atomic_load_n(&whole->part, __ATOMIC_ACQUIRE);
     pthread_mutex_unlock(&team->mutex);
     return ls_nccl_team_settle(team, &part->member, ncclInProgress, "ncclCommSplit", error);
 }

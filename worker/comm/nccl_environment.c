@@ -1,5 +1,7 @@
 /* NCCL's variables. The values for sharing are those that its sources (2.28) ask for: the refusal compares host and bus
- * id, NCCL_HOSTID stands in for the host; shared memory and peer access find no common host then and sockets remain. */
+ * id, NCCL_HOSTID stands in for the host; shared memory and peer access find no common host then and sockets remain.
+ * The protocols for small messages spin on flags in memory while the rank they wait for is not on the GPU; Simple does
+ * so less (8.7 ms a collective instead of 12 to 17 have been reported). */
 #include "worker/comm/nccl_environment.h"
 
 #include <stdio.h>
@@ -10,11 +12,17 @@ extern char **environ;
 
 void ls_nccl_share_gpu(int rank, bool one_host) {
     static const char *const variables[][2] = {
-        {"NCCL_NET", "Socket"},     {"NCCL_NET_PLUGIN", "none"},
-        {"NCCL_IB_DISABLE", "1"},   {"NCCL_P2P_DISABLE", "1"},
-        {"NCCL_SHM_DISABLE", "1"},  {"NCCL_NVLS_ENABLE", "0"},
-        {"NCCL_MNNVL_ENABLE", "0"}, {"NCCL_CUMEM_ENABLE", "0"},
-        {"NCCL_MAX_CTAS", "4"},     {"CUDA_DEVICE_MAX_CONNECTIONS", "8"},
+        {"NCCL_NET", "Socket"},
+        {"NCCL_NET_PLUGIN", "none"},
+        {"NCCL_IB_DISABLE", "1"},
+        {"NCCL_P2P_DISABLE", "1"},
+        {"NCCL_SHM_DISABLE", "1"},
+        {"NCCL_NVLS_ENABLE", "0"},
+        {"NCCL_MNNVL_ENABLE", "0"},
+        {"NCCL_CUMEM_ENABLE", "0"},
+        {"NCCL_PROTO", "Simple"},
+        {"NCCL_MAX_CTAS", "4"},
+        {"CUDA_DEVICE_MAX_CONNECTIONS", "8"},
     };
     char host[64];
     snprintf(host, sizeof host, "lockstep-rank-%d", rank);

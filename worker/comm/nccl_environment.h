@@ -6,8 +6,9 @@
 #include <stddef.h>
 
 /* Lets ranks share one GPU (gpu.share), for tests: NCCL refuses two ranks on a device of one host, so each rank claims
- * a host of its own, and everything goes by sockets; by the loopback interface when all ranks are on one host. Call it
- * before the first call of CUDA or NCCL in the process. What the user has set stays. */
+ * a host of its own, and everything goes by sockets, by the protocol that waits best; by the loopback interface when
+ * all ranks are on one host. Call it before the first call of CUDA or NCCL in the process. What the user has set stays.
+ */
 void ls_nccl_share_gpu(int rank, bool one_host);
 
 /* The variables NCCL_* as "NAME=value NAME=value ...", sorted, cut off at `bytes`; "none" without any. */

@@ -12,11 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define TEXT_OF(number) #number
 #define TEXT(number)    TEXT_OF(number)
 
-enum { PLACES_MAX = 64 };
+enum { PLACES_MAX = 64, LINKS_MAX = 8 };
 
 /* One try; the linker's words when it fails. */
 static void *try_path(const char *folder, const char *name, char *why, size_t size) {
@@ -52,10 +53,46 @@ static void *try_pattern(const char *prefix, const char *pattern, const char *na
     return handle;
 }
 
-/* A Python's packages: of the active environment, of the user, of the system. */
+static const char packages[] = "/lib/python3*/site-packages/nvidia/*/lib";
+
+/* The packages around a python3, and around what it is a link to: the program of a virtual environment, which stands
+ * in that environment, is a link to the system's. */
+static void *try_interpreter(const char *program, const char *name, char *why, size_t size) {
+    char path[LS_LIBRARY_PATH_MAX], target[LS_LIBRARY_PATH_MAX], next[2 * LS_LIBRARY_PATH_MAX];
+    void *handle = NULL;
+    snprintf(path, sizeof path, "%s", program);
+    for (int links = 0; links < LINKS_MAX && !handle; links++) {
+        const ssize_t length = readlink(path, target, sizeof target - 1);
+        char *slash = strrchr(path, '/');
+        if (!slash) break;
+        *slash = 0; /* the program's folder */
+        snprintf(next, sizeof next, "%s/..", path);
+        handle = try_pattern(next, packages, name, why, size);
+        if (length <= 0) break;
+        target[length] = 0;
+        snprintf(next, sizeof next, "%s%s%s", target[0] == '/' ? "" : path, target[0] == '/' ? "" : "/", target);
+        if (snprintf(path, sizeof path, "%s", next) >= (int)sizeof path) break;
+    }
+    return handle;
+}
+
+/* The python3 that a shell would start. */
+static void *try_path_python(const char *name, char *why, size_t size) {
+    const char *folders = getenv("PATH");
+    char program[LS_LIBRARY_PATH_MAX];
+    while (folders && *folders) {
+        const int length = (int)strcspn(folders, ":");
+        const int used = snprintf(program, sizeof program, "%.*s/python3", length, folders);
+        if (length > 0 && used < (int)sizeof program && access(program, X_OK) == 0)
+            return try_interpreter(program, name, why, size);
+        folders += length + (folders[length] == ':');
+    }
+    return NULL;
+}
+
+/* A Python's packages: of the active environment, of the python3 on the path, of the user, of the system. */
 static void *try_python(const char *name, char *why, size_t size) {
     static const char *const variables[] = {"VIRTUAL_ENV", "CONDA_PREFIX"};
-    static const char packages[] = "/lib/python3*/site-packages/nvidia/*/lib";
     const char *home = getenv("HOME");
     char local[LS_LIBRARY_PATH_MAX];
     void *handle = NULL;
@@ -63,8 +100,10 @@ static void *try_python(const char *name, char *why, size_t size) {
         const char *prefix = getenv(variables[i]);
         if (prefix && prefix[0]) handle = try_pattern(prefix, packages, name, why, size);
     }
+    if (!handle) handle = try_path_python(name, why, size);
     snprintf(local, sizeof local, "%s/.local", home ? home : "");
     if (!handle && home) handle = try_pattern(local, packages, name, why, size);
+    if (!handle) handle = try_pattern("/usr/local", packages, name, why, size);
     if (!handle) handle = try_pattern("/usr/local/lib/python3*", "/dist-packages/nvidia/*/lib", name, why, size);
     if (!handle) handle = try_pattern("/usr/lib/python3*", "/dist-packages/nvidia/*/lib", name, why, size);
     return handle;
@@ -81,7 +120,7 @@ void *ls_library_open(const char *name, char *path, struct ls_error *error) {
     if (!handle) {
         ls_fail(error, LS_ERROR, LS_SCOPE_RANK,
                 "device: %s cannot be opened (%s). It was looked for in LOCKSTEP_CUDA_LIBRARIES (%.200s), on the "
-                "loader's path, in /usr/local/cuda/lib64 and in Python's nvidia packages. Install it, or set "
+                "loader's path, in /usr/local/cuda/lib64 and in the nvidia packages of Python. Install it, or set "
                 "LOCKSTEP_CUDA_LIBRARIES to the folder that holds it.",
                 name, why, folders && folders[0] ? folders : "not set");
         return NULL;

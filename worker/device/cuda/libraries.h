@@ -1,8 +1,8 @@
 /* The CUDA libraries that are opened when a device was found: cuBLASLt, cuDNN, NCCL and NVML. One program serves hosts
  * with and without them. Types come from the libraries' own headers (NVML's: see monitor.c). Each is looked for in the
  * folders of LOCKSTEP_CUDA_LIBRARIES (separated by ':'), on the loader's path, in /usr/local/cuda/lib64, and in the
- * nvidia packages of a Python; what was found is logged once with path and version, and stays open until the process
- * ends. */
+ * nvidia packages of a Python (an active environment's, those around the python3 on the path, the user's, the
+ * system's); what was found is logged once with path and version, and stays open until the process ends. */
 #ifndef LS_WORKER_DEVICE_CUDA_LIBRARIES_H
 #define LS_WORKER_DEVICE_CUDA_LIBRARIES_H
 

@@ -1,14 +1,17 @@
 /* cuBLASLt by plain loops, column-major. It takes what the program uses and checks shapes, leading dimensions, types
- * and alignment as the real one does; GELU's derivative for fp32 it has not, so that the program's own way is walked.
- */
+ * and alignment as the real one does; GELU's derivative for fp32 it has not unless it is asked to
+ * (LS_STANDIN_CUBLASLT), so that the program's own way is walked. What a proposal can do it learns of the arguments of
+ * the question, addresses included, and a product that is not so is refused. */
 #include "tests/standin/standin.h"
 #include "worker/device/cpu/activation.h"
 #include "worker/device/cpu/low_precision.h"
 
 #include <cublasLt.h>
 #include <stdint.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { WAYS = 3, MAGIC = 0x4c53 };
 
@@ -30,8 +33,25 @@ struct preference {
 };
 /* What an algorithm is good for: the real one's is opaque. */
 struct algorithm {
-    uint64_t magic, way, m, n, k;
+    uint64_t magic, way, m, n, k, extra; /* extra: alignment of bias or aux */
 };
+
+/* What is wrong with the library. */
+static bool is_set(const char *fault) {
+    const char *value = getenv("LS_STANDIN_CUBLASLT");
+    return value && strcmp(value, fault) == 0;
+}
+
+static uint64_t alignment_of(const void *pointer) {
+    const uintptr_t address = (uintptr_t)pointer | 256;
+    return address & -address;
+}
+
+static uint64_t alignment_of_extra(const struct description *d) {
+    return d->epilogue == CUBLASLT_EPILOGUE_BIAS    ? alignment_of(d->bias)
+           : d->epilogue == CUBLASLT_EPILOGUE_DGELU ? alignment_of(d->aux)
+                                                    : 0;
+}
 
 size_t cublasLtGetVersion(void) {
     return CUBLAS_VERSION;
@@ -142,9 +162,7 @@ static cublasStatus_t check(const struct description *d, const struct layout *a,
     if (d->compute != CUBLAS_COMPUTE_32F && (d->compute != CUBLAS_COMPUTE_32F_FAST_TF32 || a->type != CUDA_R_32F))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (d->epilogue == CUBLASLT_EPILOGUE_DGELU)
-        return c->type == CUDA_R_32F                           ? CUBLAS_STATUS_NOT_SUPPORTED
-               : d->aux_ld % 8 || d->aux_ld < (int64_t)c->rows ? CUBLAS_STATUS_INVALID_VALUE
-                                                               : CUBLAS_STATUS_SUCCESS;
+        return c->type == CUDA_R_32F && !is_set("gelu") ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
     return d->epilogue == CUBLASLT_EPILOGUE_DEFAULT || d->epilogue == CUBLASLT_EPILOGUE_BIAS
                ? CUBLAS_STATUS_SUCCESS
                : CUBLAS_STATUS_NOT_SUPPORTED;
@@ -164,9 +182,13 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
         check((struct description *)description, (struct layout *)a, (struct layout *)b, result, &k);
     if (status) return status;
     for (int i = 0; i < wanted && i < WAYS; i++) {
-        struct algorithm algorithm = {
-            .magic = MAGIC, .way = (uint64_t)i, .m = result->rows, .n = result->columns, .k = k};
-        /* What was said of the pointers is part of the algorithm: the last word of its 64 bytes holds it. */
+        struct algorithm algorithm = {.magic = MAGIC,
+                                      .way = (uint64_t)i,
+                                      .m = result->rows,
+                                      .n = result->columns,
+                                      .k = k,
+                                      .extra = alignment_of_extra((struct description *)description)};
+        /* What was said of the pointers is part of the algorithm: the last words of its 64 bytes hold it. */
         memset(&results[i], 0, sizeof results[i]);
         memcpy(&results[i].algo, &algorithm, sizeof algorithm);
         for (int matrix = 0; matrix < 4; matrix++)
@@ -182,7 +204,7 @@ struct product {
     struct layout a, b, c;
     const void *a_memory, *b_memory;
     void *c_memory;
-    uint64_t k;
+    uint64_t k, way;
     float alpha, beta;
 };
 
@@ -221,6 +243,19 @@ static float inner(const float *a, const float *b, uint64_t k) {
     return sum;
 }
 
+static void sleep_us(long us) {
+    nanosleep(&(struct timespec){.tv_nsec = us * 1000}, NULL);
+}
+
+/* A GPU that was idle: the first product takes 32 ms longer, the next ones each half as much. The first way is the
+ * fastest by 0.4 ms. */
+static void rise(uint64_t way) {
+    static _Atomic long late_us = 32000;
+    const long late = atomic_load(&late_us);
+    sleep_us(late + (way > 0 ? 400 : 0));
+    atomic_store(&late_us, late / 2);
+}
+
 static void run(void *argument) {
     const struct product *p = argument;
     float *a = unpack(p->a_memory, &p->a, p->d.transpose_a, p->c.rows, p->k);
@@ -237,6 +272,13 @@ static void run(void *argument) {
         }
     free(a);
     free(b);
+    if (is_set("rising")) rise(p->way);
+}
+
+/* Ways that a library proposes and does not run. */
+static bool is_refused(const struct description *d, const struct algorithm *algorithm) {
+    return is_set("dead") || (is_set("late") && d->epilogue != CUBLASLT_EPILOGUE_DEFAULT) ||
+           (is_set("first") && algorithm->way == 0);
 }
 
 static bool is_there(const void *memory, const struct layout *layout) {
@@ -264,8 +306,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     if (c != d || c_memory != d_memory || !algo) return CUBLAS_STATUS_NOT_SUPPORTED; /* the program does neither */
     memcpy(&algorithm, algo, sizeof algorithm);
     if (algorithm.magic != MAGIC || algorithm.way >= WAYS || algorithm.m != p.c.rows || algorithm.n != p.c.columns ||
-        algorithm.k != p.k)
+        algorithm.k != p.k || algorithm.extra > alignment_of_extra(&p.d))
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (is_refused(&p.d, &algorithm)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    p.way = algorithm.way;
     const void *const memory[] = {a_memory, b_memory, c_memory, d_memory};
     for (int i = 0; i < 4; i++) {
         const uint64_t alignment = algo->data[6 + i / 2] >> 32 * (i % 2) & UINT32_MAX;
@@ -277,7 +321,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     if (p.d.epilogue == CUBLASLT_EPILOGUE_BIAS && !ls_standin_is_device_memory(p.d.bias, p.c.rows * bytes_of(p.c.type)))
         return CUBLAS_STATUS_INVALID_VALUE;
     const struct layout aux = {p.c.type, p.c.rows, p.c.columns, p.d.aux_ld};
-    if (p.d.epilogue == CUBLASLT_EPILOGUE_DGELU && (!is_there(p.d.aux, &aux) || (uintptr_t)p.d.aux % 16))
+    if (p.d.epilogue == CUBLASLT_EPILOGUE_DGELU &&
+        (!is_there(p.d.aux, &aux) || (uintptr_t)p.d.aux % 16 || aux.ld % 8 || aux.ld < (int64_t)aux.rows))
         return CUBLAS_STATUS_INVALID_VALUE;
     memcpy(&p.alpha, alpha, sizeof p.alpha);
     memcpy(&p.beta, beta, sizeof p.beta);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <xxhash.h>
 
 #define X(name)                                                                                                        \
@@ -59,6 +60,22 @@ enum ls_code ls_cuda_fail(const struct ls_cuda_device *device, cudaError_t statu
                    "run a short step under compute-sanitizer and report what it says.",
                    device->index, device->info.name, device->info.bus_id, what, cudaGetErrorName(status),
                    cudaGetErrorString(status));
+}
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+int ls_cuda_warm_up(cudaStream_t stream, int (*work)(void *context), void *context) {
+    const double end = seconds_now() + 0.1;
+    int failed = 0;
+    while (!failed && seconds_now() < end) {
+        failed = work(context);
+        if (!failed) failed = (int)cudaStreamSynchronize(stream);
+    }
+    return failed;
 }
 
 static void destroy(struct ls_device *base) {

@@ -19,12 +19,20 @@ enum {
     PRODUCTS = 256, /* plans that are kept */
     NOTED = 64,     /* shapes that are measured */
     WAYS = 8,       /* algorithms of a shape that are measured */
-    REPEATS = 3,
+    REPEATS = 5,
+    RUNS_MOST = 16,             /* of short products, between two events */
+    TOLD_MOST = 8,              /* products not measured that the log names */
     WORKSPACE_BYTES = 32 << 20, /* what NVIDIA recommends from compute capability 9.0 on */
     WORKSPACE_BYTES_SMALL = 8 << 20,
-    ALIGNMENT_MOST = 256, /* that the library makes use of */
-    FUSED_ALIGNMENT = 16  /* of a bias and of aux, rows of aux included */
+    /* The widest access of a tensor kernel. The library is not told of more: where a buffer begins then makes no other
+     * plan. */
+    ALIGNMENT_MOST = 16,
+    FUSED_ALIGNMENT = 16, /* of a bias and of aux */
+    AUX_MULTIPLE = 8      /* elements, of the leading dimension of aux; the library wants it */
 };
+
+/* Short products are repeated for so long between two events: the events cost some microseconds too. */
+static const float MEASURED_MS = 0.2f;
 
 /* All that a plan depends on. */
 struct shape {
@@ -37,7 +45,7 @@ struct shape {
 
 struct product {
     struct shape shape;
-    bool made, refused; /* refused: the library has no algorithm with this epilogue */
+    bool made, refused; /* refused: the library has no algorithm with this epilogue, or multiplies by none it has */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulAlgo_t algorithm;
@@ -64,6 +72,7 @@ struct ls_cuda_gemm {
     struct ls_op_gemm noted[NOTED];
     int choice_count;
     struct choice choices[NOTED];
+    int told; /* products that were not measured */
 };
 
 static enum ls_code library_failed(const struct ls_cuda_gemm *gemm, cublasStatus_t status, const char *call,
@@ -86,11 +95,10 @@ static int32_t alignment_of(const void *pointer) {
 }
 
 static bool is_fused(const struct ls_op_gemm *op) {
-    const int64_t element = ls_dtype_bytes(op->dtype);
     if (op->epilogue == LS_EPILOGUE_BIAS || op->epilogue == LS_EPILOGUE_BIAS_GELU)
         return alignment_of(op->bias) >= FUSED_ALIGNMENT;
     return op->epilogue == LS_EPILOGUE_GELU_GRAD && alignment_of(op->aux) >= FUSED_ALIGNMENT &&
-           op->ldc * element % FUSED_ALIGNMENT == 0;
+           op->ldc % AUX_MULTIPLE == 0;
 }
 
 /* The product that the library computes for `op`; with GELU, that is the sum it is applied to. */
@@ -154,26 +162,29 @@ static cublasStatus_t describe(const struct ls_cuda_gemm *gemm, struct product *
 }
 
 /* Bias and aux are the call's own. */
-static cublasStatus_t set_pointers(const struct ls_cuda_gemm *gemm, const struct product *product,
-                                   const struct ls_op_gemm *op) {
+static cublasStatus_t set_pointers(const struct ls_cuda_gemm *gemm, const struct product *product, const void *bias,
+                                   const void *aux) {
     if (product->shape.epilogue == LS_EPILOGUE_BIAS)
-        return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                                             &op->bias, sizeof op->bias);
+        return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                                             sizeof bias);
     if (product->shape.epilogue == LS_EPILOGUE_GELU_GRAD)
         return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
-                                                             &op->aux, sizeof op->aux);
+                                                             &aux, sizeof aux);
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* The library's proposals, the one it thinks best first; sums that are split over k are added in fp32 only. */
+/* The library's proposals, the one it thinks best first; sums that are split over k are added in fp32 only. It looks at
+ * the addresses of bias and aux for their alignment: what it is shown has no more than all have. */
 static cublasStatus_t propose(const struct ls_cuda_gemm *gemm, const struct product *product,
                               cublasLtMatmulHeuristicResult_t proposals[WAYS], int *count) {
     const struct ls_cublaslt *lt = gemm->library;
     const struct shape *shape = &product->shape;
     const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const uint32_t a = (uint32_t)shape->align_b, b = (uint32_t)shape->align_a, c = (uint32_t)shape->align_c;
+    void *aligned = (char *)gemm->workspace + FUSED_ALIGNMENT;
     cublasLtMatmulPreference_t preference;
-    cublasStatus_t status = lt->cublasLtMatmulPreferenceCreate(&preference);
+    cublasStatus_t status = set_pointers(gemm, product, aligned, aligned);
+    if (!status) status = lt->cublasLtMatmulPreferenceCreate(&preference);
     if (status) return status;
     const struct {
         cublasLtMatmulPreferenceAttributes_t attribute;
@@ -194,6 +205,11 @@ static cublasStatus_t propose(const struct ls_cuda_gemm *gemm, const struct prod
         status = lt->cublasLtMatmulAlgoGetHeuristic(gemm->handle, product->desc, product->b, product->a, product->c,
                                                     product->c, preference, WAYS, proposals, count);
     lt->cublasLtMatmulPreferenceDestroy(preference);
+    const int proposed = status ? 0 : *count;
+    *count = 0;
+    for (int i = 0; i < proposed; i++)
+        if (!proposals[i].state && proposals[i].workspaceSize <= gemm->workspace_bytes)
+            proposals[(*count)++] = proposals[i];
     return !status && *count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status;
 }
 
@@ -215,9 +231,22 @@ static void clear_products(struct ls_cuda_gemm *gemm) {
     gemm->product_count = 0;
 }
 
+/* Where there are choices, a product without one is worth a line: a shape that the rehearsal did not have. */
+static void tell_unmeasured(struct ls_cuda_gemm *gemm, const struct shape *shape) {
+    if (gemm->choice_count == 0 || gemm->told == TOLD_MOST) return;
+    gemm->told++;
+    ls_log(
+        LS_LOG_INFO,
+        "product %lld x %lld x %lld%s%s was not measured (rows of %lld, %lld and %lld elements at multiples of %d, %d "
+        "and %d bytes): the library's first proposal",
+        (long long)shape->m, (long long)shape->n, (long long)shape->k, shape->transpose_a ? " (a transposed)" : "",
+        shape->transpose_b ? " (b transposed)" : "", (long long)shape->lda, (long long)shape->ldb,
+        (long long)shape->ldc, (int)shape->align_a, (int)shape->align_b, (int)shape->align_c);
+}
+
 /* The plan of a shape, made if there is none. NULL and LS_OK: the library refuses the epilogue. */
-static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *shape, const struct ls_op_gemm *op,
-                                 struct product **found, struct ls_error *error) {
+static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *shape, struct product **found,
+                                 struct ls_error *error) {
     uint64_t place = hash_of(shape) % PRODUCTS;
     while (gemm->products[place].made && memcmp(&gemm->products[place].shape, shape, sizeof *shape) != 0)
         place = (place + 1) % PRODUCTS;
@@ -234,9 +263,9 @@ static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *
     cublasLtMatmulHeuristicResult_t proposals[WAYS];
     int count = 0;
     cublasStatus_t status = describe(gemm, product);
-    if (!status) status = set_pointers(gemm, product, op);
     const struct choice *choice = find_choice(gemm, shape);
     if (!status && !choice) status = propose(gemm, product, proposals, &count);
+    if (!status && !choice) tell_unmeasured(gemm, shape);
     if (status && shape->epilogue == LS_EPILOGUE_NONE) {
         library_failed(gemm, status, "cublasLtMatmulAlgoGetHeuristic", shape, error);
         release_product(gemm, product);
@@ -250,18 +279,51 @@ static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *
     return LS_OK;
 }
 
-static enum ls_code multiply(struct ls_cuda_gemm *gemm, cudaStream_t stream, const struct product *product,
-                             const cublasLtMatmulAlgo_t *algorithm, const struct ls_op_gemm *op,
-                             struct ls_error *error) {
+static cublasStatus_t multiply(const struct ls_cuda_gemm *gemm, cudaStream_t stream, const struct product *product,
+                               const cublasLtMatmulAlgo_t *algorithm, const struct ls_op_gemm *op) {
     const float one = 1.0f, beta = op->accumulate ? 1.0f : 0.0f;
     const bool sum_apart = product->shape.epilogue == LS_EPILOGUE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU;
     void *result = sum_apart ? op->aux : op->c;
-    cublasStatus_t status = set_pointers(gemm, product, op);
-    if (!status)
-        status = gemm->library->cublasLtMatmul(gemm->handle, product->desc, &one, op->b, product->b, op->a, product->a,
-                                               &beta, result, product->c, result, product->c, algorithm,
-                                               gemm->workspace, gemm->workspace_bytes, stream);
-    return status ? library_failed(gemm, status, "cublasLtMatmul", &product->shape, error) : LS_OK;
+    const cublasStatus_t status = set_pointers(gemm, product, op->bias, op->aux);
+    if (status) return status;
+    return gemm->library->cublasLtMatmul(gemm->handle, product->desc, &one, op->b, product->b, op->a, product->a, &beta,
+                                         result, product->c, result, product->c, algorithm, gemm->workspace,
+                                         gemm->workspace_bytes, stream);
+}
+
+/* A library that cannot compute what it is asked for, and has launched nothing. */
+static bool is_refusal(cublasStatus_t status) {
+    return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE ||
+           status == CUBLAS_STATUS_ARCH_MISMATCH;
+}
+
+/* A refused algorithm gives way to the first proposal that is not; the plan keeps that. */
+static cublasStatus_t multiply_somehow(const struct ls_cuda_gemm *gemm, cudaStream_t stream, struct product *product,
+                                       const struct ls_op_gemm *op) {
+    cublasLtMatmulHeuristicResult_t proposals[WAYS];
+    int count = 0;
+    const cublasStatus_t refusal = multiply(gemm, stream, product, &product->algorithm, op);
+    if (!is_refusal(refusal) || propose(gemm, product, proposals, &count)) return refusal;
+    for (int way = 0; way < count; way++) {
+        const cublasStatus_t status = multiply(gemm, stream, product, &proposals[way].algo, op);
+        if (is_refusal(status)) continue;
+        product->algorithm = proposals[way].algo;
+        ls_log(LS_LOG_INFO, "product %lld x %lld x %lld: cuBLASLt %s answered %d, by its proposal %d of %d it runs",
+               (long long)op->m, (long long)op->n, (long long)op->k, gemm->library->version, (int)refusal, way + 1,
+               count);
+        return status;
+    }
+    return refusal;
+}
+
+/* From now on the product goes without its epilogue, which our kernel applies. */
+static void refuse_epilogue(const struct ls_cuda_gemm *gemm, struct product *product, cublasStatus_t status) {
+    product->refused = true;
+    ls_log(LS_LOG_INFO,
+           "product %lld x %lld x %lld: cuBLASLt %s proposes ways with its epilogue and answers %d to them; it goes "
+           "without",
+           (long long)product->shape.m, (long long)product->shape.n, (long long)product->shape.k,
+           gemm->library->version, (int)status);
 }
 
 /* What the library was not asked for. */
@@ -281,14 +343,32 @@ static cudaError_t finish(const struct product *product, const struct ls_op_gemm
     return status;
 }
 
-/* The plan with as much of the epilogue in the library as it takes. */
+/* The plan with as much of the epilogue in the library as it takes. Where the one who measured chose without, that is
+ * without. */
 static enum ls_code plan_product(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op, struct product **product,
                                  struct ls_error *error) {
-    struct shape shape = shape_of(op, is_fused(op));
-    enum ls_code code = find_product(gemm, &shape, op, product, error);
-    if (code || *product) return code;
-    shape = shape_of(op, false);
-    return find_product(gemm, &shape, op, product, error);
+    const struct shape fused = shape_of(op, is_fused(op)), plain = shape_of(op, false);
+    *product = NULL;
+    if (find_choice(gemm, &fused) || !find_choice(gemm, &plain)) {
+        const enum ls_code code = find_product(gemm, &fused, product, error);
+        if (code || *product) return code;
+    }
+    return find_product(gemm, &plain, product, error);
+}
+
+/* The product, without its epilogue if need be; *product is the plan that served. */
+static enum ls_code compute(struct ls_cuda_gemm *gemm, cudaStream_t stream, const struct ls_op_gemm *op,
+                            struct product **product, struct ls_error *error) {
+    for (;;) {
+        const enum ls_code code = plan_product(gemm, op, product, error);
+        if (code) return code;
+        assert(*product); /* without an epilogue nothing is refused */
+        const cublasStatus_t status = multiply_somehow(gemm, stream, *product, op);
+        if (!status) return LS_OK;
+        if (!is_refusal(status) || (*product)->shape.epilogue == LS_EPILOGUE_NONE)
+            return library_failed(gemm, status, "cublasLtMatmul", &(*product)->shape, error);
+        refuse_epilogue(gemm, *product, status);
+    }
 }
 
 /* There is one workspace: a product on another stream than the last one's waits for it. */
@@ -323,10 +403,7 @@ void ls_cuda_gemm(struct ls_cuda_gemm *gemm, struct ls_stream *stream, const str
         return;
     }
     take_workspace(gemm, stream);
-    enum ls_code code = plan_product(gemm, op, &product, &error);
-    assert(code || product); /* without an epilogue nothing is refused */
-    if (!code) code = multiply(gemm, ls_cuda_stream(stream), product, &product->algorithm, op, &error);
-    if (code)
+    if (compute(gemm, ls_cuda_stream(stream), op, &product, &error))
         ls_cuda_stream_fail(stream, &error);
     else
         ls_cuda_stream_note(stream, finish(product, op, ls_cuda_stream(stream)), "a product's epilogue");
@@ -344,64 +421,122 @@ void ls_cuda_gemm_note(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op) {
     gemm->noted[gemm->noted_count++] = *op;
 }
 
-/* Milliseconds of one run, HUGE_VALF when the algorithm does not run. */
-static float measure(struct ls_cuda_gemm *gemm, cudaStream_t stream, const cudaEvent_t events[2],
-                     const struct product *product, const cublasLtMatmulAlgo_t *algorithm,
-                     const struct ls_op_gemm *op) {
-    float best = HUGE_VALF;
-    if (multiply(gemm, stream, product, algorithm, op, NULL)) return best;
-    for (int repeat = 0; repeat < REPEATS; repeat++) {
-        float milliseconds;
-        if (cudaEventRecord(events[0], stream) || multiply(gemm, stream, product, algorithm, op, NULL) ||
-            cudaEventRecord(events[1], stream) || cudaEventSynchronize(events[1]) ||
-            cudaEventElapsedTime(&milliseconds, events[0], events[1]))
-            return HUGE_VALF;
-        if (milliseconds < best) best = milliseconds;
+/* Where and what is measured. */
+struct measurement {
+    struct ls_cuda_gemm *gemm;
+    cudaStream_t stream;
+    cudaEvent_t events[2];
+    const struct ls_op_gemm *op;
+};
+
+/* Milliseconds of one of `runs` runs, HUGE_VALF when the algorithm does not run. */
+static float time_runs(const struct measurement *m, const struct product *product,
+                       const cublasLtMatmulAlgo_t *algorithm, int runs) {
+    float milliseconds = 0;
+    if (cudaEventRecord(m->events[0], m->stream)) return HUGE_VALF;
+    for (int run = 0; run < runs; run++)
+        if (multiply(m->gemm, m->stream, product, algorithm, m->op)) return HUGE_VALF;
+    if (cudaEventRecord(m->events[1], m->stream) || cudaEventSynchronize(m->events[1]) ||
+        cudaEventElapsedTime(&milliseconds, m->events[0], m->events[1]))
+        return HUGE_VALF;
+    return milliseconds / (float)runs;
+}
+
+/* The fastest of the proposals, and how fast each is; times[best] is HUGE_VALF where none runs, *status then says why.
+ * The ways take turns, so that none has the better clock. */
+static int measure_ways(const struct measurement *m, const struct product *product,
+                        const cublasLtMatmulHeuristicResult_t proposals[WAYS], int count, float times[WAYS],
+                        cublasStatus_t *status) {
+    float least = HUGE_VALF;
+    int best = 0;
+    *status = CUBLAS_STATUS_EXECUTION_FAILED;
+    for (int way = 0; way < count; way++) { /* what is run for the first time is loaded first */
+        const cublasStatus_t answer = multiply(m->gemm, m->stream, product, &proposals[way].algo, m->op);
+        if (answer) *status = answer;
+        times[way] = answer ? HUGE_VALF : time_runs(m, product, &proposals[way].algo, 1);
+        least = fminf(least, times[way]);
     }
+    const float runs = fminf(ceilf(MEASURED_MS / least), RUNS_MOST);
+    for (int repeat = 0; repeat < REPEATS; repeat++)
+        for (int way = 0; way < count; way++)
+            if (times[way] < HUGE_VALF)
+                times[way] = fminf(times[way], time_runs(m, product, &proposals[way].algo, runs > 1 ? (int)runs : 1));
+    for (int way = 0; way < count; way++)
+        if (times[way] < times[best]) best = way;
     return best;
 }
 
-static enum ls_code choose_one(struct ls_cuda_gemm *gemm, cudaStream_t stream, const cudaEvent_t events[2],
-                               const struct ls_op_gemm *op, struct choice *choice, struct ls_error *error) {
+static void tell_choice(const struct ls_op_gemm *op, const float times[WAYS], int best, int count) {
+    char first[32] = "none";
+    if (times[0] < HUGE_VALF) snprintf(first, sizeof first, "%.3f ms", (double)times[0]);
+    ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s: %.3f ms by way %d of %d, %s by the first", (long long)op->m,
+           (long long)op->n, (long long)op->k, op->transpose_a ? " (a transposed)" : "",
+           op->transpose_b ? " (b transposed)" : "", (double)times[best], best + 1, count, first);
+}
+
+/* Without its epilogue if no way runs with it. */
+static enum ls_code choose_one(const struct measurement *m, struct choice *choice, struct ls_error *error) {
     cublasLtMatmulHeuristicResult_t proposals[WAYS];
-    struct product *product = NULL;
-    int count = 0, best = 0;
     float times[WAYS];
-    enum ls_code code = plan_product(gemm, op, &product, error);
-    if (code) return code;
-    assert(product);
-    cublasStatus_t status = propose(gemm, product, proposals, &count);
-    if (status) return library_failed(gemm, status, "cublasLtMatmulAlgoGetHeuristic", &product->shape, error);
-    assert(count > 0);
-    for (int way = 0; way < count; way++) {
-        times[way] = measure(gemm, stream, events, product, &proposals[way].algo, op);
-        if (times[way] < times[best]) best = way;
+    for (;;) {
+        struct product *product = NULL;
+        int count = 0;
+        const enum ls_code code = plan_product(m->gemm, m->op, &product, error);
+        if (code) return code;
+        assert(product);
+        cublasStatus_t status = propose(m->gemm, product, proposals, &count);
+        if (status) return library_failed(m->gemm, status, "cublasLtMatmulAlgoGetHeuristic", &product->shape, error);
+        assert(count > 0);
+        const int best = measure_ways(m, product, proposals, count, times, &status);
+        if (times[best] < HUGE_VALF) {
+            memset(choice, 0, sizeof *choice);
+            choice->shape = product->shape;
+            choice->algorithm = proposals[best].algo;
+            tell_choice(m->op, times, best, count);
+            return LS_OK;
+        }
+        if (product->shape.epilogue == LS_EPILOGUE_NONE)
+            return library_failed(m->gemm, status, "cublasLtMatmul", &product->shape, error);
+        refuse_epilogue(m->gemm, product, status);
     }
-    memset(choice, 0, sizeof *choice);
-    choice->shape = product->shape;
-    choice->algorithm = proposals[best].algo;
-    ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s: %.3f ms by way %d of %d, %.3f ms by the first",
-           (long long)op->m, (long long)op->n, (long long)op->k, op->transpose_a ? " (a transposed)" : "",
-           op->transpose_b ? " (b transposed)" : "", (double)times[best], best + 1, count, (double)times[0]);
-    return LS_OK;
+}
+
+static int run_once(void *context) {
+    const struct measurement *m = context;
+    struct product *product;
+    struct ls_error error;
+    return compute(m->gemm, m->stream, m->op, &product, &error);
+}
+
+/* The largest product for a while. What is wrong with it shows when its turn comes. */
+static void warm_up(struct measurement m) {
+    double most = 0;
+    for (int i = 0; i < m.gemm->noted_count; i++) {
+        const struct ls_op_gemm *op = &m.gemm->noted[i];
+        const double size = (double)op->m * (double)op->n * (double)op->k;
+        if (size > most) most = size, m.op = op;
+    }
+    if (m.op) ls_cuda_warm_up(m.stream, run_once, &m);
 }
 
 enum ls_code ls_cuda_gemm_choose(struct ls_cuda_gemm *gemm, void **result, int64_t *bytes, struct ls_error *error) {
     const int count = gemm->device->base.fixed ? 0 : gemm->noted_count;
     struct choice *choices = calloc((size_t)count + 1, sizeof *choices);
-    cudaEvent_t events[2] = {NULL, NULL};
-    cudaStream_t stream = NULL;
+    struct measurement m = {.gemm = gemm};
     if (!choices) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "device: no memory for %d choices", count);
     ls_cuda_use(gemm->device);
-    cudaError_t status = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-    for (int i = 0; i < 2 && !status; i++) status = cudaEventCreateWithFlags(&events[i], cudaEventDefault);
+    cudaError_t status = cudaStreamCreateWithFlags(&m.stream, cudaStreamNonBlocking);
+    for (int i = 0; i < 2 && !status; i++) status = cudaEventCreateWithFlags(&m.events[i], cudaEventDefault);
     enum ls_code code = status ? ls_cuda_fail(gemm->device, status, "a stream to measure on", error) : LS_OK;
-    for (int i = 0; i < count && !code; i++)
-        code = choose_one(gemm, stream, events, &gemm->noted[i], &choices[i], error);
-    if (stream) cudaStreamSynchronize(stream);
+    if (!code && count > 0) warm_up(m);
+    for (int i = 0; i < count && !code; i++) {
+        m.op = &gemm->noted[i];
+        code = choose_one(&m, &choices[i], error);
+    }
+    if (m.stream) cudaStreamSynchronize(m.stream);
     for (int i = 0; i < 2; i++)
-        if (events[i]) cudaEventDestroy(events[i]);
-    if (stream) cudaStreamDestroy(stream);
+        if (m.events[i]) cudaEventDestroy(m.events[i]);
+    if (m.stream) cudaStreamDestroy(m.stream);
     if (code) {
         free(choices);
         return code;

@@ -13,8 +13,9 @@ void ls_cuda_gemm_destroy(struct ls_cuda_gemm *gemm);
 /* The library that is used. */
 const struct ls_cublaslt *ls_cuda_gemm_library(const struct ls_cuda_gemm *gemm);
 
-/* Puts a product on the stream. Without a choice the library's first proposal is taken, which follows from the shape,
- * the library and the GPU alone. */
+/* Puts a product on the stream. Without a choice it is the library's first proposal that the library does not refuse to
+ * run, which follows from the shape, the library and the GPU alone; where there are choices for others, the log says
+ * so. An epilogue that the library proposes ways for and runs none of is our kernel's. */
 void ls_cuda_gemm(struct ls_cuda_gemm *gemm, struct ls_stream *stream, const struct ls_op_gemm *op);
 /* Remembers a product for ls_cuda_gemm_choose(). */
 void ls_cuda_gemm_note(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op);

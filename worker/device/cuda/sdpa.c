@@ -22,8 +22,16 @@ static void say_failed(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_gra
 /* What was wrong with the proposals that were passed over. */
 struct passed_over {
     int nondeterministic, unplanned;
-    int64_t workspace; /* the least that one of the others needs */
+    char engines[PROPOSALS * 24]; /* numbers of those that are not deterministic, ", " between them */
+    int64_t workspace;            /* the least that one of the others needs */
 };
+
+static void pass_over(struct passed_over *passed, int64_t engine) {
+    const size_t length = strlen(passed->engines);
+    snprintf(passed->engines + length, sizeof passed->engines - length, "%s%lld", length ? ", " : "",
+             (long long)engine);
+    passed->nondeterministic++;
+}
 
 static bool is_nondeterministic(const struct ls_cudnn *library, cudnnBackendDescriptor_t engine) {
     cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
@@ -50,7 +58,7 @@ static bool try_proposal(struct ls_cuda_sdpa *sdpa, struct ls_sdpa_plan *plan, c
         status = library->cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &count,
                                                    &plan->engine);
     if (!status && is_nondeterministic(library, engine)) {
-        passed->nondeterministic++;
+        pass_over(passed, plan->engine);
         return false;
     }
     if (!status)
@@ -129,12 +137,22 @@ static bool make_plan(struct ls_cuda_sdpa *sdpa, enum ls_sdpa_plan_kind kind, in
     for (int i = 0; i < count && !plan->descriptor; i++)
         if ((wanted < 0 || wanted == i) && try_proposal(sdpa, plan, configs[i], workspace_most, &passed))
             plan->position = i;
-    if (plan->descriptor) return true;
-    snprintf(why->text, sizeof why->text,
-             "%s has no engine for it: %d proposed, %d of them not deterministic, %d without a plan; workspace of at "
-             "least %lld bytes, %lld are reserved",
-             backward ? "the backward" : "the forward", count, passed.nondeterministic, passed.unplanned,
-             (long long)passed.workspace, (long long)workspace_most);
+    const char *name = backward ? "the backward" : "the forward";
+    if (plan->descriptor) {
+        if (wanted < 0 && passed.nondeterministic > 0)
+            ls_log(
+                LS_LOG_INFO,
+                "attention: %s of cuDNN by engine %lld, the library's proposal %lld of %d; not taken because they are "
+                "not deterministic: %s",
+                name, (long long)plan->engine, (long long)plan->position + 1, count, passed.engines);
+        return true;
+    }
+    snprintf(
+        why->text, sizeof why->text,
+        "%s has no engine for it: %d proposed, %d of them not deterministic%s%s%s, %d without a plan; workspace of "
+        "at least %lld bytes, %lld are reserved",
+        name, count, passed.nondeterministic, passed.nondeterministic ? " (" : "", passed.engines,
+        passed.nondeterministic ? ")" : "", passed.unplanned, (long long)passed.workspace, (long long)workspace_most);
     return false;
 }
 

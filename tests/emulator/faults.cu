@@ -1,6 +1,6 @@
 /* Kernels with one fault each, named on the command line: what the emulator and the sanitizers must report. The same
  * kernels without their fault, `sound`, must pass. Exit 0: nobody noticed. */
-#include "worker/device/cuda/element.h"
+#include "worker/device/cuda/tensor.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,6 +86,22 @@ static __global__ void reads_what_nobody_wrote(float *out, bool write) {
     out[ls_grid_thread()] = tile[blockIdx.x == 0 ? 0 : threadIdx.x];
 }
 
+/* out[i] = in of the neighbour within the block, copied beside arithmetic. */
+static __global__ void copied(float *out, const float *in, bool wait, bool barrier, int offset) {
+    LS_SHARED(float, tile, [THREADS + 4]);
+    const int thread = static_cast<int>(threadIdx.x);
+    ls_copy_aside<4>(tile + thread, in + thread, true);
+    if (thread == 0) ls_copy_aside<16>(tile + THREADS + offset, in, false);
+    if (wait) ls_copies_wait();
+    if (barrier) __syncthreads();
+    out[thread] = tile[(thread + 1) % THREADS] + tile[THREADS];
+    ls_copies_wait();
+}
+static __global__ void never_waits(const float *in) {
+    LS_SHARED(float, tile, [THREADS]);
+    ls_copy_aside<4>(tile + threadIdx.x, in + threadIdx.x, true);
+}
+
 static int count_nan(const float *values, int count) {
     int found = 0;
     for (int i = 0; i < count; i++) found += isnan(values[i]);
@@ -125,6 +141,17 @@ int main(int argument_count, char **arguments) {
         const size_t bytes = 60 << 10;
         if (sound) LS_ALLOW_SHARED(shared_overrun, bytes);
         LS_LAUNCH(shared_overrun, 1, THREADS, bytes, 0, out, 0);
+    }
+    if (is("missing-copy-barrier")) LS_LAUNCH(copied, 1, THREADS, 0, 0, out, in, true, sound, 0);
+    if (is("misaligned-copy")) LS_LAUNCH(copied, 1, THREADS, 0, 0, out, in, true, true, bad);
+    if (is("copy-under-way-at-the-end") && !sound) LS_LAUNCH(never_waits, 1, THREADS, 0, 0, in);
+    if (is("copy-not-awaited")) {
+        LS_LAUNCH(copied, 1, THREADS, 0, 0, out, in, sound, true, 0);
+        const int found = count_nan(out, THREADS);
+        if (found > 0) {
+            fprintf(stderr, "not a number, %d times\n", found);
+            return 1;
+        }
     }
     if (is("unwritten-shared")) {
         LS_LAUNCH(reads_what_nobody_wrote, 2, THREADS, 0, 0, out, sound);

@@ -45,6 +45,7 @@ struct fiber {
     unsigned mask; /* of the warp operation it waits in */
     enum ls_emulator_warp_operation operation;
     uint64_t given, received[LS_EMULATOR_WARP];
+    struct ls_emulator_copies copies;
     void *asan_stack, *tsan_fiber;
 };
 
@@ -88,7 +89,7 @@ static struct {
 } allowed[ALLOWED_MAX];
 static int allowed_count;
 
-static _Noreturn void stop(const char *what) {
+void ls_emulator_stop(const char *what) {
     const struct ls_emulator_thread *self = current && current != &engine->host ? &current->self : NULL;
     fprintf(stderr, "emulator: %s (kernel %s", what, engine->launch->name);
     if (self)
@@ -165,6 +166,7 @@ static _Noreturn void fiber_main(void) {
     sync_acquire(engine->launch->closure);
     engine->launch->run(engine->launch->closure);
     sync_release((void *)(uintptr_t)engine->launch);
+    if (current->copies.count) ls_emulator_stop("a thread ends with copies to shared memory under way");
     current->state = DONE;
     engine->live--;
     engine->warps[current->warp].live &= ~(1u << current->self.lane);
@@ -174,7 +176,7 @@ static _Noreturn void fiber_main(void) {
 
 static void *map(size_t bytes) {
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) stop("no memory for stacks or shared memory");
+    if (memory == MAP_FAILED) ls_emulator_stop("no memory for stacks or shared memory");
     return memory;
 }
 
@@ -218,10 +220,11 @@ static void begin_shared(size_t dynamic_bytes) {
 void *ls_emulator_shared(const void *key, size_t bytes, size_t alignment) {
     for (int i = 0; i < engine->shared_count; i++)
         if (engine->shared[i].key == key) return engine->shared[i].memory;
-    if (!key && engine->live > 0) stop("dynamic shared memory used, and none in the launch");
+    if (!key && engine->live > 0) ls_emulator_stop("dynamic shared memory used, and none in the launch");
     engine->shared_bytes += bytes;
-    if (engine->shared_bytes > LS_EMULATOR_SHARED_MAX) stop("more than 99 KiB of shared memory");
-    if (engine->shared_count == SHARED_ARRAYS_MAX) stop("more shared arrays than the emulator has places for");
+    if (engine->shared_bytes > LS_EMULATOR_SHARED_MAX) ls_emulator_stop("more than 99 KiB of shared memory");
+    if (engine->shared_count == SHARED_ARRAYS_MAX)
+        ls_emulator_stop("more shared arrays than the emulator has places for");
     if (alignment < 8) alignment = 8;
     const size_t first = (engine->pool_used + RED_ZONE + alignment - 1) / alignment * alignment;
     char *memory = engine->pool + first;
@@ -241,7 +244,7 @@ void *ls_emulator_shared(const void *key, size_t bytes, size_t alignment) {
 static void end_shared(void) {
 #ifdef LS_EMULATOR_TSAN
     engine->retired = realloc(engine->retired, (size_t)(engine->retired_count + 1) * sizeof *engine->retired);
-    if (!engine->retired) stop("no memory");
+    if (!engine->retired) ls_emulator_stop("no memory");
     engine->retired[engine->retired_count++] = engine->pool;
     engine->pool = NULL;
 #endif
@@ -265,7 +268,7 @@ static void open_barrier(void) {
             snprintf(text, sizeof text, "divergent barrier: threads wait at %s:%d and at %s:%d", first->barrier_file,
                      first->barrier_line, fiber->barrier_file, fiber->barrier_line);
             current = fiber;
-            stop(text);
+            ls_emulator_stop(text);
         }
         fiber->state = READY;
     }
@@ -284,7 +287,7 @@ static _Noreturn void stop_deadlock(void) {
     char text[256];
     snprintf(text, sizeof text, "deadlock: %d threads wait at a barrier, %d for lanes of their warp that do not come",
              at_barrier, in_warp);
-    stop(text);
+    ls_emulator_stop(text);
 }
 
 static void run_block(uint64_t number) {
@@ -302,6 +305,7 @@ static void run_block(uint64_t number) {
                                                   .grid_size = launch->grid_size,
                                                   .lane = i % LS_EMULATOR_WARP};
         fiber->state = READY;
+        fiber->copies.count = 0;
         fiber->warp = i / LS_EMULATOR_WARP;
         engine->warps[fiber->warp].live |= 1u << fiber->self.lane;
         engine->threads[i] = fiber;
@@ -424,26 +428,36 @@ void ls_emulator_barrier(const char *file, int line) {
     sync_acquire(address);
 }
 
-/* The lanes of `mask` are all there: each gets what all gave. */
-static void complete_exchange(struct warp *warp, int number, unsigned mask) {
+/* The lanes of `mask` are all there: `function` runs on what they gave, or, without one, each gets what all gave. */
+static void complete_exchange(struct warp *warp, int number, unsigned mask,
+                              void (*function)(void *const own[LS_EMULATOR_WARP])) {
     struct fiber **lanes = engine->threads + number * LS_EMULATOR_WARP;
     for (int to = 0; to < LS_EMULATOR_WARP; to++) {
         if (!(mask >> to & 1)) continue;
-        if (lanes[to]->mask != mask) stop("the lanes of a warp operation name different masks");
-        if (lanes[to]->operation != current->operation) stop("the lanes of a warp are at different operations");
-        for (int from = 0; from < LS_EMULATOR_WARP; from++)
+        if (lanes[to]->mask != mask) ls_emulator_stop("the lanes of a warp operation name different masks");
+        if (lanes[to]->operation != current->operation)
+            ls_emulator_stop("the lanes of a warp are at different operations");
+        for (int from = 0; from < LS_EMULATOR_WARP && !function; from++)
             if (mask >> from & 1) lanes[to]->received[from] = lanes[from]->given;
         lanes[to]->state = READY;
+    }
+    if (function) {
+        void *address = warp_address(number, mask), *own[LS_EMULATOR_WARP];
+        for (int i = 0; i < LS_EMULATOR_WARP; i++) own[i] = (void *)(uintptr_t)lanes[i]->given;
+        sync_acquire(address);
+        function(own);
+        sync_release(address);
     }
     warp->waiting &= ~mask;
     if (mask == UINT32_MAX) warp->whole++;
 }
 
-const uint64_t *ls_emulator_exchange(enum ls_emulator_warp_operation operation, unsigned mask, uint64_t value) {
+static const uint64_t *meet(enum ls_emulator_warp_operation operation, unsigned mask, uint64_t value,
+                            void (*function)(void *const own[LS_EMULATOR_WARP])) {
     struct fiber *self = current;
     struct warp *warp = &engine->warps[self->warp];
-    if (!(mask >> self->self.lane & 1)) stop("the mask of a warp operation leaves out its caller");
-    if (mask & ~warp->live) stop("the mask of a warp operation names a lane that has exited");
+    if (!(mask >> self->self.lane & 1)) ls_emulator_stop("the mask of a warp operation leaves out its caller");
+    if (mask & ~warp->live) ls_emulator_stop("the mask of a warp operation names a lane that has exited");
     self->given = value;
     self->mask = mask;
     self->operation = operation;
@@ -451,11 +465,24 @@ const uint64_t *ls_emulator_exchange(enum ls_emulator_warp_operation operation, 
     void *address = warp_address(self->warp, mask);
     sync_release(address);
     if ((warp->waiting & mask) == mask) {
-        complete_exchange(warp, self->warp, mask);
+        complete_exchange(warp, self->warp, mask, function);
     } else {
         self->state = IN_WARP;
         switch_to(&engine->host, false);
     }
     sync_acquire(address);
     return self->received;
+}
+
+const uint64_t *ls_emulator_exchange(enum ls_emulator_warp_operation operation, unsigned mask, uint64_t value) {
+    return meet(operation, mask, value, NULL);
+}
+
+void ls_emulator_together(enum ls_emulator_warp_operation operation, void *own,
+                          void (*function)(void *const own[LS_EMULATOR_WARP])) {
+    meet(operation, UINT32_MAX, (uint64_t)(uintptr_t)own, function);
+}
+
+struct ls_emulator_copies *ls_emulator_copies_of_thread(void) {
+    return &current->copies;
 }

@@ -5,6 +5,7 @@
  *     threads wait at different barriers; a barrier that some threads of the block never reach
  *     a mask that leaves out its caller, names a lane that has exited, or differs between the lanes that meet
  *     lanes of a warp that meet at different operations
+ *     copies to shared memory that a thread did not wait for before it ended
  *     a launch no GPU would take: no blocks, broken warps, more shared memory than was allowed or than there is
  *
  * Built with sanitizers, every switch is told to them. The address sanitizer sees each shared array at its exact size;
@@ -25,8 +26,9 @@ extern "C" {
 enum {
     LS_EMULATOR_WARP = 32,
     LS_EMULATOR_THREADS_MAX = 1024,
-    LS_EMULATOR_SHARED_MAX = 99 << 10,    /* bytes of a block, what every GPU from sm_80 on has */
-    LS_EMULATOR_SHARED_DEFAULT = 48 << 10 /* dynamic, without ls_emulator_allow_shared() */
+    LS_EMULATOR_SHARED_MAX = 99 << 10,     /* bytes of a block, what every GPU from sm_80 on has */
+    LS_EMULATOR_SHARED_DEFAULT = 48 << 10, /* dynamic, without ls_emulator_allow_shared() */
+    LS_EMULATOR_COPIES_MAX = 128           /* of a thread, under way at a time */
 };
 
 struct ls_emulator_index {
@@ -63,9 +65,35 @@ void ls_emulator_allow_shared(const void *kernel, size_t bytes);
 /* Called by CUDA threads. A barrier is known by the line it is on. */
 void ls_emulator_barrier(const char *file, int line);
 
-enum ls_emulator_warp_operation { LS_EMULATOR_SYNCWARP, LS_EMULATOR_SHUFFLE, LS_EMULATOR_VOTE };
+enum ls_emulator_warp_operation {
+    LS_EMULATOR_SYNCWARP,
+    LS_EMULATOR_SHUFFLE,
+    LS_EMULATOR_VOTE,
+    LS_EMULATOR_MATRICES,
+    LS_EMULATOR_PRODUCT
+};
 /* Waits for all lanes of `mask` and returns what each of them gave, [32], until the caller's next call. */
 const uint64_t *ls_emulator_exchange(enum ls_emulator_warp_operation operation, unsigned mask, uint64_t value);
+
+/* Waits for all 32 lanes of the warp; then `function(own)` runs once, with what each lane gave, which it may change. */
+void ls_emulator_together(enum ls_emulator_warp_operation operation, void *own,
+                          void (*function)(void *const own[LS_EMULATOR_WARP]));
+
+/* The copies to shared memory that the calling thread has under way; `from` NULL: zeros. A thread that ends with some
+ * stops the program. */
+struct ls_emulator_copy {
+    void *to;
+    const void *from;
+    int bytes;
+};
+struct ls_emulator_copies {
+    int count;
+    struct ls_emulator_copy under_way[LS_EMULATOR_COPIES_MAX];
+};
+struct ls_emulator_copies *ls_emulator_copies_of_thread(void);
+
+/* Stops the program with one line that names the calling thread. */
+__attribute__((noreturn)) void ls_emulator_stop(const char *what);
 
 /* The block's array known by `key`, filled with NaN when a thread of the block first asks for it. `key` NULL: the
  * dynamic one. */

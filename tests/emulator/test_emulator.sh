@@ -55,7 +55,11 @@ fault asan waits-forever 'emulator: deadlock: 2 threads wait at a barrier, 62 fo
 fault asan broken-warp 'emulator: a block of no whole warps'
 fault asan too-much-shared 'emulator: .* more dynamic shared memory than was allowed'
 fault asan unwritten-shared 'not a number, 128 times'
+fault asan copy-not-awaited 'not a number, [0-9]+ times'
+fault asan misaligned-copy 'emulator: a copy to shared memory is not aligned'
+fault asan copy-under-way-at-the-end 'emulator: a thread ends with copies to shared memory under way'
 fault tsan missing-barrier 'data race.*faults.cu|data race in mirror'
+fault tsan missing-copy-barrier 'data race.*(tensor.h|faults.cu|memcpy)'
 fault tsan blocks-race 'data race.*faults.cu|data race in blocks_race'
 
 # mutate FILE N TEST: without the Nth barrier of a file, TEST fails with a race.
@@ -89,9 +93,10 @@ mutate() {
         not_ok "$1 without its barrier $2 fails in another way" "$work/mutant.log"
     fi
 }
-mutate worker/device/cuda/attention.cu 3 test_attention
+mutate worker/device/cuda/tensor_attention_backward.cu 2 test_attention
 if [ "${LS_TEST_LONG:-0}" = 1 ]; then
-    for pair in attention.cu:test_attention attention_backward.cu:test_attention columns.h:test_rows cross_entropy.cu:test_rows \
+    for pair in attention.cu:test_attention attention_backward.cu:test_attention tensor_attention.cu:test_attention \
+        tensor_attention_backward.cu:test_attention columns.h:test_rows cross_entropy.cu:test_rows \
         embedding.cu:test_rows optimizer.cu:test_optimizer ordered.h:test_optimizer; do
         file=worker/device/cuda/${pair%:*}
         for n in $(seq "$(grep -c '__syncthreads();' "$file")"); do mutate "$file" "$n" "${pair#*:}"; done

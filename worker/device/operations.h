@@ -202,10 +202,11 @@ struct ls_op_rope {
 
 /* Causal attention, softmax(q k^T scale) v per head, streaming over keys (Milakov & Gimelshein 2018; Dao 2022,
  * algorithm 1): the T x T matrix is never stored. Query i of a sequence is at position key_length - query_length + i,
- * sees keys up to itself, and none before document_start[b, i] (NULL: 0; at most i's own position). Head h uses
- * key-value head h / (heads / kv_heads). Strides are elements between tokens; sequences follow one another at
- * `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward; NULL: not. workspace:
- * ls_op_workspace(). */
+ * sees keys up to itself, and none before document_start[b, i] (NULL: 0; at most i's own position, never less than of
+ * an earlier query). Head h uses key-value head h / (heads / kv_heads). Strides are elements between tokens; sequences
+ * follow one another at `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward;
+ * NULL: not. In 16 bits a device may round probabilities, and in backward the gradients of scores, before it multiplies
+ * them. workspace: ls_op_workspace(). */
 struct ls_op_attention_forward {
     void *output, *workspace;
     float *lse;

@@ -1,11 +1,63 @@
-/* What attention's passes share: tiles of queries and keys in shared memory as fp32, and products of tiles in
- * registers. A block has 16 x 16 threads: thread (y, x) of them has the scores of rows y, y + 16, ... by columns x, x +
- * 16, ... of a square tile, and of a result the columns 4 x .. 4 x + 3, then 64 further, and so on. A tile's rows lie
- * SIZE + 4 floats apart, so that 128-bit accesses of neighbouring threads fall on different banks. */
+/* What attention's passes share: the problem as kernels get it, and, for those that multiply in fp32, tiles of queries
+ * and keys in shared memory and products of tiles in registers. There a block has 16 x 16 threads: thread (y, x) of
+ * them has the scores of rows y, y + 16, ... by columns x, x + 16, ... of a square tile, and of a result the columns 4
+ * x .. 4 x + 3, then 64 further, and so on. A tile's rows lie SIZE + 4 floats apart, so that 128-bit accesses of
+ * neighbouring threads fall on different banks. */
 #ifndef LS_WORKER_DEVICE_CUDA_ATTENTION_H
 #define LS_WORKER_DEVICE_CUDA_ATTENTION_H
 
 #include "worker/device/cuda/element.h"
+
+/* Forward has query_length queries behind key_length - query_length earlier keys; backward as many as keys. Members
+ * that a pass does not use are zero. */
+template <typename T> struct ls_attention {
+    T *result, *dq, *dk, *dv; /* result: forward's output */
+    float *lse_result, *product;
+    const T *q, *k, *v, *output, *d_output;
+    const float *lse;
+    const int32_t *document_start;
+    int64_t batch, query_length, key_length, heads, kv_heads;
+    int64_t q_stride, kv_stride, output_stride, q_batch_stride, kv_batch_stride, output_batch_stride;
+    float scale;
+    int size;
+    bool wide; /* every pointer, stride and the size allow 128-bit accesses */
+};
+
+/* On the host: what both passes' operations have. */
+template <typename T, typename OP> static inline ls_attention<T> ls_attention_base(const OP *op) {
+    const int64_t offsets[] = {op->head_size,      op->q_stride,        op->kv_stride,          op->output_stride,
+                               op->q_batch_stride, op->kv_batch_stride, op->output_batch_stride};
+    ls_attention<T> p = {};
+    p.q = static_cast<const T *>(op->q);
+    p.k = static_cast<const T *>(op->k);
+    p.v = static_cast<const T *>(op->v);
+    p.document_start = op->document_start;
+    p.batch = op->batch;
+    p.heads = op->heads;
+    p.kv_heads = op->kv_heads;
+    p.q_stride = op->q_stride;
+    p.kv_stride = op->kv_stride;
+    p.output_stride = op->output_stride;
+    p.q_batch_stride = op->q_batch_stride;
+    p.kv_batch_stride = op->kv_batch_stride;
+    p.output_batch_stride = op->output_batch_stride;
+    p.scale = op->scale;
+    p.size = static_cast<int>(op->head_size);
+    p.wide = ls_aligned(p.q, p.k, p.v);
+    for (const int64_t offset : offsets) p.wide = p.wide && offset % ls_pack<T> == 0;
+    return p;
+}
+
+/* On the host, in tensor_attention.cu and tensor_attention_backward.cu: for 16-bit elements, where
+ * ls_on_tensor_cores(). The backward takes over after the products. */
+template <typename T> cudaError_t ls_tensor_attention(const ls_attention<T> &p, cudaStream_t stream);
+template <typename T> cudaError_t ls_tensor_attention_backward(const ls_attention<T> &p, cudaStream_t stream);
+
+template <typename T> static inline bool ls_on_tensor_cores(const ls_attention<T> &p) {
+    return sizeof(T) == 2 && p.wide && p.size <= 128 && p.scale > 0.0f;
+}
+
+constexpr float LS_LOG2_E = 1.44269504f, LS_LN_2 = 0.693147181f;
 
 constexpr int LS_TILE_SIDE = 16, LS_TILE_THREADS = LS_TILE_SIDE * LS_TILE_SIDE, LS_TILE_PAD = 4;
 
@@ -165,12 +217,9 @@ static __device__ __forceinline__ float ls_row_maximum(float x) {
     return x;
 }
 
-/* The first key that any of `rows` queries sees; `document_start` NULL: 0. */
-static __device__ __forceinline__ int64_t ls_first_key(const int32_t *document_start, int64_t rows) {
-    if (!document_start) return 0;
-    int32_t first = document_start[0];
-    for (int64_t i = 1; i < rows; i++) first = document_start[i] < first ? document_start[i] : first;
-    return first;
+/* The first key that any query sees, from the one on whose document_start this is; NULL: 0. */
+static __device__ __forceinline__ int64_t ls_first_key(const int32_t *document_start) {
+    return document_start ? document_start[0] : 0;
 }
 
 #endif

@@ -104,6 +104,9 @@ class Model(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
 
+STEPS_MIN, MEASURE_SECONDS = 3, 8
+
+
 class Trainer:
     def __init__(self, o, device):
         torch.manual_seed(0)
@@ -142,15 +145,19 @@ class Trainer:
         return total
 
     def time(self, batch, attention, warm, steps):
-        """What `steps` steps take behind `warm` untimed ones, by this attention (None: PyTorch's own choice); None when it does not fit."""
+        """What up to `steps` steps take behind `warm` untimed ones, by this attention (None: PyTorch's own choice); None when it does not fit."""
         micro_batches = max(1, self.o.tokens_per_step // (batch * self.o.length))
         self.release()
         try:
             with by(attention):
                 for _ in range(warm):
+                    self.synchronize()
+                    started = time.perf_counter()
                     loss = self.step(batch, micro_batches)
                     self.first_loss = loss.item() if self.first_loss is None else self.first_loss
                 self.synchronize()
+                if steps > STEPS_MIN:  # as many as are enough
+                    steps = min(steps, max(STEPS_MIN, round(MEASURE_SECONDS / (time.perf_counter() - started))))
                 started = time.perf_counter()
                 for _ in range(steps):
                     self.step(batch, micro_batches)
@@ -213,7 +220,7 @@ def best_eager(trainer, o):
             continue
         choice = faster(choice, found)
     attention = choice["attention"] if choice and choice["tokens_per_second"] > best["tokens_per_second"] else None
-    return trainer.time(best["batch"], attention, 1, o.steps) or best, attention
+    return trainer.time(best["batch"], attention, 2, o.steps) or best, attention
 
 
 def main():
@@ -224,8 +231,8 @@ def main():
     parser.add_argument("--kv-heads", type=int, help="default: --heads")
     parser.add_argument("--intermediate", type=int)
     parser.add_argument("--batches", default="8,16,32,64")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=600, help="nothing is compiled a second time if that would take longer")
+    parser.add_argument("--steps", type=int, default=20, help="timed ones, at most")
+    parser.add_argument("--seconds", type=float, default=600, help="no second batch is compiled if that would take longer")
     parser.add_argument("--device", default="cuda")
     o = parser.parse_args()
     o.kv_heads = o.kv_heads or o.heads

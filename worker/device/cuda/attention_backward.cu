@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(LS_TILE_THREADS, 2) key_gradients(ls_attention
         for (int64_t q0 = k0; q0 < p.query_length; q0 += TILE) {
             const int64_t rows = p.query_length - q0 < TILE ? p.query_length - q0 : TILE;
             const int32_t *start = p.document_start ? p.document_start + b * p.query_length + q0 : nullptr;
-            if (ls_first_key(start) >= k0 + key_rows) break; /* these and all further ones are in later documents */
+            if (ls_first_key(start) >= k0 + key_rows) continue; /* all of these are in later documents */
             ls_load_tile<TILE, SIZE>(queries, p.q + b * p.q_batch_stride + q0 * p.q_stride + head * p.size, p.q_stride,
                                      rows, p.size, p.wide);
             ls_load_tile<TILE, SIZE>(d_outputs,

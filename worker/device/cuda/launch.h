@@ -8,7 +8,8 @@
  * memory
  *
  * A kernel keeps to what the emulator has: __syncthreads, the _sync forms of shuffles, votes and __syncwarp, atomics,
- * bf16 and fp16, and what tensor.h has of tensor cores. A block has whole warps, and at most 99 KiB of shared memory, the least of all GPUs from sm_80 on. */
+ * bf16 and fp16, and what tensor.h has of tensor cores. A block has whole warps, and at most 99 KiB of shared memory,
+ * the least of all GPUs from sm_80 on. */
 #ifndef LS_WORKER_DEVICE_CUDA_LAUNCH_H
 #define LS_WORKER_DEVICE_CUDA_LAUNCH_H
 

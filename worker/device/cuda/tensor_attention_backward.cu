@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(THREADS, 2) key_gradients(ls_attention<T> p, i
         float *const scalar = scalars + place * 3 * QUERIES + own;
         ls_copy_aside<4>(scalar, p.lse + item + row, own < count);
         ls_copy_aside<4>(scalar + QUERIES, p.product + item + row, own < count);
-        ls_copy_aside<4>(scalar + 2 * QUERIES, start + q0 + row, start != nullptr);
+        ls_copy_aside<4>(scalar + 2 * QUERIES, start ? start + q0 + row : nullptr, start != nullptr);
     };
     const int end = k0 + steps * QUERIES;
     copy_step(0, k0, 0);

@@ -83,8 +83,8 @@ static void finish_row(struct bench *bench, struct row row) {
     MEASURE(label, 2.0 * (double)(M) * (double)(N) * (double)(K), 0, calls,                                            \
             ls_op(s, gemm, .a = x, .b = w, .m = M, .n = N, .k = K, .dtype = LS_BF16, __VA_ARGS__))
 
-/* How a model of this shape takes its logits. */
-static void measure_head(const struct bench *bench, struct buffers *b) {
+/* How a model of this shape takes its logits, and the scratch that its operations share. */
+static void take_scratch(struct bench *bench, struct buffers *b) {
     const struct shape *shape = &bench->shape;
     const struct ls_config config = {.model = {.model_type = LS_GPT2,
                                                .hidden_size = shape->C,
@@ -99,6 +99,7 @@ static void measure_head(const struct bench *bench, struct buffers *b) {
     check(ls_model_create(&config, &model, &error), &error);
     b->chunk = ls_model_head_chunk(model, bench->device, b->rows);
     b->stride = ls_model_logits_stride(model);
+    b->workspace = take(bench, ls_model_scratch_bytes(model, bench->device, shape->B));
     ls_model_destroy(model);
 }
 
@@ -110,7 +111,7 @@ static int64_t padded_vocabulary(const struct shape *shape) {
 static void take_buffers(struct bench *bench) {
     const struct shape *shape = &bench->shape;
     struct buffers b = {.rows = shape->B * shape->T};
-    measure_head(bench, &b);
+    take_scratch(bench, &b);
     b.parameters = 12 * shape->C * shape->C * shape->layers + shape->V * shape->C;
     const int64_t padded = padded_vocabulary(shape);
     const int64_t wanted[] = {
@@ -256,12 +257,7 @@ static void measure_attention(struct bench *bench) {
                                                 .output_batch_stride = T * C,
                                                 .scale = 0.125f,
                                                 .dtype = LS_BF16};
-    const size_t forward_bytes = ls_op_workspace(bench->device, LS_OP_attention_forward, &forward);
-    const size_t backward_bytes = ls_op_workspace(bench->device, LS_OP_attention_backward, &backward);
-    if (!bench->b.workspace)
-        bench->b.workspace =
-            take(bench, (int64_t)(forward_bytes > backward_bytes ? forward_bytes : backward_bytes) + 64);
-    forward.workspace = backward.workspace = bench->b.workspace;
+    forward.workspace = backward.workspace = b->workspace;
     MEASURE("attention forward", attention, 0, (double)L,
             ls_stream_submit(s, LS_OP_attention_forward, &forward, sizeof forward));
     MEASURE("attention backward", 2.5 * attention, 0, (double)L,
@@ -288,24 +284,24 @@ static void measure_rest(struct bench *bench) {
             ls_op(s, layernorm_forward, .output = y, .sum = d, .mean = mean, .rstd = rstd, .input = x, .residual = z,
                   .weight = w, .bias = w, .rows = rows, .columns = C, .epsilon = 1e-5f, .dtype = LS_BF16));
     MEASURE("layernorm backward, accumulating", 0, 4 * n, 2.0 * (double)L,
-            ls_op(s, layernorm_backward, .input_gradient = d, .weight_gradient = g, .bias_gradient = g + C,
-                  .output_gradient = z, .input = x, .weight = w, .mean = mean, .rstd = rstd, .rows = rows, .columns = C,
-                  .accumulate_input = true, .dtype = LS_BF16));
+            ls_op(s, layernorm_backward, .input_gradient = d, .workspace = b->workspace, .weight_gradient = g,
+                  .bias_gradient = g + C, .output_gradient = z, .input = x, .weight = w, .mean = mean, .rstd = rstd,
+                  .rows = rows, .columns = C, .accumulate_input = true, .dtype = LS_BF16));
     MEASURE("bias gradient, 4C", 0, 4 * n, (double)L,
-            ls_op(s, bias_backward, .bias_gradient = g, .output_gradient = z, .rows = rows, .columns = 4 * C,
-                  .dtype = LS_BF16));
+            ls_op(s, bias_backward, .bias_gradient = g, .workspace = b->workspace, .output_gradient = z, .rows = rows,
+                  .columns = 4 * C, .dtype = LS_BF16));
     MEASURE("bias gradient, 3C", 0, 3 * n, (double)L,
-            ls_op(s, bias_backward, .bias_gradient = g, .output_gradient = z, .rows = rows, .columns = 3 * C,
-                  .dtype = LS_BF16));
+            ls_op(s, bias_backward, .bias_gradient = g, .workspace = b->workspace, .output_gradient = z, .rows = rows,
+                  .columns = 3 * C, .dtype = LS_BF16));
     MEASURE("bias gradient, C", 0, n, 2.0 * (double)L,
-            ls_op(s, bias_backward, .bias_gradient = g, .output_gradient = z, .rows = rows, .columns = C,
-                  .dtype = LS_BF16));
+            ls_op(s, bias_backward, .bias_gradient = g, .workspace = b->workspace, .output_gradient = z, .rows = rows,
+                  .columns = C, .dtype = LS_BF16));
     MEASURE("embedding forward", 0, 2 * n, 1,
             ls_op(s, embedding_forward, .output = y, .tokens = b->tokens, .token_table = w, .position_table = z,
                   .batch = B, .length = T, .channels = C, .dtype = LS_BF16));
     MEASURE("embedding backward", 0, n + 8.0 * (double)(V * C), 1,
-            ls_op(s, embedding_backward, .token_gradient = g, .output_gradient = z, .tokens = b->tokens, .batch = B,
-                  .length = T, .channels = C, .vocabulary = V, .dtype = LS_BF16));
+            ls_op(s, embedding_backward, .token_gradient = g, .workspace = b->workspace, .output_gradient = z,
+                  .tokens = b->tokens, .batch = B, .length = T, .channels = C, .vocabulary = V, .dtype = LS_BF16));
     MEASURE("cross-entropy + gradient, a chunk", 0, 4.0 * (double)(chunk * V), (double)rows / (double)chunk,
             ls_op(s, cross_entropy, .logits = d, .loss = sum, .targets = b->tokens, .gradient_scale = one,
                   .row_loss = row_loss, .rows = chunk, .vocabulary = V, .stride = stride, .gradient = true,

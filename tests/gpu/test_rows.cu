@@ -1,16 +1,19 @@
 /* Kernels over rows against double precision: norms and their gradients, sums of columns, embedding, cross-entropy. Odd
  * shapes, every type, aligned and not. */
 #include "tests/gpu/harness.h"
+#include "worker/device/cuda/workspace.h"
 
 struct matrix {
     int64_t rows, columns, offset;
     enum ls_dtype dtype;
 };
 
-/* Rows short and long, of whole packs and not; more rows than one pass over them takes. */
-static const struct matrix shapes[] = {
-    {1, 1, 0, LS_FP32},    {3, 17, 0, LS_BF16},  {5, 64, 0, LS_FP32},   {37, 96, 0, LS_BF16},  {300, 40, 0, LS_FP16},
-    {70, 129, 1, LS_FP32}, {9, 768, 0, LS_BF16}, {2, 5000, 0, LS_FP32}, {2, 4104, 0, LS_BF16}, {600, 24, 1, LS_BF16}};
+/* Rows short and long, of whole packs and not; more rows than one pass over them takes, and than one slice of a sum
+ * over them has; more slices than a block has warps. */
+static const struct matrix shapes[] = {{1, 1, 0, LS_FP32},    {3, 17, 0, LS_BF16},   {5, 64, 0, LS_FP32},
+                                       {37, 96, 0, LS_BF16},  {300, 40, 0, LS_FP16}, {70, 129, 1, LS_FP32},
+                                       {9, 768, 0, LS_BF16},  {2, 5000, 0, LS_FP32}, {2, 4104, 0, LS_BF16},
+                                       {600, 24, 1, LS_BF16}, {300, 13, 0, LS_FP32}, {2200, 8, 0, LS_BF16}};
 
 static void for_each(void (*test)(struct matrix shape)) {
     for (const struct matrix &shape : shapes) {
@@ -120,8 +123,10 @@ static void norm_gradient_case(struct matrix s, bool centred, bool accumulate, b
         }
     }
     void *to = over ? dy.device : dx.device;
+    void *workspace = device_allocate((size_t)ls_cuda_column_workspace(s.columns, 2));
     if (centred) {
         const struct ls_op_layernorm_backward op = {to,
+                                                    workspace,
                                                     (float *)dw.device,
                                                     (float *)db.device,
                                                     dy.device,
@@ -136,8 +141,8 @@ static void norm_gradient_case(struct matrix s, bool centred, bool accumulate, b
         check_cuda(ls_cuda_layernorm_backward(&op, 0));
     } else {
         const struct ls_op_rmsnorm_backward op = {
-            to,     (float *)dw.device, dy.device,  x.device, weight.device, (const float *)rstd.device,
-            s.rows, s.columns,          accumulate, s.dtype};
+            to,     workspace, (float *)dw.device, dy.device, x.device, weight.device, (const float *)rstd.device,
+            s.rows, s.columns, accumulate,         s.dtype};
         check_cuda(ls_cuda_rmsnorm_backward(&op, 0));
     }
     check_close("dx", over ? &dy : &dx, dx_expected, rounding_of(s.dtype) + 1e-5, 1e-4);
@@ -145,7 +150,7 @@ static void norm_gradient_case(struct matrix s, bool centred, bool accumulate, b
     check_close("dbias", &db, db_expected, 1e-5, 1e-4); /* untouched when there is none */
     struct array *all[] = {&x, &dy, &dx, &weight, &dw, &db, &mean, &rstd};
     for (struct array *a : all) free_array(a);
-    free(dx_expected), free(dw_expected), free(db_expected);
+    free(dx_expected), free(dw_expected), free(db_expected), device_free(workspace);
 }
 static void layernorm_gradient_case(struct matrix s) {
     norm_gradient_case(s, true, true, false);
@@ -188,11 +193,18 @@ static void head_norm_case(struct matrix s) {
     const struct ls_op_head_norm_forward forward = {
         y.device, (float *)rstd.device, x.device, weight.device, s.rows, heads, size, stride, epsilon, s.dtype};
     check_cuda(ls_cuda_head_norm_forward(&forward, 0));
-    const struct ls_op_head_norm_backward backward = {dy.device,     (float *)dw.device,
-                                                      dy.device,     x.device,
-                                                      weight.device, (const float *)rstd.device,
-                                                      s.rows,        heads,
-                                                      size,          stride,
+    void *workspace = device_allocate((size_t)ls_cuda_column_workspace(size, 1));
+    const struct ls_op_head_norm_backward backward = {dy.device,
+                                                      workspace,
+                                                      (float *)dw.device,
+                                                      dy.device,
+                                                      x.device,
+                                                      weight.device,
+                                                      (const float *)rstd.device,
+                                                      s.rows,
+                                                      heads,
+                                                      size,
+                                                      stride,
                                                       s.dtype};
     check_cuda(ls_cuda_head_norm_backward(&backward, 0));
     check_close("normed heads", &y, expected, rounding_of(s.dtype) + 1e-5, 1e-5);
@@ -201,7 +213,7 @@ static void head_norm_case(struct matrix s) {
     check_close("dweight", &dw, dw_expected, 1e-5, 1e-4);
     struct array *all[] = {&x, &y, &dy, &weight, &rstd, &dw};
     for (struct array *a : all) free_array(a);
-    free(expected), free(dx_expected), free(dw_expected), free(rstds);
+    free(expected), free(dx_expected), free(dw_expected), free(rstds), device_free(workspace);
 }
 static void head_norms_and_their_gradients_are_right(void) {
     for_each(head_norm_case);
@@ -211,22 +223,19 @@ static void bias_case(struct matrix s) {
     struct array d = make_array(s.dtype, s.rows * s.columns, 1.0, s.offset), sum = make_array(LS_FP32, s.columns, 1.0);
     double *expected = copy_values(&sum);
     for (int64_t i = 0; i < s.rows * s.columns; i++) expected[i % s.columns] += d.value[i];
-    const struct ls_op_bias_backward op = {(float *)sum.device, d.device, s.rows, s.columns, s.dtype};
+    void *workspace = device_allocate((size_t)ls_cuda_column_workspace(s.columns, 1));
+    const struct ls_op_bias_backward op = {(float *)sum.device, workspace, d.device, s.rows, s.columns, s.dtype};
     check_cuda(ls_cuda_bias_backward(&op, 0));
     check_close("bias gradient", &sum, expected, 1e-5, 1e-4);
-    free_array(&d), free_array(&sum), free(expected);
+    free_array(&d), free_array(&sum), free(expected), device_free(workspace);
 }
 static void bias_gradients_are_sums_of_columns(void) {
     for_each(bias_case);
 }
 
 /* Few tokens, many times: sums of equal tokens in order, in fp32, whose bits the test makes too. */
-static void embedding_case(struct matrix s) {
-    const int64_t batch = 1 + random_below(3), length = s.rows, channels = s.columns, first = random_below(3);
-    const int64_t rows = batch * length, vocabulary = 7;
-    if (rows * channels > 30000) return;
-    int32_t *tokens = (int32_t *)malloc((size_t)rows * sizeof *tokens);
-    for (int64_t i = 0; i < rows; i++) tokens[i] = (int32_t)random_below(vocabulary - 1); /* the last one never */
+static void embedding_of(struct matrix s, int64_t batch, int64_t vocabulary, const int32_t *tokens) {
+    const int64_t length = s.rows, channels = s.columns, first = random_below(3), rows = batch * length;
     int32_t *on_device = put_values(tokens, rows);
     struct array table = make_array(s.dtype, vocabulary * channels, 1.0, s.offset);
     struct array positions = make_array(s.dtype, (first + length) * channels, 1.0);
@@ -252,20 +261,53 @@ static void embedding_case(struct matrix s) {
     plain.position_table = NULL;
     check_cuda(ls_cuda_embedding_forward(&plain, 0));
     check_close("rows of the table", &y, expected, 0.0, 0.0);
-    const struct ls_op_embedding_backward back = {
-        (float *)dt.device, (float *)dp.device, dy.device, on_device, batch, length, channels, vocabulary, s.dtype};
+    struct ls_op_embedding_backward back = {
+        (float *)dt.device, (float *)dp.device, NULL,   dy.device, on_device, batch, length,
+        channels,           vocabulary,         s.dtype};
+    back.workspace = device_allocate((size_t)ls_cuda_embedding_workspace(&back));
     check_cuda(ls_cuda_embedding_backward(&back, 0));
     check_close("token gradient", &dt, dt_expected, 0.0, 0.0);
     check_close("position gradient", &dp, dp_expected, 0.0, 0.0);
     struct ls_op_embedding_backward none = back;
     none.token_gradient = none.position_gradient = NULL;
+    none.workspace = NULL;
     check_cuda(ls_cuda_embedding_backward(&none, 0));
     struct array *all[] = {&table, &positions, &y, &dy, &dt, &dp};
     for (struct array *a : all) free_array(a);
-    free(expected), free(dt_expected), free(dp_expected), free(tokens), device_free(on_device);
+    free(expected), free(dt_expected), free(dp_expected), device_free(on_device), device_free(back.workspace);
+}
+static void embedding_case(struct matrix s) {
+    const int64_t batch = 1 + random_below(3), rows = batch * s.rows, vocabulary = 7;
+    if (rows * s.columns > 30000) return;
+    int32_t *tokens = (int32_t *)malloc((size_t)rows * sizeof *tokens);
+    for (int64_t i = 0; i < rows; i++) tokens[i] = (int32_t)random_below(vocabulary - 1); /* the last one never */
+    embedding_of(s, batch, vocabulary, tokens);
+    free(tokens);
 }
 static void embedding_adds_equal_tokens_in_order(void) {
     for_each(embedding_case);
+}
+
+/* Places are sorted 256 by one block, then eight such stretches at a time: 1 to 3 times here. Runs of one token end at,
+ * before and behind a warp's 32 places, and go on over many. */
+static void runs_of_tokens_of_any_length_are_added_in_order(void) {
+    static const struct {
+        int64_t rows, columns, divisor; /* the token is place / divisor, counted down; 0: at random, in no order */
+        int64_t vocabulary;
+        enum ls_dtype dtype;
+    } cases[] = {{31, 8, 1000, 1, LS_BF16},    {700, 12, 1000, 1, LS_BF16}, /* all the same */
+                 {256, 3, 1, 256, LS_FP32},    {300, 132, 1, 300, LS_FP16}, /* all different */
+                 {640, 2, 32, 20, LS_FP32},    {330, 4, 33, 10, LS_BF16},   {527, 6, 31, 17, LS_FP32},
+                 {2049, 1, 0, 40, LS_FP32},    {3000, 4, 100, 30, LS_BF16}, {5000, 1, 0, 30000, LS_FP16},
+                 {17000, 1, 0, 50257, LS_FP32}};
+    for (const auto &c : cases) {
+        if (brief && c.rows * c.columns > 2200) continue;
+        int32_t *tokens = (int32_t *)malloc((size_t)c.rows * sizeof *tokens);
+        for (int64_t i = 0; i < c.rows; i++)
+            tokens[i] = (int32_t)(c.divisor ? c.vocabulary - 1 - i / c.divisor : random_below(c.vocabulary));
+        embedding_of({c.rows, c.columns, 0, c.dtype}, 1, c.vocabulary, tokens);
+        free(tokens);
+    }
 }
 
 /* A sum of exponentials errs by about one part in 10^6, p with it; gradients are of order gradient_scale * p. */
@@ -337,6 +379,7 @@ int main(void) {
              head_norms_and_their_gradients_are_right);
     run_test("bias gradients are sums of columns", bias_gradients_are_sums_of_columns);
     run_test("embedding adds equal tokens in order", embedding_adds_equal_tokens_in_order);
+    run_test("runs of tokens of any length are added in order", runs_of_tokens_of_any_length_are_added_in_order);
     run_test("cross-entropy and its gradient are right", cross_entropy_and_its_gradient_are_right);
     run_test("a logit that is no number makes the loss none", a_logit_that_is_no_number_makes_the_loss_none);
     return end_tests();

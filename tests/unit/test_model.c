@@ -502,6 +502,21 @@ static void heads_take_more_rows_on_gpus(void **state) {
     ls_device_destroy(device);
 }
 
+/* A head's row of 272 logits and 768 channels, its statistics and its loss, each rounded up to 256 bytes, and the
+ * slices of the norm's gradients; no other operation needs as much. */
+static void scratch_on_gpus_holds_a_chunk_and_the_slices_of_its_norm(void **state) {
+    struct ls_config config = gpt2_config(257, 768, 1, 12, 1);
+    struct ls_model *model = NULL;
+    struct ls_device *device = NULL;
+    struct ls_error error;
+    (void)state;
+    assert_int_equal(ls_model_create(&config, &model, &error), LS_OK);
+    assert_int_equal(ls_device_create_planned_cuda(&device, &error), LS_OK);
+    assert_int_equal(ls_model_scratch_bytes(model, device, 1), 1280 + 3072 + 256 + 256 + 135168);
+    ls_device_destroy(device);
+    ls_model_destroy(model);
+}
+
 static void a_head_in_chunks_gives_the_same_loss_and_gradients(void **state) {
     (void)state;
     enum { LONG = 300 };
@@ -664,6 +679,7 @@ int main(void) {
         cmocka_unit_test(losses_do_not_see_the_future),
         cmocka_unit_test(heads_take_rows_in_even_chunks),
         cmocka_unit_test(heads_take_more_rows_on_gpus),
+        cmocka_unit_test(scratch_on_gpus_holds_a_chunk_and_the_slices_of_its_norm),
         cmocka_unit_test(a_head_in_chunks_gives_the_same_loss_and_gradients),
         cmocka_unit_test(a_forward_run_again_leaves_the_same_bits),
         cmocka_unit_test(a_cache_stands_for_the_tokens_before),

@@ -570,6 +570,32 @@ static void a_run_beyond_its_limit_is_refused_with_advice(void **unused) {
     assert_int_equal(ls_advice_check(&config, 25, 25, 1, NULL, NULL, &error), LS_USAGE); /* more ranks than sequences */
 }
 
+static size_t workspace_of(enum ls_op op, const void *arguments) {
+    struct ls_device *device = NULL;
+    struct ls_error error;
+    assert_int_equal(ls_device_create_planned_cuda(&device, &error), LS_OK);
+    const size_t bytes = ls_op_workspace(device, op, arguments);
+    ls_device_destroy(device);
+    return bytes;
+}
+
+/* Two blocks of 64 columns for each of 132 multiprocessors: 768 columns are 12 blocks, so 22 slices of rows; 16,832 are
+ * 263, 2 slices; one more block, and there is one slice, which needs nothing. */
+static void sums_of_columns_on_gpus_have_room_for_their_slices(void **state) {
+    const struct ls_op_bias_backward biases[] = {{.columns = 768}, {.columns = 16832}, {.columns = 16833}};
+    const size_t expected[] = {22 * 768 * 4, 2 * 16832 * 4, 0};
+    (void)state;
+    for (size_t i = 0; i < 3; i++) assert_int_equal(workspace_of(LS_OP_bias_backward, &biases[i]), expected[i]);
+    const struct ls_op_layernorm_backward layer = {.rows = 5, .columns = 768};
+    const struct ls_op_rmsnorm_backward root = {.rows = 16384, .columns = 768};
+    const struct ls_op_head_norm_backward head = {.rows = 16384, .heads = 16, .head_size = 128};
+    const struct ls_op_embedding_backward embedding = {.batch = 3, .length = 1000};
+    assert_int_equal(workspace_of(LS_OP_layernorm_backward, &layer), 2 * 22 * 768 * 4);
+    assert_int_equal(workspace_of(LS_OP_rmsnorm_backward, &root), 2 * 22 * 768 * 4);
+    assert_int_equal(workspace_of(LS_OP_head_norm_backward, &head), 132 * 128 * 4);
+    assert_int_equal(workspace_of(LS_OP_embedding_backward, &embedding), 3000 * 16); /* two keys of 8 bytes a place */
+}
+
 /* A head takes 2 T T for the matrix (T rounded up to 128), 3 T HD 4 for gradients and 2 T 4 for sums; 64 KiB are to
  * spare, and a piece stays within 320 MiB = 335,544,320. */
 static void attention_on_gpus_is_cut_into_pieces(void **state) {
@@ -608,6 +634,7 @@ static void attention_on_gpus_is_cut_into_pieces(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_on_gpus_is_cut_into_pieces),
+        cmocka_unit_test(sums_of_columns_on_gpus_have_room_for_their_slices),
         cmocka_unit_test(state_is_16P_or_18P_and_falls_with_the_stage),
         cmocka_unit_test(activations_are_what_backward_reads),
         cmocka_unit_test(full_checkpointing_keeps_a_fifth_at_12_layers),

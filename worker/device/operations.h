@@ -73,9 +73,10 @@ struct ls_op_gemm {
     enum ls_dtype dtype;
 };
 
-/* bias_gradient[columns] += sum over rows of output_gradient[rows, columns]. */
+/* bias_gradient[columns] += sum over rows of output_gradient[rows, columns]. workspace: ls_op_workspace(). */
 struct ls_op_bias_backward {
     float *bias_gradient;
+    void *workspace;
     const void *output_gradient;
     int64_t rows, columns;
     enum ls_dtype dtype;
@@ -120,9 +121,10 @@ struct ls_op_layernorm_forward {
     float epsilon;
     enum ls_dtype dtype;
 };
-/* input_gradient (+)= the gradient through the norm; `accumulate_input` adds to what is there (the residual path). */
+/* input_gradient (+)= the gradient through the norm; `accumulate_input` adds to what is there (the residual path).
+ * workspace: ls_op_workspace(). */
 struct ls_op_layernorm_backward {
-    void *input_gradient;
+    void *input_gradient, *workspace;
     float *weight_gradient, *bias_gradient;
     const void *output_gradient, *input, *weight;
     const float *mean, *rstd;
@@ -141,7 +143,7 @@ struct ls_op_rmsnorm_forward {
     enum ls_dtype dtype;
 };
 struct ls_op_rmsnorm_backward {
-    void *input_gradient;
+    void *input_gradient, *workspace;
     float *weight_gradient;
     const void *output_gradient, *input, *weight;
     const float *rstd;
@@ -161,9 +163,10 @@ struct ls_op_head_norm_forward {
     float epsilon;
     enum ls_dtype dtype;
 };
-/* input_gradient is written; it has the stride of output_gradient and input, and may be output_gradient. */
+/* input_gradient is written; it has the stride of output_gradient and input, and may be output_gradient. workspace:
+ * ls_op_workspace(). */
 struct ls_op_head_norm_backward {
-    void *input_gradient;
+    void *input_gradient, *workspace;
     float *weight_gradient;
     const void *output_gradient, *input, *weight;
     const float *rstd;
@@ -180,9 +183,10 @@ struct ls_op_embedding_forward {
     enum ls_dtype dtype;
 };
 /* token_gradient[V, C] += ..., position_gradient[length, C] += ... (NULL: none). Rows of equal tokens are added in
- * order of (b, t). */
+ * order of (b, t). workspace: ls_op_workspace(). */
 struct ls_op_embedding_backward {
     float *token_gradient, *position_gradient;
+    void *workspace;
     const void *output_gradient;
     const int32_t *tokens;
     int64_t batch, length, channels, vocabulary;

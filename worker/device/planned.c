@@ -1,5 +1,6 @@
 /* The device of plans for GPUs: what operations need there, on hosts without CUDA too. */
 #include "worker/device/backend.h"
+#include "worker/device/cuda/workspace.h"
 
 #include <stdlib.h>
 
@@ -53,15 +54,29 @@ static size_t forward_bytes(const struct ls_op_attention_forward *op) {
     return op->query_length == op->key_length ? (size_t)ls_cuda_attention_piece(&backward).bytes : 0;
 }
 
-/* Our own backward keeps a sum for each query of each head. */
-size_t ls_cuda_planned_workspace(const struct ls_device *device, enum ls_op op, const void *arguments) {
-    const struct ls_op_attention_backward *backward = arguments;
-    (void)device;
-    if (op == LS_OP_attention_forward) return forward_bytes(arguments);
-    if (op != LS_OP_attention_backward) return 0;
-    const size_t own = (size_t)(backward->batch * backward->heads * backward->length) * sizeof(float);
-    const size_t piece = (size_t)ls_cuda_attention_piece(backward).bytes;
+/* Our own backward keeps a sum for each query. */
+static size_t backward_bytes(const struct ls_op_attention_backward *op) {
+    const size_t own = (size_t)(op->batch * op->heads * op->length) * sizeof(float);
+    const size_t piece = (size_t)ls_cuda_attention_piece(op).bytes;
     return own > piece ? own : piece;
+}
+
+size_t ls_cuda_planned_workspace(const struct ls_device *device, enum ls_op op, const void *arguments) {
+    (void)device;
+    switch (op) {
+    case LS_OP_attention_forward: return forward_bytes(arguments);
+    case LS_OP_attention_backward: return backward_bytes(arguments);
+    case LS_OP_embedding_backward: return (size_t)ls_cuda_embedding_workspace(arguments);
+    case LS_OP_bias_backward:
+        return (size_t)ls_cuda_column_workspace(((const struct ls_op_bias_backward *)arguments)->columns, 1);
+    case LS_OP_layernorm_backward:
+        return (size_t)ls_cuda_column_workspace(((const struct ls_op_layernorm_backward *)arguments)->columns, 2);
+    case LS_OP_rmsnorm_backward:
+        return (size_t)ls_cuda_column_workspace(((const struct ls_op_rmsnorm_backward *)arguments)->columns, 2);
+    case LS_OP_head_norm_backward:
+        return (size_t)ls_cuda_column_workspace(((const struct ls_op_head_norm_backward *)arguments)->head_size, 1);
+    default: return 0;
+    }
 }
 
 static void destroy(struct ls_device *device) {

@@ -16,11 +16,11 @@ struct ls_model_family {
     void (*layer_recompute)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
     void (*layer_backward)(const struct ls_model *model, int block, const struct ls_block_pass *pass);
     /* The norm in front of the head's projection, for rows [first, first + rows) of the pass. `statistics` holds
-     * [2, rows] floats; `normalised` and `gradient` hold [rows, C] elements. */
+     * [2, rows] floats; `normalised` and `gradient` hold [rows, C] elements; `workspace` is the operation's. */
     void (*final_norm_forward)(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
                                int64_t rows, float *statistics, void *normalised);
     void (*final_norm_backward)(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                                int64_t rows, const float *statistics, const void *gradient);
+                                int64_t rows, const float *statistics, const void *gradient, void *workspace);
 };
 
 extern const struct ls_model_family ls_model_gpt2, ls_model_llama;
@@ -64,8 +64,9 @@ struct ls_layout {
     char *base;
     int64_t bytes;
 };
-/* The next `count` floats, or elements of the model's type, aligned for every device; NULL while only sizes are asked
+/* The next bytes, floats, or elements of the model's type, aligned for every device; NULL while only sizes are asked
  * for. */
+void *ls_layout_bytes(struct ls_layout *layout, int64_t bytes);
 float *ls_layout_floats(struct ls_layout *layout, int64_t count);
 void *ls_layout_elements(struct ls_layout *layout, const struct ls_model *model, int64_t count);
 

@@ -82,9 +82,9 @@ static void gpt2_embedding_forward(const struct ls_model *model, const struct ls
 static void gpt2_embedding_backward(const struct ls_model *model, const struct ls_block_pass *pass) {
     const struct ls_tensor *t = ls_model_tensors(model, 0);
     ls_op(pass->stream, embedding_backward, .token_gradient = pass->gradients + t[WTE].offset,
-          .position_gradient = pass->gradients + t[WPE].offset, .output_gradient = pass->stream_gradient,
-          .tokens = pass->tokens, .batch = pass->sequences, .length = pass->length, .channels = model->channels,
-          .vocabulary = model->vocabulary, .dtype = model->dtype);
+          .position_gradient = pass->gradients + t[WPE].offset, .workspace = pass->scratch,
+          .output_gradient = pass->stream_gradient, .tokens = pass->tokens, .batch = pass->sequences,
+          .length = pass->length, .channels = model->channels, .vocabulary = model->vocabulary, .dtype = model->dtype);
 }
 
 /* What a layer's forward leaves: 7 C + 2 I floats a row and its statistics, in two parts. Backward puts its own
@@ -156,12 +156,12 @@ static void project_qkv(const struct ls_model *model, const struct ls_block_pass
 }
 
 /* dw += x^T dy, dbias += the sum of dy's rows. */
-static void conv1d_backward_weight(const struct ls_model *model, struct ls_stream *stream, float *dw, float *dbias,
-                                   const void *dy, const void *x, int64_t R, int64_t IN, int64_t OUT) {
-    ls_op(stream, gemm, .c = dw, .a = x, .b = dy, .m = IN, .n = OUT, .k = R, .lda = IN, .ldb = OUT, .ldc = OUT,
+static void conv1d_backward_weight(const struct ls_model *model, const struct ls_block_pass *pass, float *dw,
+                                   float *dbias, const void *dy, const void *x, int64_t R, int64_t IN, int64_t OUT) {
+    ls_op(pass->stream, gemm, .c = dw, .a = x, .b = dy, .m = IN, .n = OUT, .k = R, .lda = IN, .ldb = OUT, .ldc = OUT,
           .transpose_a = true, .accumulate = true, .c_fp32 = true, .dtype = model->dtype);
-    ls_op(stream, bias_backward, .bias_gradient = dbias, .output_gradient = dy, .rows = R, .columns = OUT,
-          .dtype = model->dtype);
+    ls_op(pass->stream, bias_backward, .bias_gradient = dbias, .workspace = pass->scratch, .output_gradient = dy,
+          .rows = R, .columns = OUT, .dtype = model->dtype);
 }
 
 /* dx = dy w^T. */
@@ -226,29 +226,28 @@ static void gpt2_layer_backward(const struct ls_model *model, int block, const s
 
     /* x' = mid + gelu(fc) mlp.c_proj, where fc = ln_2 c_fc */
     void *dfc = s.gelu, *dln_2 = s.ln_2;
-    conv1d_backward_weight(model, stream, dw + t[MLP_C_PROJ].offset, dw + t[MLP_C_PROJ_BIAS].offset, dx, s.gelu, R, I,
-                           C);
+    conv1d_backward_weight(model, pass, dw + t[MLP_C_PROJ].offset, dw + t[MLP_C_PROJ_BIAS].offset, dx, s.gelu, R, I, C);
     ls_op(stream, gemm, .c = dfc, .aux = s.fc, .a = dx, .b = ls_weight(model, pass, &t[MLP_C_PROJ]), .m = R, .n = I,
           .k = C, .lda = C, .ldb = C, .ldc = I, .transpose_b = true, .epilogue = LS_EPILOGUE_GELU_GRAD,
           .dtype = model->dtype);
-    conv1d_backward_weight(model, stream, dw + t[C_FC].offset, dw + t[C_FC_BIAS].offset, dfc, s.ln_2, R, C, I);
+    conv1d_backward_weight(model, pass, dw + t[C_FC].offset, dw + t[C_FC_BIAS].offset, dfc, s.ln_2, R, C, I);
     conv1d_backward_input(model, stream, dln_2, dfc, ls_weight(model, pass, &t[C_FC]), R, C, I);
-    ls_op(stream, layernorm_backward, .input_gradient = dx, .weight_gradient = dw + t[LN_2].offset,
-          .bias_gradient = dw + t[LN_2_BIAS].offset, .output_gradient = dln_2, .input = s.mid,
-          .weight = ls_weight(model, pass, &t[LN_2]), .mean = s.mean_2, .rstd = s.rstd_2, .rows = R, .columns = C,
-          .accumulate_input = true, .dtype = model->dtype);
+    ls_op(stream, layernorm_backward, .input_gradient = dx, .workspace = pass->scratch,
+          .weight_gradient = dw + t[LN_2].offset, .bias_gradient = dw + t[LN_2_BIAS].offset, .output_gradient = dln_2,
+          .input = s.mid, .weight = ls_weight(model, pass, &t[LN_2]), .mean = s.mean_2, .rstd = s.rstd_2, .rows = R,
+          .columns = C, .accumulate_input = true, .dtype = model->dtype);
 
     /* mid = x + attention(ln_1 c_attn) c_proj */
     void *dattention = s.ln_2, *dqkv = s.gelu, *dln_1 = s.ln_1;
-    conv1d_backward_weight(model, stream, dw + t[C_PROJ].offset, dw + t[C_PROJ_BIAS].offset, dx, s.attention, R, C, C);
+    conv1d_backward_weight(model, pass, dw + t[C_PROJ].offset, dw + t[C_PROJ_BIAS].offset, dx, s.attention, R, C, C);
     conv1d_backward_input(model, stream, dattention, dx, ls_weight(model, pass, &t[C_PROJ]), R, C, C);
     ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qkv, s.qkv);
-    conv1d_backward_weight(model, stream, dw + t[C_ATTN].offset, dw + t[C_ATTN_BIAS].offset, dqkv, s.ln_1, R, C, 3 * C);
+    conv1d_backward_weight(model, pass, dw + t[C_ATTN].offset, dw + t[C_ATTN_BIAS].offset, dqkv, s.ln_1, R, C, 3 * C);
     conv1d_backward_input(model, stream, dln_1, dqkv, ls_weight(model, pass, &t[C_ATTN]), R, C, 3 * C);
-    ls_op(stream, layernorm_backward, .input_gradient = dx, .weight_gradient = dw + t[LN_1].offset,
-          .bias_gradient = dw + t[LN_1_BIAS].offset, .output_gradient = dln_1, .input = x,
-          .weight = ls_weight(model, pass, &t[LN_1]), .mean = s.mean_1, .rstd = s.rstd_1, .rows = R, .columns = C,
-          .accumulate_input = true, .dtype = model->dtype);
+    ls_op(stream, layernorm_backward, .input_gradient = dx, .workspace = pass->scratch,
+          .weight_gradient = dw + t[LN_1].offset, .bias_gradient = dw + t[LN_1_BIAS].offset, .output_gradient = dln_1,
+          .input = x, .weight = ls_weight(model, pass, &t[LN_1]), .mean = s.mean_1, .rstd = s.rstd_1, .rows = R,
+          .columns = C, .accumulate_input = true, .dtype = model->dtype);
 }
 
 /* ln_f's weight and bias are the last two tensors of the head. */
@@ -266,14 +265,14 @@ static void gpt2_final_norm_forward(const struct ls_model *model, const struct l
 }
 
 static void gpt2_final_norm_backward(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                                     int64_t rows, const float *statistics, const void *gradient) {
+                                     int64_t rows, const float *statistics, const void *gradient, void *workspace) {
     const struct ls_tensor *t = final_norm(model);
     const int64_t C = model->channels;
     ls_op(pass->stream, layernorm_backward, .input_gradient = ls_at(model, pass->stream_gradient, first * C),
-          .weight_gradient = pass->gradients + t[0].offset, .bias_gradient = pass->gradients + t[1].offset,
-          .output_gradient = gradient, .input = ls_at(model, pass->input, first * C),
-          .weight = ls_weight(model, pass, &t[0]), .mean = statistics, .rstd = statistics + rows, .rows = rows,
-          .columns = C, .dtype = model->dtype);
+          .workspace = workspace, .weight_gradient = pass->gradients + t[0].offset,
+          .bias_gradient = pass->gradients + t[1].offset, .output_gradient = gradient,
+          .input = ls_at(model, pass->input, first * C), .weight = ls_weight(model, pass, &t[0]), .mean = statistics,
+          .rstd = statistics + rows, .rows = rows, .columns = C, .dtype = model->dtype);
 }
 
 const struct ls_model_family ls_model_gpt2 = {

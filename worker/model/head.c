@@ -23,6 +23,7 @@ struct head_scratch {
     void *normalised;  /* [chunk, C], then its gradient */
     float *statistics; /* [2, chunk] */
     float *row_loss;   /* [chunk] */
+    void *workspace;   /* of the norm's backward */
 };
 
 int64_t ls_model_logits_stride(const struct ls_model *model) {
@@ -40,6 +41,17 @@ int64_t ls_model_head_chunk(const struct ls_model *model, const struct ls_device
     return (even + rule->multiple - 1) / rule->multiple * rule->multiple;
 }
 
+static int64_t larger(int64_t a, size_t b) {
+    return a > (int64_t)b ? a : (int64_t)b;
+}
+
+static int64_t norm_workspace_bytes(const struct ls_model *model, const struct ls_device *device, int64_t rows) {
+    const struct ls_op_layernorm_backward layer = {.rows = rows, .columns = model->channels, .dtype = model->dtype};
+    const struct ls_op_rmsnorm_backward root = {.rows = rows, .columns = model->channels, .dtype = model->dtype};
+    const size_t bytes = ls_op_workspace(device, LS_OP_layernorm_backward, &layer);
+    return larger((int64_t)bytes, ls_op_workspace(device, LS_OP_rmsnorm_backward, &root));
+}
+
 static int64_t head_layout(const struct ls_model *model, const struct ls_device *device, int64_t rows, void *base,
                            struct head_scratch *scratch) {
     struct ls_layout layout = {.base = base};
@@ -48,12 +60,30 @@ static int64_t head_layout(const struct ls_model *model, const struct ls_device 
     scratch->normalised = ls_layout_elements(&layout, model, chunk * model->channels);
     scratch->statistics = ls_layout_floats(&layout, 2 * chunk);
     scratch->row_loss = ls_layout_floats(&layout, chunk);
+    scratch->workspace = ls_layout_bytes(&layout, norm_workspace_bytes(model, device, chunk));
     return layout.bytes;
+}
+
+static int64_t layer_workspace_bytes(const struct ls_model *model, const struct ls_device *device, int64_t sequences) {
+    const int64_t R = sequences * model->length, qkv = (model->heads + 2 * model->kv_heads) * model->head_size;
+    const int64_t biases[] = {model->channels, model->hidden, qkv};
+    const struct ls_op_head_norm_backward head_norm = {
+        .rows = R, .heads = model->heads, .head_size = model->head_size, .dtype = model->dtype};
+    int64_t most = ls_attention_workspace_bytes(model, device, sequences);
+    most = larger(most, (size_t)norm_workspace_bytes(model, device, R));
+    for (size_t i = 0; i < sizeof biases / sizeof *biases; i++) {
+        const struct ls_op_bias_backward bias = {.rows = R, .columns = biases[i], .dtype = model->dtype};
+        most = larger(most, ls_op_workspace(device, LS_OP_bias_backward, &bias));
+    }
+    return larger(most, ls_op_workspace(device, LS_OP_head_norm_backward, &head_norm));
 }
 
 int64_t ls_model_scratch_bytes(const struct ls_model *model, const struct ls_device *device, int64_t sequences) {
     if (sequences == 0) return 0;
-    int64_t layer = ls_attention_workspace_bytes(model, device, sequences);
+    const struct ls_op_embedding_backward embedding = {
+        .batch = sequences, .length = model->length, .channels = model->channels, .vocabulary = model->vocabulary};
+    int64_t layer = layer_workspace_bytes(model, device, sequences);
+    layer = larger(layer, ls_op_workspace(device, LS_OP_embedding_backward, &embedding));
     int64_t head = head_layout(model, device, sequences * model->length, NULL, &(struct head_scratch){0});
     return head > layer ? head : layer;
 }
@@ -90,6 +120,6 @@ void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass
         if (pass->gradients == NULL) continue;
         ls_linear_backward(model, pass->stream, s.normalised, projection_gradient, s.logits, stride, s.normalised,
                            projection, rows, C, V);
-        model->family->final_norm_backward(model, pass, first, rows, s.statistics, s.normalised);
+        model->family->final_norm_backward(model, pass, first, rows, s.statistics, s.normalised, s.workspace);
     }
 }

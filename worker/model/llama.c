@@ -103,9 +103,9 @@ static void llama_embedding_forward(const struct ls_model *model, const struct l
 }
 
 static void llama_embedding_backward(const struct ls_model *model, const struct ls_block_pass *pass) {
-    ls_op(pass->stream, embedding_backward, .token_gradient = pass->gradients, .output_gradient = pass->stream_gradient,
-          .tokens = pass->tokens, .batch = pass->sequences, .length = pass->length, .channels = model->channels,
-          .vocabulary = model->vocabulary, .dtype = model->dtype);
+    ls_op(pass->stream, embedding_backward, .token_gradient = pass->gradients, .workspace = pass->scratch,
+          .output_gradient = pass->stream_gradient, .tokens = pass->tokens, .batch = pass->sequences,
+          .length = pass->length, .channels = model->channels, .vocabulary = model->vocabulary, .dtype = model->dtype);
 }
 
 /* What a layer's forward leaves, in two parts. Backward puts its own intermediate results over parts it is done with,
@@ -266,7 +266,7 @@ static void llama_layer_recompute(const struct ls_model *model, int block, const
 static void normalise_backward(const struct ls_model *model, const struct ls_block_pass *pass, void *gradient,
                                const float *rstd, const void *input, const struct ls_tensor *weight, int64_t heads,
                                int64_t stride) {
-    ls_op(pass->stream, head_norm_backward, .input_gradient = gradient,
+    ls_op(pass->stream, head_norm_backward, .input_gradient = gradient, .workspace = pass->scratch,
           .weight_gradient = pass->gradients + weight->offset, .output_gradient = gradient, .input = input,
           .weight = ls_weight(model, pass, weight), .rstd = rstd, .rows = pass->sequences * pass->length,
           .heads = heads, .head_size = model->head_size, .stride = stride, .dtype = model->dtype);
@@ -290,9 +290,10 @@ static void llama_layer_backward(const struct ls_model *model, int block, const 
           .rows = R, .columns = I, .dtype = model->dtype);
     ls_linear_backward(model, stream, dnorm_2, dw + t[GATE_PROJ].offset, dgate_up, 2 * I, s.norm_2,
                        ls_weight(model, pass, &t[GATE_PROJ]), R, C, 2 * I);
-    ls_op(stream, rmsnorm_backward, .input_gradient = dx, .weight_gradient = dw + t[POST_ATTENTION_LAYERNORM].offset,
-          .output_gradient = dnorm_2, .input = s.mid, .weight = ls_weight(model, pass, &t[POST_ATTENTION_LAYERNORM]),
-          .rstd = s.rstd_2, .rows = R, .columns = C, .accumulate_input = true, .dtype = model->dtype);
+    ls_op(stream, rmsnorm_backward, .input_gradient = dx, .workspace = pass->scratch,
+          .weight_gradient = dw + t[POST_ATTENTION_LAYERNORM].offset, .output_gradient = dnorm_2, .input = s.mid,
+          .weight = ls_weight(model, pass, &t[POST_ATTENTION_LAYERNORM]), .rstd = s.rstd_2, .rows = R, .columns = C,
+          .accumulate_input = true, .dtype = model->dtype);
 
     /* mid = x + attention(norm_1 [q_proj, k_proj, v_proj]^T) o_proj^T; the gradient of `attention` cannot lie over it:
      * its backward needs both */
@@ -307,13 +308,14 @@ static void llama_layer_backward(const struct ls_model *model, int block, const 
                            model->kv_heads, W);
     }
     if (model->qkv_bias)
-        ls_op(stream, bias_backward, .bias_gradient = dw + t[Q_BIAS].offset, .output_gradient = dqkv, .rows = R,
-              .columns = W, .dtype = model->dtype);
+        ls_op(stream, bias_backward, .bias_gradient = dw + t[Q_BIAS].offset, .workspace = pass->scratch,
+              .output_gradient = dqkv, .rows = R, .columns = W, .dtype = model->dtype);
     ls_linear_backward(model, stream, dnorm_1, dw + t[Q_PROJ].offset, dqkv, W, s.norm_1,
                        ls_weight(model, pass, &t[Q_PROJ]), R, C, W);
-    ls_op(stream, rmsnorm_backward, .input_gradient = dx, .weight_gradient = dw + t[INPUT_LAYERNORM].offset,
-          .output_gradient = dnorm_1, .input = x, .weight = ls_weight(model, pass, &t[INPUT_LAYERNORM]),
-          .rstd = s.rstd_1, .rows = R, .columns = C, .accumulate_input = true, .dtype = model->dtype);
+    ls_op(stream, rmsnorm_backward, .input_gradient = dx, .workspace = pass->scratch,
+          .weight_gradient = dw + t[INPUT_LAYERNORM].offset, .output_gradient = dnorm_1, .input = x,
+          .weight = ls_weight(model, pass, &t[INPUT_LAYERNORM]), .rstd = s.rstd_1, .rows = R, .columns = C,
+          .accumulate_input = true, .dtype = model->dtype);
 }
 
 /* model.norm is the last tensor of the head. */
@@ -330,11 +332,11 @@ static void llama_final_norm_forward(const struct ls_model *model, const struct 
 }
 
 static void llama_final_norm_backward(const struct ls_model *model, const struct ls_block_pass *pass, int64_t first,
-                                      int64_t rows, const float *statistics, const void *gradient) {
+                                      int64_t rows, const float *statistics, const void *gradient, void *workspace) {
     const int64_t C = model->channels;
     ls_op(pass->stream, rmsnorm_backward, .input_gradient = ls_at(model, pass->stream_gradient, first * C),
-          .weight_gradient = pass->gradients + final_norm_offset(model), .output_gradient = gradient,
-          .input = ls_at(model, pass->input, first * C),
+          .workspace = workspace, .weight_gradient = pass->gradients + final_norm_offset(model),
+          .output_gradient = gradient, .input = ls_at(model, pass->input, first * C),
           .weight = ls_at(model, pass->parameters, final_norm_offset(model)), .rstd = statistics, .rows = rows,
           .columns = C, .dtype = model->dtype);
 }

@@ -285,18 +285,18 @@ void ls_block_backward(const struct ls_model *model, int block, const struct ls_
     }
 }
 
-static void *lay_out_bytes(struct ls_layout *layout, int64_t bytes) {
+void *ls_layout_bytes(struct ls_layout *layout, int64_t bytes) {
     void *memory = layout->base == NULL ? NULL : layout->base + layout->bytes;
     layout->bytes += (bytes + LAYOUT_ALIGNMENT - 1) / LAYOUT_ALIGNMENT * LAYOUT_ALIGNMENT;
     return memory;
 }
 
 float *ls_layout_floats(struct ls_layout *layout, int64_t count) {
-    return lay_out_bytes(layout, count * (int64_t)sizeof(float));
+    return ls_layout_bytes(layout, count * (int64_t)sizeof(float));
 }
 
 void *ls_layout_elements(struct ls_layout *layout, const struct ls_model *model, int64_t count) {
-    return lay_out_bytes(layout, count * ls_dtype_bytes(model->dtype));
+    return ls_layout_bytes(layout, count * ls_dtype_bytes(model->dtype));
 }
 
 int64_t ls_model_cache_bytes(const struct ls_model *model) {

@@ -17,6 +17,7 @@ template <typename T> struct norm_arguments {
 template <typename T> struct norm_gradient {
     T *input;             /* its gradient */
     float *weight, *bias; /* their gradients */
+    void *workspace;
     const T *output_gradient, *x, *scale;
     const float *mean, *rstd;
     int64_t rows, columns;
@@ -125,9 +126,10 @@ __global__ void __launch_bounds__(THREADS, 3) backward_input(norm_gradient<T> n)
 }
 
 template <typename T, int N, bool CENTRED>
-__global__ void __launch_bounds__(LS_COLUMN_THREADS) backward_parameters(norm_gradient<T> n) {
+__global__ void __launch_bounds__(LS_COLUMN_THREADS, 2)
+    backward_parameters(norm_gradient<T> n, struct ls_slices slices) {
     float *const sums[2] = {n.weight, CENTRED ? n.bias : nullptr};
-    ls_sum_columns<T, N>(sums, n.rows, n.columns, [&](int64_t row, int64_t column, float(&values)[2][N]) {
+    ls_sum_columns<T, N, 2>(sums, slices, n.rows, n.columns, [&](int64_t row, int64_t column, float(&values)[2][N]) {
         const float mean = CENTRED ? n.mean[row] : 0.0f, rstd = n.rstd[row];
         float x[N];
         ls_load(values[1], n.output_gradient + row * n.columns + column);
@@ -147,8 +149,11 @@ template <typename T, int N, bool CENTRED> cudaError_t put_forward(const norm_ar
 /* The parameters' gradients first: the input's may lie over what they read. */
 template <typename T, int N, bool CENTRED> cudaError_t put_backward(const norm_gradient<T> &n, cudaStream_t stream) {
     if (n.rows <= 0) return cudaSuccess;
-    const cudaError_t error = LS_LAUNCH((backward_parameters<T, N, CENTRED>), (ls_column_blocks<T, N>(n.columns)),
-                                        LS_COLUMN_THREADS, 0, stream, n);
+    float *const sums[2] = {n.weight, CENTRED ? n.bias : nullptr};
+    const cudaError_t error = ls_put_column_sums<T, N>(
+        sums, n.workspace, n.rows, n.columns, stream, [=](dim3 grid, const struct ls_slices &slices) {
+            return LS_LAUNCH((backward_parameters<T, N, CENTRED>), grid, LS_COLUMN_THREADS, 0, stream, n, slices);
+        });
     if (error != cudaSuccess) return error;
     if (n.columns > LONG_ROW)
         return LS_LAUNCH((backward_input<T, N, THREADS, CENTRED>), ls_blocks(n.rows, 1), THREADS, 0, stream, n);
@@ -212,6 +217,7 @@ cudaError_t ls_cuda_layernorm_backward(const struct ls_op_layernorm_backward *op
         const norm_gradient<T> n = {static_cast<T *>(op->input_gradient),
                                     op->weight_gradient,
                                     op->bias_gradient,
+                                    op->workspace,
                                     static_cast<const T *>(op->output_gradient),
                                     static_cast<const T *>(op->input),
                                     static_cast<const T *>(op->weight),
@@ -230,6 +236,7 @@ cudaError_t ls_cuda_rmsnorm_backward(const struct ls_op_rmsnorm_backward *op, cu
         const norm_gradient<T> n = {static_cast<T *>(op->input_gradient),
                                     op->weight_gradient,
                                     nullptr,
+                                    op->workspace,
                                     static_cast<const T *>(op->output_gradient),
                                     static_cast<const T *>(op->input),
                                     static_cast<const T *>(op->weight),

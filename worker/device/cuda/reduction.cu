@@ -9,12 +9,22 @@ namespace {
 constexpr int THREADS = 256, NORM_PIECE = 1024, SUM_THREADS = 512;
 
 template <typename T, int N>
-__global__ void __launch_bounds__(LS_COLUMN_THREADS)
-    bias_backward(float *bias_gradient, const T *output_gradient, int64_t rows, int64_t columns) {
+__global__ void __launch_bounds__(LS_COLUMN_THREADS, 2)
+    bias_backward(float *bias_gradient, const T *output_gradient, struct ls_slices slices, int64_t rows,
+                  int64_t columns) {
     float *const sums[1] = {bias_gradient};
-    ls_sum_columns<T, N>(sums, rows, columns, [=](int64_t row, int64_t column, float(&values)[1][N]) {
+    ls_sum_columns<T, N, 4>(sums, slices, rows, columns, [=](int64_t row, int64_t column, float(&values)[1][N]) {
         ls_load(values[0], output_gradient + row * columns + column);
     });
+}
+
+template <typename T, int N> cudaError_t put_bias_backward(const struct ls_op_bias_backward *op, cudaStream_t stream) {
+    float *const sums[1] = {op->bias_gradient};
+    return ls_put_column_sums<T, N>(
+        sums, op->workspace, op->rows, op->columns, stream, [=](dim3 grid, const struct ls_slices &slices) {
+            return LS_LAUNCH((bias_backward<T, N>), grid, LS_COLUMN_THREADS, 0, stream, op->bias_gradient,
+                             static_cast<const T *>(op->output_gradient), slices, op->rows, op->columns);
+        });
 }
 
 template <typename T, int N> __device__ __forceinline__ double sum_of_squares(const T *x, int64_t count, int lane) {
@@ -79,13 +89,9 @@ cudaError_t ls_cuda_bias_backward(const struct ls_op_bias_backward *op, cudaStre
     if (op->rows <= 0 || op->columns <= 0) return cudaSuccess;
     return ls_by_type(op->dtype, [=](auto element) {
         using T = decltype(element);
-        const T *gradient = static_cast<const T *>(op->output_gradient);
         constexpr int N = ls_pack<T>;
-        if (ls_aligned(gradient) && op->columns % N == 0)
-            return LS_LAUNCH((bias_backward<T, N>), (ls_column_blocks<T, N>(op->columns)), LS_COLUMN_THREADS, 0, stream,
-                             op->bias_gradient, gradient, op->rows, op->columns);
-        return LS_LAUNCH((bias_backward<T, 1>), (ls_column_blocks<T, 1>(op->columns)), LS_COLUMN_THREADS, 0, stream,
-                         op->bias_gradient, gradient, op->rows, op->columns);
+        return ls_aligned(op->output_gradient) && op->columns % N == 0 ? put_bias_backward<T, N>(op, stream)
+                                                                       : put_bias_backward<T, 1>(op, stream);
     });
 }
 

@@ -19,6 +19,7 @@ enum {
     PEERS_MILLISECONDS = 250,
     /* From a failure to its report: the others must see the first loss, not this rank's end. */
     LINGER_MILLISECONDS = 2500,
+    HOLD_MILLISECONDS = 1000,     /* the same for what the watchdog finds: four looks of the others */
     PATIENCE_MILLISECONDS = 2000, /* for a lost rank's process to be gone after NCCL missed it */
     FLIGHTS = 64,
     POLLS_AWAKE = 1000,
@@ -60,6 +61,15 @@ static void set_failure(struct ls_nccl_team *team, const struct ls_error *failur
     atomic_store(&team->failed, true);
     if (team->stream) ls_cuda_stream_fail(team->stream, failure);
     pthread_cond_broadcast(&team->changed);
+}
+
+/* For the watchdog: who synchronises the stream leaves as soon as that has failed, and the others are to see the first
+ * loss before. The mutex is held, and given up meanwhile. */
+static void set_failure_late(struct ls_nccl_team *team, const struct ls_error *failure) {
+    pthread_mutex_unlock(&team->mutex);
+    sleep_ns(HOLD_MILLISECONDS * INT64_C(1000000));
+    pthread_mutex_lock(&team->mutex);
+    if (!atomic_load(&team->closing)) set_failure(team, failure);
 }
 
 enum ls_code ls_nccl_team_check(struct ls_nccl_team *team, struct ls_error *error) {
@@ -230,7 +240,7 @@ static void look_at_members(struct ls_nccl_team *team) {
         if (result == ncclSuccess || result == ncclInProgress) continue;
         struct ls_error failure;
         describe_nccl_error(team, result, "a collective", member->handle, &failure);
-        set_failure(team, &failure);
+        set_failure_late(team, &failure);
         return;
     }
 }
@@ -240,7 +250,7 @@ static void look_at_peers(struct ls_nccl_team *team) {
     const int lost = lost_peer(team);
     if (lost < 0) return;
     describe_lost_peer(team, lost, &failure);
-    set_failure(team, &failure);
+    set_failure_late(team, &failure);
 }
 
 static void *watch(void *argument) {

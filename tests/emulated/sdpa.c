@@ -154,7 +154,7 @@ static bool choose(const struct attention *a, int64_t batch, int64_t kv_heads) {
     if (ls_device_adopt(a->device, choices, bytes, &whole, &error)) fail_msg("%s", error.text);
     free(choices);
     assert_true(whole);
-    return sdpa->ready;
+    return sdpa->used == LS_SDPA_BOTH;
 }
 
 static double difference(const uint16_t *one, const uint16_t *other, int64_t count) {

@@ -86,9 +86,11 @@ executed "a smaller micro-batch goes sequence by sequence" llama-1 24 24
 train llama-2 llama 2 --set zero.stage=2
 agrees "on 2 ranks at stage 2 too" cpu-llama llama-2
 executed "smaller ones on both ranks too" llama-2 36 36
-line="attention: cuDNN [0-9.]+ where a micro-batch has no document boundary, engines 4 and 4"
-check "the log says which engines, what they cost and how far off they are" grep -qE "$line; it differs from our kernels by" "$work/llama-2/logs/rank-00000.log"
-check "an engine that calls itself nondeterministic, the library's first choice, is passed over" grep -q "engines 4 and 4" "$work/llama-2/logs/rank-00000.log"
+line="by cuDNN [0-9.]+ where a micro-batch has no document boundary, engine 4; it differs from our kernels by"
+for direction in forward backward; do
+    check "the log says which engine has the $direction, how far off it is and what it takes; the first, nondeterministic, is passed over" bash -c \
+        "grep -qE 'attention: $direction $line' '$work/llama-2/logs/rank-00000.log' && grep -qE '$direction by cuDNN [0-9.]+ ms, by our kernels' '$work/llama-2/logs/rank-00000.log'"
+done
 check "and named, with its place among the proposals" grep -q "the backward of cuDNN by engine 4, .* proposal 2 of 3; not taken because they are not deterministic: 3$" \
     "$work/llama-2/logs/rank-00000.log"
 
@@ -113,15 +115,15 @@ fi
 LS_STANDIN_CUDNN=slow train fixed-1 gpt2 1 --set train.reduction=fixed
 train fixed-2 gpt2 2 --set train.reduction=fixed --set zero.stage=3
 check "reduction: fixed uses it without measuring, on 1 GPU and on 2 with the same weights" cmp "$(weights fixed-1)" "$(weights fixed-2)"
-check "there is no time in its log" bash -c "grep -qE '$line' '$work/fixed-1/logs/rank-00000.log' && ! grep -q 'attention of .* ms' '$work/fixed-1/logs/rank-00000.log'"
+check "there is no time in its log" bash -c "grep -qE 'attention: backward $line' '$work/fixed-1/logs/rank-00000.log' && ! grep -q 'attention of .* ms' '$work/fixed-1/logs/rank-00000.log'"
 
 # What was measured is kept with the run. A resumed one uses it: cuDNN, though it is slow now, and with it the bits of a run that never
 # stopped. It is not used once damaged, or on another GPU, where the slow cuDNN is measured and passed over.
-resume() { # NAME FAULT VARIABLES...
+resume() { # NAME FAULT VARIABLES...; of the run that FROM names
     local name=$1 fault=$2
     shift 2
     rm -rf "$work/$name"
-    cp -a "$work/gpt2-1" "$work/$name"
+    cp -a "$work/${FROM:-gpt2-1}" "$work/$name"
     rm -rf "$work/$name"/{checkpoints/step-00000003,final,logs}
     [ "$fault" = none ] || printf x | dd of="$work/$name/choices" bs=1 seek=100 conv=notrunc status=none
     env LS_STANDIN_CUDNN=slow LS_STANDIN_DEVICES=1 "$@" timeout 120 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/$name" \
@@ -133,12 +135,12 @@ check "and has the weights of a run that never stopped" cmp "$(weights gpt2-1)" 
 resume damaged byte
 check "damaged choices are said to be, and made again" bash -c "grep -q 'choices is damaged' '$work/damaged/logs/rank-00000.log' && grep -q 'takes longer' '$work/damaged/logs/rank-00000.log'"
 resume other-gpu none LS_STANDIN_NAME='Another GPU'
-check "those of another GPU are made again" grep -q "attention: our own kernels; cuDNN .* takes longer" "$work/other-gpu/logs/rank-00000.log"
+check "those of another GPU are made again" grep -q "attention: forward by our own kernels; cuDNN .* takes longer" "$work/other-gpu/logs/rank-00000.log"
 
 # Whatever is wrong with it: a line in the log, and the weights of our own kernels.
 fallback() { # FAULT TEXT WHAT
     LS_STANDIN_CUDNN=$1 train "fault-$1" gpt2 1 --set train.steps=1 --set train.global_batch_size=2
-    if grep -qE "attention: our own kernels; $2" "$work/fault-$1/logs/rank-00000.log" && cmp -s "$(weights fault-old)" "$(weights "fault-$1")"; then
+    if grep -qE "attention: (forward by )?our own kernels; $2" "$work/fault-$1/logs/rank-00000.log" && cmp -s "$(weights fault-old)" "$(weights "fault-$1")"; then
         ok "$3: the log says so and our kernels serve"
     else
         not_ok "$3: the log says so and our kernels serve" "$work/fault-$1.log"
@@ -151,15 +153,32 @@ fallback none "the forward has no engine for it: 0 proposed" "no engine"
 fallback nondeterministic "the forward has no engine for it: 3 proposed, 3 of them not deterministic \([0-9]+, 4, [0-9]+\), " "engines that are not deterministic"
 fallback hungry "the forward has no engine for it: .* workspace of at least 1099511627776 bytes" "an engine that needs too much memory"
 fallback wrong "the output of cuDNN .* differs from ours" "one key too many for each query"
-fallback wrong-gradient "the gradient of queries of cuDNN .* differs from ours" "a wrong gradient"
-fallback unsteady "the gradient of .* of cuDNN .* has other bits each time" "an engine that says it is deterministic, and is not"
 fallback slow "cuDNN .* takes longer" "a slow engine"
+
+# What is wrong with the backward alone leaves it the forward: ours takes its results.
+mixed() { # FAULT TEXT FORWARDS BACKWARDS WHAT
+    LS_STANDIN_CUDNN=$1 train "mixed-$1" gpt2 1 --set checkpoint.every_steps=1 --set checkpoint.keep=3
+    local log=$work/mixed-$1/logs/rank-00000.log
+    if grep -qE "attention: forward $line" "$log" && grep -qE "attention: backward by our own kernels; $2" "$log" &&
+        [ "$(executions "mixed-$1")" = "$3 $4" ]; then
+        ok "$5: the forward alone is cuDNN's, and the log says so"
+    else
+        not_ok "$5: the forward alone is cuDNN's, and the log says so ($(executions "mixed-$1"))" "$work/mixed-$1.log"
+    fi
+    agrees "and it agrees with a CPU" cpu-gpt2 "mixed-$1"
+}
+mixed wrong-gradient "the gradient of queries of cuDNN .* differs from ours" 18 1 "a wrong gradient"
+mixed unsteady "the gradient of .* of cuDNN .* has other bits each time" 18 2 "a backward that says it is deterministic, and is not"
+mixed slow-backward "cuDNN .* takes longer" 18 11 "a slow backward"
+FROM=mixed-slow-backward resume mixed-resumed none LS_STANDIN_CUDNN=
+check "a resumed run goes on with cuDNN's forward alone, and has the same weights" cmp "$(weights mixed-slow-backward)" "$(weights mixed-resumed)"
+check "though its backward is not slow any more" grep -q "computed as the run's first attempt chose" "$work/mixed-resumed/logs/rank-00000.log"
 
 # The real library, if it is on this machine, finds no driver; where it is not, it cannot be opened.
 mkdir "$work/folder" && ln -s "$PWD"/build/emulator/lib/lib{cublasLt,nvidia-ml,nccl}* "$work/folder"
 LOCKSTEP_CUDA_LIBRARIES=$work/folder train without gpt2 1 --set train.steps=1 --set train.global_batch_size=2
 check "without the stand-in: the log says so and our kernels serve" bash -c "cmp '$(weights fault-old)' '$(weights without)' &&
-    grep -qE 'attention: our own kernels; (cudnnCreate of|device: libcudnn.so.9 cannot be opened)' '$work/without/logs/rank-00000.log'"
+    grep -qE 'attention: (forward by )?our own kernels; (cudnnCreate of|device: libcudnn.so.9 cannot be opened)' '$work/without/logs/rank-00000.log'"
 
 # One rank that cannot: none does. A launch that fails later: our kernels from there on.
 LS_STANDIN_CUDNN=other:1 train one-rank gpt2 2 --set train.steps=1 --set train.global_batch_size=4

@@ -433,7 +433,8 @@ static void run(void *argument) {
     struct graph_fault fault = {.sees_next = is("wrong"), .factor = 1};
     if (is("wrong-gradient") && is_backward(execution->graph)) fault.factor = 1.25;
     if (is("unsteady") && number_of_run % 2 && is_backward(execution->graph)) fault.factor = 1 + 0x1p-8;
-    if (is("slow")) nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    if (is("slow") || (is("slow-backward") && is_backward(execution->graph)))
+        nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
     for (int i = 0; i < execution->graph->tensor_count; i++)
         if (execution->graph->tensors[i].by_value) execution->pointers[i] = &execution->scalars[i];
     memset(execution->workspace, 0xff, (size_t)workspace_of(execution->graph));

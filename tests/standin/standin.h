@@ -18,11 +18,12 @@
  *     LS_STANDIN_FAIL=N    the N-th allocation of device memory (from 1) is refused
  *     LS_STANDIN_LOG=FILE  at exit, a line is appended: peak bytes of device memory, waits, launches
  *     LS_STANDIN_CUBLASLT  what is special about cuBLASLt: gelu (GELU's derivative in fp32 too), first (each first
- * proposal is refused when it is to run), late (so is every one with an epilogue), dead (all are), rising (a GPU's
- * clock: the first products are slow) LS_STANDIN_CUDNN     what is wrong with cuDNN, followed by ":RANK" for one rank:
- * old, uncreated, refuse (graphs), none (no engine), nondeterministic (every engine), other (engines' numbers), hungry
- *                          (workspace), wrong (results), wrong-gradient, unsteady (other bits each time), slow, failing
- *                          (after a while)
+ *                          proposal is refused when it is to run), late (so is every one with an epilogue), dead (all
+ *                          are), rising (a GPU's clock: the first products are slow)
+ *     LS_STANDIN_CUDNN     what is wrong with cuDNN, followed by ":RANK" for one rank: old, uncreated, refuse (graphs),
+ *                          none (no engine), nondeterministic (every engine), other (engines' numbers), hungry
+ *                          (workspace), wrong (results), wrong-gradient, unsteady (other bits each time), slow,
+ *                          slow-backward, failing (after a while)
  *     LS_STANDIN_CUDNN_LOG=FILE   at exit, a line is appended: executions of forward and backward */
 #ifndef LS_TESTS_STANDIN_STANDIN_H
 #define LS_TESTS_STANDIN_STANDIN_H

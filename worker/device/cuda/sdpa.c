@@ -160,16 +160,16 @@ int64_t ls_sdpa_sums_bytes(int64_t count) {
     return (count * (int64_t)sizeof(float) + SUMS_ALIGNMENT - 1) / SUMS_ALIGNMENT * SUMS_ALIGNMENT;
 }
 
-void ls_sdpa_clear_plans(struct ls_cuda_sdpa *sdpa) {
-    sdpa->ready = false;
+void ls_sdpa_clear_plans(struct ls_cuda_sdpa *sdpa, int64_t directions) {
+    sdpa->used &= ~directions;
     for (int i = 0; i < LS_SDPA_PLANS; i++) {
+        if (!(ls_sdpa_direction(i) & directions)) continue;
         ls_sdpa_graph_clear(&sdpa->plans[i].graph);
         memset(&sdpa->plans[i], 0, sizeof sdpa->plans[i]);
     }
 }
 
-/* What can be said before the library is asked. */
-static bool is_suitable(const struct ls_cuda_sdpa *sdpa, struct ls_sdpa_reason *why) {
+bool ls_sdpa_is_suitable(const struct ls_cuda_sdpa *sdpa, struct ls_sdpa_reason *why) {
     const struct ls_op_attention_backward *op = &sdpa->backward;
     if (!sdpa->library) {
         snprintf(why->text, sizeof why->text, "%s", sdpa->missing.text);
@@ -197,10 +197,10 @@ static bool is_suitable(const struct ls_cuda_sdpa *sdpa, struct ls_sdpa_reason *
     return true;
 }
 
-bool ls_sdpa_make_plans(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *wanted, struct ls_sdpa_reason *why) {
+bool ls_sdpa_make_plans(struct ls_cuda_sdpa *sdpa, int64_t direction, const struct ls_sdpa_choice *wanted,
+                        struct ls_sdpa_reason *why) {
     const struct ls_op_attention_backward *op = &sdpa->backward;
-    ls_sdpa_clear_plans(sdpa);
-    if (!is_suitable(sdpa, why)) return false;
+    ls_sdpa_clear_plans(sdpa, direction);
     ls_cuda_use(sdpa->device);
     const cudnnStatus_t status = sdpa->handle ? CUDNN_STATUS_SUCCESS : sdpa->library->cudnnCreate(&sdpa->handle);
     if (status) {
@@ -216,10 +216,12 @@ bool ls_sdpa_make_plans(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *
         [LS_SDPA_BACKWARD_SINGLE] = {.batch = sdpa->piece.batch > 1, .kv_heads = sdpa->piece.kv_heads}};
     bool made = true;
     for (int i = 0; i < LS_SDPA_PLANS && made; i++) {
+        if (ls_sdpa_direction(i) != direction) continue;
         sdpa->plans[i].batch = sizes[i].batch;
         sdpa->plans[i].kv_heads = sizes[i].kv_heads;
         if (sizes[i].batch) made = make_plan(sdpa, i, wanted ? wanted->position[i] : -1, why);
     }
+    if (!made) ls_sdpa_clear_plans(sdpa, direction);
     return made;
 }
 
@@ -339,13 +341,13 @@ static bool gave_up(struct ls_cuda_sdpa *sdpa, struct ls_stream *stream, cudnnSt
         ls_cuda_stream_fail(stream, &error);
     else
         ls_log(LS_LOG_WARNING, "%s They serve from now on.", error.text);
-    sdpa->ready = sdpa->device->base.fixed;
+    if (!sdpa->device->base.fixed) sdpa->used = 0;
     return !sdpa->device->base.fixed;
 }
 
 bool ls_cuda_sdpa_forward(struct ls_cuda_sdpa *sdpa, struct ls_stream *stream,
                           const struct ls_op_attention_forward *op) {
-    if (!sdpa || !sdpa->ready || op->document_start || !op->lse || op->batch <= 0) return false;
+    if (!sdpa || !(sdpa->used & LS_SDPA_USES_FORWARD) || op->document_start || !op->lse || op->batch <= 0) return false;
     const struct ls_op_attention_forward *noted = &sdpa->forward;
     const void *const pointers[] = {op->q, op->k, op->v, op->output, op->lse, op->workspace};
     if (op->dtype != noted->dtype || op->query_length != noted->query_length || op->key_length != noted->key_length ||
@@ -360,7 +362,7 @@ bool ls_cuda_sdpa_forward(struct ls_cuda_sdpa *sdpa, struct ls_stream *stream,
 
 bool ls_cuda_sdpa_backward(struct ls_cuda_sdpa *sdpa, struct ls_stream *stream,
                            const struct ls_op_attention_backward *op) {
-    if (!sdpa || !sdpa->ready || op->document_start || op->batch <= 0) return false;
+    if (!sdpa || !(sdpa->used & LS_SDPA_USES_BACKWARD) || op->document_start || op->batch <= 0) return false;
     const struct ls_op_attention_backward *noted = &sdpa->backward;
     const void *const pointers[] = {op->q,          op->k,          op->v,          op->output, op->output_gradient,
                                     op->q_gradient, op->k_gradient, op->v_gradient, op->lse,    op->workspace};
@@ -391,7 +393,7 @@ const char *ls_cuda_sdpa_version(const struct ls_cuda_sdpa *sdpa) {
 }
 
 void ls_cuda_sdpa_abandon(struct ls_cuda_sdpa *sdpa) {
-    if (sdpa) ls_sdpa_clear_plans(sdpa);
+    if (sdpa) ls_sdpa_clear_plans(sdpa, LS_SDPA_BOTH);
 }
 
 enum ls_code ls_cuda_sdpa_create(struct ls_cuda_device *device, struct ls_cuda_sdpa **sdpa, struct ls_error *error) {
@@ -407,7 +409,7 @@ enum ls_code ls_cuda_sdpa_create(struct ls_cuda_device *device, struct ls_cuda_s
 
 void ls_cuda_sdpa_destroy(struct ls_cuda_sdpa *sdpa) {
     if (!sdpa) return;
-    ls_sdpa_clear_plans(sdpa);
+    ls_sdpa_clear_plans(sdpa, LS_SDPA_BOTH);
     if (sdpa->handle) sdpa->library->cudnnDestroy(sdpa->handle);
     free(sdpa);
 }

@@ -1,8 +1,8 @@
 /* Attention by cuDNN at the tensor cores' speed, where it serves: plain causal attention in bf16 and fp16, no document
- * boundary in sight. It is used once rank 0 has compared it with our own kernels at the run's shape and found it right
- * and, unless results have to be the same in every run, faster. Engines that the library calls nondeterministic are not
- * used, nor those whose results differ from one time to the next. Whatever speaks against it, our kernels serve and the
- * log says why. */
+ * boundary in sight. Forward and backward are used, each by itself, once rank 0 has compared it with our own kernels at
+ * the run's shape and found it right and, unless results have to be the same in every run, faster. Engines that the
+ * library calls nondeterministic are not used, nor those whose results differ from one time to the next. Whatever
+ * speaks against it, our kernels serve and the log says why. */
 #ifndef LS_WORKER_DEVICE_CUDA_SDPA_H
 #define LS_WORKER_DEVICE_CUDA_SDPA_H
 
@@ -11,8 +11,9 @@
 /* What rank 0 decided, for all: which of the library's proposals serves each of the plans. No padding: it is sent and
  * stored as it is. */
 enum { LS_SDPA_PLANS = 4, LS_SDPA_VERSION_MAX = 24 };
+enum { LS_SDPA_USES_FORWARD = 1, LS_SDPA_USES_BACKWARD = 2 };
 struct ls_sdpa_choice {
-    int64_t used; /* 0: our kernels; what follows says for which attention all the same */
+    int64_t used; /* LS_SDPA_USES_...; the rest is our kernels'. What follows says for which attention all the same */
     int64_t capability, batch, length, heads, kv_heads, head_size, dtype;
     int64_t position[LS_SDPA_PLANS], engine[LS_SDPA_PLANS]; /* -1: no such plan */
     char version[LS_SDPA_VERSION_MAX];

@@ -139,13 +139,17 @@ static bool is_started(struct trial *t, cudnnStatus_t status, const char *what) 
     return is_done(t, cudaSuccess, what);
 }
 
-static bool check_forward(struct trial *t) {
+static bool fill_inputs(struct trial *t) {
     const struct rows q = rows_of(t, "", t->forward.q, false), k = rows_of(t, "", t->forward.k, true),
-                      v = rows_of(t, "", t->forward.v, true), output = output_rows(t, "the output", t->forward.output);
+                      v = rows_of(t, "", t->forward.v, true);
+    return fill(t, &q, 1) && fill(t, &k, 2) && fill(t, &v, 3);
+}
+
+static bool check_forward(struct trial *t) {
+    const struct rows output = output_rows(t, "the output", t->forward.output);
     const size_t bytes = (size_t)span_of(&output) * 2,
                  lse_bytes = (size_t)(t->forward.batch * t->forward.heads * t->forward.query_length) * sizeof(float);
-    return fill(t, &q, 1) && fill(t, &k, 2) && fill(t, &v, 3) &&
-           is_done(t, ls_cuda_attention_forward(&t->forward, t->stream), "our forward") &&
+    return is_done(t, ls_cuda_attention_forward(&t->forward, t->stream), "our forward") &&
            fetch(t, t->ours, output.memory, bytes) && fetch(t, t->our_lse, t->forward.lse, lse_bytes) &&
            spoil(t, &output) && is_done(t, cudaMemsetAsync(t->forward.lse, 0xff, lse_bytes, t->stream), "a fill") &&
            is_started(t, ls_sdpa_run_forward(t->sdpa, t->stream, &t->forward), "the forward") &&
@@ -153,7 +157,7 @@ static bool check_forward(struct trial *t) {
            compare(t, &output, &t->forward_difference) && compare_lse(t);
 }
 
-/* After the forward, whose results it takes. A gradient's rows hold those of the others in between, so each is fetched
+/* Takes the results of our forward. A gradient's rows hold those of the others in between, so each is fetched
  * by itself. */
 static bool check_backward(struct trial *t) {
     const struct ls_op_attention_backward *op = &t->backward;
@@ -161,7 +165,8 @@ static bool check_backward(struct trial *t) {
     const struct rows gradients[] = {rows_of(t, "the gradient of queries", op->q_gradient, false),
                                      rows_of(t, "the gradient of keys", op->k_gradient, true),
                                      rows_of(t, "the gradient of values", op->v_gradient, true)};
-    if (!fill(t, &d_output, 4)) return false;
+    if (!fill(t, &d_output, 4) || !is_done(t, ls_cuda_attention_forward(&t->forward, t->stream), "our forward"))
+        return false;
     for (int i = 0; i < 3; i++) {
         const size_t bytes = (size_t)span_of(&gradients[i]) * 2;
         if (!is_done(t, ls_cuda_attention_backward(op, t->stream), "our backward") ||
@@ -179,45 +184,48 @@ static bool check_backward(struct trial *t) {
     return true;
 }
 
-enum { THEIR_FORWARD, THEIR_BACKWARD, OUR_FORWARD, OUR_BACKWARD, MEASURED };
-
-static int run(struct trial *t, int what) {
-    switch (what) {
-    case THEIR_FORWARD: return (int)ls_sdpa_run_forward(t->sdpa, t->stream, &t->forward);
-    case THEIR_BACKWARD: return (int)ls_sdpa_run_backward(t->sdpa, t->stream, &t->backward);
-    case OUR_FORWARD: return (int)ls_cuda_attention_forward(&t->forward, t->stream);
-    default: return (int)ls_cuda_attention_backward(&t->backward, t->stream);
-    }
+static int run(struct trial *t, int64_t direction, bool ours) {
+    if (direction == LS_SDPA_USES_FORWARD)
+        return ours ? (int)ls_cuda_attention_forward(&t->forward, t->stream)
+                    : (int)ls_sdpa_run_forward(t->sdpa, t->stream, &t->forward);
+    return ours ? (int)ls_cuda_attention_backward(&t->backward, t->stream)
+                : (int)ls_sdpa_run_backward(t->sdpa, t->stream, &t->backward);
 }
 
-static int run_ours(void *trial) {
-    return run(trial, OUR_FORWARD);
+static int run_our_forward(void *trial) {
+    return run(trial, LS_SDPA_USES_FORWARD, true);
 }
 
 /* Milliseconds, HUGE_VAL when it fails. */
-static double time_run(struct trial *t, int what) {
+static double time_run(struct trial *t, int64_t direction, bool ours) {
     float milliseconds = 0;
-    if (cudaEventRecord(t->events[0], t->stream) || run(t, what) || cudaEventRecord(t->events[1], t->stream) ||
-        cudaEventSynchronize(t->events[1]) || cudaEventElapsedTime(&milliseconds, t->events[0], t->events[1]))
+    if (cudaEventRecord(t->events[0], t->stream) || run(t, direction, ours) ||
+        cudaEventRecord(t->events[1], t->stream) || cudaEventSynchronize(t->events[1]) ||
+        cudaEventElapsedTime(&milliseconds, t->events[0], t->events[1]))
         return HUGE_VAL;
     return (double)milliseconds;
 }
 
+static const char *name_of(int64_t direction) {
+    return direction == LS_SDPA_USES_FORWARD ? "forward" : "backward";
+}
+
 /* The best of a few runs of each, which take turns on a GPU that is at work already: the comparison in between left it
  * idle. */
-static bool is_faster(struct trial *t) {
-    double best[MEASURED] = {HUGE_VAL, HUGE_VAL, HUGE_VAL, HUGE_VAL};
-    ls_cuda_warm_up(t->stream, run_ours, t);
-    for (int repeat = 0; repeat < REPEATS; repeat++)
-        for (int what = 0; what < MEASURED; what++) best[what] = fmin(best[what], time_run(t, what));
-    const double *theirs = &best[THEIR_FORWARD], *ours = &best[OUR_FORWARD];
+static bool is_faster(struct trial *t, int64_t direction) {
+    double theirs = HUGE_VAL, ours = HUGE_VAL;
+    ls_cuda_warm_up(t->stream, run_our_forward, t);
+    for (int repeat = 0; repeat < REPEATS; repeat++) {
+        theirs = fmin(theirs, time_run(t, direction, false));
+        ours = fmin(ours, time_run(t, direction, true));
+    }
     const struct ls_op_attention_backward *op = &t->backward;
     ls_log(LS_LOG_INFO,
-           "attention of %lld x %lld tokens, %lld heads on %lld of %lld channels: cuDNN forward %.3f ms, backward %.3f "
-           "ms; ours %.3f ms and %.3f ms",
+           "attention of %lld x %lld tokens, %lld heads on %lld of %lld channels: %s by cuDNN %.3f ms, by our kernels "
+           "%.3f ms",
            (long long)op->batch, (long long)op->length, (long long)op->heads, (long long)op->kv_heads,
-           (long long)op->head_size, theirs[0], theirs[1], ours[0], ours[1]);
-    if (theirs[0] + theirs[1] < ours[0] + ours[1]) return true;
+           (long long)op->head_size, name_of(direction), theirs, ours);
+    if (theirs < ours) return true;
     snprintf(t->why->text, sizeof t->why->text, "cuDNN %s takes longer", t->sdpa->library->version);
     return false;
 }
@@ -266,10 +274,11 @@ static bool is_noted(const struct ls_cuda_sdpa *sdpa) {
 }
 
 /* The library's numbers of the plans' engines are those that were chosen. */
-static bool has_engines(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice,
+static bool has_engines(const struct ls_cuda_sdpa *sdpa, int64_t direction, const struct ls_sdpa_choice *choice,
                         struct ls_sdpa_reason *why) {
     for (int i = 0; i < LS_SDPA_PLANS; i++) {
-        if (!sdpa->plans[i].batch || sdpa->plans[i].engine == choice->engine[i]) continue;
+        if (ls_sdpa_direction(i) != direction || !sdpa->plans[i].batch || sdpa->plans[i].engine == choice->engine[i])
+            continue;
         snprintf(why->text, sizeof why->text, "the library's proposal %lld is engine %lld here, %lld was chosen",
                  (long long)choice->position[i], (long long)sdpa->plans[i].engine, (long long)choice->engine[i]);
         return false;
@@ -277,22 +286,48 @@ static bool has_engines(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_ch
     return true;
 }
 
-/* Plans by the library's first usable proposals, or those that were chosen; true where their results are right and, if
- * that counts, they are faster. */
-static bool try_library(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *wanted, bool timed,
-                        struct ls_sdpa_reason *why) {
-    struct trial trial = {.sdpa = sdpa, .forward = sdpa->forward, .backward = sdpa->backward, .why = why};
+/* Plans of one direction by the library's first usable proposals, or those that were chosen; true where their results
+ * are right and, if that counts, they are faster. */
+static bool try_direction(struct trial *t, int64_t direction, const struct ls_sdpa_choice *wanted, bool timed) {
+    return ls_sdpa_make_plans(t->sdpa, direction, wanted, t->why) &&
+           (!wanted || has_engines(t->sdpa, direction, wanted, t->why)) &&
+           (direction == LS_SDPA_USES_FORWARD ? check_forward(t) : check_backward(t)) &&
+           (!timed || is_faster(t, direction));
+}
+
+static void say_used(const struct trial *t, int64_t direction) {
+    const bool forward = direction == LS_SDPA_USES_FORWARD;
+    ls_log(LS_LOG_INFO,
+           "attention: %s by cuDNN %s where a micro-batch has no document boundary, engine %lld; it differs from our "
+           "kernels by %.1e of the norm",
+           name_of(direction), t->sdpa->library->version,
+           (long long)t->sdpa->plans[forward ? LS_SDPA_FORWARD : LS_SDPA_BACKWARD].engine,
+           forward ? t->forward_difference : t->backward_difference);
+}
+
+/* The directions, of those asked for, that the library serves. The log says what came of each. */
+static int64_t try_library(struct ls_cuda_sdpa *sdpa, int64_t directions, const struct ls_sdpa_choice *wanted,
+                           bool timed) {
+    struct ls_sdpa_reason why = {""};
+    struct trial trial = {.sdpa = sdpa, .forward = sdpa->forward, .backward = sdpa->backward, .why = &why};
+    int64_t used = 0;
+    if (!ls_sdpa_is_suitable(sdpa, &why)) {
+        ls_log(LS_LOG_INFO, "attention: our own kernels; %s", why.text);
+        return 0;
+    }
     trial.forward.document_start = trial.backward.document_start = NULL;
-    if (!ls_sdpa_make_plans(sdpa, wanted, why) || (wanted && !has_engines(sdpa, wanted, why))) return false;
-    bool used = begin(&trial) && check_forward(&trial) && check_backward(&trial);
-    if (used && timed) used = is_faster(&trial);
+    const bool begun = begin(&trial) && fill_inputs(&trial);
+    for (int64_t direction = LS_SDPA_USES_FORWARD; direction <= LS_SDPA_USES_BACKWARD; direction *= 2) {
+        if (!(directions & direction)) continue;
+        if (begun && try_direction(&trial, direction, wanted, timed)) {
+            used |= direction;
+            say_used(&trial, direction);
+        } else {
+            ls_log(LS_LOG_INFO, "attention: %s by our own kernels; %s", name_of(direction), why.text);
+            ls_sdpa_clear_plans(sdpa, direction);
+        }
+    }
     end(&trial);
-    if (used)
-        ls_log(LS_LOG_INFO,
-               "attention: cuDNN %s where a micro-batch has no document boundary, engines %lld and %lld; it differs "
-               "from our kernels by %.1e (forward) and %.1e (backward) of the norm",
-               sdpa->library->version, (long long)sdpa->plans[LS_SDPA_FORWARD].engine,
-               (long long)sdpa->plans[LS_SDPA_BACKWARD].engine, trial.forward_difference, trial.backward_difference);
     return used;
 }
 
@@ -323,28 +358,25 @@ static bool is_for(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice 
 }
 
 void ls_cuda_sdpa_choose(struct ls_cuda_sdpa *sdpa, struct ls_sdpa_choice *choice) {
-    struct ls_sdpa_reason why = {""};
     describe(sdpa, choice);
     if (!is_noted(sdpa)) return;
     ls_cuda_use(sdpa->device);
-    choice->used = try_library(sdpa, NULL, !sdpa->device->base.fixed, &why);
+    choice->used = try_library(sdpa, LS_SDPA_BOTH, NULL, !sdpa->device->base.fixed);
     for (int i = 0; i < LS_SDPA_PLANS; i++) {
-        const bool is_there = choice->used && sdpa->plans[i].batch;
+        const bool is_there = choice->used & ls_sdpa_direction(i) && sdpa->plans[i].batch;
         choice->position[i] = is_there ? sdpa->plans[i].position : -1;
         choice->engine[i] = is_there ? sdpa->plans[i].engine : -1;
     }
-    if (choice->used) return;
-    ls_log(LS_LOG_INFO, "attention: our own kernels; %s", why.text);
-    ls_sdpa_clear_plans(sdpa);
 }
 
 bool ls_cuda_sdpa_recall(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice) {
-    struct ls_sdpa_reason why = {""};
+    struct ls_sdpa_reason why = {"it is not found right here"};
     ls_cuda_use(sdpa->device);
     const bool fits =
-        is_for(sdpa, choice, &why) && (!choice->used || (is_noted(sdpa) && try_library(sdpa, choice, false, &why)));
+        is_for(sdpa, choice, &why) &&
+        (!choice->used || (is_noted(sdpa) && try_library(sdpa, choice->used, choice, false) == choice->used));
     if (!fits) ls_log(LS_LOG_INFO, "attention: the choice of an earlier attempt is not used; %s", why.text);
-    if (!fits) ls_sdpa_clear_plans(sdpa);
+    if (!fits) ls_sdpa_clear_plans(sdpa, LS_SDPA_BOTH);
     return fits;
 }
 
@@ -358,14 +390,22 @@ static bool has_plans(const struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choi
     return true;
 }
 
+static bool make_chosen(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice, struct ls_sdpa_reason *why) {
+    if (!ls_sdpa_is_suitable(sdpa, why)) return false;
+    for (int64_t direction = LS_SDPA_USES_FORWARD; direction <= LS_SDPA_USES_BACKWARD; direction *= 2)
+        if (choice->used & direction &&
+            (!ls_sdpa_make_plans(sdpa, direction, choice, why) || !has_engines(sdpa, direction, choice, why)))
+            return false;
+    return true;
+}
+
 bool ls_cuda_sdpa_adopt(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *choice) {
     struct ls_sdpa_reason why = {""};
     ls_cuda_use(sdpa->device);
     const bool usable =
-        choice->used && is_for(sdpa, choice, &why) &&
-        (has_plans(sdpa, choice) || (ls_sdpa_make_plans(sdpa, choice, &why) && has_engines(sdpa, choice, &why)));
+        choice->used && is_for(sdpa, choice, &why) && (has_plans(sdpa, choice) || make_chosen(sdpa, choice, &why));
     if (choice->used && !usable) ls_log(LS_LOG_WARNING, "attention: our own kernels; %s", why.text);
-    if (!usable) ls_sdpa_clear_plans(sdpa);
-    sdpa->ready = usable;
+    if (!usable) ls_sdpa_clear_plans(sdpa, LS_SDPA_BOTH);
+    sdpa->used = usable ? choice->used : 0;
     return usable || !choice->used;
 }

@@ -16,6 +16,7 @@ enum ls_sdpa_plan_kind {
     LS_SDPA_BACKWARD_SINGLE,
     LS_SDPA_PLAN_COUNT
 };
+enum { LS_SDPA_BOTH = LS_SDPA_USES_FORWARD | LS_SDPA_USES_BACKWARD };
 _Static_assert((int)LS_SDPA_PLAN_COUNT == LS_SDPA_PLANS, "a choice has a place for each plan");
 
 struct ls_sdpa_plan {
@@ -34,7 +35,7 @@ struct ls_cuda_sdpa {
     struct ls_op_attention_backward backward;
     struct ls_attention_piece piece; /* of what was noted */
     struct ls_sdpa_plan plans[LS_SDPA_PLANS];
-    bool ready; /* chosen: the plans are used */
+    int64_t used; /* chosen: LS_SDPA_USES_... */
     float scale, masked, one;
 };
 
@@ -43,9 +44,18 @@ struct ls_sdpa_reason {
     char text[640];
 };
 
-/* Plans for what was noted, by the library's first usable proposals or those that were chosen. False: why. */
-bool ls_sdpa_make_plans(struct ls_cuda_sdpa *sdpa, const struct ls_sdpa_choice *wanted, struct ls_sdpa_reason *why);
-void ls_sdpa_clear_plans(struct ls_cuda_sdpa *sdpa);
+/* Whether the library is there and serves what was noted, as far as can be said before it is asked. False: why. */
+bool ls_sdpa_is_suitable(const struct ls_cuda_sdpa *sdpa, struct ls_sdpa_reason *why);
+/* Plans of one direction of what is suitable, LS_SDPA_USES_..., for what was noted, by the library's first usable
+ * proposals or those that were chosen. False: why, and there are none. */
+bool ls_sdpa_make_plans(struct ls_cuda_sdpa *sdpa, int64_t direction, const struct ls_sdpa_choice *wanted,
+                        struct ls_sdpa_reason *why);
+/* Of the directions, one or both. */
+void ls_sdpa_clear_plans(struct ls_cuda_sdpa *sdpa, int64_t directions);
+/* The direction that a plan is for. */
+static inline int64_t ls_sdpa_direction(int plan) {
+    return plan < LS_SDPA_BACKWARD ? LS_SDPA_USES_FORWARD : LS_SDPA_USES_BACKWARD;
+}
 /* Bytes of the backward's scratch of `count` sums in front of the library's workspace. */
 int64_t ls_sdpa_sums_bytes(int64_t count);
 

@@ -341,17 +341,55 @@ static void cross_entropy_case(struct matrix s) {
     check_close("losses of rows", &row_loss, losses, 1e-5, 1e-5);
     const double once = get_value(loss);
     if (!(fabs(once - total) <= 1e-5 * (fabs(total) + 1.0))) fail("loss %.9g, the reference %.9g", once, total);
-    double ordered = before;
-    for (int64_t r = 0; r < rows; r++) ordered += row_loss.value[r];
-    if (once != ordered) fail("loss %.17g, in order of the rows it is %.17g", once, ordered);
+    double summed = before; /* in double, whatever the order */
+    for (int64_t r = 0; r < rows; r++) summed += row_loss.value[r];
+    if (!(fabs(once - summed) <= 1e-13 * (fabs(summed) + 1.0))) fail("loss %.17g, its rows' %.17g", once, summed);
     op.gradient = true;
+    device_copy(loss, &before, sizeof before);
     check_cuda(ls_cuda_cross_entropy(&op, 0));
+    if (get_value(loss) != once) fail("loss %.17g, and the second time %.17g", once, get_value(loss));
     check_close("gradient", &x, expected, rounding_of(s.dtype) + 1e-5, 1e-6);
     free_array(&x), free_array(&row_loss), free(targets), free(expected), free(losses), free(logits);
     device_free(on_device), device_free(loss), device_free(scale_on_device);
 }
 static void cross_entropy_and_its_gradient_are_right(void) {
     for_each(cross_entropy_case);
+}
+
+/* More rows than their sum takes at once; logits that grow along a row, so that the maximum does, and fall; that are
+ * -infinity from the first on; far apart. Rows are of two packs and a half. */
+static void losses_of_any_logits_are_added(void) {
+    const int64_t rows = brief ? 20 : 4300, vocabulary = 20, stride = 24;
+    struct array x = make_array(LS_BF16, rows * stride, 1.0), row_loss = make_array(LS_FP32, rows, 1.0);
+    int32_t *targets = (int32_t *)malloc((size_t)rows * sizeof *targets);
+    double *losses = zero_doubles(rows), total = 0.0;
+    for (int64_t r = 0; r < rows; r++) {
+        targets[r] = 7 + (int32_t)random_below(vocabulary - 7);
+        for (int64_t c = 0; c < vocabulary; c++) {
+            double *logit = &x.value[r * stride + c];
+            if (r % 4 == 0) *logit = (double)(10 * c) - 150.0;
+            if (r % 4 == 1) *logit = 3.0 - (double)c;
+            if (r % 4 == 2 && c < 7) *logit = -INFINITY;
+            if (r % 4 == 3) *logit = c % 2 ? 3e38 : -3e38;
+        }
+        if (r % 4 == 3) targets[r] |= 1; /* one of ten that are the same, the others are nothing beside them */
+    }
+    send(&x);
+    for (int64_t r = 0; r < rows; r++) {
+        const double *logits = x.value + r * stride;
+        double sum = 0.0;
+        for (int64_t c = 0; c < vocabulary; c++) sum += exp(logits[c] - logits[targets[r]]);
+        total += losses[r] = log(sum);
+    }
+    const double zero = 0.0;
+    int32_t *on_device = put_values(targets, rows);
+    double *loss = put_values(&zero, 1);
+    const struct ls_op_cross_entropy op = {x.device, loss,       on_device, NULL,  (float *)row_loss.device,
+                                           rows,     vocabulary, stride,    false, LS_BF16};
+    check_cuda(ls_cuda_cross_entropy(&op, 0));
+    check_close("losses of rows", &row_loss, losses, 1e-5, 1e-5);
+    if (!(fabs(get_value(loss) - total) <= 1e-5 * total)) fail("loss %.17g, not %.17g", get_value(loss), total);
+    free_array(&x), free_array(&row_loss), free(targets), free(losses), device_free(on_device), device_free(loss);
 }
 
 static void a_logit_that_is_no_number_makes_the_loss_none(void) {
@@ -381,6 +419,7 @@ int main(void) {
     run_test("embedding adds equal tokens in order", embedding_adds_equal_tokens_in_order);
     run_test("runs of tokens of any length are added in order", runs_of_tokens_of_any_length_are_added_in_order);
     run_test("cross-entropy and its gradient are right", cross_entropy_and_its_gradient_are_right);
+    run_test("losses of any logits are added", losses_of_any_logits_are_added);
     run_test("a logit that is no number makes the loss none", a_logit_that_is_no_number_makes_the_loss_none);
     return end_tests();
 }

@@ -236,9 +236,10 @@ struct ls_op_attention_backward {
     enum ls_dtype dtype;
 };
 
-/* Softmax cross-entropy over a chunk of rows: loss[0] += sum of -log p(target) over rows with target >= 0, in row
- * order, in double; when `gradient`, logits are replaced by (p - onehot) * gradient_scale[0], zero rows where target <
- * 0. Only the first `vocabulary` columns of each row of `stride` take part; the others get zero. */
+/* Softmax cross-entropy over a chunk of rows: loss[0] += sum of -log p(target) over rows with target >= 0, in double,
+ * in an order that follows from `rows` alone; when `gradient`, logits are replaced by (p - onehot) * gradient_scale[0],
+ * zero rows where target < 0. Only the first `vocabulary` columns of each row of `stride` take part; the others get
+ * zero. */
 struct ls_op_cross_entropy {
     void *logits;
     double *loss;
@@ -260,7 +261,7 @@ struct ls_op_add {
 
 /* result[0] += sum of squares: ordered sums of per-1024-element sums, in double. Either half alone: result NULL leaves
  * the sums of 1024 elements in `partial`, input NULL adds those that are there. `any_order`: a device may add those in
- * another order, the same one each time, if that is faster. */
+ * another order, the same one each time, if that is faster, and uses `partial` up. */
 struct ls_op_squared_norm {
     double *result;
     const void *input;

@@ -1,22 +1,34 @@
 /* Softmax cross-entropy fused with its gradient: a block per row, which it reads twice and writes once. */
-#include "worker/device/cuda/ordered.h"
+#include "worker/device/cuda/shared_sum.h"
+
+#include <float.h>
 
 namespace {
 
 constexpr int THREADS = 512;
 
-/* The sum of exponentials so far, relative to the largest value so far. */
+__device__ __forceinline__ float exponential(float x) {
+    return exp2f(x * 1.44269504f);
+}
+
+/* The sum of exponentials so far, relative to the largest value so far; that one is finite from the beginning, so that
+ * a logit of -infinity adds nothing. */
 struct softmax {
     float maximum, sum;
 };
 
-__device__ __forceinline__ void take(softmax &s, float x) {
-    if (x > s.maximum) {
-        s.sum = s.sum * expf(s.maximum - x) + 1.0f;
-        s.maximum = x;
-    } else if (x != -INFINITY) { /* which adds nothing, whatever the maximum is; a NaN does, and stays */
-        s.sum += expf(x - s.maximum);
+/* A NaN passes by the maximum and stays in the sum. */
+template <int N> __device__ __forceinline__ void take(softmax &s, const float (&x)[N]) {
+    float most = x[0], sum = 0.0f;
+#pragma unroll
+    for (int k = 1; k < N; k++) most = fmaxf(most, x[k]);
+    if (most > s.maximum) {
+        s.sum *= exponential(s.maximum - most);
+        s.maximum = most;
     }
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += exponential(x[k] - s.maximum);
+    s.sum += sum;
 }
 
 template <typename T, int N>
@@ -34,15 +46,18 @@ __global__ void __launch_bounds__(THREADS)
         for (int64_t i = threadIdx.x; i < stride; i += THREADS) x[i] = ls_from_float<T>(0.0f);
         return;
     }
-    softmax s = {ls_to_float(x[0]), 0.0f};
+    softmax s = {-FLT_MAX, 0.0f};
+#pragma unroll 2
     for (int64_t i = begin; i < whole; i += step) {
         ls_load(v, x + i);
-#pragma unroll
-        for (int k = 0; k < N; k++) take(s, v[k]);
+        take(s, v);
     }
-    for (int64_t i = whole + threadIdx.x; i < vocabulary; i += THREADS) take(s, ls_to_float(x[i]));
+    for (int64_t i = whole + threadIdx.x; i < vocabulary; i += THREADS) {
+        const float single[1] = {ls_to_float(x[i])};
+        take(s, single);
+    }
     const float maximum = ls_block_maximum<THREADS>(s.maximum);
-    const double own = s.sum > 0.0f ? static_cast<double>(s.sum * expf(s.maximum - maximum))
+    const double own = s.sum > 0.0f ? static_cast<double>(s.sum * exponential(s.maximum - maximum))
                                     : static_cast<double>(s.sum); /* zero, or NaN */
     const double sum = ls_block_sum<THREADS>(own);
     if (threadIdx.x == 0)
@@ -55,13 +70,13 @@ __global__ void __launch_bounds__(THREADS)
         ls_load(v, x + i);
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            const float p = expf(v[k] - maximum) * factor;
+            const float p = exponential(v[k] - maximum) * factor;
             v[k] = i + k == target ? p - scale : p;
         }
         ls_store(x + i, v);
     }
     for (int64_t i = whole + threadIdx.x; i < stride; i += THREADS) {
-        const float p = i < vocabulary ? expf(ls_to_float(x[i]) - maximum) * factor : 0.0f;
+        const float p = i < vocabulary ? exponential(ls_to_float(x[i]) - maximum) * factor : 0.0f;
         x[i] = ls_from_float<T>(i == target ? p - scale : p);
     }
 }
@@ -81,5 +96,5 @@ cudaError_t ls_cuda_cross_entropy(const struct ls_op_cross_entropy *op, cudaStre
                          op->gradient_scale, op->vocabulary, op->stride, op->gradient);
     });
     if (error != cudaSuccess) return error;
-    return ls_put_ordered_sum(op->loss, static_cast<const float *>(op->row_loss), op->rows, true, stream);
+    return LS_LAUNCH((ls_add_shared_sum<float>), 1, LS_SUM_THREADS, 0, stream, op->loss, op->row_loss, op->rows, 1);
 }

@@ -2,11 +2,12 @@
  * what is made of the norm. */
 #include "worker/device/cuda/columns.h"
 #include "worker/device/cuda/ordered.h"
+#include "worker/device/cuda/shared_sum.h"
 
 namespace {
 
 /* A warp sums one piece of 1024 elements. */
-constexpr int THREADS = 256, NORM_PIECE = 1024, SUM_THREADS = 512;
+constexpr int THREADS = 256, NORM_PIECE = 1024;
 
 template <typename T, int N>
 __global__ void __launch_bounds__(LS_COLUMN_THREADS, 2)
@@ -66,12 +67,11 @@ __global__ void __launch_bounds__(THREADS) squares(double *partial, const T *inp
     if (lane == 0) partial[piece] = sum;
 }
 
-/* One block: result += the sum of input, each thread its share. */
-__global__ void __launch_bounds__(SUM_THREADS) shared_sum(double *result, const double *input, int64_t count) {
-    double sum = 0.0;
-    for (int64_t i = threadIdx.x; i < count; i += SUM_THREADS) sum += input[i];
-    sum = ls_block_sum<SUM_THREADS>(sum);
-    if (threadIdx.x == 0) result[0] += sum;
+/* A block for each LS_SUM_SPAN values, whose sum it puts in the place of the first. */
+__global__ void __launch_bounds__(LS_SUM_THREADS) sum_spans(double *values, int64_t count) {
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * LS_SUM_SPAN, left = count - first;
+    const double sum = ls_shared_sum(values + first, left < LS_SUM_SPAN ? left : LS_SUM_SPAN, 1);
+    if (threadIdx.x == 0) values[first] = sum; /* all have been read: the sum has been through barriers */
 }
 
 __global__ void __launch_bounds__(LS_WARP) clip(struct ls_op_clip op) {
@@ -81,6 +81,16 @@ __global__ void __launch_bounds__(LS_WARP) clip(struct ls_op_clip op) {
     *op.norm = static_cast<float>(norm);
     *op.factor = static_cast<float>((maximum > 0.0 && norm > maximum ? maximum / norm : 1.0) / scale);
     *op.found_inf = !isfinite(norm);
+}
+
+/* Sums of spans first where there are several. */
+cudaError_t put_shared_sum(double *result, double *values, int64_t count, cudaStream_t stream) {
+    if (count <= LS_SUM_SPAN)
+        return LS_LAUNCH((ls_add_shared_sum<double>), 1, LS_SUM_THREADS, 0, stream, result, values, count, 1);
+    const unsigned spans = ls_blocks(count, LS_SUM_SPAN);
+    const cudaError_t error = LS_LAUNCH(sum_spans, spans, LS_SUM_THREADS, 0, stream, values, count);
+    if (error != cudaSuccess) return error;
+    return LS_LAUNCH((ls_add_shared_sum<double>), 1, LS_SUM_THREADS, 0, stream, result, values, spans, LS_SUM_SPAN);
 }
 
 } // namespace
@@ -107,7 +117,7 @@ cudaError_t ls_cuda_squared_norm(const struct ls_op_squared_norm *op, cudaStream
         if (error != cudaSuccess) return error;
     }
     if (!op->result) return cudaSuccess;
-    if (op->any_order) return LS_LAUNCH(shared_sum, 1, SUM_THREADS, 0, stream, op->result, op->partial, pieces);
+    if (op->any_order) return put_shared_sum(op->result, op->partial, pieces, stream);
     return ls_put_ordered_sum(op->result, op->partial, pieces, true, stream);
 }
 

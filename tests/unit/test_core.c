@@ -332,10 +332,12 @@ static void a_checkpoint_is_committed_when_every_part_and_step_is_safe(void **st
     do_steps(1, 2);
     part(OTHER, 2, 1); /* may come before rank 0's word */
     assert_int_equal(asked(LS_ACTION_KEEP_PART)->part.rank, 1);
+    assert_true(asked(LS_ACTION_KEEP_PART)->part.first); /* what the server kept before is another save's */
     saving(2, 0, false);
     part(OTHER, 2, 1);
     assert_int_equal(done.count, 0); /* not counted twice */
     part(VOICE, 2, 0);
+    assert_false(asked(LS_ACTION_KEEP_PART)->part.first);
     assert_null(asked(LS_ACTION_COMMIT)); /* steps 1 and 2 are not on disk */
     sync_journal();
     const struct ls_core_action *commit = asked(LS_ACTION_COMMIT);

@@ -228,7 +228,7 @@ enum ls_core_signal {
     LS_SIGNAL_REQUEUE, /* SIGTERM, SIGUSR1, the supervisor is gone: save, exit 75 */
     LS_SIGNAL_SAVE,    /* SIGUSR2, or a worker got a SIGTERM: save and go on */
     LS_SIGNAL_STOP,    /* SIGINT: finish the step, save, exit 130; the second one is NOW */
-    LS_SIGNAL_NOW      /* exit 130 at once */
+    LS_SIGNAL_NOW      /* SIGQUIT: exit 130 at once */
 };
 
 struct ls_core_event {

@@ -165,6 +165,8 @@ static void read_signals(struct ls_server *server) {
     while (!server->ended && read(server->signals, &info, sizeof info) == (ssize_t)sizeof info) {
         if (info.ssi_signo == SIGINT)
             on_signal(server, LS_SIGNAL_STOP);
+        else if (info.ssi_signo == SIGQUIT)
+            on_signal(server, LS_SIGNAL_NOW);
         else if (info.ssi_signo == SIGUSR2)
             on_signal(server, LS_SIGNAL_SAVE);
         else if (info.ssi_signo != SIGHUP)

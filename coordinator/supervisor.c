@@ -475,6 +475,11 @@ static void read_signals(struct supervisor *supervisor) {
             supervisor->interrupted_ms = now_ms();
             tell_signal(supervisor, LS_SIGNAL_STOP);
             break;
+        case SIGQUIT:
+            supervisor->interrupts += 2; /* as much as two of them */
+            supervisor->interrupted_ms = now_ms();
+            tell_signal(supervisor, LS_SIGNAL_NOW);
+            break;
         default: tell_signal(supervisor, LS_SIGNAL_REQUEUE); break;
         }
     }
@@ -580,7 +585,7 @@ static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_o
     if (code != LS_OK) return code;
     sigset_t set;
     sigemptyset(&set);
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD};
+    static const int numbers[] = {SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD};
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sigaddset(&set, numbers[i]);
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
@@ -615,7 +620,7 @@ enum ls_code ls_supervisor_run(const struct ls_run_options *options, struct ls_e
 enum ls_code ls_coordinator_run(const struct ls_run_options *options, struct ls_error *reason) {
     sigset_t set;
     sigemptyset(&set);
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
+    static const int numbers[] = {SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sigaddset(&set, numbers[i]);
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);

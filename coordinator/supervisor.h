@@ -4,6 +4,7 @@
  *
  *   SIGTERM, SIGUSR1, SIGHUP   save, exit 75         SIGUSR2   save and go on
  *   SIGINT                     finish the step, save, exit 130; twice: at once
+ *   SIGQUIT                    exit 130 at once, nothing is saved
  *
  * The launcher is in a session of its own and receives none of these before the save is done. */
 #ifndef LS_COORDINATOR_SUPERVISOR_H

@@ -125,7 +125,7 @@ cat >"$work/lockstep" <<END
 set -m
 "$PWD/build/emulator/lockstep" "\$@" &
 pid=\$!
-trap 'kill -INT \$pid' INT
+trap 'kill -QUIT \$pid' QUIT
 while kill -0 \$pid 2>/dev/null; do wait \$pid; status=\$?; done
 find "\$4" -name '*.safetensors' -o -name metrics.jsonl >>"$work/saved.txt"
 exit \$status

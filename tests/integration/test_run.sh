@@ -129,6 +129,10 @@ until_events live stop $((before + 1))
 sleep 0.3 # what comes within 0.2 s is the same interrupt
 kill -INT $supervisor
 ends 130 "exit 130 .*at once" "a second SIGINT ends at once" live
+begin quit -n 2
+kill -QUIT $supervisor
+ends 130 "exit 130 .*at once at step [0-9]+, not saved since step 0" "SIGQUIT ends at once" quit
+check "and saves nothing" bash -c '! ls quit/checkpoints 2>/dev/null | grep .'
 
 # ---- deaths ----
 

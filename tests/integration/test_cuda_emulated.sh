@@ -173,9 +173,10 @@ if [ "$LS_TEST_LONG" = 1 ]; then
     make -s -j2 BUILD=build/asan OPTIMISE='-O1 -DLS_DEBUG' \
         SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' \
         build/asan/emulator/lockstep build/asan/emulator/lockstep-worker >"$work/make.log" 2>&1 || tail -n 5 "$work/make.log"
-    expect 0 "steps +$steps of $steps" "under the address and undefined behaviour sanitizers two ranks train at stage 3" \
-        env LOCKSTEP_CUDA_LIBRARIES="$PWD/build/asan/emulator/lib" ASAN_OPTIONS=detect_leaks=0 LS_STANDIN_DEVICES=2 LS_STANDIN_ORDER=lazy \
-        build/asan/emulator/lockstep run "$work/gpt2.yaml" -n 2 --run-dir "$work/asan" --set zero.stage=3 --set precision=bf16
+    expect 0 "steps +$steps of $steps" "under the address and undefined behaviour sanitizers two ranks train and save at stage 3" \
+        env LOCKSTEP_CUDA_LIBRARIES="$PWD/build/asan/emulator/lib" ASAN_OPTIONS=detect_leaks=0 LS_STANDIN_DEVICES=2 LS_STANDIN_ORDER=lazy LS_STANDIN_ENGINE=1 \
+        build/asan/emulator/lockstep run "$work/gpt2.yaml" -n 2 --run-dir "$work/asan" --set zero.stage=3 --set precision=bf16 \
+        --set checkpoint.every_steps=1
 fi
 
 # The real program, with CUDA built in: CPUs where no CUDA library is at all.

@@ -307,11 +307,12 @@ static cublasStatus_t multiply_somehow(const struct ls_cuda_gemm *gemm, cudaStre
     for (int way = 0; way < count; way++) {
         const cublasStatus_t status = multiply(gemm, stream, product, &proposals[way].algo, op);
         if (is_refusal(status)) continue;
+        if (status) return status;
         product->algorithm = proposals[way].algo;
         ls_log(LS_LOG_INFO, "product %lld x %lld x %lld: cuBLASLt %s answered %d, by its proposal %d of %d it runs",
                (long long)op->m, (long long)op->n, (long long)op->k, gemm->library->version, (int)refusal, way + 1,
                count);
-        return status;
+        return CUBLAS_STATUS_SUCCESS;
     }
     return refusal;
 }

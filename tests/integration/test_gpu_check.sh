@@ -57,7 +57,7 @@ workers() { # process ids of the bundle's workers
         [ "$(readlink "$exe" 2>/dev/null)" != "$bundle/libexec/lockstep-worker" ] || cut -d / -f 3 <<<"$exe"
     done
 }
-shared_memory() { grep -ohE '/dev/shm/lockstep-[^ ]+' "/proc/$1/maps" 2>/dev/null | sort -u; } # PROCESS
+shared_memory() { grep -ohE '/dev/shm/lockstep-[0-9a-f]+-a[0-9]+' "/proc/$1/maps" 2>/dev/null | sort -u; } # PROCESS
 # Once it has taken shared memory.
 stop_a_worker() { [ -n "$(workers)" ] && shared=$(shared_memory "$(workers)") && [ -n "$shared" ] && kill -STOP $(workers); }
 # A worker that is stopped as soon as it is there holds its run up, whose end by signals does not reach it.
@@ -73,7 +73,7 @@ if [ $status = 1 ] && row memory failed && row loss passed && grep -q 'was ended
 else
     not_ok "a run that hangs is ended in its time, and the step behind it passes" "$report/report.md"
 fi
-if grep -qE 'left running and ended: .*lockstep-worker \(process [0-9]+\)' "$report/report.md" && [ -z "$(workers)" ] && ! ls $shared 2>/dev/null | grep -q .; then
+if grep -qE 'left running and ended: .*lockstep-worker \(process [0-9]+\)' "$report/report.md" && [ -z "$(workers)" ] && ! ls -d "$shared"* 2>/dev/null | grep -q .; then
     ok "what it left running is ended and named"
 else
     not_ok "what it left running is ended and named ($(workers | tr '\n' ' '))" "$report/report.md"

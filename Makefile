@@ -154,8 +154,9 @@ endif
 emulated: $(if $(CUDA_HOME),$(BUILD)/emulator/lockstep $(BUILD)/emulator/lockstep-worker $(EMULATED_TESTS))
 
 # The CUDA kernels on CPUs: the same .cu files compiled by a C++ compiler over tests/emulator. The scheduler is told of the
-# sanitizers and built without them.
-EMULATOR_FLAGS := -I. -isystem $(CUDA_HOME)/include -DLS_EMULATE -g $(OPTIMISE) -Wall -Wextra -Werror -Wshadow \
+# sanitizers and built without them. Sums of products are contracted, as nvcc does, where
+# this CPU can.
+EMULATOR_FLAGS := $(if $(shell grep -ow -m1 fma /proc/cpuinfo),-mfma) -ffp-contract=fast -I. -isystem $(CUDA_HOME)/include -DLS_EMULATE -g $(OPTIMISE) -Wall -Wextra -Werror -Wshadow \
 	-Wno-unknown-pragmas -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics
 EMULATOR_TESTS := $(patsubst tests/gpu/%.cu,$(BUILD)/emulator/tests/gpu/%,$(wildcard tests/gpu/test_*.cu))
 

@@ -432,7 +432,9 @@ static void on_coordinator_gone(struct supervisor *supervisor, int status) {
         snprintf(text, sizeof text, "the coordinator ended with code %d and said nothing", WEXITSTATUS(status));
     if (now_ms() - supervisor->born_ms > ROW_MS) supervisor->restarts = 0;
     size_t length = strlen(text);
-    if (!supervisor->ready.ready.attempt) {
+    /* Before it was ready: what it could not do another cannot either, but for one that somebody killed, and then only
+     * where there was a run already: a new one may be half made. */
+    if (!supervisor->ready.ready.attempt && !(WIFSIGNALED(status) && supervisor->options.resume)) {
         end(supervisor, LS_ERROR, text);
     } else if (supervisor->restarts++ >= RESTARTS_MAX) {
         snprintf(text + length, sizeof text - length,

@@ -158,6 +158,19 @@ check "it was told and started again" grep -q "the coordinator was killed by sig
 check "with the same samples in every step" bash -c "[ '$(digests steady | md5sum)' = '$(digests shaken | md5sum)' ]"
 check "and the same chain" cmp <(sed -n '/ledger_chain/p' steady/final/trainer.json) <(sed -n '/ledger_chain/p' shaken/final/trainer.json)
 
+# Killed as soon as it is there, before it can be ready: a run that goes on has another one.
+lockstep run "$config" --run-dir steady -n 2 --set train.steps=620 --accept train.steps --resume >early.out 2>early.err &
+early=$!
+for _ in $(seq 1000); do
+    child=$(grep -lsE "^PPid:[[:space:]]$early$" /proc/[0-9]*/status | cut -d/ -f3 | head -n 1)
+    [ -z "$child" ] || break
+    sleep 0.001
+done
+[ -z "$child" ] || kill -9 "$child"
+wait $early
+check "a coordinator that is killed while it starts is started again" test $? = 0 -a -d steady/checkpoints/step-00000620
+check "and its end is told" grep -q "the coordinator was killed by signal 9; starting it again" early.err
+
 begin mended -n 2 --set train.steps=900 --set checkpoint.every_steps=100
 kill -9 "$(worker_pid mended 1)"
 until_events mended recovered 1

@@ -323,7 +323,7 @@ struct world {
         ls_connection voice;
         bool joined[RANKS_MAX], told_lost[RANKS_MAX], told_stalled, assembled, stopped;
         bool stop_ordered; /* on this voice connection */
-        int64_t skips; /* steps in a row that made no update */
+        int64_t skips;     /* steps in a row that made no update */
         /* causes */
         int exact_code; /* of the first exact one, 0: none */
         bool exact_mendable;

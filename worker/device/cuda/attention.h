@@ -48,6 +48,39 @@ template <typename T, typename OP> static inline ls_attention<T> ls_attention_ba
     return p;
 }
 
+/* The order of the blocks of a grid that has a block for each of `tiles` tiles of each of `pairs` heads of sequences.
+ * Heads come in sections, whose keys and values the GPU's cache can hold; in a section all heads' first tiles come
+ * before the second ones, so that, where tiles differ in work and the largest are the first, small ones are what is
+ * left when the grid ends. */
+struct ls_attention_order {
+    int pairs, tiles, section;
+};
+struct ls_attention_place {
+    int pair, tile;
+};
+
+static __device__ __forceinline__ ls_attention_place ls_attention_at(const ls_attention_order &order, unsigned block) {
+    const unsigned whole = static_cast<unsigned>(order.section) * static_cast<unsigned>(order.tiles);
+    const int first = static_cast<int>(block / whole) * order.section, left = order.pairs - first;
+    const unsigned pairs = static_cast<unsigned>(left < order.section ? left : order.section);
+    return {first + static_cast<int>(block % whole % pairs), static_cast<int>(block % whole / pairs)};
+}
+
+/* On the host: for tiles of `rows` rows, with sections of 16 MiB of keys and values, or more where these would not fill
+ * a large GPU twice. */
+template <typename T>
+static inline ls_attention_order ls_attention_order_of(const ls_attention<T> &p, int64_t heads, int rows) {
+    const int64_t cache_bytes = 16 << 20, blocks = 528, pairs = p.batch * heads;
+    const int64_t tiles = (p.query_length + rows - 1) / rows, head_bytes = 4 * p.key_length * p.size;
+    int64_t section = cache_bytes / head_bytes * (heads / p.kv_heads);
+    if (section * tiles < blocks) section = (blocks + tiles - 1) / tiles;
+    if (section > pairs) section = pairs;
+    return {static_cast<int>(pairs), static_cast<int>(tiles), static_cast<int>(section)};
+}
+static inline unsigned ls_attention_blocks(const ls_attention_order &order) {
+    return ls_blocks(static_cast<int64_t>(order.pairs) * order.tiles, 1);
+}
+
 /* On the host, in tensor_attention.cu and tensor_attention_backward.cu: for 16-bit elements, where
  * ls_on_tensor_cores(). The backward takes over after the products. */
 template <typename T> cudaError_t ls_tensor_attention(const ls_attention<T> &p, cudaStream_t stream);

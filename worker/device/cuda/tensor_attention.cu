@@ -48,8 +48,9 @@ __device__ __forceinline__ void add_exponentials(float (&s)[M][N][4], float (&ma
         for (int n = 0; n < N; n++) highest = fmaxf(highest, fmaxf(s[i / 2][n][i % 2 * 2], s[i / 2][n][i % 2 * 2 + 1]));
         highest = fmaxf(highest, __shfl_xor_sync(LS_ALL_LANES, highest, 1));
         highest = fmaxf(highest, __shfl_xor_sync(LS_ALL_LANES, highest, 2));
-        const float base = highest == -INFINITY ? 0.0f : highest * scale;
-        factor[i] = ls_power_of_two(maximum[i] * scale - base);
+        /* The factor is 1 where the maximum stays, which maximum * scale - base would miss by a product's rounding. */
+        const float top = highest == -INFINITY ? 0.0f : highest, base = top * scale;
+        factor[i] = ls_power_of_two((maximum[i] - top) * scale);
         grown = grown || highest != maximum[i];
         maximum[i] = highest;
         float part = 0.0f;
@@ -72,14 +73,14 @@ __device__ __forceinline__ void add_exponentials(float (&s)[M][N][4], float (&ma
             for (int e = 0; e < 2; e++) out[i / 2][c][i % 2 * 2 + e] *= factor[i];
 }
 
-template <typename T, int SIZE> __global__ void __launch_bounds__(THREADS, 2) forward(ls_attention<T> p, int tiles) {
+template <typename T, int SIZE>
+__global__ void __launch_bounds__(THREADS, 2) forward(ls_attention<T> p, ls_attention_order order) {
     constexpr int KEYS = keys_of<SIZE>, N = KEYS / 8;
     LS_DYNAMIC_SHARED(T, shared);
     T *const queries = shared, *const keys = queries + ROWS * SIZE, *const values = keys + KEYS * SIZE;
-    /* The last tiles, which see the most keys, come first. */
-    const int tile = tiles - 1 - static_cast<int>(blockIdx.x % static_cast<unsigned>(tiles));
-    const int64_t head = blockIdx.x / static_cast<unsigned>(tiles) % p.heads,
-                  b = blockIdx.x / static_cast<unsigned>(tiles) / p.heads;
+    const ls_attention_place place = ls_attention_at(order, blockIdx.x);
+    const int64_t head = place.pair % p.heads, b = place.pair / p.heads;
+    const int tile = order.tiles - 1 - place.tile; /* the last ones, which see the most keys, first */
     const int i0 = tile * ROWS, queries_left = static_cast<int>(p.query_length) - i0,
               rows = queries_left < ROWS ? queries_left : ROWS;
     const int position = static_cast<int>(p.key_length - p.query_length) + i0, last = position + rows;
@@ -141,11 +142,10 @@ template <typename T, int SIZE> __global__ void __launch_bounds__(THREADS, 2) fo
 }
 
 template <typename T, int SIZE> cudaError_t put(const ls_attention<T> &p, cudaStream_t stream) {
-    const int64_t tiles = (p.query_length + ROWS - 1) / ROWS;
+    const ls_attention_order order = ls_attention_order_of(p, p.heads, ROWS);
     const cudaError_t error = LS_ALLOW_SHARED((forward<T, SIZE>), shared_bytes<SIZE>);
     if (error != cudaSuccess) return error;
-    return LS_LAUNCH((forward<T, SIZE>), ls_blocks(p.batch * p.heads * tiles, 1), THREADS, shared_bytes<SIZE>, stream,
-                     p, static_cast<int>(tiles));
+    return LS_LAUNCH((forward<T, SIZE>), ls_attention_blocks(order), THREADS, shared_bytes<SIZE>, stream, p, order);
 }
 
 } // namespace

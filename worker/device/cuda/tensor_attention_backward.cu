@@ -26,7 +26,7 @@ __device__ __forceinline__ int row_of(int i, int lane) {
 }
 
 template <typename T, int SIZE>
-__global__ void __launch_bounds__(THREADS, 2) query_gradient(ls_attention<T> p, int tiles) {
+__global__ void __launch_bounds__(THREADS, 2) query_gradient(ls_attention<T> p, ls_attention_order order) {
     using pass = query_pass<SIZE>;
     constexpr int M = pass::M, ROWS = pass::ROWS, KEYS = pass::KEYS, N = pass::AT_ONCE / 8;
     LS_DYNAMIC_SHARED(T, shared);
@@ -34,11 +34,11 @@ __global__ void __launch_bounds__(THREADS, 2) query_gradient(ls_attention<T> p, 
     float *const lse = reinterpret_cast<float *>(reinterpret_cast<char *>(shared) + pass::TILES), *const product =
                                                                                                       lse + ROWS;
     int32_t *const starts = reinterpret_cast<int32_t *>(product + ROWS);
-    const int tile = tiles - 1 - static_cast<int>(blockIdx.x % static_cast<unsigned>(tiles));
-    const int64_t head = blockIdx.x / static_cast<unsigned>(tiles) % p.heads,
-                  b = blockIdx.x / static_cast<unsigned>(tiles) / p.heads;
-    const int q0 = tile * ROWS, queries_left = static_cast<int>(p.query_length) - q0,
-              rows = queries_left < ROWS ? queries_left : ROWS, last = q0 + rows;
+    const ls_attention_place at_grid = ls_attention_at(order, blockIdx.x);
+    const int64_t head = at_grid.pair % p.heads, b = at_grid.pair / p.heads;
+    const int q0 = (order.tiles - 1 - at_grid.tile) * ROWS, /* the last ones, which see the most keys, first */
+        queries_left = static_cast<int>(p.query_length) - q0, rows = queries_left < ROWS ? queries_left : ROWS,
+              last = q0 + rows;
     const int32_t *start = p.document_start ? p.document_start + b * p.query_length + q0 : nullptr;
     const int64_t kv = b * p.kv_batch_stride + head / (p.heads / p.kv_heads) * p.size;
     const int64_t at_q = b * p.q_batch_stride + q0 * p.q_stride + head * p.size;
@@ -111,15 +111,15 @@ __global__ void __launch_bounds__(THREADS, 2) query_gradient(ls_attention<T> p, 
 }
 
 template <typename T, int SIZE>
-__global__ void __launch_bounds__(THREADS, 2) key_gradients(ls_attention<T> p, int tiles) {
+__global__ void __launch_bounds__(THREADS, 2) key_gradients(ls_attention<T> p, ls_attention_order order) {
     using pass = key_pass<SIZE>;
     constexpr int M = pass::M, ROWS = pass::ROWS, QUERIES = pass::QUERIES, N = pass::AT_ONCE / 8;
     LS_DYNAMIC_SHARED(T, shared);
     T *const keys = shared, *const values = keys + ROWS * SIZE, *const pairs = values + ROWS * SIZE;
     float *const scalars = reinterpret_cast<float *>(reinterpret_cast<char *>(shared) + pass::TILES);
-    const int k0 = static_cast<int>(blockIdx.x % static_cast<unsigned>(tiles)) * ROWS;
-    const int64_t kv_head = blockIdx.x / static_cast<unsigned>(tiles) % p.kv_heads,
-                  b = blockIdx.x / static_cast<unsigned>(tiles) / p.kv_heads;
+    const ls_attention_place at_grid = ls_attention_at(order, blockIdx.x);
+    const int64_t kv_head = at_grid.pair % p.kv_heads, b = at_grid.pair / p.kv_heads;
+    const int k0 = at_grid.tile * ROWS; /* the first ones are seen by the most queries */
     const int length = static_cast<int>(p.query_length), rows = length - k0 < ROWS ? length - k0 : ROWS;
     const int group = static_cast<int>(p.heads / p.kv_heads);
     const int32_t *start = p.document_start ? p.document_start + b * p.query_length : nullptr;
@@ -227,16 +227,15 @@ __global__ void __launch_bounds__(THREADS, 2) key_gradients(ls_attention<T> p, i
 
 template <typename T, int SIZE> cudaError_t put(const ls_attention<T> &p, cudaStream_t stream) {
     constexpr int QUERY_BYTES = query_pass<SIZE>::BYTES, KEY_BYTES = key_pass<SIZE>::BYTES;
-    const int64_t query_tiles = (p.query_length + query_pass<SIZE>::ROWS - 1) / query_pass<SIZE>::ROWS,
-                  key_tiles = (p.query_length + key_pass<SIZE>::ROWS - 1) / key_pass<SIZE>::ROWS;
+    const ls_attention_order queries = ls_attention_order_of(p, p.heads, query_pass<SIZE>::ROWS),
+                             keys = ls_attention_order_of(p, p.kv_heads, key_pass<SIZE>::ROWS);
     cudaError_t error = LS_ALLOW_SHARED((query_gradient<T, SIZE>), QUERY_BYTES);
     if (error == cudaSuccess)
-        error = LS_LAUNCH((query_gradient<T, SIZE>), ls_blocks(p.batch * p.heads * query_tiles, 1), THREADS,
-                          QUERY_BYTES, stream, p, static_cast<int>(query_tiles));
+        error = LS_LAUNCH((query_gradient<T, SIZE>), ls_attention_blocks(queries), THREADS, QUERY_BYTES, stream, p,
+                          queries);
     if (error == cudaSuccess) error = LS_ALLOW_SHARED((key_gradients<T, SIZE>), KEY_BYTES);
     if (error == cudaSuccess)
-        error = LS_LAUNCH((key_gradients<T, SIZE>), ls_blocks(p.batch * p.kv_heads * key_tiles, 1), THREADS, KEY_BYTES,
-                          stream, p, static_cast<int>(key_tiles));
+        error = LS_LAUNCH((key_gradients<T, SIZE>), ls_attention_blocks(keys), THREADS, KEY_BYTES, stream, p, keys);
     return error;
 }
 

@@ -108,9 +108,11 @@ cudaError_t ls_cuda_attention_forward(const struct ls_op_attention_forward *op, 
         p.query_length = op->query_length;
         p.key_length = op->key_length;
         p.wide = p.wide && ls_aligned(p.result);
-        if constexpr (sizeof(T) == 2)
+        if constexpr (sizeof(T) == 2) {
             if (ls_on_tensor_cores(p)) return ls_tensor_attention(p, stream);
-        if (p.size <= 64) return put<T, 64, 64>(p, stream);
+        } else { /* what 16 bits leave for here is rare: two sizes of tiles do */
+            if (p.size <= 64) return put<T, 64, 64>(p, stream);
+        }
         if (p.size <= 128) return put<T, 128, 64>(p, stream);
         return put<T, 256, 32>(p, stream);
     });

@@ -194,9 +194,11 @@ cudaError_t ls_cuda_attention_backward(const struct ls_op_attention_backward *op
         p.wide = p.wide && ls_aligned(p.dq, p.dk, p.dv, p.d_output);
         const cudaError_t error = put_products(p, stream);
         if (error != cudaSuccess) return error;
-        if constexpr (sizeof(T) == 2)
+        if constexpr (sizeof(T) == 2) {
             if (ls_on_tensor_cores(p)) return ls_tensor_attention_backward(p, stream);
-        if (p.size <= 64) return put<T, 64, 64>(p, stream);
+        } else { /* what 16 bits leave for here is rare: two sizes of tiles do */
+            if (p.size <= 64) return put<T, 64, 64>(p, stream);
+        }
         if (p.size <= 128) return put<T, 128, 32>(p, stream);
         return put<T, 256, 16>(p, stream);
     });

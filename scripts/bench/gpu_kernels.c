@@ -167,31 +167,33 @@ static void measure_products(struct bench *bench) {
     GEMM("peak: large product", 0, Q, Q, Q, .c = y, .lda = Q, .ldb = Q, .ldc = Q, .transpose_b = true);
     MEASURE("peak: large copy", 0, 2.0 * (double)bench->shape.copy_bytes, 0,
             ls_copy(s, y, z, (size_t)bench->shape.copy_bytes));
-    GEMM("qkv forward + bias", (double)L, rows, 3 * C, C, .c = y, .lda = C, .ldb = C, .ldc = 3 * C, .transpose_b = true,
+    GEMM("qkv forward + bias", (double)L, rows, 3 * C, C, .c = y, .lda = C, .ldb = 3 * C, .ldc = 3 * C,
          .epilogue = LS_EPILOGUE_BIAS, .bias = w);
-    GEMM("projection forward + bias", (double)L, rows, C, C, .c = y, .lda = C, .ldb = C, .ldc = C, .transpose_b = true,
+    GEMM("projection forward + bias", (double)L, rows, C, C, .c = y, .lda = C, .ldb = C, .ldc = C,
          .epilogue = LS_EPILOGUE_BIAS, .bias = w);
-    GEMM("fc forward + bias + gelu", (double)L, rows, 4 * C, C, .c = y, .lda = C, .ldb = C, .ldc = 4 * C,
-         .transpose_b = true, .epilogue = LS_EPILOGUE_BIAS_GELU, .bias = w, .aux = z);
-    GEMM("fc projection forward + bias", (double)L, rows, C, 4 * C, .c = y, .lda = 4 * C, .ldb = 4 * C, .ldc = C,
-         .transpose_b = true, .epilogue = LS_EPILOGUE_BIAS, .bias = w);
+    GEMM("fc forward + bias + gelu", (double)L, rows, 4 * C, C, .c = y, .lda = C, .ldb = 4 * C, .ldc = 4 * C,
+         .epilogue = LS_EPILOGUE_BIAS_GELU, .bias = w, .aux = z);
+    GEMM("fc projection forward + bias", (double)L, rows, C, 4 * C, .c = y, .lda = 4 * C, .ldb = C, .ldc = C,
+         .epilogue = LS_EPILOGUE_BIAS, .bias = w);
     GEMM("head forward, a chunk", (double)rows / (double)chunk, chunk, V, C, .c = y, .lda = C, .ldb = C, .ldc = stride,
          .transpose_b = true);
-    GEMM("qkv input gradient", (double)L, rows, C, 3 * C, .c = y, .lda = 3 * C, .ldb = C, .ldc = C);
-    GEMM("projection input gradient", (double)L, rows, C, C, .c = y, .lda = C, .ldb = C, .ldc = C);
-    GEMM("fc input gradient", (double)L, rows, C, 4 * C, .c = y, .lda = 4 * C, .ldb = C, .ldc = C);
-    GEMM("fc projection input gradient, gelu'", (double)L, rows, 4 * C, C, .c = y, .lda = C, .ldb = 4 * C, .ldc = 4 * C,
-         .epilogue = LS_EPILOGUE_GELU_GRAD, .aux = z);
+    GEMM("qkv input gradient", (double)L, rows, C, 3 * C, .c = y, .lda = 3 * C, .ldb = 3 * C, .ldc = C,
+         .transpose_b = true);
+    GEMM("projection input gradient", (double)L, rows, C, C, .c = y, .lda = C, .ldb = C, .ldc = C, .transpose_b = true);
+    GEMM("fc input gradient", (double)L, rows, C, 4 * C, .c = y, .lda = 4 * C, .ldb = 4 * C, .ldc = C,
+         .transpose_b = true);
+    GEMM("fc projection input gradient, gelu'", (double)L, rows, 4 * C, C, .c = y, .lda = C, .ldb = C, .ldc = 4 * C,
+         .transpose_b = true, .epilogue = LS_EPILOGUE_GELU_GRAD, .aux = z);
     GEMM("head input gradient, a chunk", (double)rows / (double)chunk, chunk, C, V, .c = y, .lda = stride, .ldb = C,
          .ldc = C);
-    GEMM("qkv weight gradient", (double)L, 3 * C, C, rows, .c = g, .lda = 3 * C, .ldb = C, .ldc = C,
-         .transpose_a = true, .accumulate = true, .c_fp32 = true);
-    GEMM("projection weight gradient", (double)L, C, C, rows, .c = g, .lda = C, .ldb = C, .ldc = C, .transpose_a = true,
-         .accumulate = true, .c_fp32 = true);
-    GEMM("fc weight gradient", (double)L, 4 * C, C, rows, .c = g, .lda = 4 * C, .ldb = C, .ldc = C, .transpose_a = true,
-         .accumulate = true, .c_fp32 = true);
-    GEMM("fc projection weight gradient", (double)L, C, 4 * C, rows, .c = g, .lda = C, .ldb = 4 * C, .ldc = 4 * C,
-         .transpose_a = true, .accumulate = true, .c_fp32 = true);
+    GEMM("qkv weight + bias gradient", (double)L, C, 3 * C, rows, .c = g, .lda = C, .ldb = 3 * C, .ldc = 3 * C,
+         .transpose_a = true, .accumulate = true, .c_fp32 = true, .bias_gradient = b->v, .workspace = b->workspace);
+    GEMM("projection weight + bias gradient", (double)L, C, C, rows, .c = g, .lda = C, .ldb = C, .ldc = C,
+         .transpose_a = true, .accumulate = true, .c_fp32 = true, .bias_gradient = b->v, .workspace = b->workspace);
+    GEMM("fc weight + bias gradient", (double)L, C, 4 * C, rows, .c = g, .lda = C, .ldb = 4 * C, .ldc = 4 * C,
+         .transpose_a = true, .accumulate = true, .c_fp32 = true, .bias_gradient = b->v, .workspace = b->workspace);
+    GEMM("fc projection weight + bias gradient", (double)L, 4 * C, C, rows, .c = g, .lda = 4 * C, .ldb = C, .ldc = C,
+         .transpose_a = true, .accumulate = true, .c_fp32 = true, .bias_gradient = b->v, .workspace = b->workspace);
     GEMM("head weight gradient, a chunk", (double)rows / (double)chunk, V, C, chunk, .c = g, .lda = stride, .ldb = C,
          .ldc = C, .transpose_a = true, .accumulate = true, .c_fp32 = true);
 }
@@ -287,13 +289,13 @@ static void measure_rest(struct bench *bench) {
             ls_op(s, layernorm_backward, .input_gradient = d, .workspace = b->workspace, .weight_gradient = g,
                   .bias_gradient = g + C, .output_gradient = z, .input = x, .weight = w, .mean = mean, .rstd = rstd,
                   .rows = rows, .columns = C, .accumulate_input = true, .dtype = LS_BF16));
-    MEASURE("bias gradient, 4C", 0, 4 * n, (double)L,
+    MEASURE("bias gradient alone, 4C", 0, 4 * n, 0,
             ls_op(s, bias_backward, .bias_gradient = g, .workspace = b->workspace, .output_gradient = z, .rows = rows,
                   .columns = 4 * C, .dtype = LS_BF16));
-    MEASURE("bias gradient, 3C", 0, 3 * n, (double)L,
+    MEASURE("bias gradient alone, 3C", 0, 3 * n, 0,
             ls_op(s, bias_backward, .bias_gradient = g, .workspace = b->workspace, .output_gradient = z, .rows = rows,
                   .columns = 3 * C, .dtype = LS_BF16));
-    MEASURE("bias gradient, C", 0, n, 2.0 * (double)L,
+    MEASURE("bias gradient alone, C", 0, n, 0,
             ls_op(s, bias_backward, .bias_gradient = g, .workspace = b->workspace, .output_gradient = z, .rows = rows,
                   .columns = C, .dtype = LS_BF16));
     MEASURE("embedding forward", 0, 2 * n, 1,

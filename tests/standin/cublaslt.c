@@ -19,8 +19,7 @@ struct description {
     cublasComputeType_t compute;
     int32_t transpose_a, transpose_b;
     cublasLtEpilogue_t epilogue;
-    const void *bias;
-    void *aux;
+    void *bias, *aux;
     int64_t aux_ld;
 };
 struct layout {
@@ -48,9 +47,9 @@ static uint64_t alignment_of(const void *pointer) {
 }
 
 static uint64_t alignment_of_extra(const struct description *d) {
-    return d->epilogue == CUBLASLT_EPILOGUE_BIAS    ? alignment_of(d->bias)
-           : d->epilogue == CUBLASLT_EPILOGUE_DGELU ? alignment_of(d->aux)
-                                                    : 0;
+    return d->epilogue == CUBLASLT_EPILOGUE_BIAS || d->epilogue == CUBLASLT_EPILOGUE_BGRADA ? alignment_of(d->bias)
+           : d->epilogue == CUBLASLT_EPILOGUE_DGELU                                         ? alignment_of(d->aux)
+                                                                                            : 0;
 }
 
 size_t cublasLtGetVersion(void) {
@@ -163,7 +162,8 @@ static cublasStatus_t check(const struct description *d, const struct layout *a,
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (d->epilogue == CUBLASLT_EPILOGUE_DGELU)
         return c->type == CUDA_R_32F && !is_set("gelu") ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
-    return d->epilogue == CUBLASLT_EPILOGUE_DEFAULT || d->epilogue == CUBLASLT_EPILOGUE_BIAS
+    return d->epilogue == CUBLASLT_EPILOGUE_DEFAULT || d->epilogue == CUBLASLT_EPILOGUE_BIAS ||
+                   d->epilogue == CUBLASLT_EPILOGUE_BGRADA
                ? CUBLAS_STATUS_SUCCESS
                : CUBLAS_STATUS_NOT_SUPPORTED;
 }
@@ -256,6 +256,17 @@ static void rise(uint64_t way) {
     atomic_store(&late_us, late / 2);
 }
 
+/* The sums of a's rows, in the type of the result; what was there is overwritten. As a fault they are slow, and wrong,
+ * so that it shows where they are used. */
+static void sum_rows(const struct product *p, const float *a) {
+    for (uint64_t row = 0; row < p->c.rows; row++) {
+        float sum = 0;
+        for (uint64_t i = 0; i < p->k; i++) sum += a[row * p->k + i];
+        set(p->d.bias, p->c.type, (int64_t)row, is_set("sums") ? 3 * sum : sum);
+    }
+    if (is_set("sums")) sleep_us(10000);
+}
+
 static void run(void *argument) {
     const struct product *p = argument;
     float *a = unpack(p->a_memory, &p->a, p->d.transpose_a, p->c.rows, p->k);
@@ -270,6 +281,7 @@ static void run(void *argument) {
                 value *= ls_gelu_derivative(get(p->d.aux, p->c.type, (int64_t)(row + column * (uint64_t)p->d.aux_ld)));
             set(p->c_memory, p->c.type, at, value);
         }
+    if (p->d.epilogue == CUBLASLT_EPILOGUE_BGRADA) sum_rows(p, a);
     free(a);
     free(b);
     if (is_set("rising")) rise(p->way);
@@ -318,7 +330,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     if (!is_there(a_memory, &p.a) || !is_there(b_memory, &p.b) || !is_there(d_memory, &p.c) ||
         !ls_standin_is_device_memory(workspace, workspace_bytes))
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (p.d.epilogue == CUBLASLT_EPILOGUE_BIAS && !ls_standin_is_device_memory(p.d.bias, p.c.rows * bytes_of(p.c.type)))
+    if ((p.d.epilogue == CUBLASLT_EPILOGUE_BIAS || p.d.epilogue == CUBLASLT_EPILOGUE_BGRADA) &&
+        !ls_standin_is_device_memory(p.d.bias, p.c.rows * bytes_of(p.c.type)))
         return CUBLAS_STATUS_INVALID_VALUE;
     const struct layout aux = {p.c.type, p.c.rows, p.c.columns, p.d.aux_ld};
     if (p.d.epilogue == CUBLASLT_EPILOGUE_DGELU &&

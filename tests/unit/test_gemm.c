@@ -215,6 +215,36 @@ static void large_products_are_right(void **state) {
                                .threads = 1 + kind % 2});
 }
 
+/* The sums have the bits of the operation that makes them alone, and the product those of one without them. */
+static void a_weight_s_gradient_takes_its_bias_s_with_it(void **state) {
+    (void)state;
+    for (int type = LS_FP32; type <= LS_FP16; type++)
+        for (int fixed = 0; fixed < 2; fixed++) {
+            const int64_t IN = 1 + random_below(70), OUT = 1 + random_below(90), R = 1 + random_below(300);
+            float *wide[] = {random_floats(R * IN, 1), random_floats(R * OUT, 1)};
+            float *x = copy_floats(wide[0], R * IN), *dy = copy_floats(wide[1], R * OUT);
+            float *dw = random_floats(IN * OUT, 1), *dw_alone = copy_floats(dw, IN * OUT);
+            float *db = random_floats(OUT, 1), *db_alone = copy_floats(db, OUT);
+            struct support s = support_open(2, LS_STREAMS_EAGER);
+            const enum ls_dtype dtype = (enum ls_dtype)type;
+            ls_device_set_fixed(s.device, fixed);
+            ls_op(s.stream, convert, .output = x, .input = wide[0], .count = R * IN, .dtype = dtype);
+            ls_op(s.stream, convert, .output = dy, .input = wide[1], .count = R * OUT, .dtype = dtype);
+            ls_op(s.stream, gemm, .c = dw, .a = x, .b = dy, .m = IN, .n = OUT, .k = R, .lda = IN, .ldb = OUT,
+                  .ldc = OUT, .transpose_a = true, .accumulate = true, .c_fp32 = true, .bias_gradient = db,
+                  .dtype = dtype);
+            ls_op(s.stream, gemm, .c = dw_alone, .a = x, .b = dy, .m = IN, .n = OUT, .k = R, .lda = IN, .ldb = OUT,
+                  .ldc = OUT, .transpose_a = true, .accumulate = true, .c_fp32 = true, .dtype = dtype);
+            ls_op(s.stream, bias_backward, .bias_gradient = db_alone, .output_gradient = dy, .rows = R, .columns = OUT,
+                  .dtype = dtype);
+            support_close(s);
+            check_same_bits("the weight's gradient", dw, dw_alone, IN * OUT);
+            check_same_bits("the bias's gradient", db, db_alone, OUT);
+            float *const all[] = {wide[0], wide[1], x, dy, dw, dw_alone, db, db_alone};
+            for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+        }
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     const struct CMUnitTest tests[] = {
@@ -226,6 +256,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(what_is_not_finite_stays_so_and_where_it_is),
         cmocka_unit_test(large_products_are_right),
         cmocka_unit_test(threads_share_the_product_without_gaps),
+        cmocka_unit_test(a_weight_s_gradient_takes_its_bias_s_with_it),
     };
     return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

@@ -23,6 +23,8 @@ static void check_gemm(const struct ls_op_gemm *op) {
     assert(op->epilogue == LS_EPILOGUE_NONE || !op->accumulate);
     assert((op->epilogue != LS_EPILOGUE_BIAS && op->epilogue != LS_EPILOGUE_BIAS_GELU) || op->bias);
     assert((op->epilogue != LS_EPILOGUE_BIAS_GELU && op->epilogue != LS_EPILOGUE_GELU_GRAD) || op->aux);
+    assert(!op->bias_gradient || (op->m > 0 && op->epilogue == LS_EPILOGUE_NONE && !op->transpose_b &&
+                                  op->ldb == op->n && (op->c_fp32 || op->dtype == LS_FP32)));
     (void)op;
 }
 

@@ -60,7 +60,9 @@ enum ls_epilogue {
     LS_EPILOGUE_GELU_GRAD  /* c = ab * gelu'(aux) */
 };
 
-/* c[m, n] = op(a)[m, k] op(b)[k, n] (+ c when accumulate), leading dimensions in elements. */
+/* c[m, n] = op(a)[m, k] op(b)[k, n] (+ c when accumulate), leading dimensions in elements. With `bias_gradient` (a
+ * weight's gradient x^T dy, whose b is dy) also bias_gradient[n] += sum over k of b[k, n]: no epilogue then, b as it
+ * is, ldb = n, c in fp32. workspace: ls_op_workspace() of a product with these m and n. */
 struct ls_op_gemm {
     void *c;
     const void *a, *b;
@@ -70,6 +72,8 @@ struct ls_op_gemm {
     enum ls_epilogue epilogue; /* not with accumulate */
     const void *bias;          /* [n] */
     void *aux;                 /* [m, n], leading dimension ldc */
+    float *bias_gradient;      /* [n]; NULL: none */
+    void *workspace;
     enum ls_dtype dtype;
 };
 

@@ -67,6 +67,7 @@ size_t ls_cuda_planned_workspace(const struct ls_device *device, enum ls_op op, 
     case LS_OP_attention_forward: return forward_bytes(arguments);
     case LS_OP_attention_backward: return backward_bytes(arguments);
     case LS_OP_embedding_backward: return (size_t)ls_cuda_embedding_workspace(arguments);
+    case LS_OP_gemm: return (size_t)ls_cuda_gemm_workspace(arguments);
     case LS_OP_bias_backward:
         return (size_t)ls_cuda_column_workspace(((const struct ls_op_bias_backward *)arguments)->columns, 1);
     case LS_OP_layernorm_backward:

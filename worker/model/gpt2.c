@@ -159,9 +159,8 @@ static void project_qkv(const struct ls_model *model, const struct ls_block_pass
 static void conv1d_backward_weight(const struct ls_model *model, const struct ls_block_pass *pass, float *dw,
                                    float *dbias, const void *dy, const void *x, int64_t R, int64_t IN, int64_t OUT) {
     ls_op(pass->stream, gemm, .c = dw, .a = x, .b = dy, .m = IN, .n = OUT, .k = R, .lda = IN, .ldb = OUT, .ldc = OUT,
-          .transpose_a = true, .accumulate = true, .c_fp32 = true, .dtype = model->dtype);
-    ls_op(pass->stream, bias_backward, .bias_gradient = dbias, .workspace = pass->scratch, .output_gradient = dy,
-          .rows = R, .columns = OUT, .dtype = model->dtype);
+          .transpose_a = true, .accumulate = true, .c_fp32 = true, .bias_gradient = dbias, .workspace = pass->scratch,
+          .dtype = model->dtype);
 }
 
 /* dx = dy w^T. */

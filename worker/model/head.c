@@ -72,7 +72,9 @@ static int64_t layer_workspace_bytes(const struct ls_model *model, const struct 
     int64_t most = ls_attention_workspace_bytes(model, device, sequences);
     most = larger(most, (size_t)norm_workspace_bytes(model, device, R));
     for (size_t i = 0; i < sizeof biases / sizeof *biases; i++) {
+        const struct ls_op_gemm weight = {.n = biases[i], .dtype = model->dtype};
         const struct ls_op_bias_backward bias = {.rows = R, .columns = biases[i], .dtype = model->dtype};
+        most = larger(most, ls_op_workspace(device, LS_OP_gemm, &weight));
         most = larger(most, ls_op_workspace(device, LS_OP_bias_backward, &bias));
     }
     return larger(most, ls_op_workspace(device, LS_OP_head_norm_backward, &head_norm));

@@ -47,6 +47,20 @@ static void (*const low_precision_kernels[LS_OP_COUNT])(int threads, const void 
     [LS_OP_widen] = run_widen,
 };
 
+/* What a product is asked for beside its result. */
+static void sum_columns(int threads, const struct ls_op_gemm *op) {
+    const struct ls_op_bias_backward sums = {.bias_gradient = op->bias_gradient,
+                                             .output_gradient = op->b,
+                                             .rows = op->k,
+                                             .columns = op->n,
+                                             .dtype = op->dtype};
+    if (!op->bias_gradient) return;
+    if (op->dtype == LS_FP32)
+        ls_cpu_bias_backward(threads, &sums);
+    else
+        ls_cpu_low_bias_backward(threads, &sums);
+}
+
 enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *arguments, struct ls_error *error) {
     enum ls_dtype dtype = LS_FP32;
     enum ls_code code = ls_op_type(op, arguments, &dtype, error);
@@ -61,6 +75,7 @@ enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *argu
         ls_cpu_gemm_fixed(threads, arguments);
     else
         kernels[op](threads, arguments);
+    if (op == LS_OP_gemm) sum_columns(threads, arguments);
     if (before != 1) omp_set_num_threads(before);
     return LS_OK;
 }

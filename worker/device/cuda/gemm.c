@@ -3,7 +3,8 @@
  *
  * What a product's epilogue does in the library: the bias, and the derivative of GELU. GELU itself is a kernel of its
  * own: the library applies it to the sum before that is rounded, a layer that is computed again applies it to what was
- * stored, and both have to give the same bits. */
+ * stored, and both have to give the same bits. The gradient of a bias is the library's where that was measured and is
+ * faster than a kernel that reads the matrix once more: it makes some products much slower. */
 #include "worker/device/cuda/gemm.h"
 
 #include "common/log.h"
@@ -34,18 +35,21 @@ enum {
 /* Short products are repeated for so long between two events: the events cost some microseconds too. */
 static const float MEASURED_MS = 0.2f;
 
+/* What the library is asked for beside the product. */
+enum beside { BESIDE_NOTHING, BESIDE_BIAS, BESIDE_GELU_GRAD, BESIDE_BIAS_GRADIENT };
+
 /* All that a plan depends on. */
 struct shape {
     int64_t m, n, k, lda, ldb, ldc;
     int32_t align_a, align_b, align_c;
     uint8_t transpose_a, transpose_b, accumulate, c_fp32;
-    uint8_t dtype, epilogue; /* the epilogue that the library is asked for */
-    uint8_t zero[6];         /* no padding: shapes are compared byte by byte */
+    uint8_t dtype, beside;
+    uint8_t zero[6]; /* no padding: shapes are compared byte by byte */
 };
 
 struct product {
     struct shape shape;
-    bool made, refused; /* refused: the library has no algorithm with this epilogue, or multiplies by none it has */
+    bool made, refused; /* refused: the library has no algorithm that does this beside, or multiplies by none it has */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulAlgo_t algorithm;
@@ -94,27 +98,30 @@ static int32_t alignment_of(const void *pointer) {
     return (int32_t)(address & -address);
 }
 
-static bool is_fused(const struct ls_op_gemm *op) {
+/* What the library may do for `op` beside its product. */
+static enum beside beside_of(const struct ls_op_gemm *op) {
+    if (op->bias_gradient)
+        return alignment_of(op->workspace) >= FUSED_ALIGNMENT ? BESIDE_BIAS_GRADIENT : BESIDE_NOTHING;
     if (op->epilogue == LS_EPILOGUE_BIAS || op->epilogue == LS_EPILOGUE_BIAS_GELU)
-        return alignment_of(op->bias) >= FUSED_ALIGNMENT;
+        return alignment_of(op->bias) >= FUSED_ALIGNMENT ? BESIDE_BIAS : BESIDE_NOTHING;
     return op->epilogue == LS_EPILOGUE_GELU_GRAD && alignment_of(op->aux) >= FUSED_ALIGNMENT &&
-           op->ldc % AUX_MULTIPLE == 0;
+                   op->ldc % AUX_MULTIPLE == 0
+               ? BESIDE_GELU_GRAD
+               : BESIDE_NOTHING;
 }
 
 /* The product that the library computes for `op`; with GELU, that is the sum it is applied to. */
-static struct shape shape_of(const struct ls_op_gemm *op, bool fused) {
+static struct shape shape_of(const struct ls_op_gemm *op, enum beside beside) {
     struct shape shape;
     memset(&shape, 0, sizeof shape);
     shape.m = op->m, shape.n = op->n, shape.k = op->k;
     shape.lda = op->lda, shape.ldb = op->ldb, shape.ldc = op->ldc;
     shape.align_a = alignment_of(op->a), shape.align_b = alignment_of(op->b), shape.align_c = alignment_of(op->c);
-    if (fused && op->epilogue == LS_EPILOGUE_BIAS_GELU) shape.align_c = alignment_of(op->aux);
+    if (beside == BESIDE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU) shape.align_c = alignment_of(op->aux);
     shape.transpose_a = op->transpose_a, shape.transpose_b = op->transpose_b;
     shape.accumulate = op->accumulate, shape.c_fp32 = op->c_fp32;
     shape.dtype = (uint8_t)op->dtype;
-    shape.epilogue = !fused                                  ? LS_EPILOGUE_NONE
-                     : op->epilogue == LS_EPILOGUE_BIAS_GELU ? LS_EPILOGUE_BIAS
-                                                             : (uint8_t)op->epilogue;
+    shape.beside = (uint8_t)beside;
     return shape;
 }
 
@@ -134,9 +141,11 @@ static cublasStatus_t describe(const struct ls_cuda_gemm *gemm, struct product *
     const cublasComputeType_t compute =
         type == CUDA_R_32F && gemm->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     const int32_t none = CUBLAS_OP_N, transposed = CUBLAS_OP_T;
-    const cublasLtEpilogue_t epilogue = shape->epilogue == LS_EPILOGUE_BIAS        ? CUBLASLT_EPILOGUE_BIAS
-                                        : shape->epilogue == LS_EPILOGUE_GELU_GRAD ? CUBLASLT_EPILOGUE_DGELU
-                                                                                   : CUBLASLT_EPILOGUE_DEFAULT;
+    static const cublasLtEpilogue_t epilogues[] = {[BESIDE_NOTHING] = CUBLASLT_EPILOGUE_DEFAULT,
+                                                   [BESIDE_BIAS] = CUBLASLT_EPILOGUE_BIAS,
+                                                   [BESIDE_GELU_GRAD] = CUBLASLT_EPILOGUE_DGELU,
+                                                   [BESIDE_BIAS_GRADIENT] = CUBLASLT_EPILOGUE_BGRADA};
+    const cublasLtEpilogue_t epilogue = epilogues[shape->beside];
     const uint64_t m = (uint64_t)shape->m, n = (uint64_t)shape->n, k = (uint64_t)shape->k;
     cublasStatus_t status = lt->cublasLtMatmulDescCreate(&product->desc, compute, CUDA_R_32F);
     if (!status)
@@ -148,7 +157,7 @@ static cublasStatus_t describe(const struct ls_cuda_gemm *gemm, struct product *
     if (!status)
         status = lt->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                                     sizeof epilogue);
-    if (!status && shape->epilogue == LS_EPILOGUE_GELU_GRAD)
+    if (!status && shape->beside == BESIDE_GELU_GRAD)
         status = lt->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &shape->ldc,
                                                     sizeof shape->ldc);
     if (!status)
@@ -161,16 +170,13 @@ static cublasStatus_t describe(const struct ls_cuda_gemm *gemm, struct product *
     return status;
 }
 
-/* Bias and aux are the call's own. */
-static cublasStatus_t set_pointers(const struct ls_cuda_gemm *gemm, const struct product *product, const void *bias,
-                                   const void *aux) {
-    if (product->shape.epilogue == LS_EPILOGUE_BIAS)
-        return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
-                                                             sizeof bias);
-    if (product->shape.epilogue == LS_EPILOGUE_GELU_GRAD)
-        return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
-                                                             &aux, sizeof aux);
-    return CUBLAS_STATUS_SUCCESS;
+/* Bias, aux, or where the sums for a bias's gradient go: the call's own. */
+static cublasStatus_t set_pointer(const struct ls_cuda_gemm *gemm, const struct product *product, const void *pointer) {
+    const cublasLtMatmulDescAttributes_t attribute = product->shape.beside == BESIDE_GELU_GRAD
+                                                         ? CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER
+                                                         : CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+    if (product->shape.beside == BESIDE_NOTHING) return CUBLAS_STATUS_SUCCESS;
+    return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, attribute, &pointer, sizeof pointer);
 }
 
 /* The library's proposals, the one it thinks best first; sums that are split over k are added in fp32 only. It looks at
@@ -183,7 +189,7 @@ static cublasStatus_t propose(const struct ls_cuda_gemm *gemm, const struct prod
     const uint32_t a = (uint32_t)shape->align_b, b = (uint32_t)shape->align_a, c = (uint32_t)shape->align_c;
     void *aligned = (char *)gemm->workspace + FUSED_ALIGNMENT;
     cublasLtMatmulPreference_t preference;
-    cublasStatus_t status = set_pointers(gemm, product, aligned, aligned);
+    cublasStatus_t status = set_pointer(gemm, product, aligned);
     if (!status) status = lt->cublasLtMatmulPreferenceCreate(&preference);
     if (status) return status;
     const struct {
@@ -244,7 +250,7 @@ static void tell_unmeasured(struct ls_cuda_gemm *gemm, const struct shape *shape
         (long long)shape->ldc, (int)shape->align_a, (int)shape->align_b, (int)shape->align_c);
 }
 
-/* The plan of a shape, made if there is none. NULL and LS_OK: the library refuses the epilogue. */
+/* The plan of a shape, made if there is none. NULL and LS_OK: the library refuses what it is asked for beside. */
 static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *shape, struct product **found,
                                  struct ls_error *error) {
     uint64_t place = hash_of(shape) % PRODUCTS;
@@ -266,7 +272,7 @@ static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *
     const struct choice *choice = find_choice(gemm, shape);
     if (!status && !choice) status = propose(gemm, product, proposals, &count);
     if (!status && !choice) tell_unmeasured(gemm, shape);
-    if (status && shape->epilogue == LS_EPILOGUE_NONE) {
+    if (status && shape->beside == BESIDE_NOTHING) {
         library_failed(gemm, status, "cublasLtMatmulAlgoGetHeuristic", shape, error);
         release_product(gemm, product);
         return LS_ERROR;
@@ -282,9 +288,13 @@ static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *
 static cublasStatus_t multiply(const struct ls_cuda_gemm *gemm, cudaStream_t stream, const struct product *product,
                                const cublasLtMatmulAlgo_t *algorithm, const struct ls_op_gemm *op) {
     const float one = 1.0f, beta = op->accumulate ? 1.0f : 0.0f;
-    const bool sum_apart = product->shape.epilogue == LS_EPILOGUE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU;
+    const enum beside beside = (enum beside)product->shape.beside;
+    const bool sum_apart = beside == BESIDE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU;
     void *result = sum_apart ? op->aux : op->c;
-    const cublasStatus_t status = set_pointers(gemm, product, op->bias, op->aux);
+    const cublasStatus_t status = set_pointer(gemm, product,
+                                              beside == BESIDE_BIAS        ? op->bias
+                                              : beside == BESIDE_GELU_GRAD ? op->aux
+                                                                           : op->workspace);
     if (status) return status;
     return gemm->library->cublasLtMatmul(gemm->handle, product->desc, &one, op->b, product->b, op->a, product->a, &beta,
                                          result, product->c, result, product->c, algorithm, gemm->workspace,
@@ -317,8 +327,8 @@ static cublasStatus_t multiply_somehow(const struct ls_cuda_gemm *gemm, cudaStre
     return refusal;
 }
 
-/* From now on the product goes without its epilogue, which our kernel applies. */
-static void refuse_epilogue(const struct ls_cuda_gemm *gemm, struct product *product, cublasStatus_t status) {
+/* From now on the product is made without what our kernel then does. */
+static void refuse_beside(const struct ls_cuda_gemm *gemm, struct product *product, cublasStatus_t status) {
     product->refused = true;
     ls_log(LS_LOG_INFO,
            "product %lld x %lld x %lld: cuBLASLt %s proposes ways with its epilogue and answers %d to them; it goes "
@@ -327,10 +337,30 @@ static void refuse_epilogue(const struct ls_cuda_gemm *gemm, struct product *pro
            gemm->library->version, (int)status);
 }
 
+/* The library overwrites, the operation adds. */
+static cudaError_t finish_bias_gradient(bool summed, const struct ls_op_gemm *op, cudaStream_t stream) {
+    if (summed)
+        return ls_cuda_widen(
+            &(struct ls_op_widen){
+                .output = op->bias_gradient, .input = op->workspace, .count = op->n, .accumulate = true},
+            stream);
+    return ls_cuda_bias_backward(&(struct ls_op_bias_backward){.bias_gradient = op->bias_gradient,
+                                                               .workspace = op->workspace,
+                                                               .output_gradient = op->b,
+                                                               .rows = op->k,
+                                                               .columns = op->n,
+                                                               .dtype = op->dtype},
+                                 stream);
+}
+
 /* What the library was not asked for. */
 static cudaError_t finish(const struct product *product, const struct ls_op_gemm *op, cudaStream_t stream) {
-    if (op->epilogue == LS_EPILOGUE_NONE || product->shape.epilogue == op->epilogue) return cudaSuccess;
-    if (product->shape.epilogue == LS_EPILOGUE_NONE) return ls_cuda_epilogue(op, stream);
+    const enum beside beside = (enum beside)product->shape.beside;
+    if (op->bias_gradient) return finish_bias_gradient(beside == BESIDE_BIAS_GRADIENT, op, stream);
+    if (op->epilogue == LS_EPILOGUE_NONE || (beside == BESIDE_BIAS && op->epilogue == LS_EPILOGUE_BIAS) ||
+        beside == BESIDE_GELU_GRAD)
+        return cudaSuccess;
+    if (beside == BESIDE_NOTHING) return ls_cuda_epilogue(op, stream);
     cudaError_t status = cudaSuccess; /* bias done, GELU to do */
     const int64_t element = ls_dtype_bytes(op->dtype), rows = op->ldc == op->n ? 1 : op->m;
     for (int64_t row = 0; row < rows && !status; row++) {
@@ -344,31 +374,31 @@ static cudaError_t finish(const struct product *product, const struct ls_op_gemm
     return status;
 }
 
-/* The plan with as much of the epilogue in the library as it takes. Where the one who measured chose without, that is
- * without. */
+/* The plan with as much in the library as it takes; where that was measured, as is faster. */
 static enum ls_code plan_product(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op, struct product **product,
                                  struct ls_error *error) {
-    const struct shape fused = shape_of(op, is_fused(op)), plain = shape_of(op, false);
+    const struct shape fused = shape_of(op, beside_of(op)), plain = shape_of(op, BESIDE_NOTHING);
+    const bool unmeasured = !find_choice(gemm, &plain) && fused.beside != BESIDE_BIAS_GRADIENT;
     *product = NULL;
-    if (find_choice(gemm, &fused) || !find_choice(gemm, &plain)) {
+    if (find_choice(gemm, &fused) || unmeasured) {
         const enum ls_code code = find_product(gemm, &fused, product, error);
         if (code || *product) return code;
     }
     return find_product(gemm, &plain, product, error);
 }
 
-/* The product, without its epilogue if need be; *product is the plan that served. */
+/* The product alone if need be; *product is the plan that served. */
 static enum ls_code compute(struct ls_cuda_gemm *gemm, cudaStream_t stream, const struct ls_op_gemm *op,
                             struct product **product, struct ls_error *error) {
     for (;;) {
         const enum ls_code code = plan_product(gemm, op, product, error);
         if (code) return code;
-        assert(*product); /* without an epilogue nothing is refused */
+        assert(*product); /* with nothing beside it none is refused */
         const cublasStatus_t status = multiply_somehow(gemm, stream, *product, op);
         if (!status) return LS_OK;
-        if (!is_refusal(status) || (*product)->shape.epilogue == LS_EPILOGUE_NONE)
+        if (!is_refusal(status) || (*product)->shape.beside == BESIDE_NOTHING)
             return library_failed(gemm, status, "cublasLtMatmul", &(*product)->shape, error);
-        refuse_epilogue(gemm, *product, status);
+        refuse_beside(gemm, *product, status);
     }
 }
 
@@ -414,9 +444,9 @@ void ls_cuda_gemm(struct ls_cuda_gemm *gemm, struct ls_stream *stream, const str
 
 void ls_cuda_gemm_note(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op) {
     if (op->m == 0 || op->n == 0 || op->k == 0 || gemm->noted_count == NOTED) return;
-    const struct shape shape = shape_of(op, is_fused(op));
+    const struct shape shape = shape_of(op, beside_of(op));
     for (int i = 0; i < gemm->noted_count; i++) {
-        const struct shape other = shape_of(&gemm->noted[i], is_fused(&gemm->noted[i]));
+        const struct shape other = shape_of(&gemm->noted[i], beside_of(&gemm->noted[i]));
         if (memcmp(&shape, &other, sizeof shape) == 0) return;
     }
     gemm->noted[gemm->noted_count++] = *op;
@@ -430,13 +460,16 @@ struct measurement {
     const struct ls_op_gemm *op;
 };
 
-/* Milliseconds of one of `runs` runs, HUGE_VALF when the algorithm does not run. */
+/* Milliseconds of one of `runs` runs, HUGE_VALF when the algorithm does not run; with what follows, where that is a
+ * matter of choice. */
 static float time_runs(const struct measurement *m, const struct product *product,
                        const cublasLtMatmulAlgo_t *algorithm, int runs) {
     float milliseconds = 0;
     if (cudaEventRecord(m->events[0], m->stream)) return HUGE_VALF;
     for (int run = 0; run < runs; run++)
-        if (multiply(m->gemm, m->stream, product, algorithm, m->op)) return HUGE_VALF;
+        if (multiply(m->gemm, m->stream, product, algorithm, m->op) ||
+            (m->op->bias_gradient && finish(product, m->op, m->stream)))
+            return HUGE_VALF;
     if (cudaEventRecord(m->events[1], m->stream) || cudaEventSynchronize(m->events[1]) ||
         cudaEventElapsedTime(&milliseconds, m->events[0], m->events[1]))
         return HUGE_VALF;
@@ -467,39 +500,55 @@ static int measure_ways(const struct measurement *m, const struct product *produ
     return best;
 }
 
-static void tell_choice(const struct ls_op_gemm *op, const float times[WAYS], int best, int count) {
+static void tell_choice(const struct ls_op_gemm *op, enum beside beside, const float times[WAYS], int best, int count) {
     char first[32] = "none";
     if (times[0] < HUGE_VALF) snprintf(first, sizeof first, "%.3f ms", (double)times[0]);
-    ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s: %.3f ms by way %d of %d, %s by the first", (long long)op->m,
+    ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s%s: %.3f ms by way %d of %d, %s by the first", (long long)op->m,
            (long long)op->n, (long long)op->k, op->transpose_a ? " (a transposed)" : "",
-           op->transpose_b ? " (b transposed)" : "", (double)times[best], best + 1, count, first);
+           op->transpose_b ? " (b transposed)" : "",
+           !op->bias_gradient               ? ""
+           : beside == BESIDE_BIAS_GRADIENT ? ", the bias's gradient with it"
+                                            : ", the bias's gradient after it",
+           (double)times[best], best + 1, count, first);
 }
 
-/* Without its epilogue if no way runs with it. */
-static enum ls_code choose_one(const struct measurement *m, struct choice *choice, struct ls_error *error) {
+/* Measures the ways of a shape; less than *least: *choice and *least are it. No way that runs, where something is asked
+ * for beside the product: both stay. */
+static enum ls_code measure_shape(const struct measurement *m, const struct shape *shape, struct choice *choice,
+                                  float *least, struct ls_error *error) {
     cublasLtMatmulHeuristicResult_t proposals[WAYS];
     float times[WAYS];
-    for (;;) {
-        struct product *product = NULL;
-        int count = 0;
-        const enum ls_code code = plan_product(m->gemm, m->op, &product, error);
-        if (code) return code;
-        assert(product);
-        cublasStatus_t status = propose(m->gemm, product, proposals, &count);
-        if (status) return library_failed(m->gemm, status, "cublasLtMatmulAlgoGetHeuristic", &product->shape, error);
-        assert(count > 0);
-        const int best = measure_ways(m, product, proposals, count, times, &status);
-        if (times[best] < HUGE_VALF) {
-            memset(choice, 0, sizeof *choice);
-            choice->shape = product->shape;
-            choice->algorithm = proposals[best].algo;
-            tell_choice(m->op, times, best, count);
-            return LS_OK;
-        }
-        if (product->shape.epilogue == LS_EPILOGUE_NONE)
-            return library_failed(m->gemm, status, "cublasLtMatmul", &product->shape, error);
-        refuse_epilogue(m->gemm, product, status);
+    struct product *product = NULL;
+    int count = 0;
+    const enum ls_code code = find_product(m->gemm, shape, &product, error);
+    if (code || !product) return code;
+    cublasStatus_t status = propose(m->gemm, product, proposals, &count);
+    if (status) return library_failed(m->gemm, status, "cublasLtMatmulAlgoGetHeuristic", shape, error);
+    assert(count > 0);
+    const int best = measure_ways(m, product, proposals, count, times, &status);
+    if (times[best] < *least) {
+        memset(choice, 0, sizeof *choice);
+        choice->shape = *shape;
+        choice->algorithm = proposals[best].algo;
+        *least = times[best];
     }
+    if (times[best] < HUGE_VALF)
+        tell_choice(m->op, (enum beside)shape->beside, times, best, count);
+    else if (shape->beside == BESIDE_NOTHING)
+        return library_failed(m->gemm, status, "cublasLtMatmul", shape, error);
+    else
+        refuse_beside(m->gemm, product, status);
+    return LS_OK;
+}
+
+/* The product alone where no way does what is asked for beside it, and where that is faster with a bias's gradient. */
+static enum ls_code choose_one(const struct measurement *m, struct choice *choice, struct ls_error *error) {
+    const struct shape fused = shape_of(m->op, beside_of(m->op)), plain = shape_of(m->op, BESIDE_NOTHING);
+    float least = HUGE_VALF;
+    enum ls_code code = measure_shape(m, &fused, choice, &least, error);
+    if (!code && fused.beside != BESIDE_NOTHING && (least == HUGE_VALF || fused.beside == BESIDE_BIAS_GRADIENT))
+        code = measure_shape(m, &plain, choice, &least, error);
+    return code;
 }
 
 static int run_once(void *context) {
@@ -559,9 +608,9 @@ bool ls_cuda_gemm_covers(const struct ls_cuda_gemm *gemm, const void *choices, i
     if (bytes % (int64_t)sizeof(struct choice) != 0 || count > NOTED) return false;
     memcpy(copies, choices, (size_t)bytes);
     for (int i = 0; i < gemm->noted_count; i++) {
-        /* an epilogue that the library refuses was chosen for without it */
-        const struct shape fused = shape_of(&gemm->noted[i], is_fused(&gemm->noted[i]));
-        const struct shape plain = shape_of(&gemm->noted[i], false);
+        /* the one that was chosen, or left */
+        const struct shape fused = shape_of(&gemm->noted[i], beside_of(&gemm->noted[i]));
+        const struct shape plain = shape_of(&gemm->noted[i], BESIDE_NOTHING);
         if (!is_among(&fused, copies, count) && !is_among(&plain, copies, count)) return false;
     }
     return true;

@@ -27,6 +27,12 @@ static inline int64_t ls_cuda_column_workspace(int64_t columns, int64_t sums) {
     return slices > 1 ? sums * slices * columns * (int64_t)sizeof(float) : 0;
 }
 
+/* gemm with a bias's gradient, whoever sums: a kernel by slices, or the library, which overwrites. */
+static inline int64_t ls_cuda_gemm_workspace(const struct ls_op_gemm *op) {
+    const int64_t slices = ls_cuda_column_workspace(op->n, 1), sums = op->n * (int64_t)sizeof(float);
+    return slices > sums ? slices : sums;
+}
+
 /* embedding_backward: the places of a micro-batch in order of their tokens, and room to sort them. */
 static inline int64_t ls_cuda_embedding_workspace(const struct ls_op_embedding_backward *op) {
     return 2 * op->batch * op->length * (int64_t)sizeof(uint64_t);

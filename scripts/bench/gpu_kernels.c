@@ -169,12 +169,12 @@ static void measure_products(struct bench *bench) {
             ls_copy(s, y, z, (size_t)bench->shape.copy_bytes));
     GEMM("qkv forward + bias", (double)L, rows, 3 * C, C, .c = y, .lda = C, .ldb = 3 * C, .ldc = 3 * C,
          .epilogue = LS_EPILOGUE_BIAS, .bias = w);
-    GEMM("projection forward + bias", (double)L, rows, C, C, .c = y, .lda = C, .ldb = C, .ldc = C,
-         .epilogue = LS_EPILOGUE_BIAS, .bias = w);
+    GEMM("projection forward + bias + residual", (double)L, rows, C, C, .c = y, .lda = C, .ldb = C, .ldc = C,
+         .epilogue = LS_EPILOGUE_BIAS, .bias = w, .residual = z);
     GEMM("fc forward + bias + gelu", (double)L, rows, 4 * C, C, .c = y, .lda = C, .ldb = 4 * C, .ldc = 4 * C,
          .epilogue = LS_EPILOGUE_BIAS_GELU, .bias = w, .aux = z);
-    GEMM("fc projection forward + bias", (double)L, rows, C, 4 * C, .c = y, .lda = 4 * C, .ldb = C, .ldc = C,
-         .epilogue = LS_EPILOGUE_BIAS, .bias = w);
+    GEMM("fc projection forward + bias + residual", (double)L, rows, C, 4 * C, .c = y, .lda = 4 * C, .ldb = C, .ldc = C,
+         .epilogue = LS_EPILOGUE_BIAS, .bias = w, .residual = z);
     GEMM("head forward, a chunk", (double)rows / (double)chunk, chunk, V, C, .c = y, .lda = C, .ldb = C, .ldc = stride,
          .transpose_b = true);
     GEMM("qkv input gradient", (double)L, rows, C, 3 * C, .c = y, .lda = 3 * C, .ldb = 3 * C, .ldc = C,
@@ -282,9 +282,9 @@ static void measure_rest(struct bench *bench) {
     float *g = b->g, *mean = b->mean, *rstd = b->rstd, *row_loss = b->row_loss, *one = b->one;
     double *sum = b->sum;
     const double n = 2.0 * (double)(rows * C), p = (double)parameters;
-    MEASURE("layernorm forward + residual", 0, 4 * n, 2.0 * (double)L,
-            ls_op(s, layernorm_forward, .output = y, .sum = d, .mean = mean, .rstd = rstd, .input = x, .residual = z,
-                  .weight = w, .bias = w, .rows = rows, .columns = C, .epsilon = 1e-5f, .dtype = LS_BF16));
+    MEASURE("layernorm forward", 0, 2 * n, 2.0 * (double)L,
+            ls_op(s, layernorm_forward, .output = y, .mean = mean, .rstd = rstd, .input = x, .weight = w, .bias = w,
+                  .rows = rows, .columns = C, .epsilon = 1e-5f, .dtype = LS_BF16));
     MEASURE("layernorm backward, accumulating", 0, 4 * n, 2.0 * (double)L,
             ls_op(s, layernorm_backward, .input_gradient = d, .workspace = b->workspace, .weight_gradient = g,
                   .bias_gradient = g + C, .output_gradient = z, .input = x, .weight = w, .mean = mean, .rstd = rstd,

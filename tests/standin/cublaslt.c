@@ -202,8 +202,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
 struct product {
     struct description d;
     struct layout a, b, c;
-    const void *a_memory, *b_memory;
-    void *c_memory;
+    const void *a_memory, *b_memory, *c_memory;
+    void *d_memory;
     uint64_t k, way;
     float alpha, beta;
 };
@@ -279,7 +279,7 @@ static void run(void *argument) {
             if (p->d.epilogue == CUBLASLT_EPILOGUE_BIAS) value += get(p->d.bias, p->c.type, (int64_t)row);
             if (p->d.epilogue == CUBLASLT_EPILOGUE_DGELU)
                 value *= ls_gelu_derivative(get(p->d.aux, p->c.type, (int64_t)(row + column * (uint64_t)p->d.aux_ld)));
-            set(p->c_memory, p->c.type, at, value);
+            set(p->d_memory, p->c.type, at, value);
         }
     if (p->d.epilogue == CUBLASLT_EPILOGUE_BGRADA) sum_rows(p, a);
     free(a);
@@ -310,12 +310,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                         .c = *(struct layout *)d,
                         .a_memory = a_memory,
                         .b_memory = b_memory,
-                        .c_memory = d_memory};
+                        .c_memory = c_memory,
+                        .d_memory = d_memory};
     struct algorithm algorithm;
     (void)handle;
     cublasStatus_t status = check(&p.d, &p.a, &p.b, &p.c, &p.k);
     if (status) return status;
-    if (c != d || c_memory != d_memory || !algo) return CUBLAS_STATUS_NOT_SUPPORTED; /* the program does neither */
+    if (c != d || !algo) return CUBLAS_STATUS_NOT_SUPPORTED; /* the program does neither */
     memcpy(&algorithm, algo, sizeof algorithm);
     if (algorithm.magic != MAGIC || algorithm.way >= WAYS || algorithm.m != p.c.rows || algorithm.n != p.c.columns ||
         algorithm.k != p.k || algorithm.extra > alignment_of_extra(&p.d))
@@ -327,8 +328,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
         const uint64_t alignment = algo->data[6 + i / 2] >> 32 * (i % 2) & UINT32_MAX;
         if (alignment == 0 || (uintptr_t)memory[i] % alignment) return CUBLAS_STATUS_INVALID_VALUE;
     }
-    if (!is_there(a_memory, &p.a) || !is_there(b_memory, &p.b) || !is_there(d_memory, &p.c) ||
-        !ls_standin_is_device_memory(workspace, workspace_bytes))
+    if (!is_there(a_memory, &p.a) || !is_there(b_memory, &p.b) || !is_there(c_memory, &p.c) ||
+        !is_there(d_memory, &p.c) || !ls_standin_is_device_memory(workspace, workspace_bytes))
         return CUBLAS_STATUS_INVALID_VALUE;
     if ((p.d.epilogue == CUBLASLT_EPILOGUE_BIAS || p.d.epilogue == CUBLASLT_EPILOGUE_BGRADA) &&
         !ls_standin_is_device_memory(p.d.bias, p.c.rows * bytes_of(p.c.type)))

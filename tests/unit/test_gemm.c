@@ -12,13 +12,13 @@ static double gelu_derivative(double x) {
 
 struct problem {
     int64_t m, n, k;
-    bool transpose_a, transpose_b, accumulate;
+    bool transpose_a, transpose_b, accumulate, residual;
     enum ls_epilogue epilogue;
     int threads;
 };
 
 /* Each element may be off by the rounding of each of its k products and sums, of the epilogue's few operations, and no
- * more: |error| <= (k + 2) u sum |a| |b| (Higham 2002, section 3.5), whatever the order of the sum. */
+ * more: |error| <= (k + 3) u sum |a| |b| (Higham 2002, section 3.5), whatever the order of the sum. */
 static void check(struct problem p) {
     const int64_t lda = (p.transpose_a ? p.m : p.k) + random_below(5),
                   ldb = (p.transpose_b ? p.k : p.n) + random_below(5);
@@ -27,6 +27,7 @@ static void check(struct problem p) {
                   c_count = p.m * ldc;
     float *a = random_floats(a_count, 1), *b = random_floats(b_count, 1), *c = random_floats(c_count, 1);
     float *bias = random_floats(p.n, 1), *aux = random_floats(c_count, 3), *before = copy_floats(c, c_count);
+    float *residual = random_floats(c_count, 1);
     float *aux_before = copy_floats(aux, c_count);
     if (!p.accumulate) /* what is not to be read must not matter */
         for (int64_t i = 0; i < p.m; i++)
@@ -34,7 +35,7 @@ static void check(struct problem p) {
     struct support s = support_open(p.threads, LS_STREAMS_EAGER);
     ls_op(s.stream, gemm, .c = c, .a = a, .b = b, .m = p.m, .n = p.n, .k = p.k, .lda = lda, .ldb = ldb, .ldc = ldc,
           .transpose_a = p.transpose_a, .transpose_b = p.transpose_b, .accumulate = p.accumulate,
-          .epilogue = p.epilogue, .bias = bias, .aux = aux);
+          .epilogue = p.epilogue, .bias = bias, .residual = p.residual ? residual : NULL, .aux = aux);
     support_close(s);
     for (int64_t i = 0; i < p.m; i++) {
         for (int64_t j = 0; j < p.n; j++) {
@@ -45,10 +46,11 @@ static void check(struct problem p) {
                 sum += term;
                 size += fabs(term);
             }
-            double expected = sum, allowed = (double)(p.k + 2) * ROUNDING * (size + 1.0);
+            double expected = sum, allowed = (double)(p.k + 3) * ROUNDING * (size + 2.0);
             const double x = (double)aux_before[i * ldc + j];
             if (p.accumulate) expected += (double)before[i * ldc + j];
             if (p.epilogue == LS_EPILOGUE_BIAS) expected += (double)bias[j];
+            if (p.residual) expected += (double)residual[i * ldc + j];
             if (p.epilogue == LS_EPILOGUE_BIAS_GELU) {
                 expected += (double)bias[j];
                 if (!(fabs((double)aux[i * ldc + j] - expected) <= allowed))
@@ -65,7 +67,7 @@ static void check(struct problem p) {
         }
         for (int64_t j = p.n; j < ldc; j++) assert_float_equal(c[i * ldc + j], before[i * ldc + j], 0.0f);
     }
-    free(a), free(b), free(c), free(bias), free(aux), free(before), free(aux_before);
+    free(a), free(b), free(c), free(bias), free(residual), free(aux), free(before), free(aux_before);
 }
 
 static void product_is_right_for_odd_shapes_transposes_and_strides(void **state) {
@@ -103,6 +105,19 @@ static void epilogues_add_bias_and_apply_gelu_and_its_derivative(void **state) {
                                    .transpose_b = kind & 2,
                                    .epilogue = (enum ls_epilogue)epilogue,
                                    .threads = 1});
+}
+
+static void the_residual_is_added_last(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 8; kind++)
+        check((struct problem){.m = 1 + random_below(300),
+                               .n = 1 + random_below(70),
+                               .k = 1 + random_below(70),
+                               .transpose_a = kind & 1,
+                               .transpose_b = kind & 2,
+                               .residual = true,
+                               .epilogue = kind & 4 ? LS_EPILOGUE_BIAS : LS_EPILOGUE_NONE,
+                               .threads = 1 + kind % 3});
 }
 
 static void threads_share_the_product_without_gaps(void **state) {
@@ -251,6 +266,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(product_is_right_for_odd_shapes_transposes_and_strides),
         cmocka_unit_test(long_sums_of_weight_gradients_are_right),
         cmocka_unit_test(epilogues_add_bias_and_apply_gelu_and_its_derivative),
+        cmocka_unit_test(the_residual_is_added_last),
         cmocka_unit_test(no_bit_of_a_factor_is_lost),
         cmocka_unit_test(the_smallest_numbers_disturb_nobody),
         cmocka_unit_test(what_is_not_finite_stays_so_and_where_it_is),

@@ -75,6 +75,8 @@ OPERATION(gemm, PRODUCT(.lda = K, .ldb = N))
 OPERATION(gemm_transposed_b, PRODUCT(.lda = K, .ldb = K, .transpose_b = true))
 OPERATION(gemm_of_a_weight_gradient, PRODUCT(.lda = M, .ldb = N, .transpose_a = true, .accumulate = true))
 OPERATION(gemm_with_bias, PRODUCT(.lda = K, .ldb = N, .epilogue = LS_EPILOGUE_BIAS, .bias = m[6]))
+OPERATION(gemm_with_bias_and_residual,
+          PRODUCT(.lda = K, .ldb = N, .epilogue = LS_EPILOGUE_BIAS, .bias = m[6], .residual = m[7]))
 OPERATION(gemm_with_gelu, PRODUCT(.lda = K, .ldb = N, .epilogue = LS_EPILOGUE_BIAS_GELU, .bias = m[6], .aux = m[7]))
 OPERATION(gemm_with_the_derivative_of_gelu, PRODUCT(.lda = K, .ldb = N, .epilogue = LS_EPILOGUE_GELU_GRAD, .aux = m[7]))
 OPERATION(gemm_of_few_rows, ls_op(stream, gemm, .dtype = dtype, .c = m[0], .a = m[2], .b = m[4], .m = 9, .n = 1001,
@@ -96,15 +98,14 @@ OPERATION(swiglu_backward, ls_op(stream, swiglu_backward, .dtype = dtype, .gate_
                                  .output_gradient = m[2], .gate_up = m[3], .rows = ROWS, .columns = COLUMNS))
 
 #define NORM .rows = ROWS, .columns = COLUMNS
-OPERATION(layernorm_forward,
-          ls_op(stream, layernorm_forward, .dtype = dtype, .output = m[0], .sum = m[1], .mean = m[2], .rstd = m[3],
-                .input = m[4], .residual = m[5], .weight = m[6], .bias = m[7], .epsilon = 1e-5f, NORM))
+OPERATION(layernorm_forward, ls_op(stream, layernorm_forward, .dtype = dtype, .output = m[0], .mean = m[2],
+                                   .rstd = m[3], .input = m[4], .weight = m[6], .bias = m[7], .epsilon = 1e-5f, NORM))
 OPERATION(layernorm_backward,
           ls_op(stream, layernorm_backward, .dtype = dtype, .input_gradient = m[0], .weight_gradient = m[1],
                 .bias_gradient = m[2], .output_gradient = m[3], .input = m[4], .weight = m[5], .mean = m[6],
                 .rstd = m[7], .accumulate_input = true, NORM))
-OPERATION(rmsnorm_forward, ls_op(stream, rmsnorm_forward, .dtype = dtype, .output = m[0], .sum = m[1], .rstd = m[3],
-                                 .input = m[4], .residual = m[5], .weight = m[6], .epsilon = 1e-5f, NORM))
+OPERATION(rmsnorm_forward, ls_op(stream, rmsnorm_forward, .dtype = dtype, .output = m[0], .rstd = m[3], .input = m[4],
+                                 .weight = m[6], .epsilon = 1e-5f, NORM))
 OPERATION(rmsnorm_backward,
           ls_op(stream, rmsnorm_backward, .dtype = dtype, .input_gradient = m[0], .weight_gradient = m[1],
                 .output_gradient = m[3], .input = m[4], .weight = m[5], .rstd = m[7], NORM))
@@ -194,6 +195,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(gemm_transposed_b),
         cmocka_unit_test(gemm_of_a_weight_gradient),
         cmocka_unit_test(gemm_with_bias),
+        cmocka_unit_test(gemm_with_bias_and_residual),
         cmocka_unit_test(gemm_with_gelu),
         cmocka_unit_test(gemm_with_the_derivative_of_gelu),
         cmocka_unit_test(gemm_of_few_rows),

@@ -69,8 +69,9 @@ struct ls_op_gemm {
     int64_t m, n, k, lda, ldb, ldc;
     bool transpose_a, transpose_b, accumulate;
     bool c_fp32;               /* c is fp32 whatever `dtype` says: a gradient of parameters; not with an epilogue */
-    enum ls_epilogue epilogue; /* not with accumulate */
+    enum ls_epilogue epilogue; /* not with accumulate; NONE or BIAS with a residual */
     const void *bias;          /* [n] */
+    const void *residual;      /* [m, n], leading dimension ldc, not c: is added last, where k > 0; NULL: none */
     void *aux;                 /* [m, n], leading dimension ldc */
     float *bias_gradient;      /* [n]; NULL: none */
     void *workspace;
@@ -114,13 +115,12 @@ struct ls_op_swiglu_backward { /* gate_up_gradient may be gate_up */
     enum ls_dtype dtype;
 };
 
-/* Layer normalisation (Ba et al. 2016) with the residual sum in front: when `residual` is given, sum = input + residual
- * is stored to `sum` (which may be either) and normalised; mean and reciprocal deviation [rows] in fp32 are kept for
- * backward (NULL: not). */
+/* Layer normalisation (Ba et al. 2016); mean and reciprocal deviation [rows] in fp32 are kept for backward (NULL: not).
+ */
 struct ls_op_layernorm_forward {
-    void *output, *sum;
+    void *output;
     float *mean, *rstd;
-    const void *input, *residual, *weight, *bias;
+    const void *input, *weight, *bias;
     int64_t rows, columns;
     float epsilon;
     enum ls_dtype dtype;
@@ -139,9 +139,9 @@ struct ls_op_layernorm_backward {
 
 /* Root-mean-square normalisation (Zhang & Sennrich 2019, eq. 4); the same conventions. */
 struct ls_op_rmsnorm_forward {
-    void *output, *sum;
+    void *output;
     float *rstd;
-    const void *input, *residual, *weight;
+    const void *input, *weight;
     int64_t rows, columns;
     float epsilon;
     enum ls_dtype dtype;

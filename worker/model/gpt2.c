@@ -132,11 +132,11 @@ static void gpt2_saved_bytes(const struct ls_model *model, int64_t rows, int64_t
     *recomputed = s.recomputed_bytes;
 }
 
-/* y[R, OUT] = x[R, IN] w[IN, OUT] + bias. */
+/* y[R, OUT] = x[R, IN] w[IN, OUT] + bias (+ residual[R, OUT], unless NULL). */
 static void conv1d_forward(const struct ls_model *model, struct ls_stream *stream, void *y, const void *x,
-                           const void *w, const void *bias, int64_t R, int64_t IN, int64_t OUT) {
+                           const void *w, const void *bias, const void *residual, int64_t R, int64_t IN, int64_t OUT) {
     ls_op(stream, gemm, .c = y, .a = x, .b = w, .m = R, .n = OUT, .k = IN, .lda = IN, .ldb = OUT, .ldc = OUT,
-          .epilogue = LS_EPILOGUE_BIAS, .bias = bias, .dtype = model->dtype);
+          .epilogue = LS_EPILOGUE_BIAS, .bias = bias, .residual = residual, .dtype = model->dtype);
 }
 
 /* qkv[R, 3 C]; with a cache q[R, C], and keys and values into the cache: the same product, cut by columns of the
@@ -145,7 +145,7 @@ static void project_qkv(const struct ls_model *model, const struct ls_block_pass
                         const void *w, const void *bias) {
     const int64_t R = pass->sequences * pass->length, C = model->channels;
     if (pass->cache == NULL) {
-        conv1d_forward(model, pass->stream, qkv, x, w, bias, R, C, 3 * C);
+        conv1d_forward(model, pass->stream, qkv, x, w, bias, NULL, R, C, 3 * C);
         return;
     }
     ls_op(pass->stream, gemm, .c = qkv, .a = x, .b = w, .m = R, .n = C, .k = C, .lda = C, .ldb = 3 * C, .ldc = C,
@@ -183,22 +183,19 @@ static void gpt2_layer_forward(const struct ls_model *model, int block, const st
     project_qkv(model, pass, s.qkv, s.ln_1, ls_weight(model, pass, &t[C_ATTN]),
                 ls_weight(model, pass, &t[C_ATTN_BIAS]));
     ls_attention_forward(model, pass, s.attention, s.lse, s.qkv, s.qkv);
-    /* `mid` carries what attention adds to the stream, then the sum. */
     conv1d_forward(model, stream, s.mid, s.attention, ls_weight(model, pass, &t[C_PROJ]),
-                   ls_weight(model, pass, &t[C_PROJ_BIAS]), R, C, C);
-    ls_op(stream, layernorm_forward, .output = s.ln_2, .sum = s.mid, .mean = s.mean_2, .rstd = s.rstd_2, .input = x,
-          .residual = s.mid, .weight = ls_weight(model, pass, &t[LN_2]), .bias = ls_weight(model, pass, &t[LN_2_BIAS]),
-          .rows = R, .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
+                   ls_weight(model, pass, &t[C_PROJ_BIAS]), x, R, C, C);
+    ls_op(stream, layernorm_forward, .output = s.ln_2, .mean = s.mean_2, .rstd = s.rstd_2, .input = s.mid,
+          .weight = ls_weight(model, pass, &t[LN_2]), .bias = ls_weight(model, pass, &t[LN_2_BIAS]), .rows = R,
+          .columns = C, .epsilon = model->epsilon, .dtype = model->dtype);
     ls_op(stream, gemm, .c = s.gelu, .aux = s.fc, .a = s.ln_2, .b = ls_weight(model, pass, &t[C_FC]), .m = R, .n = I,
           .k = C, .lda = C, .ldb = I, .ldc = I, .epilogue = LS_EPILOGUE_BIAS_GELU,
           .bias = ls_weight(model, pass, &t[C_FC_BIAS]), .dtype = model->dtype);
     if (pass->output == NULL) return;
     conv1d_forward(model, stream, pass->output, s.gelu, ls_weight(model, pass, &t[MLP_C_PROJ]),
-                   ls_weight(model, pass, &t[MLP_C_PROJ_BIAS]), R, I, C);
-    ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C, .dtype = model->dtype);
+                   ls_weight(model, pass, &t[MLP_C_PROJ_BIAS]), s.mid, R, I, C);
 }
 
-/* Forward's second norm had the sum it stored for its input, so the sum alone gives the same bits. */
 static void gpt2_layer_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
     const struct ls_tensor *t = ls_model_tensors(model, block);

@@ -96,7 +96,7 @@ void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pa
     float *normalised = pass->scratch, *statistics = normalised + rows * C;
     model->family->final_norm_forward(model, pass, R - rows, rows, statistics, normalised);
     ls_linear_forward(model, pass->stream, logits, V, normalised,
-                      model->tied ? pass->tied_parameters : pass->parameters, rows, C, V);
+                      model->tied ? pass->tied_parameters : pass->parameters, NULL, rows, C, V);
 }
 
 void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass) {
@@ -115,7 +115,7 @@ void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass
     for (int64_t first = 0; first < R; first += chunk) {
         int64_t rows = R - first < chunk ? R - first : chunk;
         model->family->final_norm_forward(model, pass, first, rows, s.statistics, s.normalised);
-        ls_linear_forward(model, pass->stream, s.logits, stride, s.normalised, projection, rows, C, V);
+        ls_linear_forward(model, pass->stream, s.logits, stride, s.normalised, projection, NULL, rows, C, V);
         ls_op(pass->stream, cross_entropy, .logits = s.logits, .loss = pass->loss, .targets = pass->targets + first,
               .gradient_scale = pass->gradient_scale, .row_loss = s.row_loss, .rows = rows, .vocabulary = V,
               .stride = stride, .gradient = pass->gradients != NULL, .dtype = model->dtype);

@@ -231,20 +231,18 @@ static void llama_layer_forward(const struct ls_model *model, int block, const s
           .dtype = model->dtype);
     project_qkv(model, pass, &s, t);
     ls_attention_forward(model, pass, s.attention, s.lse, s.qk, s.qkv);
-    /* `mid` carries what attention adds to the stream, then the sum. */
-    ls_linear_forward(model, stream, s.mid, C, s.attention, ls_weight(model, pass, &t[O_PROJ]), R, Q, C);
-    ls_op(stream, rmsnorm_forward, .output = s.norm_2, .sum = s.mid, .rstd = s.rstd_2, .input = x, .residual = s.mid,
+    ls_linear_forward(model, stream, s.mid, C, s.attention, ls_weight(model, pass, &t[O_PROJ]), x, R, Q, C);
+    ls_op(stream, rmsnorm_forward, .output = s.norm_2, .rstd = s.rstd_2, .input = s.mid,
           .weight = ls_weight(model, pass, &t[POST_ATTENTION_LAYERNORM]), .rows = R, .columns = C,
           .epsilon = model->epsilon, .dtype = model->dtype);
-    ls_linear_forward(model, stream, s.gate_up, 2 * I, s.norm_2, ls_weight(model, pass, &t[GATE_PROJ]), R, C, 2 * I);
+    ls_linear_forward(model, stream, s.gate_up, 2 * I, s.norm_2, ls_weight(model, pass, &t[GATE_PROJ]), NULL, R, C,
+                      2 * I);
     ls_op(stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I,
           .dtype = model->dtype);
     if (pass->output == NULL) return;
-    ls_linear_forward(model, stream, pass->output, C, s.swiglu, ls_weight(model, pass, &t[DOWN_PROJ]), R, I, C);
-    ls_op(stream, add, .sum = pass->output, .a = pass->output, .b = s.mid, .count = R * C, .dtype = model->dtype);
+    ls_linear_forward(model, stream, pass->output, C, s.swiglu, ls_weight(model, pass, &t[DOWN_PROJ]), s.mid, R, I, C);
 }
 
-/* Forward's second norm had the sum it stored for its input, so the sum alone gives the same bits. */
 static void llama_layer_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, I = model->hidden;
     const struct ls_tensor *t = ls_model_tensors(model, block);

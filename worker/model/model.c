@@ -318,9 +318,9 @@ int64_t ls_model_recomputed_bytes(const struct ls_model *model, int block, int64
 }
 
 void ls_linear_forward(const struct ls_model *model, struct ls_stream *stream, void *y, int64_t stride, const void *x,
-                       const void *w, int64_t R, int64_t IN, int64_t OUT) {
+                       const void *w, const void *residual, int64_t R, int64_t IN, int64_t OUT) {
     ls_op(stream, gemm, .c = y, .a = x, .b = w, .m = R, .n = OUT, .k = IN, .lda = IN, .ldb = IN, .ldc = stride,
-          .transpose_b = true, .dtype = model->dtype);
+          .transpose_b = true, .residual = residual, .dtype = model->dtype);
 }
 
 void ls_linear_backward(const struct ls_model *model, struct ls_stream *stream, void *dx, float *dw, const void *dy,

@@ -64,11 +64,16 @@ static void epilogue_row(const struct ls_op_gemm *op, float *c, int64_t row, int
         for (int64_t j = 0; j < columns; j++) c[j] *= ls_gelu_derivative(aux[j]);
         break;
     }
+    if (op->residual) {
+        const float *residual = (const float *)op->residual + row * op->ldc + begin;
+#pragma omp simd
+        for (int64_t j = 0; j < columns; j++) c[j] += residual[j];
+    }
 }
 
 static void epilogue(const struct ls_op_gemm *op, float *c, int64_t stride, int64_t r0, int64_t r1, int64_t c0,
                      int64_t c1) {
-    if (op->epilogue == LS_EPILOGUE_NONE) return;
+    if (op->epilogue == LS_EPILOGUE_NONE && !op->residual) return;
     for (int64_t r = r0; r < r1; r++, c += stride) epilogue_row(op, c, r, c0, c1 - c0);
 }
 

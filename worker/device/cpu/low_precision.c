@@ -239,14 +239,18 @@ static inline __attribute__((always_inline)) void finish_row(const enum ls_dtype
     const int64_t at = row * op->ldc + column;
     void *c = ls_element(t, op->c, at), *aux = op->aux ? ls_element(t, op->aux, at) : NULL;
     const void *bias = op->bias ? ls_element(t, op->bias, column) : NULL;
+    const void *residual = op->residual ? ls_element(t, op->residual, at) : NULL;
     switch (op->epilogue) {
     case LS_EPILOGUE_NONE:
 #pragma omp simd
-        for (int64_t j = 0; j < width; j++) ls_store(t, c, j, sums[j]);
+        for (int64_t j = 0; j < width; j++) ls_store(t, c, j, residual ? sums[j] + ls_load(t, residual, j) : sums[j]);
         break;
     case LS_EPILOGUE_BIAS: assert(bias);
 #pragma omp simd
-        for (int64_t j = 0; j < width; j++) ls_store(t, c, j, sums[j] + ls_load(t, bias, j));
+        for (int64_t j = 0; j < width; j++) {
+            const float x = sums[j] + ls_load(t, bias, j);
+            ls_store(t, c, j, residual ? x + ls_load(t, residual, j) : x);
+        }
         break;
     case LS_EPILOGUE_BIAS_GELU: assert(bias && aux);
 #pragma omp simd
@@ -329,7 +333,7 @@ static void finish_on_amx(const struct ls_op_gemm *op, float *sums, int64_t stri
 }
 
 void ls_cpu_low_gemm(int threads, const struct ls_op_gemm *op) {
-    assert(!op->c_fp32 || op->epilogue == LS_EPILOGUE_NONE);
+    assert(!op->c_fp32 || (op->epilogue == LS_EPILOGUE_NONE && !op->residual));
     if (op->dtype == LS_BF16 && ls_amx_serves(op->m, op->n, op->k))
         ls_cpu_gemm_amx(threads, op, finish_on_amx);
     else

@@ -20,19 +20,16 @@ static int64_t rows_per_task(int64_t columns) {
 struct norm {
     enum ls_dtype dtype;
     bool centred;
-    void *output, *sum;
+    void *output;
     float *mean, *rstd;
-    const void *input, *residual, *weight, *bias;
+    const void *input, *weight, *bias;
     int64_t rows, columns;
     float epsilon;
 };
 
 INLINE void norm_row(enum ls_dtype t, const struct norm *n, int64_t row) {
     const int64_t columns = n->columns, at = row * columns;
-    const void *x = n->residual ? n->sum : n->input;
-    if (n->residual)
-        for (int64_t c = at; c < at + columns; c++)
-            ls_store(t, n->sum, c, ls_load(t, n->input, c) + ls_load(t, n->residual, c));
+    const void *x = n->input;
     float mean = 0.0f, square = 0.0f;
     if (n->centred) {
 #pragma omp simd reduction(+ : mean)
@@ -60,14 +57,14 @@ static void norm(const void *arguments, int64_t begin, int64_t end) {
 }
 
 void ls_cpu_low_layernorm_forward(int threads, const struct ls_op_layernorm_forward *op) {
-    const struct norm n = {op->dtype,    true,       op->output, op->sum,  op->mean,    op->rstd,   op->input,
-                           op->residual, op->weight, op->bias,   op->rows, op->columns, op->epsilon};
+    const struct norm n = {op->dtype,  true,     op->output, op->mean,    op->rstd,   op->input,
+                           op->weight, op->bias, op->rows,   op->columns, op->epsilon};
     ls_cpu_parallel(threads, n.rows, rows_per_task(n.columns), norm, &n);
 }
 
 void ls_cpu_low_rmsnorm_forward(int threads, const struct ls_op_rmsnorm_forward *op) {
-    const struct norm n = {op->dtype,    false,      op->output, op->sum,  NULL,        op->rstd,   op->input,
-                           op->residual, op->weight, NULL,       op->rows, op->columns, op->epsilon};
+    const struct norm n = {op->dtype,  false, op->output, NULL,        op->rstd,   op->input,
+                           op->weight, NULL,  op->rows,   op->columns, op->epsilon};
     ls_cpu_parallel(threads, n.rows, rows_per_task(n.columns), norm, &n);
 }
 

@@ -11,8 +11,8 @@ enum { ROWS_PER_BLOCK = 32, COLUMNS_PER_TASK = 64, ELEMENTS_PER_TASK = 16384 };
 
 struct norm {
     bool centred;
-    float *output, *sum, *mean, *rstd;
-    const float *input, *residual, *weight, *bias;
+    float *output, *mean, *rstd;
+    const float *input, *weight, *bias;
     int64_t rows, columns;
     float epsilon;
 };
@@ -34,13 +34,6 @@ static void forward(const void *arguments, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++) {
         const float *x = n->input + row * columns;
         float *y = n->output + row * columns;
-        if (n->residual) {
-            const float *residual = n->residual + row * columns;
-            float *sum = n->sum + row * columns;
-#pragma omp simd
-            for (int64_t c = 0; c < columns; c++) sum[c] = x[c] + residual[c];
-            x = sum;
-        }
         float mean = 0.0f, square = 0.0f;
         if (n->centred) {
 #pragma omp simd reduction(+ : mean)
@@ -155,11 +148,9 @@ static void run_backward(int threads, const struct norm_gradient *n) {
 void ls_cpu_layernorm_forward(int threads, const struct ls_op_layernorm_forward *op) {
     const struct norm n = {.centred = true,
                            .output = op->output,
-                           .sum = op->sum,
                            .mean = op->mean,
                            .rstd = op->rstd,
                            .input = op->input,
-                           .residual = op->residual,
                            .weight = op->weight,
                            .bias = op->bias,
                            .rows = op->rows,
@@ -186,10 +177,8 @@ void ls_cpu_layernorm_backward(int threads, const struct ls_op_layernorm_backwar
 
 void ls_cpu_rmsnorm_forward(int threads, const struct ls_op_rmsnorm_forward *op) {
     const struct norm n = {.output = op->output,
-                           .sum = op->sum,
                            .rstd = op->rstd,
                            .input = op->input,
-                           .residual = op->residual,
                            .weight = op->weight,
                            .rows = op->rows,
                            .columns = op->columns,

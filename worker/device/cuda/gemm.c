@@ -41,10 +41,10 @@ enum beside { BESIDE_NOTHING, BESIDE_BIAS, BESIDE_GELU_GRAD, BESIDE_BIAS_GRADIEN
 /* All that a plan depends on. */
 struct shape {
     int64_t m, n, k, lda, ldb, ldc;
-    int32_t align_a, align_b, align_c;
+    int32_t align_a, align_b, align_c, align_residual; /* 0: there is no residual */
     uint8_t transpose_a, transpose_b, accumulate, c_fp32;
     uint8_t dtype, beside;
-    uint8_t zero[6]; /* no padding: shapes are compared byte by byte */
+    uint8_t zero[2]; /* no padding: shapes are compared byte by byte */
 };
 
 struct product {
@@ -118,6 +118,7 @@ static struct shape shape_of(const struct ls_op_gemm *op, enum beside beside) {
     shape.lda = op->lda, shape.ldb = op->ldb, shape.ldc = op->ldc;
     shape.align_a = alignment_of(op->a), shape.align_b = alignment_of(op->b), shape.align_c = alignment_of(op->c);
     if (beside == BESIDE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU) shape.align_c = alignment_of(op->aux);
+    if (op->residual) shape.align_residual = alignment_of(op->residual);
     shape.transpose_a = op->transpose_a, shape.transpose_b = op->transpose_b;
     shape.accumulate = op->accumulate, shape.c_fp32 = op->c_fp32;
     shape.dtype = (uint8_t)op->dtype;
@@ -186,7 +187,8 @@ static cublasStatus_t propose(const struct ls_cuda_gemm *gemm, const struct prod
     const struct ls_cublaslt *lt = gemm->library;
     const struct shape *shape = &product->shape;
     const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    const uint32_t a = (uint32_t)shape->align_b, b = (uint32_t)shape->align_a, c = (uint32_t)shape->align_c;
+    const uint32_t a = (uint32_t)shape->align_b, b = (uint32_t)shape->align_a, d = (uint32_t)shape->align_c;
+    const uint32_t c = shape->align_residual ? (uint32_t)shape->align_residual : d;
     void *aligned = (char *)gemm->workspace + FUSED_ALIGNMENT;
     cublasLtMatmulPreference_t preference;
     cublasStatus_t status = set_pointer(gemm, product, aligned);
@@ -202,7 +204,7 @@ static cublasStatus_t propose(const struct ls_cuda_gemm *gemm, const struct prod
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &a, sizeof a},
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b, sizeof b},
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c, sizeof c},
-        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c, sizeof c},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &d, sizeof d},
     };
     for (size_t i = 0; i < sizeof settings / sizeof *settings && !status; i++)
         status = lt->cublasLtMatmulPreferenceSetAttribute(preference, settings[i].attribute, settings[i].value,
@@ -287,7 +289,7 @@ static enum ls_code find_product(struct ls_cuda_gemm *gemm, const struct shape *
 
 static cublasStatus_t multiply(const struct ls_cuda_gemm *gemm, cudaStream_t stream, const struct product *product,
                                const cublasLtMatmulAlgo_t *algorithm, const struct ls_op_gemm *op) {
-    const float one = 1.0f, beta = op->accumulate ? 1.0f : 0.0f;
+    const float one = 1.0f, beta = op->accumulate || op->residual ? 1.0f : 0.0f;
     const enum beside beside = (enum beside)product->shape.beside;
     const bool sum_apart = beside == BESIDE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU;
     void *result = sum_apart ? op->aux : op->c;
@@ -297,8 +299,8 @@ static cublasStatus_t multiply(const struct ls_cuda_gemm *gemm, cudaStream_t str
                                                                            : op->workspace);
     if (status) return status;
     return gemm->library->cublasLtMatmul(gemm->handle, product->desc, &one, op->b, product->b, op->a, product->a, &beta,
-                                         result, product->c, result, product->c, algorithm, gemm->workspace,
-                                         gemm->workspace_bytes, stream);
+                                         op->residual ? op->residual : result, product->c, result, product->c,
+                                         algorithm, gemm->workspace, gemm->workspace_bytes, stream);
 }
 
 /* A library that cannot compute what it is asked for, and has launched nothing. */

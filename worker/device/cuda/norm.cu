@@ -7,9 +7,9 @@ namespace {
 constexpr int THREADS = 256, LONG_ROW = 4096;
 
 template <typename T> struct norm_arguments {
-    T *output, *sum;
+    T *output;
     float *mean, *rstd;
-    const T *input, *residual, *weight, *bias;
+    const T *input, *weight, *bias;
     int64_t rows, columns;
     float epsilon;
 };
@@ -40,18 +40,6 @@ __global__ void __launch_bounds__(THREADS, 4) forward(norm_arguments<T> n) {
         const T *x = n.input + row * n.columns;
         T *y = n.output + row * n.columns;
         float v[N], w[N], b[N], mean = 0.0f, square = 0.0f;
-        if (n.residual) {
-            const T *residual = n.residual + row * n.columns;
-            T *sum = n.sum + row * n.columns;
-            for (int64_t c = begin; c < n.columns; c += step) {
-                ls_load(v, x + c);
-                ls_load(w, residual + c);
-#pragma unroll
-                for (int k = 0; k < N; k++) v[k] += w[k];
-                ls_store(sum + c, v);
-            }
-            x = sum; /* a thread reads what it wrote itself */
-        }
         if (CENTRED) {
             for (int64_t c = begin; c < n.columns; c += step) {
                 ls_load(v, x + c);
@@ -162,7 +150,7 @@ template <typename T, int N, bool CENTRED> cudaError_t put_backward(const norm_g
 }
 
 template <typename T, bool CENTRED> cudaError_t run(const norm_arguments<T> &n, cudaStream_t stream) {
-    const bool aligned = ls_aligned(n.output, n.sum, n.input, n.residual, n.weight, n.bias);
+    const bool aligned = ls_aligned(n.output, n.input, n.weight, n.bias);
     if (aligned && n.columns % ls_pack<T> == 0) return put_forward<T, ls_pack<T>, CENTRED>(n, stream);
     return put_forward<T, 1, CENTRED>(n, stream);
 }
@@ -179,11 +167,9 @@ cudaError_t ls_cuda_layernorm_forward(const struct ls_op_layernorm_forward *op, 
     return ls_by_type(op->dtype, [=](auto element) {
         using T = decltype(element);
         const norm_arguments<T> n = {static_cast<T *>(op->output),
-                                     static_cast<T *>(op->sum),
                                      op->mean,
                                      op->rstd,
                                      static_cast<const T *>(op->input),
-                                     static_cast<const T *>(op->residual),
                                      static_cast<const T *>(op->weight),
                                      static_cast<const T *>(op->bias),
                                      op->rows,
@@ -197,11 +183,9 @@ cudaError_t ls_cuda_rmsnorm_forward(const struct ls_op_rmsnorm_forward *op, cuda
     return ls_by_type(op->dtype, [=](auto element) {
         using T = decltype(element);
         const norm_arguments<T> n = {static_cast<T *>(op->output),
-                                     static_cast<T *>(op->sum),
                                      nullptr,
                                      op->rstd,
                                      static_cast<const T *>(op->input),
-                                     static_cast<const T *>(op->residual),
                                      static_cast<const T *>(op->weight),
                                      nullptr,
                                      op->rows,

@@ -10,10 +10,10 @@ struct matrix {
 
 /* Rows short and long, of whole packs and not; more rows than one pass over them takes, and than one slice of a sum
  * over them has; more slices than a block has warps. */
-static const struct matrix shapes[] = {{1, 1, 0, LS_FP32},    {3, 17, 0, LS_BF16},   {5, 64, 0, LS_FP32},
-                                       {37, 96, 0, LS_BF16},  {300, 40, 0, LS_FP16}, {70, 129, 1, LS_FP32},
-                                       {9, 768, 0, LS_BF16},  {2, 5000, 0, LS_FP32}, {2, 4104, 0, LS_BF16},
-                                       {600, 24, 1, LS_BF16}, {300, 13, 0, LS_FP32}, {2200, 8, 0, LS_BF16}};
+static const struct matrix shapes[] = {
+    {1, 1, 0, LS_FP32},    {3, 17, 0, LS_BF16},   {5, 64, 0, LS_FP32},   {37, 96, 0, LS_BF16},  {300, 40, 0, LS_FP16},
+    {70, 129, 1, LS_FP32}, {9, 768, 0, LS_BF16},  {2, 5000, 0, LS_FP32}, {2, 4104, 0, LS_BF16}, {600, 24, 1, LS_BF16},
+    {300, 13, 0, LS_FP32}, {2200, 8, 0, LS_BF16}, {1, 4096, 0, LS_BF16}, {4, 600, 0, LS_FP32},  {9, 2048, 0, LS_FP32}};
 
 static void for_each(void (*test)(struct matrix shape)) {
     for (const struct matrix &shape : shapes) {
@@ -106,7 +106,7 @@ static void norm_gradient_case(struct matrix s, bool centred, bool accumulate, b
         }
     }
     void *to = over ? dy.device : dx.device;
-    void *workspace = device_allocate((size_t)ls_cuda_column_workspace(s.columns, 2));
+    void *workspace = device_allocate((size_t)ls_cuda_norm_workspace(s.columns, s.dtype, centred ? 2 : 1));
     if (centred) {
         const struct ls_op_layernorm_backward op = {to,
                                                     workspace,

@@ -46,6 +46,11 @@ static bool is_product_library(const void *address) {
 
 enum { FRAMES_MAX = 24 };
 
+/* The way to the first one that no such library asked for. */
+static void *way[FRAMES_MAX];
+static int way_length;
+static atomic_bool way_taken;
+
 /* Of the sanitizers' runtime; gcc comes without its header. */
 int __sanitizer_install_malloc_and_free_hooks(void (*malloc_hook)(const volatile void *, size_t),
                                               void (*free_hook)(const volatile void *));
@@ -59,6 +64,10 @@ static void hook(const volatile void *memory, size_t bytes) {
     int caller = frame_count - 1;
     for (int i = frame_count - 1; i >= 0; i--)
         if (is_product_library(frames[i])) caller = i;
+    if (!is_product_library(frames[caller]) && !atomic_exchange(&way_taken, true)) {
+        memcpy(way, frames, sizeof way);
+        way_length = frame_count;
+    }
     count(frames[caller]);
 }
 static void ignore(const volatile void *memory) {
@@ -68,6 +77,13 @@ static void install(void) {
     void *frame;
     backtrace(&frame, 1); /* loads its library, which allocates */
     __sanitizer_install_malloc_and_free_hooks(hook, ignore);
+}
+static void forget_way(void) {
+    atomic_store(&way_taken, false);
+    way_length = 0;
+}
+static void tell_way(void) {
+    backtrace_symbols_fd(way, way_length, STDOUT_FILENO);
 }
 #else
 /* glibc's own names of its functions, for programs that define malloc themselves. */
@@ -102,6 +118,8 @@ int posix_memalign(void **memory, size_t alignment, size_t bytes) {
     return *memory ? 0 : ENOMEM;
 }
 static void install(void) {}
+static void forget_way(void) {}
+static void tell_way(void) {}
 #endif
 
 /* All ranks meet after the first step and before the end: what is between is counted. */
@@ -129,6 +147,7 @@ static void check(const char *yaml, int ranks, int64_t stage, enum ls_checkpoint
     run.config.activation_checkpointing.mode = mode;
     run.config.precision = stage % 2 ? LS_PRECISION_BF16 : LS_PRECISION_FP32;
     last_step = run.steps;
+    forget_way();
     pthread_barrier_init(&meeting, NULL, (unsigned)ranks);
     atomic_store(&asked, 0);
     harness_run_well(&run);
@@ -139,6 +158,8 @@ static void check(const char *yaml, int ranks, int64_t stage, enum ls_checkpoint
         Dl_info info = {0};
         if (is_product_library(callers[i])) continue;
         dladdr(callers[i], &info);
+        fflush(stdout);
+        tell_way();
         fail_msg("stage %d, %d ranks: %d allocations, one by %s %s", (int)stage, ranks, total,
                  info.dli_fname ? info.dli_fname : "an unknown caller", info.dli_sname ? info.dli_sname : "");
     }

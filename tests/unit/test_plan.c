@@ -591,11 +591,14 @@ static void sums_of_columns_on_gpus_have_room_for_their_slices(void **state) {
     const size_t sums[] = {22 * 768 * 4, 2 * 16832 * 4, 16833 * 4};
     for (size_t i = 0; i < 3; i++) assert_int_equal(workspace_of(LS_OP_gemm, &products[i]), sums[i]);
     const struct ls_op_layernorm_backward layer = {.rows = 5, .columns = 768};
-    const struct ls_op_rmsnorm_backward root = {.rows = 16384, .columns = 768};
+    const struct ls_op_rmsnorm_backward root = {.rows = 16384, .columns = 768, .dtype = LS_BF16},
+                                        odd = {.columns = 769};
     const struct ls_op_head_norm_backward head = {.rows = 16384, .heads = 16, .head_size = 128};
     const struct ls_op_embedding_backward embedding = {.batch = 3, .length = 1000};
-    assert_int_equal(workspace_of(LS_OP_layernorm_backward, &layer), 2 * 22 * 768 * 4);
-    assert_int_equal(workspace_of(LS_OP_rmsnorm_backward, &root), 2 * 22 * 768 * 4);
+    /* a block for 768 columns of fp32 has 192 threads, one of bf16 96: 352 and 704 of them for 132 x 512 */
+    assert_int_equal(workspace_of(LS_OP_layernorm_backward, &layer), 2 * 352 * 768 * 4);
+    assert_int_equal(workspace_of(LS_OP_rmsnorm_backward, &root), 704 * 768 * 4);
+    assert_int_equal(workspace_of(LS_OP_rmsnorm_backward, &odd), 21 * 769 * 4); /* 13 blocks of columns, by 21 slices */
     assert_int_equal(workspace_of(LS_OP_head_norm_backward, &head), 132 * 128 * 4);
     assert_int_equal(workspace_of(LS_OP_embedding_backward, &embedding), 3000 * 16); /* two keys of 8 bytes a place */
 }

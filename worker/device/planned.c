@@ -70,10 +70,14 @@ size_t ls_cuda_planned_workspace(const struct ls_device *device, enum ls_op op, 
     case LS_OP_gemm: return (size_t)ls_cuda_gemm_workspace(arguments);
     case LS_OP_bias_backward:
         return (size_t)ls_cuda_column_workspace(((const struct ls_op_bias_backward *)arguments)->columns, 1);
-    case LS_OP_layernorm_backward:
-        return (size_t)ls_cuda_column_workspace(((const struct ls_op_layernorm_backward *)arguments)->columns, 2);
-    case LS_OP_rmsnorm_backward:
-        return (size_t)ls_cuda_column_workspace(((const struct ls_op_rmsnorm_backward *)arguments)->columns, 2);
+    case LS_OP_layernorm_backward: {
+        const struct ls_op_layernorm_backward *norm = arguments;
+        return (size_t)ls_cuda_norm_workspace(norm->columns, norm->dtype, 2);
+    }
+    case LS_OP_rmsnorm_backward: {
+        const struct ls_op_rmsnorm_backward *norm = arguments;
+        return (size_t)ls_cuda_norm_workspace(norm->columns, norm->dtype, 1);
+    }
     case LS_OP_head_norm_backward:
         return (size_t)ls_cuda_column_workspace(((const struct ls_op_head_norm_backward *)arguments)->head_size, 1);
     default: return 0;

@@ -81,12 +81,20 @@ static __global__ void __launch_bounds__(LS_COLUMN_THREADS)
     float *const to = blockIdx.y == 0 ? first : second;
     float sum = 0.0f;
     if (column < columns)
+#pragma unroll 8
         for (int64_t slice = warp; slice < slices.count; slice += WARPS) sum += partial[slice * columns];
     parts[warp][lane] = sum;
     __syncthreads();
     if (warp > 0 || column >= columns) return;
     for (int w = 1; w < WARPS; w++) sum += parts[w][lane];
     to[column] += sum;
+}
+
+/* On the host: adds what slices left. second NULL: there is one sum of each column. */
+static inline cudaError_t ls_put_slice_sums(float *first, float *second, const struct ls_slices &slices,
+                                            int64_t columns, cudaStream_t stream) {
+    return LS_LAUNCH(ls_add_slices, dim3(ls_blocks(columns, LS_WARP), second ? 2 : 1), LS_COLUMN_THREADS, 0, stream,
+                     first, second, slices, columns);
 }
 
 /* On the host: sums of rows in `columns` columns, SUMS for each. put(grid, slices) launches the kernel that calls
@@ -99,10 +107,9 @@ static inline cudaError_t ls_put_column_sums(float *const (&sums)[SUMS], void *w
     const struct ls_slices slices = {static_cast<float *>(workspace), each, count};
     const cudaError_t error =
         put(dim3(ls_blocks(columns, ls_column_lanes<T, N> * N), static_cast<unsigned>(count)), slices);
-    if (error != cudaSuccess || count == 1) return error;
-    float *const second = SUMS > 1 ? sums[SUMS - 1] : nullptr;
-    return LS_LAUNCH(ls_add_slices, dim3(ls_blocks(columns, LS_WARP), second ? 2 : 1), LS_COLUMN_THREADS, 0, stream,
-                     sums[0], second, slices, columns);
+    return error != cudaSuccess || count == 1
+               ? error
+               : ls_put_slice_sums(sums[0], SUMS > 1 ? sums[SUMS - 1] : nullptr, slices, columns, stream);
 }
 
 #endif

@@ -86,6 +86,18 @@ template <typename T, int N> static __device__ __forceinline__ void ls_store(T *
     }
 }
 
+/* 128 bits that are on their way from memory, and what is in them: what waits for them is the second. */
+template <typename T> static __device__ __forceinline__ int4 ls_load_bits(const T *from) {
+    return *reinterpret_cast<const int4 *>(from);
+}
+template <typename T>
+static __device__ __forceinline__ void ls_unpack(float (&to)[ls_pack<T>], const int4 &bits, const T *) {
+    T values[ls_pack<T>];
+    memcpy(reinterpret_cast<char *>(values), &bits, sizeof bits);
+#pragma unroll
+    for (int i = 0; i < ls_pack<T>; i++) to[i] = ls_to_float(values[i]);
+}
+
 /* Sums and maxima over the lanes of a warp, the same in all of them. Butterflies: the order of additions is fixed. */
 template <typename T> static __device__ __forceinline__ T ls_warp_sum(T x) {
 #pragma unroll

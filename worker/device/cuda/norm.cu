@@ -134,6 +134,97 @@ template <typename T, int N, bool CENTRED> cudaError_t put_forward(const norm_ar
     return LS_LAUNCH((forward<T, N, LS_WARP, CENTRED>), ls_blocks(n.rows, THREADS / LS_WARP), THREADS, 0, stream, n);
 }
 
+/* Sums of two numbers over the block, the same in all its threads, in the order of its warps. Calls alternate between
+ * the two halves of `parts`, so that one barrier for each is enough. */
+__device__ __forceinline__ void add_over_block(float &a, float &b, float (&parts)[2][LS_NORM_THREADS / LS_WARP]) {
+    const int warp = static_cast<int>(threadIdx.x) / LS_WARP, warps = static_cast<int>(blockDim.x) / LS_WARP;
+    a = ls_warp_sum(a);
+    b = ls_warp_sum(b);
+    if (threadIdx.x % LS_WARP == 0) parts[0][warp] = a, parts[1][warp] = b;
+    __syncthreads();
+    a = parts[0][0], b = parts[1][0];
+    for (int w = 1; w < warps; w++) a += parts[0][w], b += parts[1][w];
+}
+
+/* Both gradients in one pass: dy, x and the residual's gradient are read once. A block has a slice of rows, a thread a
+ * pack of columns whose sums it keeps; a row is under way from memory while the one before is worked on. */
+template <typename T, bool CENTRED>
+__global__ void __launch_bounds__(LS_NORM_THREADS) backward(norm_gradient<T> n, struct ls_slices slices) {
+    constexpr int N = ls_pack<T>;
+    LS_SHARED(float, parts, [2][2][LS_NORM_THREADS / LS_WARP]);
+    const int64_t column = static_cast<int64_t>(threadIdx.x) * N, slice = blockIdx.x, first = slice * slices.rows;
+    const int64_t end = n.rows - first < slices.rows ? n.rows : first + slices.rows;
+    const bool own = column < n.columns;
+    const float columns = static_cast<float>(n.columns);
+    float w[N] = {}, weight[N] = {}, bias[N] = {}, next_mean = 0.0f, next_rstd = 0.0f;
+    int4 next_dy = {}, next_x = {}, next_dx = {};
+    const auto load = [&](int64_t row) {
+        const int64_t at = row * n.columns + column;
+        if (CENTRED) next_mean = n.mean[row];
+        next_rstd = n.rstd[row];
+        if (!own) return;
+        next_dy = ls_load_bits(n.output_gradient + at);
+        next_x = ls_load_bits(n.x + at);
+        if (n.accumulate_input) next_dx = ls_load_bits(n.input + at);
+    };
+    if (own) ls_load(w, n.scale + column);
+    load(first);
+    for (int64_t row = first; row < end; row++) {
+        const int64_t at = row * n.columns + column;
+        const float mean = next_mean, rstd = next_rstd;
+        const int4 dx_bits = next_dx;
+        float dy[N], x[N], sum = 0.0f, product = 0.0f;
+        ls_unpack(dy, next_dy, n.x);
+        ls_unpack(x, next_x, n.x);
+        if (row + 1 < end) load(row + 1);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            x[k] = (x[k] - mean) * rstd;
+            weight[k] += dy[k] * x[k];
+            bias[k] += dy[k];
+            dy[k] *= w[k];
+            sum += dy[k];
+            product += dy[k] * x[k];
+        }
+        add_over_block(sum, product, parts[(row - first) % 2]);
+        if (!own) continue;
+        const float d_mean = CENTRED ? sum / columns : 0.0f, d_product = product / columns;
+#pragma unroll
+        for (int k = 0; k < N; k++) dy[k] = rstd * (dy[k] - d_mean - x[k] * d_product);
+        if (n.accumulate_input) {
+            ls_unpack(x, dx_bits, n.x);
+#pragma unroll
+            for (int k = 0; k < N; k++) dy[k] += x[k];
+        }
+        ls_store(n.input + at, dy);
+    }
+    if (!own) return;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        float *const partial = slices.partial + slice * n.columns + column + k;
+        if (slices.count == 1) {
+            n.weight[column + k] += weight[k];
+            if (CENTRED) n.bias[column + k] += bias[k];
+        } else {
+            *partial = weight[k];
+            if (CENTRED) partial[slices.count * n.columns] = bias[k];
+        }
+    }
+}
+
+template <typename T, bool CENTRED>
+cudaError_t put_backward_at_once(const norm_gradient<T> &n, int64_t threads, cudaStream_t stream) {
+    const int64_t each = ls_cuda_norm_slice_rows(n.rows, threads), count = (n.rows + each - 1) / each;
+    if (n.rows <= 0) return cudaSuccess;
+    if (count > 1 && !n.workspace) return cudaErrorInvalidValue;
+    const struct ls_slices slices = {static_cast<float *>(n.workspace), each, count};
+    const cudaError_t error = LS_LAUNCH((backward<T, CENTRED>), static_cast<unsigned>(count),
+                                        static_cast<unsigned>(threads), 0, stream, n, slices);
+    return error != cudaSuccess || count == 1
+               ? error
+               : ls_put_slice_sums(n.weight, CENTRED ? n.bias : nullptr, slices, n.columns, stream);
+}
+
 /* The parameters' gradients first: the input's may lie over what they read. */
 template <typename T, int N, bool CENTRED> cudaError_t put_backward(const norm_gradient<T> &n, cudaStream_t stream) {
     if (n.rows <= 0) return cudaSuccess;
@@ -157,6 +248,8 @@ template <typename T, bool CENTRED> cudaError_t run(const norm_arguments<T> &n, 
 
 template <typename T, bool CENTRED> cudaError_t run(const norm_gradient<T> &n, cudaStream_t stream) {
     const bool aligned = ls_aligned(n.input, n.output_gradient, n.x, n.scale);
+    const int64_t threads = ls_cuda_norm_threads(n.columns, static_cast<int64_t>(sizeof(T)));
+    if (aligned && threads > 0) return put_backward_at_once<T, CENTRED>(n, threads, stream);
     if (aligned && n.columns % ls_pack<T> == 0) return put_backward<T, ls_pack<T>, CENTRED>(n, stream);
     return put_backward<T, 1, CENTRED>(n, stream);
 }

@@ -27,6 +27,32 @@ static inline int64_t ls_cuda_column_workspace(int64_t columns, int64_t sums) {
     return slices > 1 ? sums * slices * columns * (int64_t)sizeof(float) : 0;
 }
 
+/* The gradients of a norm in one pass: a block has a slice of whole rows and a thread 16 bytes of each, so many blocks
+ * that each of 132 multiprocessors has LS_NORM_THREADS threads. Threads of a block: 0 where columns are not whole packs
+ * of 16 bytes, or too many. */
+enum { LS_NORM_THREADS = 512, LS_NORM_ROWS_MIN = 4 };
+static inline int64_t ls_cuda_norm_threads(int64_t columns, int64_t element_bytes) {
+    const int64_t pack = 16 / element_bytes, threads = (columns / pack + 31) / 32 * 32;
+    return columns % pack == 0 && threads <= LS_NORM_THREADS ? threads : 0;
+}
+/* Slices at most, where there are threads; rows of each but the last. */
+static inline int64_t ls_cuda_norm_slices_most(int64_t threads) {
+    return LS_SLICE_BLOCKS / 2 * LS_NORM_THREADS / threads;
+}
+static inline int64_t ls_cuda_norm_slice_rows(int64_t rows, int64_t threads) {
+    const int64_t most = ls_cuda_norm_slices_most(threads), even = (rows + most - 1) / most;
+    return even < LS_NORM_ROWS_MIN ? (int64_t)LS_NORM_ROWS_MIN : even;
+}
+/* layernorm_backward and rmsnorm_backward: a number of each sum for each slice, also where tensors are not aligned and
+ * two passes serve. */
+static inline int64_t ls_cuda_norm_workspace(int64_t columns, enum ls_dtype dtype, int64_t sums) {
+    const int64_t threads = ls_cuda_norm_threads(columns, ls_dtype_bytes(dtype)),
+                  two_passes = ls_cuda_column_workspace(columns, sums);
+    const int64_t one_pass =
+        threads > 0 ? sums * ls_cuda_norm_slices_most(threads) * columns * (int64_t)sizeof(float) : 0;
+    return one_pass > two_passes ? one_pass : two_passes;
+}
+
 /* gemm with a bias's gradient, whoever sums: a kernel by slices, or the library, which overwrites. */
 static inline int64_t ls_cuda_gemm_workspace(const struct ls_op_gemm *op) {
     const int64_t slices = ls_cuda_column_workspace(op->n, 1), sums = op->n * (int64_t)sizeof(float);

@@ -16,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -90,15 +89,6 @@ static enum ls_code list_folder(const char *folder, const char *pattern, struct 
     return LS_OK;
 }
 
-/* Raises the limit on open files, if it can be and has to be, so that `count` more fit beside what a process has open.
- */
-static void allow_open_files(size_t count) {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= count + 512) return;
-    limit.rlim_cur = limit.rlim_max < count + 512 ? limit.rlim_max : count + 512;
-    (void)setrlimit(RLIMIT_NOFILE, &limit); /* a failure shows when a file cannot be opened */
-}
-
 /* Fills dataset->shards[number] from the file `name` of the open folder. */
 static enum ls_code open_shard(struct ls_dataset *dataset, size_t number, int folder, const char *folder_path,
                                const char *name, const struct ls_dataset_json *description, bool headerless,
@@ -153,7 +143,7 @@ static enum ls_code open_shards(struct ls_dataset *dataset, const char *folder_p
     if (folder < 0)
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "data: cannot open the folder %s: %s", folder_path,
                        strerror(errno));
-    allow_open_files(names->count);
+    ls_files_allow(names->count);
     for (size_t i = 0; i < names->count && !code; i++)
         code = open_shard(dataset, i, folder, folder_path, names->items[i], description, headerless, error);
     close(folder);

@@ -8,8 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+enum { FILES_OF_OTHERS = 512 };
 
 bool ls_file_name_is_safe(const char *name) {
     size_t length = strlen(name);
@@ -38,6 +41,18 @@ int ls_file_open_under(int folder, const char *name, enum ls_code code, struct l
         return -1;
     }
     return file;
+}
+
+void ls_files_allow(size_t count) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur == RLIM_INFINITY) return;
+    /* The lowest free descriptor: those below it are taken. */
+    const int next = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const rlim_t taken = next < 0 ? limit.rlim_cur : (rlim_t)next, wanted = taken + count + FILES_OF_OTHERS;
+    if (next >= 0) close(next);
+    if (limit.rlim_cur >= wanted) return;
+    limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static enum ls_code read_descriptor(int file, const char *name, size_t limit, char **bytes, size_t *count,

@@ -134,9 +134,9 @@ static inline void harness_save_rank(const char *folder, const struct ls_config 
             float *values = harness_values(model, kind, b);
             for (int i = block->first_tensor; kind == 0 && i < block->first_tensor + block->tensor_count; i++)
                 if (owners[i] == rank)
-                    expect_ok(ls_checkpoint_writer_put_weights(writer, values + ls_model_tensor(model, i)->offset,
-                                                               (size_t)ls_model_tensor(model, i)->count * sizeof(float),
-                                                               error));
+                    expect_ok(ls_checkpoint_writer_put_weights(
+                        writer, values + ls_model_tensor(model, i)->offset,
+                        (size_t)(ls_model_tensor(model, i)->count * ls_dtype_bytes(ls_model_dtype(model))), error));
             expect_ok(ls_checkpoint_writer_put_state(writer, b, (enum ls_checkpoint_kind)kind, values + first, error));
             free(values);
         }
@@ -148,7 +148,7 @@ static inline void harness_save_rank(const char *folder, const struct ls_config 
     ls_checkpoint_writer_destroy(writer);
 }
 
-enum { HARNESS_RECORDS_MAX = 64 };
+enum { HARNESS_RECORDS_MAX = 128 };
 
 /* Saves and commits a checkpoint of `step` by `world_size` ranks. */
 static inline void harness_checkpoint(const char *run_dir, const struct ls_config *config, int64_t world_size,

@@ -6,6 +6,8 @@
 #include "common/hf_config.h"
 #include "common/safetensors.h"
 
+#include <sys/resource.h>
+
 /* Every rank of `world_size` reads its slice of every block, padded to a multiple of 8, and finds the values that were
  * saved. */
 static void load_and_compare(const char *folder, const struct ls_model *model, int64_t world_size) {
@@ -120,6 +122,58 @@ static void model_files_are_balanced_and_hold_whole_tensors(void **unused) {
     /* 9 tensors a layer, the table, the final norm, the head of an untied model. */
     assert_int_equal(tensors, 3 * 9 + 3);
     assert_true(most - least <= largest);
+    harness_remove(run);
+}
+
+/* What the index says of all files together is what they hold, in the type that they hold it in. */
+static void the_index_counts_the_bytes_of_the_weights(void **unused) {
+    (void)unused;
+    static const enum ls_precision precisions[] = {LS_PRECISION_FP32, LS_PRECISION_BF16};
+    for (int p = 0; p < 2; p++) {
+        char *run = harness_folder(), *json;
+        struct ls_config config = harness_llama();
+        struct ls_weight_map *map;
+        size_t count;
+        int64_t bytes = 0;
+        config.precision = precisions[p];
+        harness_checkpoint(run, &config, 3, 1, 1, 1);
+        int folder = open(harness_path(run, "checkpoints/step-00000001"), O_RDONLY | O_DIRECTORY);
+        for (int i = 1; i <= 3; i++) {
+            char name[64];
+            struct ls_safetensors *file;
+            snprintf(name, sizeof name, "model-%05d-of-00003.safetensors", i);
+            expect_ok(ls_safetensors_open(folder, name, &file, error));
+            bytes += file->data_bytes;
+            ls_safetensors_close(file);
+        }
+        expect_ok(ls_file_read_under(folder, "model.safetensors.index.json", 1 << 20, &json, &count, LS_CHECKPOINT,
+                                     error));
+        expect_ok(ls_weight_map_parse(json, count, &map, error));
+        assert_int_equal(map->total_bytes, bytes);
+        ls_weight_map_destroy(map);
+        free(json);
+        close(folder);
+        harness_remove(run);
+    }
+}
+
+/* All files of a folder of weights are open while it is read. */
+static void weights_in_more_files_than_the_limit_allows_are_read(void **unused) {
+    (void)unused;
+    enum { FILES = 30 };
+    char *run = harness_folder();
+    struct ls_config config = harness_llama();
+    struct ls_model *model;
+    struct rlimit before;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    harness_checkpoint(run, &config, FILES, 1, 1, 1);
+    assert_true(harness_exists(harness_path(run, "checkpoints/step-00000001/model-00030-of-00030.safetensors")));
+    const struct rlimit low = {.rlim_cur = FILES - 1, .rlim_max = before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+    expect_ok(ls_model_create(&config, &model, error));
+    compare_weights(harness_path(run, "checkpoints/step-00000001"), model);
+    ls_model_destroy(model);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
     harness_remove(run);
 }
 
@@ -419,6 +473,8 @@ int main(void) {
         cmocka_unit_test(llama_saved_by_1_to_4_ranks_loads_at_1_to_5_bit_equal),
         cmocka_unit_test(slices_cover_a_block_once_for_any_world_size),
         cmocka_unit_test(model_files_are_balanced_and_hold_whole_tensors),
+        cmocka_unit_test(the_index_counts_the_bytes_of_the_weights),
+        cmocka_unit_test(weights_in_more_files_than_the_limit_allows_are_read),
         cmocka_unit_test(a_state_file_missing_from_the_manifest_is_noticed),
         cmocka_unit_test(a_checkpoint_of_another_model_is_refused_with_both_shapes),
         cmocka_unit_test(weights_in_bf16_and_fp16_become_fp32),

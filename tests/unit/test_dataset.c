@@ -8,6 +8,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/resource.h>
 
 #include <cmocka.h>
 
@@ -444,6 +445,35 @@ static void shards_of_five_gigabytes_are_read_at_their_end(void **state) {
     ls_dataset_close(dataset);
 }
 
+/* Data sets of a corpus are open at the same time: what one of them asks for comes on top of the others. */
+static void many_shards_of_several_datasets_are_open_at_once(void **state) {
+    (void)state;
+    enum { DATASETS = 2, SHARDS = 700 };
+    static const uint32_t tokens[6] = {50256, 1, 2, 3, 4, 5};
+    struct ls_dataset *datasets[DATASETS];
+    struct rlimit before;
+    char name[64];
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    if (before.rlim_max < 4096) skip();
+    for (int d = 0; d < DATASETS; d++) {
+        snprintf(name, sizeof name, "many-%d", d);
+        assert_int_equal(mkdir(in_test_folder(name), 0700), 0);
+        for (int i = 0; i < SHARDS; i++) {
+            snprintf(name, sizeof name, "many-%d/%04d.bin", d, i);
+            write_gpt2_shard(name, tokens, 6);
+        }
+    }
+    const struct rlimit low = {.rlim_cur = 64, .rlim_max = before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+    for (int d = 0; d < DATASETS; d++) {
+        snprintf(name, sizeof name, "many-%d", d);
+        datasets[d] = open_path(in_test_folder(name), 5);
+        assert_int_equal(ls_dataset_samples(datasets[d]), SHARDS);
+    }
+    for (int d = 0; d < DATASETS; d++) ls_dataset_close(datasets[d]);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
 static void what_a_source_says_and_its_files_do_not_is_refused(void **state) {
     (void)state;
     write_token_file("a.bin", 20240801, 7, 3, (uint32_t[]){1, 2, 3}, 3, 4);
@@ -568,6 +598,7 @@ int main(void) {
         TEST(ids_beyond_the_vocabulary_are_named_with_shard_and_offset),
         TEST(a_file_cut_while_in_use_is_an_error_and_not_a_signal),
         TEST(shards_of_five_gigabytes_are_read_at_their_end),
+        TEST(many_shards_of_several_datasets_are_open_at_once),
         TEST(what_a_source_says_and_its_files_do_not_is_refused),
         TEST(synthetic_tokens_depend_on_their_position_alone),
         TEST(the_digest_changes_with_what_training_sees),

@@ -119,6 +119,7 @@ static enum ls_code add_indexed_files(struct ls_weights *weights, int folder, st
     if (!names) code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "weights: no memory for the index");
     for (size_t i = 0; i < map->entry_count && !code; i++) names[i] = map->entries[i].value;
     if (!code) qsort(names, map->entry_count, sizeof *names, compare_text);
+    ls_files_allow(map->entry_count < WEIGHT_FILES_MAX ? map->entry_count : WEIGHT_FILES_MAX);
     for (size_t i = 0; i < map->entry_count && !code; i++) {
         if (i > 0 && strcmp(names[i - 1], names[i]) == 0) continue;
         if (weights->file_count == WEIGHT_FILES_MAX)

@@ -7,6 +7,7 @@
 #include "common/log.h"
 #include "worker/link.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -21,7 +22,7 @@
 
 enum {
     HELLO_RANKS = 2048,  /* in a message: some 120 bytes each */
-    REPORTS_MAX = 16384, /* ring of reports not yet acknowledged: steps, validations, parts of all ranks */
+    REPORTS_MAX = 16384, /* ring of reports not yet acknowledged: steps, validations; and the parts of all ranks */
     STEPS_UNACKNOWLEDGED_MAX = 4096,
     PULSE_MILLISECONDS = 1000, /* between signs of life, and the wait before HELLO is repeated */
     POLL_MILLISECONDS = 200,
@@ -88,7 +89,9 @@ struct ls_session {
     struct ls_session_orders orders;
     struct saving saved; /* the newest save announced; order 0: it honours none */
     struct report *ring;
+    uint64_t ring_size;        /* REPORTS_MAX, and a part of every rank once they have joined */
     uint64_t head, sent, tail; /* head <= sent <= tail: oldest unsettled, next to send, next free */
+    bool flowing;              /* reports were sent, until the connection took no more */
     int64_t steps_unacknowledged;
     struct ls_link_state link_state;
 };
@@ -100,7 +103,7 @@ static int64_t now_ns(void) {
 }
 
 static struct report *report_at(struct ls_session *session, uint64_t index) {
-    return &session->ring[index % REPORTS_MAX];
+    return &session->ring[index % session->ring_size];
 }
 
 static void orders_changed(struct ls_session *session) {
@@ -214,17 +217,21 @@ static void drop_settled(struct ls_session *session) {
 }
 
 static bool is_said_once(enum ls_message_kind kind) {
-    return kind == LS_MESSAGE_FAULT || kind == LS_MESSAGE_SAVE_FAILED || kind == LS_MESSAGE_SAVE_REQUEST;
+    return kind == LS_MESSAGE_FAULT || kind == LS_MESSAGE_SAVE_REQUEST;
 }
 
 /* Sends what has not been sent. Faults go out even before the welcome: they may be the reason why there is none. */
 static void send_reports(struct ls_session *session) {
     uint64_t before = session->sent;
+    session->flowing = false;
     for (; session->sent < session->tail; session->sent++) {
         struct report *report = report_at(session, session->sent);
         if (report->settled) continue;
         if (!session->joined && report->kind != LS_MESSAGE_FAULT) break;
-        if (!send_report(session, report)) break;
+        if (!send_report(session, report)) {
+            session->flowing = session->sent != before;
+            break;
+        }
         if (is_said_once(report->kind)) report->settled = true;
     }
     if (session->sent != before) pthread_cond_broadcast(&session->changed);
@@ -239,7 +246,8 @@ static void settle(struct ls_session *session, int64_t step, int64_t validation,
         if ((report->kind == LS_MESSAGE_STEP && report->step.step <= step) ||
             (report->kind == LS_MESSAGE_VALIDATION && report->validation.step <= validation) ||
             (report->kind == LS_MESSAGE_SAVING && report->saving.step <= committed) ||
-            (report->kind == LS_MESSAGE_PART && report->part.step <= committed))
+            (report->kind == LS_MESSAGE_PART && report->part.step <= committed) ||
+            (report->kind == LS_MESSAGE_SAVE_FAILED && report->words.step <= committed))
             report->settled = true;
     }
     drop_settled(session);
@@ -344,8 +352,10 @@ static bool receive_all(struct ls_session *session) {
 }
 
 /* The oldest report that should have been answered is old; the mutex is held. SAVING has no answer before the parts of
- * its save, which may take long to write. */
+ * its save, which may take long to write. While reports go out as fast as the connection takes them they are not
+ * begun again: those of many ranks take longer than that. */
 static bool is_overdue(struct ls_session *session) {
+    if (session->flowing) return false;
     for (uint64_t i = session->head; i < session->tail; i++) {
         const struct report *report = report_at(session, i);
         if (report->settled || report->kind == LS_MESSAGE_SAVING) continue;
@@ -364,8 +374,9 @@ static bool waits_for_answer(struct ls_session *session) {
 static void *session_thread(void *argument) {
     struct ls_session *session = argument;
     int64_t spoke_ns = 0;
+    bool flowing = false;
     for (;;) {
-        zmq_pollitem_t items[] = {{session->socket, 0, ZMQ_POLLIN, 0},
+        zmq_pollitem_t items[] = {{session->socket, 0, (short)(ZMQ_POLLIN | (flowing ? ZMQ_POLLOUT : 0)), 0},
                                   {NULL, session->wake, ZMQ_POLLIN, 0},
                                   {ls_link_monitor(session->link), 0, ZMQ_POLLIN, 0}};
         zmq_poll(items, 3, POLL_MILLISECONDS);
@@ -385,6 +396,7 @@ static void *session_thread(void *argument) {
             if (sent) spoke_ns = now_ns();
         }
         send_reports(session);
+        flowing = session->flowing;
         bool done = session->closing && (session->close_now || session->head == session->tail);
         if (done) send_plain(session, LS_MESSAGE_GOODBYE);
         pthread_mutex_unlock(&session->mutex);
@@ -437,7 +449,8 @@ static struct ls_session *create(void) {
     pthread_cond_init(&session->changed, &attributes);
     pthread_condattr_destroy(&attributes);
     pthread_mutex_init(&session->mutex, NULL);
-    session->ring = calloc(REPORTS_MAX, sizeof *session->ring);
+    session->ring_size = REPORTS_MAX;
+    session->ring = calloc(session->ring_size, sizeof *session->ring);
     session->buffer = malloc(LS_WIRE_BYTES_MAX);
     atomic_store(&session->heard_ns, now_ns());
     if (session->wake >= 0 && session->ring && session->buffer) return session;
@@ -497,10 +510,19 @@ enum ls_code ls_session_open(const char *endpoints, const struct ls_key *key, in
 enum ls_code ls_session_join(struct ls_session *session, const struct ls_rank_info *ranks, int64_t count,
                              struct ls_error *error) {
     struct ls_rank_info *copy = malloc((size_t)count * sizeof *copy + 1);
-    if (!copy) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for %lld ranks", (long long)count);
+    struct report *ring = calloc(REPORTS_MAX + (size_t)count, sizeof *ring);
+    if (!copy || !ring) {
+        free(copy);
+        free(ring);
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for %lld ranks", (long long)count);
+    }
     memcpy(copy, ranks, (size_t)count * sizeof *copy);
     enum ls_code code = LS_OK;
     pthread_mutex_lock(&session->mutex);
+    assert(session->tail == 0); /* nothing is reported before */
+    free(session->ring);
+    session->ring = ring;
+    session->ring_size = REPORTS_MAX + (uint64_t)count;
     atomic_store(&session->steps_done, session->welcome.start_step);
     session->granted_step = session->welcome.start_step;
     session->world_size = count;
@@ -559,11 +581,11 @@ void ls_session_wait(struct ls_session *session, double seconds) {
 static struct report *begin_report(struct ls_session *session, enum ls_message_kind kind) {
     pthread_mutex_lock(&session->mutex);
     while (!session->orders.ended &&
-           (session->tail - session->head >= REPORTS_MAX ||
+           (session->tail - session->head >= session->ring_size ||
             (kind == LS_MESSAGE_STEP && session->steps_unacknowledged >= STEPS_UNACKNOWLEDGED_MAX)))
         pthread_cond_wait(&session->changed, &session->mutex);
     /* After the end nobody listens: reports beyond the ring are let go. */
-    if (session->tail - session->head >= REPORTS_MAX) {
+    if (session->tail - session->head >= session->ring_size) {
         report_at(session, session->head)->settled = true;
         drop_settled(session);
     }

@@ -52,8 +52,8 @@ void ls_session_at(struct ls_session *session, int64_t next_step);
 void ls_session_orders(struct ls_session *session, struct ls_session_orders *orders);
 /* Waits until the orders changed since the last call, at most `seconds`. */
 void ls_session_wait(struct ls_session *session, double seconds);
-/* Reports; copied, sent in order, kept until acknowledged. No allocation: rings of fixed size; step_done waits if 4096
- * steps are unacknowledged. */
+/* Reports; copied, sent in order, kept until acknowledged. No allocation: a ring made when the ranks join, with room
+ * for a part of each; step_done waits if 4096 steps are unacknowledged. */
 void ls_session_step_done(struct ls_session *session, const struct ls_step_report *report);
 void ls_session_validation(struct ls_session *session, int64_t step, double loss, double bits_per_byte);
 /* World rank 0, at the boundary behind `step` and before anything of the next one: this step is being saved. `order_id`
@@ -66,7 +66,7 @@ void ls_session_saving(struct ls_session *session, int64_t step, uint64_t order_
  * LS_WIRE_FILES_MAX files. Resent until committed. */
 void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int64_t optimizer_steps, double seconds,
                      const struct ls_part_file *files, int64_t count);
-/* A rank could not write its part. */
+/* A rank could not write its part. Resent until the run ends, or this step or a later one is committed. */
 void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t rank, const char *text);
 /* A worker got a SIGTERM: asks the coordinator to order a save. */
 void ls_session_request_save(struct ls_session *session);

@@ -16,9 +16,9 @@ bool ls_file_name_is_safe(const char *name);
  * its errors. Returns a descriptor the caller closes, or -1. */
 int ls_file_open_under(int folder, const char *name, enum ls_code code, struct ls_error *error);
 
-/* Raises this process's limit on open files, where it has to be and as far as it can be, so that `count` more fit beside
- * those that are open and some hundred that others open. A limit that is too low all the same shows when a file cannot
- * be opened. */
+/* Raises this process's limit on open files, where it has to be and as far as it can be, so that `count` more fit
+ * beside those that are open and some hundred that others open. A limit that is too low all the same shows when a file
+ * cannot be opened. */
 void ls_files_allow(size_t count);
 
 /* Reads a whole file of at most `limit` bytes into *bytes (malloc; the caller frees; a NUL follows, uncounted). */

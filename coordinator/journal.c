@@ -3,6 +3,7 @@
 #include "coordinator/journal_state.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -279,7 +280,9 @@ enum ls_code ls_journal_last_validation(struct ls_journal *journal, int64_t atte
         journal, "SELECT step, loss FROM records WHERE attempt=? AND kind='validation' ORDER BY id DESC LIMIT 1",
         attempt, &statement, &found, error);
     *step = found ? sqlite3_column_int64(statement, 0) : -1;
-    *loss = found ? sqlite3_column_double(statement, 1) : 0;
+    /* SQLite keeps what is no number as NULL. */
+    const bool number = found && sqlite3_column_type(statement, 1) != SQLITE_NULL;
+    *loss = number ? sqlite3_column_double(statement, 1) : found ? NAN : 0;
     sqlite3_finalize(statement);
     return code;
 }

@@ -131,7 +131,7 @@ bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind
 
 /* Seconds between first and last record of each attempt, added up, and how many attempts ended in a fault. */
 enum ls_code ls_journal_history(struct ls_journal *journal, double *seconds, int64_t *faults, struct ls_error *error);
-/* The newest validation of `attempt`; *step is -1 when there is none. */
+/* The newest validation of `attempt`; *step is -1 when there is none, *loss NAN when it was no number. */
 enum ls_code ls_journal_last_validation(struct ls_journal *journal, int64_t attempt, int64_t *step, double *loss,
                                         struct ls_error *error);
 

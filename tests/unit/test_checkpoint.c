@@ -146,8 +146,8 @@ static void the_index_counts_the_bytes_of_the_weights(void **unused) {
             bytes += file->data_bytes;
             ls_safetensors_close(file);
         }
-        expect_ok(ls_file_read_under(folder, "model.safetensors.index.json", 1 << 20, &json, &count, LS_CHECKPOINT,
-                                     error));
+        expect_ok(
+            ls_file_read_under(folder, "model.safetensors.index.json", 1 << 20, &json, &count, LS_CHECKPOINT, error));
         expect_ok(ls_weight_map_parse(json, count, &map, error));
         assert_int_equal(map->total_bytes, bytes);
         ls_weight_map_destroy(map);

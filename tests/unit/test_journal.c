@@ -2,6 +2,7 @@
  * meanwhile. */
 #include "coordinator/journal.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -267,7 +268,7 @@ static void test_history_and_the_last_validation_are_found(void **state) {
     assert_int_equal(step, -1);
     assert_int_equal(ls_journal_begin_generation(journal, 1, &generation, NULL), LS_OK);
     assert_int_equal(ls_journal_start(journal, generation, wake, count_entry, &observed, NULL), LS_OK);
-    struct ls_journal_entry entries[5];
+    struct ls_journal_entry entries[6];
     memset(entries, 0, sizeof entries);
     for (int i = 0; i < 5; i++) {
         entries[i].record = (struct ls_core_record){.kind = i < 3 ? LS_RECORD_VALIDATION : LS_RECORD_FAULT,
@@ -278,14 +279,20 @@ static void test_history_and_the_last_validation_are_found(void **state) {
         entries[i].record.validation.step = 10 * (i + 1);
         entries[i].loss = 1.5 * (i + 1);
     }
-    for (int i = 0; i < 5; i++) ls_journal_append(journal, &entries[i]);
-    wait_until_durable(journal, wake, 5);
+    entries[5].record = (struct ls_core_record){
+        .kind = LS_RECORD_VALIDATION, .attempt = 3, .generation = generation, .sequence = 6, .validation.step = 40};
+    entries[5].loss = NAN;
+    for (int i = 0; i < 6; i++) ls_journal_append(journal, &entries[i]);
+    wait_until_durable(journal, wake, 6);
     ls_journal_close(journal);
     journal = open_journal();
     assert_int_equal(ls_journal_last_validation(journal, 1, &step, &loss, NULL), LS_OK);
     assert_true(step == 20 && loss == 3.0);
     assert_int_equal(ls_journal_last_validation(journal, 2, &step, &loss, NULL), LS_OK);
     assert_true(step == 30 && loss == 4.5);
+    /* A loss that is no number is none after a restart either: it must not become the lowest of all. */
+    assert_int_equal(ls_journal_last_validation(journal, 3, &step, &loss, NULL), LS_OK);
+    assert_true(step == 40 && isnan(loss));
     assert_int_equal(ls_journal_history(journal, &seconds, &faults, NULL), LS_OK);
     assert_int_equal(faults, 2);
     assert_true(seconds >= 0 && seconds < 600);

@@ -40,7 +40,8 @@ static int open_stage(void **state) {
     *state = stage;
     stage->generation = 1;
     stage->context = zmq_ctx_new();
-    if (ls_keys_generate(&stage->keys, NULL) || ls_zap_start(stage->context, &stage->keys, &stage->zap, NULL)) return -1;
+    if (ls_keys_generate(&stage->keys, NULL) || ls_zap_start(stage->context, &stage->keys, &stage->zap, NULL))
+        return -1;
     stage->router = zmq_socket(stage->context, ZMQ_ROUTER);
     zmq_setsockopt(stage->router, ZMQ_LINGER, &linger, sizeof linger);
     zmq_setsockopt(stage->router, ZMQ_RCVTIMEO, &wait, sizeof wait);

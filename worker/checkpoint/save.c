@@ -281,9 +281,8 @@ static enum ls_code write_index(struct ls_checkpoint_writer *writer, struct ls_f
         entries[i] = (struct ls_safetensors_pair){.key = ls_model_tensor(model, (int)i)->name,
                                                   .value = names[writer->owners[i]]};
     if (!code)
-        code = ls_weight_map_write(entries, tensors,
-                                   ls_model_parameter_count(model) * ls_dtype_bytes(ls_model_dtype(model)), &json,
-                                   error);
+        code = ls_weight_map_write(
+            entries, tensors, ls_model_parameter_count(model) * ls_dtype_bytes(ls_model_dtype(model)), &json, error);
     code = write_made(writer, code, "model.safetensors.index.json", json, files, count, error);
     free(names);
     free(entries);

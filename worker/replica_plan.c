@@ -3,6 +3,9 @@
 
 #include "worker/shard/shard.h"
 
+/* Of a micro-batch: what a layer keeps of them is counted in 64 bits. */
+static const int64_t tokens_most = INT64_C(1) << 28;
+
 /* An upper bound of what shards and activations reserve for a block. */
 enum { BUFFERS_PER_BLOCK_MAX = 8 };
 
@@ -21,6 +24,12 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                        "model: %lld layers need about %d buffers, %d are possible. Lower model.num_hidden_layers.",
                        (long long)config->model.num_hidden_layers, buffers, LS_ARENA_BUFFERS_MAX);
+    if (B * T > tokens_most)
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_JOB,
+            "model: train.micro_batch_size %lld x data.sequence_length %lld are %lld tokens, at most 2^28 are "
+            "possible. Lower train.micro_batch_size.",
+            (long long)B, (long long)T, (long long)(B * T));
     layout->shard = ls_shard_plan(config, model, ranks, plan);
     layout->tables = ls_arena_reserve(plan, LS_MEMORY_PARAMETERS, ls_model_table_bytes(model));
     layout->scalars = ls_arena_reserve(plan, LS_MEMORY_SCALARS, sizeof(struct ls_replica_scalars));
@@ -31,5 +40,9 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
     layout->activations = ls_activations_plan(config, model, plan);
     layout->stream_gradient = ls_arena_reserve(plan, LS_MEMORY_ACTIVATIONS, residual);
     layout->scratch = ls_arena_reserve(plan, LS_MEMORY_WORKSPACE, ls_model_scratch_bytes(model, device, B));
+    if (plan->bytes == LS_ARENA_BYTES_MAX)
+        return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB,
+                       "memory: a rank would need more than 2^62 bytes. Lower train.micro_batch_size, set "
+                       "activation_checkpointing.mode: full, or use a smaller model.");
     return LS_OK;
 }

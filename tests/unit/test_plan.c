@@ -230,6 +230,32 @@ static void buffers_of_checkpoints_stay_small_on_cpus(void **unused) {
 
 /* At most f P (2g | g+w | g+w | g+2w) bytes without accumulation, f = (N-1)/N, and padding; no less than that but for
  * blocks that stage 3 still has at hand. */
+/* 2^31 tokens of a micro-batch are the most; of those, 1000 layers of 2^21 inner channels keep 1000 x 3 x 2^54 bytes.
+ */
+static void what_no_machine_can_hold_is_refused_and_never_negative(void **state) {
+    (void)state;
+    const struct shape wide = {true, 4, 1000, 2, 2, 2, 1 << 21, 101, 1 << 22, 1};
+    struct ls_config config = config_of(&wide, "");
+    struct ls_plan plan = {0};
+    struct ls_error error = {0};
+    config.train.global_batch_size = 1 << 16;
+    config.train.micro_batch_size = 1 << 7;
+    assert_int_equal(ls_plan_make(&config, 1, true, &plan, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "train.micro_batch_size"));
+    ls_plan_release(&plan);
+    config.train.micro_batch_size = 1 << 6;
+    assert_int_equal(ls_plan_make(&config, 1, true, &plan, &error), LS_MEMORY);
+    assert_non_null(strstr(error.text, "2^62"));
+    ls_plan_release(&plan);
+    config.train.micro_batch_size = 1;
+    assert_int_equal(ls_plan_make(&config, 1, true, &plan, &error), LS_OK);
+    int64_t sum = 0;
+    for (int category = 0; category < LS_MEMORY_CATEGORIES; category++) sum += plan.category_bytes[category];
+    assert_true(plan.category_bytes[LS_MEMORY_ACTIVATIONS] > (int64_t)1 << 55);
+    assert_int_equal(sum, plan.arena_bytes);
+    ls_plan_release(&plan);
+}
+
 static void the_wire_is_bounded_by_the_formulas_of_zero(void **unused) {
     (void)unused;
     for (int i = 0; i < 2 * 4 * 4; i++) {
@@ -647,6 +673,7 @@ int main(void) {
         cmocka_unit_test(full_checkpointing_keeps_a_fifth_at_12_layers),
         cmocka_unit_test(host_memory_is_the_ring_and_buffers_of_checkpoints),
         cmocka_unit_test(buffers_of_checkpoints_stay_small_on_cpus),
+        cmocka_unit_test(what_no_machine_can_hold_is_refused_and_never_negative),
         cmocka_unit_test(the_wire_is_bounded_by_the_formulas_of_zero),
         cmocka_unit_test(micro_batches_are_reduced_in_the_type_of_the_wire),
         cmocka_unit_test(operations_are_6N_and_attention),

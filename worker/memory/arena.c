@@ -38,14 +38,19 @@ const char *ls_memory_category_name(enum ls_memory_category category) {
     return names[category];
 }
 
+/* Of two numbers of at most LS_ARENA_BYTES_MAX. */
+static int64_t sum_of(int64_t a, int64_t b) {
+    return a < LS_ARENA_BYTES_MAX - b ? a + b : LS_ARENA_BYTES_MAX;
+}
+
 int ls_arena_reserve(struct ls_arena_plan *plan, enum ls_memory_category category, int64_t bytes) {
-    assert(plan->count < LS_ARENA_BUFFERS_MAX && bytes >= 0);
+    assert(plan->count < LS_ARENA_BUFFERS_MAX && bytes >= 0 && bytes < LS_ARENA_BYTES_MAX);
     int64_t room = (bytes + LS_ARENA_ALIGNMENT - 1) / LS_ARENA_ALIGNMENT * LS_ARENA_ALIGNMENT;
     plan->buffers[plan->count].offset = plan->bytes;
     plan->buffers[plan->count].bytes = bytes;
     plan->buffers[plan->count].category = category;
-    plan->bytes += room;
-    plan->category_bytes[category] += room;
+    plan->bytes = sum_of(plan->bytes, room);
+    plan->category_bytes[category] = sum_of(plan->category_bytes[category], room);
     return plan->count++;
 }
 

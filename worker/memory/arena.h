@@ -43,7 +43,9 @@ struct ls_arena_plan {
     } buffers[LS_ARENA_BUFFERS_MAX];
 };
 
-/* Reserves `bytes` and returns the buffer's number. */
+/* Reserves `bytes` < 2^62 and returns the buffer's number. Sums beyond LS_ARENA_BYTES_MAX stay there: such a plan is of
+ * no use, and whoever made it refuses it. */
+static const int64_t LS_ARENA_BYTES_MAX = INT64_C(1) << 62;
 int ls_arena_reserve(struct ls_arena_plan *plan, enum ls_memory_category category, int64_t bytes);
 
 struct ls_arena;

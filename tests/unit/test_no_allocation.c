@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <malloc.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED 1

@@ -319,6 +319,7 @@ static enum ls_code refuse_out_of_place(const struct ls_config_given *given, con
 /* What config.json of the folder says, as the model part of a configuration. */
 struct shape {
     bool wanted, known;
+    bool there; /* config.json, known or not */
     struct ls_config config;
     struct ls_error error; /* wanted and not known: why */
 };
@@ -330,6 +331,7 @@ static void read_shape(const char *folder, struct shape *shape) {
     shape->wanted = true;
     snprintf(path, sizeof path, "%s/config.json", folder);
     if (ls_file_read(path, LS_YAML_BYTES_MAX, &json, &count, LS_USAGE, &shape->error) != LS_OK) return;
+    shape->there = true;
     shape->known = ls_hf_config_parse(json, count, &shape->config, &tokens, &shape->error) == LS_OK;
     free(json);
 }
@@ -366,8 +368,10 @@ static void show_value(const struct ls_key *key, const struct ls_config *config,
 static enum ls_code take_from_shape(const struct ls_config_given *given, const struct ls_key *key,
                                     const struct shape *shape, struct ls_config *config, struct ls_error *error) {
     if (!shape->known)
-        return ls_config_refuse(given, "model.init_from", error, "%s is not given, and %.600s", key->name,
-                                shape->error.text);
+        return ls_config_refuse(given, "model.init_from", error,
+                                "%s is not given, and %.600s. Name a folder on this disk with config.json and the "
+                                "weights in safetensors; nothing is downloaded.",
+                                key->name, shape->error.text);
     char text[64], allowed[256];
     const void *field = (const char *)&shape->config + key->offset;
     bool fine = true;
@@ -426,8 +430,12 @@ static enum ls_code set_all(const struct ls_config_given *given, struct trees *t
             !ls_key_is_equal(key, config, &shape->config))
             code = refuse_other_shape(given, key, shape, error);
         if (code != LS_OK) return code;
-        if (value && key->offset == offsetof(struct ls_config, model.init_from))
+        if (value && key->offset == offsetof(struct ls_config, model.init_from)) {
             read_shape(config->model.init_from, shape);
+            /* Weights for other arithmetic, whatever else is given; a folder that is gone may be needed no more. */
+            if (shape->there && !shape->known)
+                return ls_config_refuse(given, "model.init_from", error, "%.600s", shape->error.text);
+        }
     }
     return LS_OK;
 }

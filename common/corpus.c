@@ -163,6 +163,11 @@ enum ls_code ls_corpus_resolve_vocab(const struct ls_corpus *corpus, struct ls_c
         return ls_fail(
             error, LS_USAGE, LS_SCOPE_JOB,
             "model.vocab_size is not given, and no dataset says how many ids its tokenizer has. Set model.vocab_size.");
+    if (config->model.vocab_size < vocab && config->model.init_from[0])
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "model.vocab_size is %lld, as model.init_from has it, the datasets have %lld token ids. Their "
+                       "ids have to be those of that model's tokenizer: name datasets that were made with it.",
+                       (long long)config->model.vocab_size, (long long)vocab);
     if (config->model.vocab_size < vocab)
         return ls_fail(
             error, LS_USAGE, LS_SCOPE_JOB,

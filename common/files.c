@@ -31,7 +31,8 @@ int ls_file_open_under(int folder, const char *name, enum ls_code code, struct l
     int file = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (file < 0) {
         ls_fail(error, code, LS_SCOPE_CALL, "cannot open %s: %s", name,
-                errno == ELOOP ? "it is a symbolic link, which is not followed here" : strerror(errno));
+                errno == ELOOP ? "it is a symbolic link, which is not followed here. Copy the folder with 'cp -rL'."
+                               : strerror(errno));
         return -1;
     }
     struct stat status;
@@ -115,6 +116,14 @@ enum ls_code ls_file_replace(const char *path, const void *bytes, size_t count, 
     if (!slash) return ls_folder_sync(".", code, error);
     slash[slash == folder] = 0;
     return ls_folder_sync(folder, code, error);
+}
+
+void ls_files_occupy_standard(void) {
+    for (int number = STDIN_FILENO; number <= STDERR_FILENO; number++) {
+        if (fcntl(number, F_GETFD) >= 0) continue;
+        /* The lowest free number is this one. */
+        if (open("/dev/null", number == STDIN_FILENO ? O_WRONLY : O_RDONLY) != number) return;
+    }
 }
 
 int ls_write_all(int file, const void *bytes, size_t count) {

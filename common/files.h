@@ -37,6 +37,11 @@ int ls_write_all(int file, const void *bytes, size_t count);
 int ls_pwrite_all(int file, const void *bytes, size_t count, int64_t offset);
 int ls_pread_all(int file, void *bytes, size_t count, int64_t offset);
 
+/* Occupies standard input, output and error where whoever started this process closed them, so that no file or socket
+ * opened later gets their numbers and what is printed; reading and writing them fails as before. To be called before
+ * anything is opened. */
+void ls_files_occupy_standard(void);
+
 /* Makes a folder and its parents (0755). An existing folder is success. */
 enum ls_code ls_folder_make(const char *path, enum ls_code code, struct ls_error *error);
 /* fsync of a folder, so that renames in it last. */

@@ -40,11 +40,11 @@ enum ls_code ls_fail_within(struct ls_error *error, const char *format, ...) {
     return error->code;
 }
 
-/* Where the first sentence ends: at a line's end, or at a full stop before a space and a capital. */
+/* Where the first sentence ends: at a line's end, or at a full stop before a space and a capital or a quote. */
 static size_t first_sentence(const char *text) {
     size_t i = 0;
     for (; text[i] && text[i] != '\n'; i++)
-        if (text[i] == '.' && text[i + 1] == ' ' && isupper((unsigned char)text[i + 2])) break;
+        if (text[i] == '.' && text[i + 1] == ' ' && (isupper((unsigned char)text[i + 2]) || text[i + 2] == '\'')) break;
     return i;
 }
 

@@ -49,14 +49,30 @@ union bodies {
 /* protobuf-c's strings are not const; packing only reads them. */
 #define SHARE(field) target->field = (char *)(uintptr_t)source->field;
 
-/* Sets `out` to the part of `text` that fits, cut before a broken UTF-8 sequence. */
-static char *cut_text(char *out, const char *text) {
-    snprintf(out, LS_WIRE_TEXT_BYTES, "%s", text);
-    size_t length = strlen(out);
-    if (length < LS_WIRE_TEXT_BYTES - 1) return out;
-    while (length > 0 && ((unsigned char)out[length - 1] & 0xc0) == 0x80) length--;
-    if (length > 0 && (unsigned char)out[length - 1] >= 0xc0) length--;
-    out[length] = 0;
+/* True for the first bytes of a character whose others are cut off. */
+static bool is_torn(const char *text) {
+    const unsigned char first = (unsigned char)text[0];
+    const size_t length = first < 0xc2 || first > 0xf4 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+    for (size_t i = 1; i < length; i++)
+        if (((unsigned char)text[i] & 0xc0) != 0x80) return !text[i];
+    return false;
+}
+
+/* Sets `out` to the characters of `text` that fit, without one that is torn at its end. '?' stands for a byte that the
+ * other side would refuse, for then it would drop all of the message. */
+static char *make_plain(char *out, const char *text) {
+    size_t used = 0;
+    while (*text) {
+        const size_t length = ls_wire_character(text, false), taken = length ? length : 1;
+        if (used + taken >= LS_WIRE_TEXT_BYTES || (!length && is_torn(text))) break;
+        if (length)
+            memcpy(out + used, text, length);
+        else
+            out[used] = '?';
+        used += taken;
+        text += taken;
+    }
+    out[used] = 0;
     return out;
 }
 
@@ -176,7 +192,7 @@ static void *fill_bundle(Ls__Bundle *target, const struct ls_message *message) {
     {                                                                                                                  \
         BODY(TYPE, name, CASE)                                                                                         \
         target->code = message->answer.code;                                                                           \
-        target->text = cut_text(text, message->answer.text);                                                           \
+        target->text = make_plain(text, message->answer.text);                                                         \
         return NULL;                                                                                                   \
     }
 #define EMPTY(TYPE, name, CASE)                                                                                        \
@@ -225,14 +241,14 @@ static void *fill_body(Ls__Envelope *envelope, union bodies *bodies, const struc
         BODY(SaveFailed, save_failed, SAVE_FAILED)
         const __typeof__(message->save_failed) *source = &message->save_failed;
         SAVE_FAILED_FIELDS(COPY)
-        target->text = cut_text(text, source->text);
+        target->text = make_plain(text, source->text);
         return NULL;
     }
     case LS_MESSAGE_FAULT: {
         BODY(Fault, fault, FAULT)
         const __typeof__(message->fault) *source = &message->fault;
         FAULT_FIELDS(COPY)
-        target->text = cut_text(text, source->text);
+        target->text = make_plain(text, source->text);
         return NULL;
     }
     case LS_MESSAGE_SAVE_REQUEST: EMPTY(SaveRequest, save_request, SAVE_REQUEST)

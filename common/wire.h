@@ -233,6 +233,11 @@ struct ls_message {
 /* One word for a kind: "hello", "grant"; static storage. */
 const char *ls_message_name(enum ls_message_kind kind);
 
+/* Length in bytes of the character at `text` (not at its end) if texts on the wire may hold it: valid UTF-8 and no
+ * control character, though line ends and tabs if `lines`. Overlong forms, surrogates and the C1 controls are invalid
+ * too: 0. */
+size_t ls_wire_character(const char *text, bool lines);
+
 /* Encodes into buffer[capacity]; *count becomes the bytes used. Texts that are too long are cut. LS_ERROR when the
  * message exceeds LS_WIRE_BYTES_MAX, `capacity` or a limit; allocates only for HELLO, PART, REPORT and
  * BUNDLE. */

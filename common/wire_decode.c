@@ -27,31 +27,34 @@ static void budget_free(void *context, void *memory) {
     free(memory);
 }
 
-/* Length of valid UTF-8 without control characters (line ends and tabs allowed if `lines`), or -1. Overlong forms,
- * surrogates and the C1 controls are invalid too. */
-static int64_t check_text(const char *text, bool lines) {
+size_t ls_wire_character(const char *text, bool lines) {
     const unsigned char *p = (const unsigned char *)text;
-    while (*p) {
-        int more = *p < 0x80                 ? 0
-                   : *p >= 0xc2 && *p < 0xe0 ? 1
-                   : *p >= 0xe0 && *p < 0xf0 ? 2
-                   : *p >= 0xf0 && *p < 0xf5 ? 3
-                                             : -1;
-        if (more < 0) return -1;
-        uint32_t point = more == 0 ? *p : *p & (0x3fu >> more);
-        for (int i = 1; i <= more; i++) {
-            if ((p[i] & 0xc0) != 0x80) return -1;
-            point = point << 6 | (p[i] & 0x3fu);
-        }
-        if ((more == 2 && (point < 0x800 || (point >= 0xd800 && point < 0xe000))) ||
-            (more == 3 && (point < 0x10000 || point > 0x10ffff)))
-            return -1;
-        if ((point < 0x20 && !(lines && (point == '\n' || point == '\r' || point == '\t'))) ||
-            (point >= 0x7f && point < 0xa0))
-            return -1;
-        p += more + 1;
+    int more = *p < 0x80                 ? 0
+               : *p >= 0xc2 && *p < 0xe0 ? 1
+               : *p >= 0xe0 && *p < 0xf0 ? 2
+               : *p >= 0xf0 && *p < 0xf5 ? 3
+                                         : -1;
+    if (more < 0) return 0;
+    uint32_t point = more == 0 ? *p : *p & (0x3fu >> more);
+    for (int i = 1; i <= more; i++) {
+        if ((p[i] & 0xc0) != 0x80) return 0;
+        point = point << 6 | (p[i] & 0x3fu);
     }
-    return (int64_t)(p - (const unsigned char *)text);
+    if ((more == 2 && (point < 0x800 || (point >= 0xd800 && point < 0xe000))) ||
+        (more == 3 && (point < 0x10000 || point > 0x10ffff)))
+        return 0;
+    if ((point < 0x20 && !(lines && (point == '\n' || point == '\r' || point == '\t'))) ||
+        (point >= 0x7f && point < 0xa0))
+        return 0;
+    return (size_t)more + 1;
+}
+
+/* Length of a text of such characters, or -1. */
+static int64_t check_text(const char *text, bool lines) {
+    const char *p = text;
+    for (size_t length; *p; p += length)
+        if ((length = ls_wire_character(p, lines)) == 0) return -1;
+    return p - text;
 }
 
 /* What the decoder is at; the first complaint stays. */

@@ -18,12 +18,6 @@
 
 enum { KEY_TOKENIZER = 256, KEY_SPLIT_ON, KEY_VALIDATION, KEY_SHARD_TOKENS, KEY_FORMAT, KEY_DTYPE, KEY_TEXT };
 
-/* Standard output is complete, or the code says why not. */
-static enum ls_code flush_output(struct ls_error *error) {
-    if (fflush(stdout) == 0 && !ferror(stdout)) return LS_OK;
-    return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "cannot write to standard output: %s", strerror(errno));
-}
-
 static double parse_fraction(const struct argp_state *state, const char *text) {
     char *end;
     const double value = strtod(text, &end);
@@ -163,7 +157,7 @@ int ls_command_data(int argc, char **argv) {
         if (strcmp(argv[1], commands[i].name)) continue;
         argv[1] = commands[i].full_name;
         enum ls_code code = commands[i].run(argc - 1, argv + 1, &error);
-        if (!code) code = flush_output(&error);
+        if (!code) code = ls_command_flush(&error);
         return ls_report_exit(code, error.text);
     }
     if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0)) {
@@ -171,7 +165,7 @@ int ls_command_data(int argc, char **argv) {
              "  or:  lockstep data inspect DATASET            what is in a dataset\n"
              "  or:  lockstep data verify DATASET             is it whole?\n"
              "'lockstep data COMMAND --help' says more.");
-        return ls_report_exit(flush_output(&error), error.text);
+        return ls_report_exit(ls_command_flush(&error), error.text);
     }
     if (argc > 1)
         ls_fail(&error, LS_USAGE, LS_SCOPE_CALL, "data: '%s' is not known. Say prepare, inspect or verify.", argv[1]);

@@ -119,6 +119,12 @@ static int distance(const char *a, const char *b) {
     return row[m];
 }
 
+enum ls_code ls_command_flush(struct ls_error *error) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return LS_OK;
+    return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
+                   "cannot write to standard output: %s. What was written of it is not complete.", strerror(errno));
+}
+
 const char *ls_command_nearest(const char *given, const char *const *names, int count) {
     const char *nearest = NULL;
     int least = (int)strlen(given) / 2 + 1;

@@ -2,6 +2,8 @@
 #ifndef LS_COORDINATOR_COMMAND_LINE_H
 #define LS_COORDINATOR_COMMAND_LINE_H
 
+#include "common/status.h"
+
 #include <argp.h>
 #include <stdint.h>
 
@@ -44,6 +46,10 @@ struct ls_command_common {
 /* Takes the options above and the one argument CONFIG, which must be there in the end; argp_error() for what is wrong.
  * ARGP_ERR_UNKNOWN for any other key. */
 error_t ls_command_common_option(int key, char *argument, struct argp_state *state, struct ls_command_common *common);
+
+/* Writes what is left to standard output. LS_ERROR when not all of it could be written: a disk that is full, a closed
+ * descriptor. */
+enum ls_code ls_command_flush(struct ls_error *error);
 
 /* The name in names[count] that is nearest to `given`, or NULL when none is near. */
 const char *ls_command_nearest(const char *given, const char *const *names, int count);

@@ -229,6 +229,7 @@ int ls_command_verify(int argc, char **argv) {
         printf("proven      every sequence of the lineage was used once, in order%s\n",
                arguments.deep ? "; the tokens read again give the digests of every step"
                               : " (--deep also reads the tokens again)");
+    if (code == LS_OK) code = ls_command_flush(&error);
     ls_run_ledger_close(&run);
     return code == LS_OK ? LS_OK : ls_report_exit(code, error.text);
 }
@@ -345,6 +346,7 @@ int ls_command_blame(int argc, char **argv) {
     ls_command_parse(&argp, argc, argv, &arguments);
     enum ls_code code = ls_run_ledger_open(arguments.run, &run, &error);
     if (code == LS_OK) code = print_step(&run, arguments.step, &error);
+    if (code == LS_OK) code = ls_command_flush(&error);
     ls_run_ledger_close(&run);
     return code == LS_OK ? LS_OK : ls_report_exit(code, error.text);
 }

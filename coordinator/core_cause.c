@@ -34,12 +34,17 @@ static bool has_room_for(const struct ls_core *core, int64_t step) {
 
 /* ---- the end of an attempt ---- */
 
+static bool ends_sentence(const char *text) {
+    const size_t length = strlen(text);
+    return length > 0 && strchr(".?!", text[length - 1]);
+}
+
 void core_end_for_cause(struct ls_core *core, const char *why, struct ls_core_actions *out) {
     char text[LS_CORE_TEXT_BYTES];
     int length = snprintf(text, sizeof text, "%s%s", core->cause_text, why);
     if (core->ever_assembled && length < (int)sizeof text)
-        snprintf(text + length, sizeof text - (size_t)length, " 'lockstep run --resume' goes on from step %lld.",
-                 (long long)core->committed_step);
+        snprintf(text + length, sizeof text - (size_t)length, "%s 'lockstep run --resume' goes on from step %lld.",
+                 ends_sentence(text) ? "" : ".", (long long)core->committed_step);
     core_end(core, core->cause_code, true, text, out);
 }
 

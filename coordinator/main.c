@@ -1,5 +1,6 @@
 /* lockstep: the command. One row for each subcommand; `lockstep X` calls its row. */
 #define _GNU_SOURCE
+#include "common/files.h"
 #include "common/status.h"
 #include "coordinator/command_bench.h"
 #include "coordinator/command_config.h"
@@ -60,6 +61,7 @@ static int refuse(const char *name) {
 }
 
 int main(int argc, char **argv) {
+    ls_files_occupy_standard();
     if (argc < 2) {
         print_help(stderr);
         return ls_report_exit(LS_USAGE, "no command given");

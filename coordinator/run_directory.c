@@ -4,8 +4,10 @@
 
 #include "common/files.h"
 #include "common/log.h"
+#include "common/wire.h"
 #include "coordinator/config_change.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -25,6 +27,17 @@ static bool under(const struct ls_run_directory *run, const char *name, char pat
     return snprintf(path, PATH_MAX, "%s/%s", run->path, name) < PATH_MAX;
 }
 
+/* The path goes to every worker as text. */
+static enum ls_code check_plain(const char *path, struct ls_error *error) {
+    size_t length = 1;
+    for (const char *p = path; *p && length > 0; p += length) length = ls_wire_character(p, false);
+    return length > 0 ? LS_OK
+                      : ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                                "the path of the run directory is not UTF-8, or has control characters: %.800s. Choose "
+                                "another one with --run-dir.",
+                                path);
+}
+
 /* Sets the absolute path, links resolved, and the run id. RUN exists. */
 static enum ls_code identify(const char *path, struct ls_run_directory *run, struct ls_error *error) {
     char resolved[PATH_MAX];
@@ -38,7 +51,7 @@ static enum ls_code identify(const char *path, struct ls_run_directory *run, str
                        resolved);
     snprintf(run->run_id, sizeof run->run_id, "%016llx", (unsigned long long)XXH3_64bits(run->path, strlen(run->path)));
     run->lock = -1;
-    return LS_OK;
+    return check_plain(run->path, error);
 }
 
 int64_t ls_run_directory_last_step(const struct ls_run_directory *run) {
@@ -90,21 +103,34 @@ static bool was_begun(const char *path) {
     return snprintf(logs, sizeof logs, "%s/logs", path) < PATH_MAX && stat(logs, &status) == 0;
 }
 
+static bool is_empty(const char *path) {
+    DIR *folder = opendir(path);
+    if (!folder) return false;
+    int entries = 0;
+    while (readdir(folder)) entries++;
+    closedir(folder);
+    return entries == 2; /* . and .. */
+}
+
 enum ls_code ls_run_directory_make(const char *path, const char *name, bool resume, struct ls_run_directory *run,
                                    struct ls_error *error) {
-    char chosen[PATH_MAX], folder[PATH_MAX];
+    char chosen[PATH_MAX], folder[PATH_MAX], here[PATH_MAX];
     if (snprintf(chosen, sizeof chosen, path ? "%s" : "runs/%s", path ? path : name) >= LS_RUN_PATH_MAX)
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                        "the path of the run directory is longer than %d bytes: %.100s...", LS_RUN_PATH_MAX - 1, chosen);
     struct stat status;
+    enum ls_code plain = check_plain(chosen, error);
+    if (plain == LS_OK && chosen[0] != '/' && getcwd(here, sizeof here)) plain = check_plain(here, error);
+    if (plain != LS_OK) return plain;
     if (stat(chosen, &status) == 0) {
         if (!S_ISDIR(status.st_mode))
             return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "%s is there and is no folder. Choose another --run-dir.",
                            chosen);
         enum ls_code code = identify(chosen, run, error);
         if (code != LS_OK) return code;
-        if (!resume) return refuse_existing(run, error);
-        if (!is_run_directory(run) && !was_begun(chosen))
+        const bool is_ours = is_run_directory(run) || was_begun(chosen) || is_empty(chosen);
+        if (is_ours && !resume) return refuse_existing(run, error);
+        if (!is_ours)
             return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                            "%s is there but is no run directory (no config.yaml). Choose another --run-dir.", chosen);
     }

@@ -17,8 +17,8 @@ struct ls_run_directory {
 };
 
 /* Finds RUN for a new or resumed run: `path` or, when NULL, runs/NAME. Without `resume` an existing one is refused
- * (LS_USAGE) with its last step and both ways on; with it, it must be a run directory or absent. Makes RUN with logs/
- * and checkpoints/ when absent. */
+ * (LS_USAGE) with its last step and both ways on; with it, it must be a run directory, empty or absent. Makes RUN with
+ * logs/ and checkpoints/ when absent. A path that is not plain UTF-8 is refused (LS_USAGE), and not made. */
 enum ls_code ls_run_directory_make(const char *path, const char *name, bool resume, struct ls_run_directory *run,
                                    struct ls_error *error);
 /* Finds an existing RUN for a command about it (LS_USAGE when it is none). */

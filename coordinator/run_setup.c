@@ -196,6 +196,21 @@ static enum ls_code begin_on_data(struct ls_run *run, const struct ls_run_option
     return code == LS_OK ? ls_journal_begin_attempt(run->journal, &run->attempt, error) : code;
 }
 
+void ls_run_tell_complete(const struct ls_run *run, char *text, size_t size) {
+    const long long step = (long long)run->attempt.start_step;
+    const char *nothing = "nothing is left to do";
+    if (run->end_position == UINT64_MAX && step > run->total_steps)
+        snprintf(text, size, "complete: step %lld is saved, train.steps is %lld: %s", step, (long long)run->total_steps,
+                 nothing);
+    else if (run->end_position < (uint64_t)run->attempt.start_position)
+        snprintf(text, size,
+                 "complete: step %lld is saved with %lld sequences used, train.epochs: %lld ends at %llu: %s", step,
+                 (long long)run->attempt.start_position, (long long)run->config->train.epochs,
+                 (unsigned long long)run->end_position, nothing);
+    else
+        snprintf(text, size, "complete: step %lld of %lld is saved, %s", step, (long long)run->total_steps, nothing);
+}
+
 /* A new attempt, from the newest good checkpoint or from step 0. */
 static enum ls_code begin_attempt(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     struct ls_journal_attempt before;

@@ -69,4 +69,7 @@ struct ls_run {
 enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run *run, struct ls_error *error);
 void ls_run_release(struct ls_run *run);
 
+/* Says why a `complete` run has nothing left to do; it may be beyond an end that was moved. */
+void ls_run_tell_complete(const struct ls_run *run, char *text, size_t size);
+
 #endif

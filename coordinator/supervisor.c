@@ -102,8 +102,7 @@ static void be_coordinator(const struct ls_run_options *options, int channel) {
     if (run) {
         code = ls_run_prepare(options, run, &reason);
         if (code == LS_OK && run->complete)
-            snprintf(reason.text, sizeof reason.text, "complete: step %lld of %lld is saved, nothing is left to do",
-                     (long long)run->attempt.start_step, (long long)run->total_steps);
+            ls_run_tell_complete(run, reason.text, sizeof reason.text);
         else if (code == LS_OK)
             code = ls_server_run(run, channel, -1, &reason);
         if (code == LS_OK && run->complete) printf("%s\n", reason.text);
@@ -633,11 +632,12 @@ enum ls_code ls_coordinator_run(const struct ls_run_options *options, struct ls_
         return ls_fail(reason, LS_MEMORY, LS_SCOPE_JOB, "no memory for the coordinator");
     }
     enum ls_code code = ls_run_prepare(options, run, reason);
-    if (code == LS_OK && run->complete)
-        printf("complete: step %lld of %lld is saved, nothing is left to do\n", (long long)run->attempt.start_step,
-               (long long)run->total_steps);
-    else if (code == LS_OK)
+    if (code == LS_OK && run->complete) {
+        ls_run_tell_complete(run, reason->text, sizeof reason->text);
+        printf("%s\n", reason->text);
+    } else if (code == LS_OK) {
         code = ls_server_run(run, -1, signals, reason);
+    }
     ls_run_release(run);
     free(run);
     close(signals);

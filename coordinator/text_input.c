@@ -160,8 +160,18 @@ static bool is_blank(const char *bytes, size_t count) {
     return true;
 }
 
+enum { BOM_BYTES = 3 };
+
+static bool begins_with_bom(const char *bytes, size_t count) {
+    return count >= BOM_BYTES && memcmp(bytes, "\xef\xbb\xbf", BOM_BYTES) == 0;
+}
+
 static enum ls_code visit_line(const struct reading *reading, const char *line, size_t count, int64_t number,
                                struct ls_error *error) {
+    if (number == 1 && begins_with_bom(line, count)) {
+        line += BOM_BYTES;
+        count -= BOM_BYTES;
+    }
     if (is_blank(line, count)) return LS_OK;
     json_error_t where;
     json_t *object = json_loadb(line, count, JSON_ALLOW_NUL, &where);
@@ -227,7 +237,11 @@ static bool ends_with(const char *text, const char *end) {
 static int open_text(const char *path, struct ls_error *error) {
     int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     struct stat status;
-    if (file < 0 || fstat(file, &status)) {
+    const bool known = file >= 0 && fstat(file, &status) == 0;
+    if (known && S_ISDIR(status.st_mode)) {
+        ls_fail(error, LS_DATA, LS_SCOPE_CALL,
+                "data: %s is a folder, not a regular file. Name the files in it, such as %s/*.txt.", path, path);
+    } else if (!known) {
         ls_fail(error, LS_DATA, LS_SCOPE_CALL, "data: cannot open %s: %s. Correct the path.", path, strerror(errno));
     } else if (!S_ISREG(status.st_mode)) {
         ls_fail(error, LS_DATA, LS_SCOPE_CALL,

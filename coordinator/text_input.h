@@ -10,7 +10,7 @@
 enum ls_text_format {
     LS_TEXT_BY_NAME, /* JSONL if the name ends in .jsonl or .jsonl.gz, else plain */
     LS_TEXT_PLAIN,   /* the file is one document, or several if a splitter is given */
-    LS_TEXT_JSONL    /* a JSON object a line, whose member "text" is a document */
+    LS_TEXT_JSONL    /* a JSON object a line, whose member "text" is a document; a byte order mark is passed over */
 };
 
 /* Where documents start inside a plain text: at every match of a regular expression. */

@@ -1,5 +1,6 @@
 /* lockstep-worker: the MPI program. Arguments, signals, MPI, and the way out. */
 #define _GNU_SOURCE
+#include "common/files.h"
 #include "common/keys.h"
 #include "common/leftovers.h"
 #include "common/log.h"
@@ -257,6 +258,7 @@ static int examine(double seconds, const struct ls_placement *placement) {
 }
 
 int main(int argc, char **argv) {
+    ls_files_occupy_standard();
     struct arguments arguments = {
         .coordinator = getenv("LOCKSTEP_COORDINATOR"), .key = getenv("LOCKSTEP_KEY_FILE"), .examine_seconds = NAN};
     const struct argp argp = {options, parse_option, NULL, "One rank of a training run, started by mpirun or srun.",

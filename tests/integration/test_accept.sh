@@ -19,6 +19,8 @@ expect 0 "train.steps: 30, it was 20" "accepted, it goes on, and says with what"
 check "what is harmless is told too" grep -q "checkpoint.every_steps: 10, it was 5" expect.log
 expect 0 "nothing is left to do" "resumed the same way it is complete, whether accepted again or not" \
     run --resume --set train.steps=30 --set checkpoint.every_steps=10
+expect 0 "complete: step 30 is saved, train.steps is 3: nothing is left" "a run that is beyond its new end says so" \
+    run --resume --set train.steps=3 --accept train.steps
 expect 2 "train.steps differs.*20, it was 30" "the old configuration is now the one that differs" run --resume
 expect 0 "steps 21 to 30 by attempt 2" "a section accepts all its keys, another batch among them" \
     bash -c "'$lockstep' run '$config' --run-dir run --resume --set train.steps=40 --set train.global_batch_size=6 --set optimizer.lr=1.0e-4 \

@@ -10,6 +10,9 @@ expect 2 'unknown key zero\.offload' "a key that there is not is refused by name
 expect 2 'global_batch_size.*(1|at least)' "a value out of range names the key and the range" run a --set train.global_batch_size=0
 expect 2 'num_attention_heads: found 3, which does not divide' "heads that do not divide the width are refused" run a --set model.num_attention_heads=3
 expect 2 '2 sequences cannot feed 3 ranks' "a step needs a sequence for every rank" run a -n 3 --set train.global_batch_size=2 --set train.micro_batch_size=1
+odd=$(printf 'a\tb')
+expect 2 'is not UTF-8, or has control characters.*--run-dir' "a run directory that no message can name is refused" timeout 60 "$lockstep" run "$config" --run-dir "$work/$odd"
+check "and not made" test ! -e "$work/$odd"
 check "nothing of a refused run stays on disk" test ! -e "$work/a"
 
 # --- data

@@ -65,6 +65,9 @@ same "a line is a document, empty ones are left out" "3 1" "$(documents lines/tr
 same "with its escapes resolved" "$(printf 'one\n\303\251\0twothree' | md5sum)" "$(text lines/train | md5sum)"
 same "the last line needs no line end" four "$(text lines/validation)"
 cp lines.jsonl lines.data
+printf '\357\273\277' | cat - lines.jsonl >marked.jsonl
+check "JSONL with a byte order mark is prepared" lockstep data prepare marked.jsonl -o marked
+check "as without" diff -r lines/train marked/train
 check "--format jsonl says what the name does not" lockstep data prepare --format jsonl lines.data -o lines-2
 check "and gives the same" diff -r lines lines-2
 awk 'BEGIN { printf "{\"text\": \""; for (i = 0; i < 400000; i++) printf "%d ", i; print "\"}"; print "{\"text\": \"end\"}" }' | gzip >long.jsonl.gz
@@ -104,7 +107,7 @@ expect 2 'at character 1' "a bad pattern is refused with its place" lockstep dat
 expect 2 'plain or jsonl' "an unknown format is refused" lockstep data prepare line.txt -o x --format xml
 expect 2 'are its lines' "--split-on is refused for JSONL" lockstep data prepare lines.jsonl -o x --split-on x
 expect 3 'No such file' "a missing input is named" lockstep data prepare absent.txt -o x
-expect 3 'not a regular file' "a folder is no input" lockstep data prepare book -o x
+expect 3 'book is a folder.*book/\*\.txt' "a folder is no input, its files are" lockstep data prepare book -o x
 mkfifo pipe
 expect 3 'not a regular file' "a pipe is no input" lockstep data prepare pipe -o x
 : >empty.txt

@@ -52,6 +52,25 @@ expect 2 "sequence_length.*48" "a sequence longer than the folder's positions is
     "$lockstep" config start.yaml --set data.sequence_length=49
 expect 2 "model.init_from: .*model_type is not given, and .*config.json" "a folder that is not there is named" \
     "$lockstep" config start.yaml --set model.init_from=/nowhere
+# With every key of the shape given, config.json still says what the weights are made for.
+config "$folders/llama" >whole.yaml
+"$lockstep" config whole.yaml >resolved.yaml
+cp -r "$folders/llama" other
+sed -i 's/"rope_type": "llama3"/"rope_type": "yarn"/' other/config.json
+expect 2 "the rope type 'yarn' is not supported" "other arithmetic is refused, whatever keys are given" \
+    "$lockstep" config resolved.yaml --set model.init_from=other
+expect 2 "vocab_size is 61, as model.init_from has it, .* 257 token ids. Their ids have to be" "a dataset of another tokenizer is refused" \
+    "$lockstep" run start.yaml --run-dir absent --set 'data.train=[{path: "synthetic:2000"}]'
+mkdir bin && cp "$folders/gpt2/config.json" bin/ && touch bin/pytorch_model.bin
+expect 4 "neither model.safetensors nor model.safetensors.index.json.*save_pretrained" "a folder without safetensors is told what to do" \
+    "$lockstep" generate bin --prompt-ids 1
+rm other/model-00003-of-00005.safetensors && cp "$folders/llama/config.json" other/
+expect 4 "there is no model-00003-of-00005.safetensors, which .* names" "a missing file of several is named" \
+    "$lockstep" generate other --prompt-ids 1
+cp -r "$folders/gpt2" cache && mv cache/model.safetensors blob && ln -s ../blob cache/model.safetensors
+expect 4 "symbolic link.*cp -rL" "a folder of a download cache is told how to copy it" "$lockstep" generate cache --prompt-ids 1
+expect 4 "exit 4 .*cp -rL'\$" "a run from one ends with the same words, and goes on in a sentence of its own" bash -c \
+    "'$lockstep' run start.yaml --run-dir from-cache --set model.init_from=cache 2>&1 | grep -v '^ ' | sed -n 's/\(cp -rL.\)\. .lockstep run --resume. goes on.*/exit 4 \1/p'; exit \${PIPESTATUS[0]}"
 cp -r "$folders/gpt2" here
 "$lockstep" run start.yaml --run-dir moved --set model.init_from=here --set train.steps=1 --set checkpoint.every_steps=1 >run.log 2>&1 </dev/null
 mv here there

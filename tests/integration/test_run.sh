@@ -54,6 +54,22 @@ expect 2 "train.seed differs" "--resume with another identity names the key" \
     lockstep run "$config" --run-dir ranks1 --resume --set train.seed=9
 expect 0 "from step 0, attempt 1" "--resume of a run that was never started starts it" lockstep run "$config" --run-dir fresh --resume
 
+mkdir made
+expect 2 "made exists.*--resume" "an empty folder is refused with the way on" lockstep run "$config" --run-dir made
+expect 0 "from step 0, attempt 1" "which works" lockstep run "$config" --run-dir made --resume
+
+# ---- closed and full outputs ----
+
+lockstep run "$config" --run-dir silent <&- >&- 2>&-
+check "a run without any standard stream ends well" test $? = 0
+lockstep run "$config" --run-dir mute --set checkpoint.every_steps=5 >&- 2>mute.err </dev/null
+check "so does one whose output alone is closed" test $? = 0 -a -e mute/checkpoints/step-00000020
+check "and nothing was written into its files" grep -q "^generation [0-9]*$" mute/lock
+check "its ledger is proven" lockstep verify mute
+for command in "verify mute" "blame mute --step 3" "data inspect synthetic:1000"; do
+    expect 1 "standard output" "'$command' tells that its output could not be written" bash -c "lockstep $command >/dev/full"
+done
+
 # ---- on a terminal ----
 
 on_terminal() { # RUN VARIABLE...: what a run writes to a terminal

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -82,6 +83,55 @@ static void test_a_folder_of_something_else_is_refused(void **state) {
     assert_int_equal(ls_run_directory_make(run_path, "name", true, &run, NULL), LS_USAGE);
     assert_int_equal(ls_run_directory_find(run_path, &run, NULL), LS_USAGE);
     assert_int_equal(ls_run_directory_find("/nowhere", &run, NULL), LS_USAGE);
+}
+
+static void test_an_empty_folder_is_begun_with_resume_only(void **state) {
+    (void)state;
+    struct ls_run_directory run;
+    struct ls_error error = {0};
+    assert_int_equal(mkdir(run_path, 0755), 0);
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "Add --resume"));
+    assert_int_equal(ls_run_directory_make(run_path, "name", true, &run, &error), LS_OK);
+}
+
+/* What is neither empty nor a run's is not said to be one that --resume would go on with. */
+static void test_another_folder_is_told_as_such_without_resume_too(void **state) {
+    (void)state;
+    struct ls_run_directory run;
+    struct ls_error error = {0};
+    assert_int_equal(mkdir(run_path, 0755), 0);
+    write_under("thesis.txt", "do not touch");
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "is no run directory"));
+    assert_null(strstr(error.text, "--resume"));
+}
+
+static void test_a_path_that_no_message_can_hold_is_refused(void **state) {
+    (void)state;
+    static const char *const names[] = {"new\nline", "tab\t", "latin\xe4", "c1\xc2\x85"};
+    struct ls_run_directory run;
+    struct ls_error error = {0};
+    struct stat status;
+    char path[160], under[192];
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        assert_int_equal(ls_run_directory_make(path, "name", false, &run, &error), LS_USAGE);
+        assert_non_null(strstr(error.text, "not UTF-8"));
+        assert_int_equal(stat(path, &status), -1);
+        /* A plain name in such a folder. */
+        assert_int_equal(mkdir(path, 0755), 0);
+        char *here = getcwd(NULL, 0);
+        assert_non_null(here);
+        assert_int_equal(chdir(path), 0);
+        assert_int_equal(ls_run_directory_make("run", "name", false, &run, &error), LS_USAGE);
+        snprintf(under, sizeof under, "%s/run", path);
+        assert_int_equal(stat(under, &status), -1);
+        assert_int_equal(chdir(here), 0);
+        free(here);
+    }
+    snprintf(path, sizeof path, "%s/\xc3\xbcn\xc3\xaf '\"$x", folder);
+    assert_int_equal(ls_run_directory_make(path, "name", false, &run, &error), LS_OK);
 }
 
 static void test_the_lock_has_one_owner_and_says_who(void **state) {
@@ -237,6 +287,10 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_an_existing_one_is_refused_with_its_last_step, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_folder_of_something_else_is_refused, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_an_empty_folder_is_begun_with_resume_only, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_another_folder_is_told_as_such_without_resume_too, make_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_path_that_no_message_can_hold_is_refused, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_the_lock_has_one_owner_and_says_who, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_newer_generation_fences_an_older_one, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_changed_identity_is_refused_by_its_key, make_folder, remove_folder),

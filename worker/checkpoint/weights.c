@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 enum { INDEX_BYTES_MAX = 64 << 20, WEIGHT_FILES_MAX = 4096 };
+static const char single_name[] = "model.safetensors";
 static const char index_name[] = "model.safetensors.index.json";
 
 /* Where a tensor of the model is. */
@@ -91,6 +92,10 @@ static enum ls_code place_tensor(struct ls_weights *weights, const struct ls_saf
     return LS_OK;
 }
 
+static bool has_file(int folder, const char *name) {
+    return faccessat(folder, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
 static enum ls_code add_file(struct ls_weights *weights, int folder, const char *name, struct ls_error *error) {
     struct ls_safetensors *file;
     enum ls_code code = ls_safetensors_open(folder, name, &file, error);
@@ -125,6 +130,10 @@ static enum ls_code add_indexed_files(struct ls_weights *weights, int folder, st
         if (weights->file_count == WEIGHT_FILES_MAX)
             code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "weights: the index names more than %d files",
                            WEIGHT_FILES_MAX);
+        else if (ls_file_name_is_safe(names[i]) && !has_file(folder, names[i]))
+            code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL,
+                           "weights: there is no %s, which %s names. Is the download, or the copy, complete?", names[i],
+                           index_name);
         else
             code = add_file(weights, folder, names[i], error);
     }
@@ -159,10 +168,15 @@ enum ls_code ls_weights_open(const char *folder, const struct ls_model *model, s
     }
     if (!weights || !weights->files || !weights->places)
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "weights: no memory");
-    else if (faccessat(descriptor, index_name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+    else if (has_file(descriptor, index_name))
         code = add_indexed_files(weights, descriptor, error);
+    else if (has_file(descriptor, single_name))
+        code = add_file(weights, descriptor, single_name, error);
     else
-        code = add_file(weights, descriptor, "model.safetensors", error);
+        code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL,
+                       "weights: there is neither %s nor %s. Only safetensors are read: what has other files "
+                       "(pytorch_model.bin) is saved so by transformers' save_pretrained().",
+                       single_name, index_name);
     if (!code) code = check_complete(weights, error);
     close(descriptor);
     if (code) {

@@ -68,7 +68,8 @@ static void keep_part(struct ls_server *server, int64_t step, bool first) {
             capacity <= SERVER_FILES_MAX * 2 ? realloc(parts->files, capacity * sizeof *grown) : NULL;
         if (!grown) {
             ls_log(LS_LOG_ERROR, "checkpoint: no memory for the list of files of step %lld", (long long)step);
-            return; /* the commit finds the files unlisted and fails */
+            parts->incomplete = true; /* files that are not listed would be removed: nothing is committed */
+            return;
         }
         parts->files = grown;
         parts->files_capacity = capacity;
@@ -126,6 +127,8 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     server->saved = (struct server_saved){action->commit.step, parts->seconds, parts->bytes};
     if (parts->step != action->commit.step)
         commit_failed(server, action->commit.step, "its parts are not known here");
+    else if (parts->incomplete)
+        commit_failed(server, action->commit.step, "no memory for the list of its files");
     else if (!ls_committer_begin(server->committer, &job))
         commit_failed(server, action->commit.step, "another one is being committed");
     else

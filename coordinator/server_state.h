@@ -34,6 +34,7 @@ struct server_parts {
     int64_t step;
     struct ls_file_record *files; /* of all ranks, [files_count] */
     size_t files_count, files_capacity;
+    bool incomplete; /* there was no memory for some of them */
     int64_t optimizer_steps;
     double seconds; /* of the rank that took longest */
     int64_t bytes;

@@ -352,10 +352,8 @@ static bool receive_all(struct ls_session *session) {
 }
 
 /* The oldest report that should have been answered is old; the mutex is held. SAVING has no answer before the parts of
- * its save, which may take long to write. While reports go out as fast as the connection takes them they are not
- * begun again: those of many ranks take longer than that. */
+ * its save, which may take long to write. */
 static bool is_overdue(struct ls_session *session) {
-    if (session->flowing) return false;
     for (uint64_t i = session->head; i < session->tail; i++) {
         const struct report *report = report_at(session, i);
         if (report->settled || report->kind == LS_MESSAGE_SAVING) continue;
@@ -364,10 +362,11 @@ static bool is_overdue(struct ls_session *session) {
     return false;
 }
 
-/* Something has been asked of the coordinator that it has not answered; the mutex is held. */
+/* Something has been asked of the coordinator that it has not answered; the mutex is held. While reports go out as fast
+ * as the connection takes them they are not begun again, which a HELLO would bring: those of many ranks take long. */
 static bool waits_for_answer(struct ls_session *session) {
     if (!session->opened || (session->ranks && !session->joined)) return true;
-    if (!session->joined) return false;
+    if (!session->joined || session->flowing) return false;
     return is_overdue(session) || atomic_load(&session->steps_done) >= session->granted_step;
 }
 

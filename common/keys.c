@@ -97,8 +97,9 @@ void ls_key_format(const struct ls_key *key, char text[LS_KEY_TEXT_MAX]) {
 enum ls_code ls_key_read(const char *path, struct ls_key *key, struct ls_error *error) {
     int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (file < 0)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
-                       "cannot open the key file %s: %s. Name RUN/keys/worker.key with --key.", path, strerror(errno));
+        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "cannot open the key file %s: %s. %s.", path, strerror(errno),
+                       errno == EACCES ? "It is for the user whose run it is: be that user"
+                                       : "Name RUN/keys/worker.key with --key");
     struct stat status;
     enum ls_code code = LS_OK;
     if (fstat(file, &status) || !S_ISREG(status.st_mode)) {

@@ -144,6 +144,9 @@ enum ls_code ls_run_directory_make(const char *path, const char *name, bool resu
 
 enum ls_code ls_run_directory_find(const char *path, struct ls_run_directory *run, struct ls_error *error) {
     enum ls_code code = identify(path, run, error);
+    if (code == LS_OK && !is_run_directory(run) && errno == EACCES)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "cannot look into %s: %s. Ask as the user whose run it is.", path,
+                       strerror(errno));
     if (code == LS_OK && !is_run_directory(run))
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                        "%s is no run directory (no config.yaml). Name the folder that 'lockstep run' made.", path);
@@ -230,9 +233,10 @@ bool ls_run_directory_endpoint(const struct ls_run_directory *run, char *endpoin
 
 bool ls_run_directory_is_locked(const struct ls_run_directory *run) {
     char path[PATH_MAX];
-    int file = under(run, "lock", path) ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    /* Readable for those who may not write it: what they ask of the run says by itself what they may. */
+    int file = under(run, "lock", path) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (file < 0) return false;
-    bool locked = flock(file, LOCK_EX | LOCK_NB) != 0;
+    bool locked = flock(file, LOCK_SH | LOCK_NB) != 0;
     close(file);
     return locked;
 }

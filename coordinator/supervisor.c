@@ -560,6 +560,20 @@ static enum ls_code choose_launcher(struct supervisor *supervisor, struct ls_err
     return supervisor->launcher_type == LS_LAUNCH_MPIRUN ? ls_launch_find_mpirun(error) : LS_OK;
 }
 
+/* A descriptor that tells of signals, or -1. nohup's SIGHUP stays ignored, which a blocked one would not be. */
+static int receive_signals(bool of_children) {
+    static const int numbers[] = {SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+    struct sigaction hangup;
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sigaddset(&set, numbers[i]);
+    if (of_children) sigaddset(&set, SIGCHLD);
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    return signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+}
+
 static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_options *options,
                             struct ls_error *error) {
     supervisor->options = *options;
@@ -584,13 +598,7 @@ static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_o
         supervisor->options.launched = false;
     }
     if (code != LS_OK) return code;
-    sigset_t set;
-    sigemptyset(&set);
-    static const int numbers[] = {SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD};
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sigaddset(&set, numbers[i]);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    supervisor->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    supervisor->signals = receive_signals(true);
     if (supervisor->signals < 0)
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot receive signals: %s", strerror(errno));
     return start_coordinator(supervisor, error);
@@ -619,13 +627,7 @@ enum ls_code ls_supervisor_run(const struct ls_run_options *options, struct ls_e
 }
 
 enum ls_code ls_coordinator_run(const struct ls_run_options *options, struct ls_error *reason) {
-    sigset_t set;
-    sigemptyset(&set);
-    static const int numbers[] = {SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sigaddset(&set, numbers[i]);
-    sigprocmask(SIG_BLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    int signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    int signals = receive_signals(false);
     struct ls_run *run = calloc(1, sizeof *run);
     if (!run || signals < 0) {
         free(run);

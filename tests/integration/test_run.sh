@@ -108,7 +108,9 @@ expect 0 "checkpoint" "--help lists the commands" lockstep --help
 
 # ---- a running job ----
 
+trap '' HUP # as nohup does
 begin live -n 2
+trap - HUP
 expect 0 "ranks +2 of 2" "status shows a running job" lockstep status live
 expect 0 "^saved: step [0-9]+" "checkpoint saves now" lockstep checkpoint live
 check "what checkpoint saved is there" bash -c 'ls live/checkpoints | grep -q ^step-'
@@ -117,6 +119,21 @@ before=$(events live commit)
 kill -USR2 $supervisor
 until_events live commit $((before + 1))
 check "SIGUSR2 saves and the run goes on" kill -0 $supervisor
+kill -HUP $supervisor
+before=$(steps_told live)
+until_steps live $((before + 20))
+check "a SIGHUP under nohup does nothing" kill -0 $supervisor
+chmod 711 "$work"
+other=(setpriv --reuid 65534 --clear-groups "$work/bin/lockstep")
+if [ "$(id -u)" = 0 ] && "${other[@]}" --version >/dev/null 2>&1; then
+    expect 2 "operator.key: Permission denied.*be that user" "another user is not told that nothing runs" "${other[@]}" status live
+    expect 4 "is going on" "nor that somebody has the journal" "${other[@]}" verify live
+    chmod 700 live
+    expect 2 "cannot look into live: Permission denied" "nor that a run that is closed to him is none" "${other[@]}" status live
+    chmod 755 live
+else
+    skip "another user is told what he may not" "needs root and setpriv"
+fi
 port=$(sed -n 's/^endpoint .*://p' live/lock)
 expect 2 "port $port .*in use" "a port in use is told before anything is made" \
     lockstep run "$config" --run-dir none --set "coordinator.port=$port"
@@ -134,6 +151,9 @@ ends 130 "exit 130 .*saved at step" "SIGINT saves and exits 130, also when it is
 begin live --resume -n 3
 expect 0 "stopping" "stop is accepted" lockstep stop live
 ends 130 "exit 130 .*saved at step" "a stopped run is saved and exits 130" live
+begin live --resume -n 2
+kill -HUP $supervisor
+ends 75 "exit 75" "SIGHUP saves and exits 75" live
 begin live --resume -n 2
 kill -USR1 $supervisor
 ends 75 "exit 75" "SIGUSR1 saves and exits 75" live

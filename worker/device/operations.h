@@ -8,9 +8,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* One row per operation; a device has one kernel per row. */
+/* One row per operation; a device has one kernel per row, but for products, which may be a library's. */
 #define LS_OPERATIONS(X)                                                                                               \
     X(gemm)                                                                                                            \
+    LS_OPERATIONS_BUT_PRODUCTS(X)
+#define LS_OPERATIONS_BUT_PRODUCTS(X)                                                                                  \
     X(bias_backward)                                                                                                   \
     X(gelu_forward)                                                                                                    \
     X(gelu_backward)                                                                                                   \

@@ -17,23 +17,14 @@
     static cudaError_t run_##name(const void *arguments, cudaStream_t stream) {                                        \
         return ls_cuda_##name(arguments, stream);                                                                      \
     }
-LS_CUDA_OPERATIONS(X)
+LS_OPERATIONS_BUT_PRODUCTS(X)
 #undef X
 
 static cudaError_t (*const kernels[LS_OP_COUNT])(const void *arguments, cudaStream_t stream) = {
 #define X(name) [LS_OP_##name] = run_##name,
-    LS_CUDA_OPERATIONS(X)
+    LS_OPERATIONS_BUT_PRODUCTS(X)
 #undef X
 };
-
-/* The kernels' list lacks the product alone, which is a library's. */
-enum {
-#define X(name) KERNEL_##name,
-    LS_CUDA_OPERATIONS(X)
-#undef X
-        KERNEL_COUNT
-};
-_Static_assert(KERNEL_COUNT + 1 == LS_OP_COUNT, "every operation has a kernel");
 
 static struct ls_cuda_device *cuda_device(struct ls_device *device) {
     return (struct ls_cuda_device *)device;

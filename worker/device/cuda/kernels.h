@@ -15,36 +15,8 @@
 extern "C" {
 #endif
 
-/* LS_OPERATIONS without gemm. */
-#define LS_CUDA_OPERATIONS(X)                                                                                          \
-    X(bias_backward)                                                                                                   \
-    X(gelu_forward)                                                                                                    \
-    X(gelu_backward)                                                                                                   \
-    X(swiglu_forward)                                                                                                  \
-    X(swiglu_backward)                                                                                                 \
-    X(layernorm_forward)                                                                                               \
-    X(layernorm_backward)                                                                                              \
-    X(rmsnorm_forward)                                                                                                 \
-    X(rmsnorm_backward)                                                                                                \
-    X(head_norm_forward)                                                                                               \
-    X(head_norm_backward)                                                                                              \
-    X(embedding_forward)                                                                                               \
-    X(embedding_backward)                                                                                              \
-    X(rope)                                                                                                            \
-    X(attention_forward)                                                                                               \
-    X(attention_backward)                                                                                              \
-    X(cross_entropy)                                                                                                   \
-    X(add)                                                                                                             \
-    X(squared_norm)                                                                                                    \
-    X(ordered_sum)                                                                                                     \
-    X(clip)                                                                                                            \
-    X(adamw)                                                                                                           \
-    X(initialize)                                                                                                      \
-    X(convert)                                                                                                         \
-    X(widen)
-
 #define X(name) cudaError_t ls_cuda_##name(const struct ls_op_##name *op, cudaStream_t stream);
-LS_CUDA_OPERATIONS(X)
+LS_OPERATIONS_BUT_PRODUCTS(X)
 #undef X
 
 /* Heads of attention may have up to this many channels, odd numbers too; larger ones: cudaErrorInvalidValue. Up to 128

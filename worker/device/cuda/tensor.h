@@ -7,8 +7,9 @@
  *
  * A product of a warp is d [16, 8] += a [16, 16] b [16, 8]. With g = lane / 4 and t = lane % 4, a lane holds
  *     d[0], d[1]       of row g, columns 2t and 2t + 1; d[2], d[3] the same of row g + 8
- *     a[0] .. a[3]     two elements each: row g, columns 2t ..; row g + 8; row g, columns 2t + 8 ..; row g + 8, of
- * these b0, b1           column g, rows 2t and 2t + 1; rows 2t + 8 and 2t + 9 Two d side by side, rounded, are an a. */
+ *     a[0] .. a[3]     two elements each, from columns 2t (row g, row g + 8), then from columns 2t + 8
+ *     b0, b1           column g, rows 2t and 2t + 1; rows 2t + 8 and 2t + 9
+ * Two d side by side, rounded, are an a. */
 #ifndef LS_WORKER_DEVICE_CUDA_TENSOR_H
 #define LS_WORKER_DEVICE_CUDA_TENSOR_H
 
@@ -191,6 +192,11 @@ static __device__ __forceinline__ void ls_round(unsigned (&a)[N / 2][M][4], cons
             a[n / 2][m][n % 2 * 2] = ls_pair<T>(s[m][n][0], s[m][n][1]);
             a[n / 2][m][n % 2 * 2 + 1] = ls_pair<T>(s[m][n][2], s[m][n][3]);
         }
+}
+
+/* Of the 2 M rows of d [16 M, ..] that a lane holds, the i-th. */
+static __device__ __forceinline__ int ls_row_of(int i, int lane) {
+    return i / 2 * 16 + i % 2 * 8 + lane / 4;
 }
 
 /* d [16 M, WIDTH] += a [16 M, 16 K] times rows [row, row + 16 K) of a tile. */

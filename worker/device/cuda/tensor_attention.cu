@@ -12,18 +12,14 @@ constexpr int THREADS = 128, M = 2, WARP_ROWS = 16 * M, ROWS = THREADS / LS_WARP
 template <int SIZE> constexpr int keys_of = SIZE == 64 ? 64 : 32;
 template <int SIZE> constexpr int shared_bytes = (ROWS + 2 * keys_of<SIZE>)*SIZE * 2;
 
-/* A lane's 2 M rows of a product, of the warp's from g on; g = lane / 4. */
-__device__ __forceinline__ int row_of(int i) {
-    return i / 2 * 16 + i % 2 * 8 + ls_lane() / 4;
-}
-
 /* Makes the scores of keys that a row does not see -infinity. The first key's place is k0, the warp's first row's is
  * position; start: of the first row's document, the last one's counts for all behind it; NULL: no documents. */
 template <int N>
 __device__ __forceinline__ void mask(float (&s)[M][N][4], int k0, int position, int last_row, const int32_t *start) {
 #pragma unroll
     for (int i = 0; i < 2 * M; i++) {
-        const int row = row_of(i), low = start ? start[row < last_row ? row : last_row] : 0, high = position + row;
+        const int row = ls_row_of(i, ls_lane()), low = start ? start[row < last_row ? row : last_row] : 0,
+                  high = position + row;
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -132,7 +128,7 @@ __global__ void __launch_bounds__(THREADS, 2) forward(ls_attention<T> p, ls_atte
         sum[i] += __shfl_xor_sync(LS_ALL_LANES, sum[i], 1);
         sum[i] += __shfl_xor_sync(LS_ALL_LANES, sum[i], 2);
         factor[i] = 1.0f / sum[i];
-        const int row = own + row_of(i);
+        const int row = own + ls_row_of(i, ls_lane());
         if (p.lse_result && ls_lane() % 4 == 0 && row < rows)
             p.lse_result[(b * p.heads + head) * p.query_length + i0 + row] =
                 (maximum[i] * scale + log2f(sum[i])) * LS_LN_2;

@@ -20,11 +20,6 @@ template <int SIZE> struct key_pass {
     static constexpr int TILES = (2 * ROWS + 4 * QUERIES) * SIZE * 2, BYTES = TILES + 2 * 3 * QUERIES * 4;
 };
 
-/* A lane's rows of a product, of the warp's from lane / 4 on. */
-__device__ __forceinline__ int row_of(int i, int lane) {
-    return i / 2 * 16 + i % 2 * 8 + lane / 4;
-}
-
 template <typename T, int SIZE>
 __global__ void __launch_bounds__(THREADS, 2) query_gradient(ls_attention<T> p, ls_attention_order order) {
     using pass = query_pass<SIZE>;
@@ -78,7 +73,7 @@ __global__ void __launch_bounds__(THREADS, 2) query_gradient(ls_attention<T> p, 
             if (k + pass::AT_ONCE - 1 > q0 + own || k < starts[own + 16 * M - 1]) {
 #pragma unroll
                 for (int i = 0; i < 2 * M; i++) {
-                    const int row = own + row_of(i, lane), low = starts[row], high = q0 + row;
+                    const int row = own + ls_row_of(i, lane), low = starts[row], high = q0 + row;
 #pragma unroll
                     for (int n = 0; n < N; n++)
 #pragma unroll
@@ -90,7 +85,7 @@ __global__ void __launch_bounds__(THREADS, 2) query_gradient(ls_attention<T> p, 
             }
 #pragma unroll
             for (int i = 0; i < 2 * M; i++) {
-                const int row = own + row_of(i, lane);
+                const int row = own + ls_row_of(i, lane);
                 const float base = lse[row], sum = product[row];
 #pragma unroll
                 for (int n = 0; n < N; n++)
@@ -191,7 +186,7 @@ __global__ void __launch_bounds__(THREADS, 2) key_gradients(ls_attention<T> p, l
                         const int column = n * 8 + lane % 4 * 2 + e, document = starts[at + column];
 #pragma unroll
                         for (int r = 0; r < 2 * M; r++) {
-                            const int key = warp_low + row_of(r, lane);
+                            const int key = warp_low + ls_row_of(r, lane);
                             if (key > q + column || key < document) s[r / 2][n][r % 2 * 2 + e] = -INFINITY;
                         }
                     }

@@ -175,7 +175,9 @@ enum ls_code ls_folder_make(const char *path, enum ls_code code, struct ls_error
         *slash = 0;
         struct stat status;
         if (mkdir(part, 0755) && (errno != EEXIST || stat(part, &status) || !S_ISDIR(status.st_mode)))
-            return ls_fail(error, code, LS_SCOPE_CALL, "cannot make the folder %s: %s", part, strerror(errno));
+            return ls_fail(error, code, LS_SCOPE_CALL,
+                           "cannot make the folder %s: %s. Choose a place that exists and may be written.", part,
+                           strerror(errno));
         if (!end) return LS_OK;
         *slash = '/';
     }

@@ -284,7 +284,8 @@ struct ls_core_event {
             int32_t rank;      /* whose copy differs; -1: it cannot be told */
         } replica_differs;
         struct {
-            int status; /* exit status, or minus the signal that killed it: then it is the cause */
+            int status;     /* exit status, or minus the signal that killed it: then it is the cause */
+            char said[200]; /* the first line of its output, told when no rank ever came; "": none */
         } launcher_exited;
         struct {
             int64_t step, position, samples; /* of the newest good checkpoint; 0: none */

@@ -250,8 +250,10 @@ void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *e
                   -event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step);
         return;
     }
+    const char *said = core->assembled ? "" : event->launcher_exited.said;
     core_fail(core, CAUSE_LAUNCHER, LS_COMMUNICATION, -1, out,
-              "communication: the launcher ended with status %d at step %lld of %lld, no rank said why. "
-              "Look at the launcher's output and at logs/rank-*.log.",
-              event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step);
+              "communication: the launcher ended with status %d at step %lld of %lld, no rank said why%s%s%s. "
+              "Look at logs/launcher.log and logs/rank-*.log.",
+              event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step,
+              said[0] ? "; it says first '" : "", said, said[0] ? "'" : "");
 }

@@ -219,7 +219,8 @@ static enum ls_code prepare(const struct ls_data_prepare_options *options, const
     if (!code) code = check_space(parent, &counts, error);
     if (code) return code;
     if (mkdir(folder, 0777))
-        return ls_fail(error, LS_DATA, LS_SCOPE_CALL, "data: cannot make the folder %s: %s", folder, strerror(errno));
+        return ls_fail(error, LS_DATA, LS_SCOPE_CALL,
+                       "data: cannot make the folder %s: %s. Choose another place with -o.", folder, strerror(errno));
     code = write_splits(options, splitter, folder, &counts, &pass, error);
     if (!code) code = publish(folder, output, parent, error);
     if (!code) {

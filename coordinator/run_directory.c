@@ -130,6 +130,10 @@ enum ls_code ls_run_directory_make(const char *path, const char *name, bool resu
         if (code != LS_OK) return code;
         const bool is_ours = is_run_directory(run) || was_begun(chosen) || is_empty(chosen);
         if (is_ours && !resume) return refuse_existing(run, error);
+        if (!is_ours && access(chosen, R_OK | X_OK))
+            return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                           "cannot look into %s: %s. Be the user whose run it is, or choose another --run-dir.", chosen,
+                           strerror(errno));
         if (!is_ours)
             return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                            "%s is there but is no run directory (no config.yaml). Choose another --run-dir.", chosen);
@@ -174,7 +178,10 @@ enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds,
     char path[PATH_MAX], owner[512];
     if (!under(run, "lock", path)) return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "path too long: %s", run->path);
     int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
-    if (file < 0) return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot open %s: %s", path, strerror(errno));
+    if (file < 0)
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                       "cannot open %s: %s. Be the user whose run it is, with the right to write there.", path,
+                       strerror(errno));
     for (double waited = 0; flock(file, LOCK_EX | LOCK_NB); waited += 0.05) {
         if (errno != EWOULDBLOCK && errno != EINTR) {
             enum ls_code code =

@@ -132,6 +132,8 @@ static void on_launcher_exited(struct ls_server *server, const struct ls_channel
     if (server->ended) return;
     struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message->attempt};
     event.launcher_exited.status = message->status;
+    if (message->status)
+        ls_watcher_read_first_words(server->watcher, event.launcher_exited.said, sizeof event.launcher_exited.said);
     server_note_loss(server, 0);
     server_handle(server, &event);
 }

@@ -91,6 +91,21 @@ bool ls_watcher_read_launcher(const struct ls_watcher *watcher, struct ls_watche
     return found;
 }
 
+void ls_watcher_read_first_words(const struct ls_watcher *watcher, char *text, size_t size) {
+    char path[PATH_MAX], tail[TAIL_BYTES + 1];
+    text[0] = 0;
+    snprintf(path, sizeof path, "%s/logs/launcher.log", watcher->run_dir);
+    if (!read_tail(path, watcher->launcher_log, tail) || strlen(tail) == TAIL_BYTES) return;
+    for (char *rest, *line = strtok_r(tail, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        /* The line of our own that begins an attempt, and rules. */
+        if (strncmp(line, "---", 3) == 0 || !line[strspn(line, " \t\r")]) continue;
+        size_t length = (size_t)snprintf(text, size, "%s", line);
+        if (length >= size) length = size - 1;
+        while (length > 0 && strchr(". \t\r", text[length - 1])) text[--length] = 0;
+        return;
+    }
+}
+
 /* The last line of the rank's log that tells an error, without its time; false when there is none. */
 static bool read_last_words(const struct ls_watcher *watcher, int64_t rank, char *text, size_t size) {
     char path[PATH_MAX], tail[TAIL_BYTES + 1];

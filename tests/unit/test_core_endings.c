@@ -191,16 +191,31 @@ static void a_rank_cannot_declare_the_run_done(void **state) {
     assert_ended(LS_ERROR, "rank 1");
 }
 
+static void a_launcher_that_could_start_nobody_is_quoted(void **state) {
+    (void)state;
+    create(usual());
+    tick(0);
+    happen(&(struct ls_core_event){.kind = LS_EVENT_LAUNCHER_EXITED,
+                                   .attempt = 3,
+                                   .launcher_exited = {.status = 255, .said = "ssh: no route to host"}});
+    tick(10);
+    tick(1010);
+    assert_ended(LS_COMMUNICATION,
+                 "no rank said why; it says first 'ssh: no route to host'. Look at logs/launcher.log");
+}
+
 static void a_launcher_that_ends_early_is_reported_after_a_moment(void **state) {
     (void)state;
     create(usual());
     tick(0);
     join_both();
-    happen(&(struct ls_core_event){.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = 3, .launcher_exited = {.status = 1}});
+    /* What it said first, with every rank here, has nothing to do with its end. */
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_LAUNCHER_EXITED, .attempt = 3, .launcher_exited = {.status = 1, .said = "a greeting"}});
     assert_null(asked(LS_ACTION_END));
     tick(10);
     tick(1010);
-    assert_ended(LS_COMMUNICATION, "the launcher ended with status 1 at step 1 of 20");
+    assert_ended(LS_COMMUNICATION, "the launcher ended with status 1 at step 1 of 20, no rank said why. Look");
 }
 
 static void a_checkpoint_that_needs_nobody_is_not_thrown_away(void **state) {
@@ -328,6 +343,7 @@ int main(void) {
         PROMISE(the_lost_rank_is_blamed_before_those_who_miss_it),
         PROMISE(a_rank_that_knows_what_is_wrong_is_believed_at_once),
         PROMISE(a_rank_cannot_declare_the_run_done),
+        PROMISE(a_launcher_that_could_start_nobody_is_quoted),
         PROMISE(a_launcher_that_ends_early_is_reported_after_a_moment),
         PROMISE(a_checkpoint_that_needs_nobody_is_not_thrown_away),
         PROMISE(a_restarted_core_goes_on_with_the_span_that_workers_hold),

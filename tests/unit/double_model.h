@@ -31,7 +31,7 @@ struct double_batch {
 
 /* What a layer's forward leaves; R rows. */
 struct double_layer {
-    double *input, *norm_1, *qkv, *probabilities, *attention, *mid, *norm_2, *hidden, *activation;
+    double *input, *norm_1, *qkv, *probabilities, *lse, *attention, *mid, *norm_2, *hidden, *activation;
 };
 
 struct double_model {
@@ -46,8 +46,8 @@ struct double_model {
     struct double_layer layers[DOUBLE_LAYERS_MAX];
     double *last, *normalised, *logits, *d_stream, *d_rows, *d_wide, *d_hidden, *d_scores, *row_loss;
     /* Rounding to be imitated; unit 0: none. */
-    double unit;       /* the most that a single rounding changes a value by, relative to it */
-    bool sums;         /* results of sums are off by more than a rounding: fp32 throughout */
+    double unit;       /* the most that a rounding to the run's type changes a value by, relative to it */
+    bool sums;         /* the type is fp32: results of sums are off by more than a rounding */
     double least;      /* half of the smallest number of the type */
     double loss_scale; /* gradients of activations are stored times this */
     uint64_t state;
@@ -91,21 +91,23 @@ static inline struct double_model *double_create(const struct ls_config *config,
     for (int64_t l = 0; l < d->L; l++) {
         struct double_layer *s = &d->layers[l];
         s->input = double_array(R * d->C), s->norm_1 = double_array(R * d->C), s->qkv = double_array(R * d->W);
-        s->probabilities = double_array(sequences * d->NH * d->T * d->T), s->attention = double_array(R * d->Q);
+        s->probabilities = double_array(R * d->NH * d->T), s->lse = double_array(R * d->NH);
+        s->attention = double_array(R * d->Q);
         s->mid = double_array(R * d->C), s->norm_2 = double_array(R * d->C), s->hidden = double_array(R * hidden);
         s->activation = double_array(R * d->I);
     }
     d->last = double_array(R * d->C), d->normalised = double_array(R * d->C), d->logits = double_array(R * d->V);
     d->d_stream = double_array(R * d->C), d->d_rows = double_array(R * d->C), d->row_loss = double_array(R);
     d->d_wide = double_array(R * (d->W + d->Q)), d->d_hidden = double_array(R * (hidden + d->I));
-    d->d_scores = double_array(d->T * d->T);
+    d->d_scores = double_array(d->T);
     return d;
 }
 
 static inline void double_destroy(struct double_model *d) {
     for (int64_t l = 0; l < d->L; l++) {
         struct double_layer *s = &d->layers[l];
-        free(s->input), free(s->norm_1), free(s->qkv), free(s->probabilities), free(s->attention), free(s->mid);
+        free(s->input), free(s->norm_1), free(s->qkv), free(s->probabilities), free(s->lse), free(s->attention),
+            free(s->mid);
         free(s->norm_2), free(s->hidden), free(s->activation);
     }
     free(d->parameters), free(d->gradients), free(d->m), free(d->v), free(d->place), free(d->last), free(d->normalised);
@@ -134,19 +136,25 @@ static inline double double_random(struct double_model *d) {
     return (double)(int64_t)(d->state * 2685821657736338717u) * 0x1p-63;
 }
 
-/* Imitates the storing of sums of `terms` terms, each stored value divided by `scale` before. A chain of n additions
- * whose partial sums grow like a walk, each rounded by u / 3^(1/2) of itself in the mean of squares, ends off by n /
- * 6^(1/2) of a term, or (n / 6)^(1/2) u of the sum; a uniform e within (n / 2)^(1/2) u is as much. The matrix unit
- * makes three times as many additions as pairs of terms. In 16 bits sums are exact beside the one rounding of the
- * result. */
-static inline void double_store(struct double_model *d, double *x, int64_t count, int64_t terms, double scale) {
-    if (d->unit == 0) return;
-    const double bound = d->sums && terms > 2 ? d->unit * sqrt((double)terms / 2) : d->unit, least = d->least / scale;
-    for (int64_t i = 0; i < count; i++) x[i] += x[i] * bound * double_random(d) + least * double_random(d);
+/* What a sum of `terms` terms in fp32 is off by at most, relative to it. A chain of n additions whose partial sums grow
+ * like a walk, each rounded by u / 3^(1/2) of itself in the mean of squares, ends off by n / 6^(1/2) of a term, or (n /
+ * 6)^(1/2) u of the sum; a uniform error within (n / 2)^(1/2) u is as much. */
+static inline double double_sum_rounding(int64_t terms) {
+    return 0x1p-24 * (terms > 2 ? sqrt((double)terms / 2) : 1);
 }
-/* Of gradients of parameters, which are fp32 whatever the type: in 16 bits their rounding is nothing beside others. */
-static inline void double_store_gradient(struct double_model *d, int64_t place, int64_t count, int64_t terms) {
-    if (d->sums) double_store(d, d->gradients + place, count, terms, 1);
+
+static inline void double_perturb(struct double_model *d, double *x, int64_t count, double relative, double absolute) {
+    for (int64_t i = 0; i < count; i++) x[i] += x[i] * relative * double_random(d) + absolute * double_random(d);
+}
+
+/* Imitates the storing of sums of `terms` terms in the run's type, each `scale` times the value. In 16 bits sums are
+ * exact beside the one rounding of the result. */
+static inline void double_store(struct double_model *d, double *x, int64_t count, int64_t terms, double scale) {
+    if (d->unit > 0) double_perturb(d, x, count, d->sums ? double_sum_rounding(terms) : d->unit, d->least / scale);
+}
+/* The same of what is fp32 whatever the run's type. */
+static inline void double_store_fp32(struct double_model *d, double *x, int64_t count, int64_t terms) {
+    if (d->unit > 0) double_perturb(d, x, count, double_sum_rounding(terms), 0);
 }
 
 /* c[m, n] (+)= a[m, k] b[k, n]. */
@@ -282,13 +290,13 @@ static inline void double_attention(struct double_model *d, struct double_layer 
                 double *p = s->probabilities + ((b * d->NH + head) * T + i) * T, most = -INFINITY, sum = 0;
                 const int64_t first = batch->document_start[b * T + i];
                 memset(p, 0, (size_t)T * sizeof *p);
-                for (int64_t j = first; j <= i; j++) {
-                    p[j] = double_dot(q + i * W, k + j * W, HD) * scale;
-                    most = fmax(most, p[j]);
-                }
+                for (int64_t j = first; j <= i; j++) p[j] = double_dot(q + i * W, k + j * W, HD) * scale;
+                double_store_fp32(d, p + first, i + 1 - first, HD);
+                for (int64_t j = first; j <= i; j++) most = fmax(most, p[j]);
                 for (int64_t j = first; j <= i; j++) sum += p[j] = exp(p[j] - most);
                 for (int64_t j = first; j <= i; j++) p[j] /= sum;
-                double_store(d, p + first, i + 1 - first, HD, 1);
+                s->lse[(b * d->NH + head) * T + i] = most + log(sum);
+                double_store(d, p + first, i + 1 - first, 4, 1);
                 double *out = s->attention + (b * T + i) * d->Q + head * HD;
                 memset(out, 0, (size_t)HD * sizeof *out);
                 for (int64_t j = first; j <= i; j++)
@@ -298,7 +306,8 @@ static inline void double_attention(struct double_model *d, struct double_layer 
     double_store(d, s->attention, batch->sequences * T * d->Q, T / 2, 1);
 }
 
-/* dqkv from the gradient of attention's output. */
+/* dqkv from the gradient of attention's output, whose product with the output is what scores' gradients have in common
+ * (Dao 2022, section 3.1). Backward makes probabilities anew, from the stored logarithm of the sum of exponentials. */
 static inline void double_attention_backward(struct double_model *d, struct double_layer *s,
                                              const struct double_batch *batch, double *dqkv, const double *d_out) {
     const int64_t T = d->T, HD = d->HD, W = d->W;
@@ -311,16 +320,21 @@ static inline void double_attention_backward(struct double_model *d, struct doub
             double *dq = double_head(d, dqkv, b, head, 0), *dk = double_head(d, dqkv, b, head, 1),
                    *dv = double_head(d, dqkv, b, head, 2);
             for (int64_t i = 0; i < T; i++) {
-                const double *p = s->probabilities + ((b * d->NH + head) * T + i) * T;
+                double *p = s->probabilities + ((b * d->NH + head) * T + i) * T;
                 const double *g = d_out + (b * T + i) * d->Q + head * HD;
                 const int64_t first = batch->document_start[b * T + i];
-                double sum = 0;
+                double common = double_dot(g, s->attention + (b * T + i) * d->Q + head * HD, HD);
+                double lse = s->lse[(b * d->NH + head) * T + i];
+                const double exact = lse;
+                double_store_fp32(d, &common, 1, HD);
+                double_store_fp32(d, &lse, 1, 1);
                 for (int64_t j = first; j <= i; j++) {
+                    p[j] *= exp(exact - lse);
                     d->d_scores[j] = double_dot(g, v + j * W, HD);
-                    sum += p[j] * d->d_scores[j];
                 }
-                for (int64_t j = first; j <= i; j++) d->d_scores[j] = p[j] * (d->d_scores[j] - sum) * scale;
-                double_store(d, d->d_scores + first, i + 1 - first, HD, d->loss_scale);
+                double_store_fp32(d, d->d_scores + first, i + 1 - first, HD);
+                for (int64_t j = first; j <= i; j++) d->d_scores[j] = p[j] * (d->d_scores[j] - common) * scale;
+                double_store(d, d->d_scores + first, i + 1 - first, 4, d->loss_scale);
                 for (int64_t j = first; j <= i; j++)
                     for (int64_t c = 0; c < HD; c++) {
                         dq[i * W + c] += d->d_scores[j] * k[j * W + c];
@@ -466,7 +480,7 @@ static inline void double_cross_entropy(struct double_model *d, const struct dou
         for (int64_t j = 0; j < d->V; j++) most = fmax(most, x[j]);
         for (int64_t j = 0; j < d->V; j++) sum += exp(x[j] - most);
         d->row_loss[r] = log(sum) + most - x[target];
-        if (d->unit > 0) d->row_loss[r] += 0x1p-24 * double_random(d) * d->row_loss[r]; /* fp32 in every type */
+        double_store_fp32(d, &d->row_loss[r], 1, 1);
         for (int64_t j = 0; j < d->V; j++) x[j] = exp(x[j] - most) / sum;
         if (d->sums) double_store(d, x, d->V, d->V, 1);
         x[target] -= 1;
@@ -509,7 +523,7 @@ static inline double double_run(struct double_model *d, const struct double_batc
             d->gradients[table + batch->tokens[r] * C + c] += d->d_stream[r * C + c];
             if (d->gpt2) d->gradients[positions + r % d->T * C + c] += d->d_stream[r * C + c];
         }
-    double_store_gradient(d, 0, d->count, R);
+    double_store_fp32(d, d->gradients, d->count, R);
     double sum = 0;
     for (int64_t r = 0; r < R; r++) sum += d->row_loss[r];
     return sum;

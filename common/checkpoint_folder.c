@@ -345,7 +345,9 @@ static enum ls_code read_state(const char *path, const struct ls_manifest *manif
     if (!ls_manifest_find(manifest, "trainer.json"))
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "manifest.json does not list trainer.json");
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder < 0) return fail_errno(error, "open", path);
+    if (folder < 0)
+        return ls_fail(error, ls_file_code(errno, LS_CHECKPOINT), LS_SCOPE_JOB, "cannot open %s: %s", path,
+                       strerror(errno));
     enum ls_code code =
         ls_file_read_under(folder, "trainer.json", TRAINER_STATE_BYTES_MAX, &json, &count, LS_CHECKPOINT, error);
     close(folder);

@@ -20,6 +20,10 @@ bool ls_file_name_is_safe(const char *name) {
     return strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == length;
 }
 
+enum ls_code ls_file_code(int cause, enum ls_code code) {
+    return cause == EMFILE || cause == ENFILE || cause == ENOMEM ? LS_MEMORY : code;
+}
+
 int ls_file_open_under(int folder, const char *name, enum ls_code code, struct ls_error *error) {
     if (!ls_file_name_is_safe(name)) {
         ls_fail(
@@ -30,7 +34,7 @@ int ls_file_open_under(int folder, const char *name, enum ls_code code, struct l
     }
     int file = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (file < 0) {
-        ls_fail(error, code, LS_SCOPE_CALL, "cannot open %s: %s", name,
+        ls_fail(error, ls_file_code(errno, code), LS_SCOPE_CALL, "cannot open %s: %s", name,
                 errno == ELOOP ? "it is a symbolic link, which is not followed here. Copy the folder with 'cp -rL'."
                                : strerror(errno));
         return -1;
@@ -88,8 +92,9 @@ enum ls_code ls_file_read(const char *path, size_t limit, char **bytes, size_t *
 
 enum ls_code ls_file_read_under(int folder, const char *name, size_t limit, char **bytes, size_t *count,
                                 enum ls_code code, struct ls_error *error) {
-    int file = ls_file_open_under(folder, name, code, error);
-    if (file < 0) return code;
+    struct ls_error own = {.code = LS_OK};
+    int file = ls_file_open_under(folder, name, code, error ? error : &own);
+    if (file < 0) return error ? error->code : own.code;
     enum ls_code result = read_descriptor(file, name, limit, bytes, count, code, error);
     close(file);
     return result;

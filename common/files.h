@@ -11,9 +11,13 @@
 /* True for one path component of 1 to 255 characters [A-Za-z0-9._-] that is neither "." nor "..". */
 bool ls_file_name_is_safe(const char *name);
 
+/* The code of what `cause`, an errno of opening or reading, says: LS_MEMORY when this process or host has no descriptor
+ * or memory left, which says nothing of the file; else `code`. */
+enum ls_code ls_file_code(int cause, enum ls_code code);
+
 /* Opens a regular file named by data from outside (a manifest, an index) under the open folder `folder`: the name must
  * be safe, links are not followed, and a FIFO, device or directory is refused without blocking. `code` is the code of
- * its errors. Returns a descriptor the caller closes, or -1. */
+ * its errors, but see ls_file_code(). Returns a descriptor the caller closes, or -1. */
 int ls_file_open_under(int folder, const char *name, enum ls_code code, struct ls_error *error);
 
 /* Raises this process's limit on open files, where it has to be and as far as it can be, so that `count` more fit

@@ -50,7 +50,8 @@ const struct ls_file_record *ls_manifest_find(const struct ls_manifest *manifest
 int ls_manifest_open_file(int folder, const char *name, struct ls_error *error);
 
 /* Reads manifest.json of the checkpoint folder `path` and checks every file it lists: present, of its size and, when
- * `hashes`, of its content. The error names the first damaged file. *manifest (may be NULL) is set on success only;
+ * `hashes`, of its content. The error names the first damaged file; LS_MEMORY says
+ * nothing of them. *manifest (may be NULL) is set on success only;
  * hash[33] (may be NULL) becomes the XXH3-128 of manifest.json itself, by which a later checkpoint names its parent. */
 enum ls_code ls_manifest_verify(const char *path, bool hashes, struct ls_manifest **manifest, char hash[33],
                                 struct ls_error *error);

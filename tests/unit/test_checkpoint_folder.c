@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 
 enum { DAMAGED_MAX = 8 };
 
@@ -118,6 +119,31 @@ static void a_damaged_checkpoint_is_named_and_the_one_before_is_used(void **unus
     assert_int_equal(unlink(harness_path(run, "checkpoints/step-00000010/manifest.json")), 0);
     assert_int_equal(newest(run, &damaged), 0);
     assert_int_equal(damaged.count, 3);
+    harness_remove(run);
+}
+
+/* A process without a descriptor left cannot say that a checkpoint is damaged: none is passed over for it. */
+static void a_lack_of_descriptors_is_no_damage(void **unused) {
+    (void)unused;
+    char *run = harness_folder();
+    struct ls_checkpoint_found found;
+    struct rlimit before, low;
+    bool any;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    save(run, 10, 1);
+    save(run, 20, 1);
+    for (int spare = 0; spare < 4; spare++) {
+        struct damaged_list damaged = {0};
+        const int next = open("/", O_RDONLY | O_DIRECTORY);
+        low = (struct rlimit){.rlim_cur = (rlim_t)next + (rlim_t)spare, .rlim_max = before.rlim_max};
+        close(next);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+        const enum ls_code code = ls_checkpoint_newest(run, &any, &found, note_damaged, &damaged, error);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+        assert_int_equal(damaged.count, 0);
+        if (spare == 1) assert_int_equal(code, LS_MEMORY);
+        if (code == LS_OK) assert_true(any && found.state.step == 20);
+    }
     harness_remove(run);
 }
 
@@ -483,6 +509,7 @@ int main(void) {
         cmocka_unit_test(a_run_without_checkpoints_has_none_and_that_is_no_error),
         cmocka_unit_test(the_newest_commit_is_found_with_its_state_and_latest_names_it),
         cmocka_unit_test(a_damaged_checkpoint_is_named_and_the_one_before_is_used),
+        cmocka_unit_test(a_lack_of_descriptors_is_no_damage),
         cmocka_unit_test(a_folder_under_another_steps_name_is_damaged),
         cmocka_unit_test(a_build_folder_is_never_taken_for_a_checkpoint),
         cmocka_unit_test(parts_of_another_attempt_do_not_commit),

@@ -157,6 +157,16 @@ static enum ls_code check_training(const struct ls_config_given *given, const st
     return LS_OK;
 }
 
+/* Moments are fp32: what is 1 there never decays, and divides by nothing in the correction of their bias. */
+static enum ls_code check_optimizer(const struct ls_config_given *given, const struct ls_config *config,
+                                    struct ls_error *error) {
+    const double larger =
+        config->optimizer.beta1 > config->optimizer.beta2 ? config->optimizer.beta1 : config->optimizer.beta2;
+    if ((float)larger < 1) return LS_OK;
+    return ls_config_refuse(given, "optimizer.betas", error,
+                            "found %.12g, which is 1 in fp32, the type of the moments. Use 0.9999999 at most.", larger);
+}
+
 static enum ls_code check_zero(const struct ls_config_given *given, const struct ls_config *config,
                                struct ls_error *error) {
     const long long stage = config->zero.stage;
@@ -268,6 +278,7 @@ enum ls_code ls_config_resolve(const struct ls_config_given *given, struct ls_co
     if (code == LS_OK) code = check_model(given, config, error);
     if (code == LS_OK) code = check_sources(given, config, error);
     if (code == LS_OK) code = check_training(given, config, error);
+    if (code == LS_OK) code = check_optimizer(given, config, error);
     if (code == LS_OK) code = check_zero(given, config, error);
     if (code == LS_OK) code = check_retention(given, config, error);
     if (code == LS_OK) code = check_address(given, config, error);

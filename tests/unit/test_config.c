@@ -284,6 +284,8 @@ static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
     refuses_set("optimizer.lr=true", "found true");
     refuses_set("optimizer.eps=0", "optimizer.eps");
     refuses_set("optimizer.betas=[0.9, 1]", "--set optimizer.betas:1:7", "found 1,", "less than 1");
+    refuses_set("optimizer.betas=[0.9, 0.99999999]", "optimizer.betas", "found 0.99999999", "1 in fp32");
+    refuses_set("optimizer.betas=[0.99999999, 0.9]", "0.99999999");
     refuses_set("optimizer.betas=[0.9]", "a list of two numbers");
     refuses_set("optimizer.betas=[0.9, 0.9, 0.9]", "a list of two numbers");
     refuses_set("optimizer.betas=0.9", "a list of two numbers");
@@ -327,7 +329,7 @@ static void limits_are_inclusive(void **state) {
     accepts(MODEL DATA TRAIN, "coordinator.port=65535");
     accepts(MODEL DATA TRAIN, "optimizer.lr=-0.0");
     assert_true(config.optimizer.lr == 0 && !__builtin_signbit(config.optimizer.lr));
-    accepts(MODEL DATA TRAIN, "optimizer.betas=[0.0, 0.99999]");
+    accepts(MODEL DATA TRAIN, "optimizer.betas=[0.0, 0.9999999]");
     accepts(MODEL DATA TRAIN, "name=a234567890123456789012345678901234567890123456789012345678901234");
     assert_int_equal(strlen(config.name), 64);
     refuses_set("name=a2345678901234567890123456789012345678901234567890123456789012345", "a text of 1 to 64 bytes");

@@ -256,15 +256,15 @@ static void rise(uint64_t way) {
     atomic_store(&late_us, late / 2);
 }
 
-/* The sums of a's rows, in the type of the result; what was there is overwritten. As a fault they are slow, and wrong,
- * so that it shows where they are used. */
+/* The sums of a's rows, in the type of the result; what was there is overwritten. As faults they lack a number, or are
+ * slow and so wrong that it shows where they are used. */
 static void sum_rows(const struct product *p, const float *a) {
     for (uint64_t row = 0; row < p->c.rows; row++) {
         float sum = 0;
-        for (uint64_t i = 0; i < p->k; i++) sum += a[row * p->k + i];
-        set(p->d.bias, p->c.type, (int64_t)row, is_set("sums") ? 3 * sum : sum);
+        for (uint64_t i = is_set("short-sums"); i < p->k; i++) sum += a[row * p->k + i];
+        set(p->d.bias, p->c.type, (int64_t)row, is_set("slow-sums") ? 3 * sum : sum);
     }
-    if (is_set("sums")) sleep_us(10000);
+    if (is_set("slow-sums")) sleep_us(10000);
 }
 
 static void run(void *argument) {

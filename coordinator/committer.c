@@ -34,8 +34,7 @@ static enum ls_code commit(const struct ls_committer *committer, const struct ls
                            struct ls_error *error) {
     const char *run = committer->run.path;
     if (!ls_run_directory_is_ours(&committer->run, committer->generation))
-        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
-                       "another coordinator has taken over the run %s; this one must end", run);
+        return ls_run_directory_tell_lost(&committer->run, error);
     enum ls_code code = ls_checkpoint_commit(run, job->state.step, job->state.attempt, job->files, job->files_count,
                                              &job->state, NULL, error);
     struct ls_error minor;
@@ -74,8 +73,7 @@ static void prepare(struct ls_committer *committer) {
     if (result && ls_run_directory_is_ours(&committer->run, committer->generation))
         ls_run_find_start(&wish, &result->start, &result->error);
     else if (result)
-        ls_fail(&result->error, LS_CHECKPOINT, LS_SCOPE_JOB,
-                "another coordinator has taken over the run %s; this one must end", committer->run.path);
+        ls_run_directory_tell_lost(&committer->run, &result->error);
     pthread_mutex_lock(&committer->mutex);
     if (!result) {
         ls_fail(&committer->start.error, LS_MEMORY, LS_SCOPE_JOB, "no memory to look for checkpoints");

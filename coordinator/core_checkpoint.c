@@ -193,6 +193,7 @@ void core_on_commit_failed(struct ls_core *core, const struct ls_core_event *eve
     }
     core->save.open = core->save.committing = false;
     core_fail(core, CAUSE_EXACT, LS_CHECKPOINT, -1, out,
-              "checkpoint: step %lld could not be committed (%s). Free space in the run directory.",
+              "checkpoint: step %lld could not be committed (%s). Look at the run directory: is it there, has its disk "
+              "room?",
               (long long)event->commit.step, event->commit.text);
 }

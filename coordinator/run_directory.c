@@ -226,6 +226,15 @@ bool ls_run_directory_is_ours(const struct ls_run_directory *run, uint32_t gener
     return length >= tail && strcmp(text + length - tail, ours) == 0;
 }
 
+enum ls_code ls_run_directory_tell_lost(const struct ls_run_directory *run, struct ls_error *error) {
+    char path[PATH_MAX];
+    if (under(run, "lock", path) && access(path, F_OK))
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                       "the run directory was moved, removed or unmounted: %s: %s; put it back", path, strerror(errno));
+    return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                   "another coordinator has taken over the run %s; this one must end", run->path);
+}
+
 bool ls_run_directory_endpoint(const struct ls_run_directory *run, char *endpoint, size_t size) {
     char path[PATH_MAX], text[512];
     int file = under(run, "lock", path) ? open(path, O_RDONLY | O_CLOEXEC) : -1;

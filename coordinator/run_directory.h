@@ -35,6 +35,8 @@ bool ls_run_directory_endpoint(const struct ls_run_directory *run, char *endpoin
 /* False when the lock file no longer says `generation`: a newer coordinator has taken over, this one may commit
  * nothing. */
 bool ls_run_directory_is_ours(const struct ls_run_directory *run, uint32_t generation);
+/* Says why it is not ours; returns LS_CHECKPOINT. */
+enum ls_code ls_run_directory_tell_lost(const struct ls_run_directory *run, struct ls_error *error);
 /* True when some process holds the lock. */
 bool ls_run_directory_is_locked(const struct ls_run_directory *run);
 void ls_run_directory_unlock(struct ls_run_directory *run);

@@ -22,7 +22,13 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { TURN_MS = 50, WATCH_MS = 200, HELD_MS = 5000, LEAVE_SECONDS = 10 /* for orphaned workers */ };
+enum {
+    TURN_MS = 50,
+    WATCH_MS = 200,
+    HELD_MS = 5000,
+    GOODBYE_MS = 3000, /* for rank 0 to have heard of the end */
+    LEAVE_SECONDS = 10 /* for orphaned workers */
+};
 
 int64_t server_now_ms(void) {
     struct timespec now;
@@ -468,6 +474,12 @@ static void announce(struct ls_server *server) {
     explicit_bzero(&message, sizeof message);
 }
 
+static bool all_are_here(const struct ls_server *server) {
+    struct ls_core_status status;
+    ls_core_read_status(server->run->machine, &status);
+    return status.ranks_joined == status.world_size;
+}
+
 /* What happened before this coordinator began. */
 static void tell_beginning(struct ls_server *server) {
     struct ls_core_status status;
@@ -499,6 +511,9 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
         announce(server);
         tell_beginning(server);
         serve(server);
+        const bool orderly =
+            server->end_code == LS_OK || server->end_code == LS_REQUEUE || server->end_code == LS_STOPPED;
+        if (orderly && all_are_here(server)) server_await_goodbye(server, GOODBYE_MS);
         code = ls_fail(reason, server->end_code, LS_SCOPE_JOB, "%s", server->end_text);
     }
     stop(server);

@@ -360,6 +360,10 @@ static bool is_allowed(enum ls_connection_role role, enum ls_message_kind kind) 
 static void on_message(struct ls_server *server, struct ls_peer *connection, const struct ls_message *message) {
     ls_connection name = connection->name;
     char text[LS_WIRE_TEXT_BYTES];
+    if (server->ended) {
+        server->left |= connection->role == LS_CONNECTION_WORKER && message->kind == LS_MESSAGE_GOODBYE;
+        return;
+    }
     if (message->protocol != LS_PROTOCOL) {
         snprintf(text, sizeof text, "protocol %u, the coordinator speaks %d. Use the same version of lockstep.",
                  message->protocol, LS_PROTOCOL);
@@ -427,4 +431,14 @@ static bool receive_one(struct ls_server *server) {
 void server_receive(struct ls_server *server) {
     for (int i = 0; i < MESSAGES_PER_TURN && !server->ended && receive_one(server); i++)
         ;
+}
+
+void server_await_goodbye(struct ls_server *server, int64_t milliseconds) {
+    const int64_t until = server_now_ms() + milliseconds;
+    zmq_pollitem_t item = {server->router, 0, ZMQ_POLLIN, 0};
+    for (int64_t left; !server->left && (left = until - server_now_ms()) > 0;) {
+        zmq_poll(&item, 1, left);
+        for (int i = 0; i < MESSAGES_PER_TURN && !server->left && receive_one(server); i++)
+            ;
+    }
 }

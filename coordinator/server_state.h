@@ -105,6 +105,7 @@ struct ls_server {
     /* The message being handled, for actions that need more of it than the core does. */
     const struct ls_message *current;
     bool ended;
+    bool left; /* rank 0 has heard of the end, and said goodbye */
     enum ls_code end_code;
     char end_text[LS_WIRE_TEXT_BYTES];
 };
@@ -123,6 +124,10 @@ void server_handle(struct ls_server *server, const struct ls_core_event *event);
 
 /* Takes the messages that have arrived, up to a few hundred. */
 void server_receive(struct ls_server *server);
+/* Once the run has ended: waits until rank 0 says goodbye, for so long at most; takes no other message. A socket that
+ * is closed before may lose the last words on their way: what arrives unread at a closed one makes the other side's
+ * system throw away what it has not read. */
+void server_await_goodbye(struct ls_server *server, int64_t milliseconds);
 /* Encodes and sends to one connection; a peer that is gone or does not take it is skipped: it will ask again. */
 void server_send(struct ls_server *server, ls_connection connection, struct ls_message *message);
 /* Forgets connections that have been silent, telling the core. */

@@ -101,9 +101,11 @@ static void be_coordinator(const struct ls_run_options *options, int channel) {
     enum ls_code code = LS_MEMORY;
     if (run) {
         code = ls_run_prepare(options, run, &reason);
-        if (code == LS_OK && run->complete)
+        if (code == LS_OK && run->complete) {
+            /* Killed behind its last save, it had nobody to remove them. */
+            ls_leftovers_remove_memory(run->directory.run_id, run->attempt.attempt);
             ls_run_tell_complete(run, reason.text, sizeof reason.text);
-        else if (code == LS_OK)
+        } else if (code == LS_OK)
             code = ls_server_run(run, channel, -1, &reason);
         if (code == LS_OK && run->complete) printf("%s\n", reason.text);
         ls_run_release(run);

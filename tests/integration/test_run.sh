@@ -49,7 +49,12 @@ check "the last line of metrics.jsonl is the summary" \
     bash -c 'tail -n 1 ranks2/metrics.jsonl | grep -q "^{\"kind\":\"summary\",.*\"ranks\":2,.*\"exit_code\":0}$"'
 expect 2 "its last step is 20.*--resume.*--run-dir" "an existing run directory is refused with both ways on" \
     lockstep run "$config" --run-dir ranks1
+# As after a power cut between the last save and the end.
+left=/dev/shm/$(grep -o 'LOCKSTEP_RUN_ID=[0-9a-f]*' ranks1/logs/launcher.log | head -n 1 | sed 's/.*=/lockstep-/')-a1
+mkdir "$left.mpi" && touch "$left"
 expect 0 "nothing is left to do" "--resume of a complete run is done at once" lockstep run "$config" --run-dir ranks1 --resume
+check "and removes what a killed attempt left in memory" test ! -e "$left" -a ! -e "$left.mpi"
+rm -rf "$left" "$left.mpi"
 expect 2 "train.seed differs" "--resume with another identity names the key" \
     lockstep run "$config" --run-dir ranks1 --resume --set train.seed=9
 expect 0 "from step 0, attempt 1" "--resume of a run that was never started starts it" lockstep run "$config" --run-dir fresh --resume
@@ -169,6 +174,27 @@ begin quit -n 2
 kill -QUIT $supervisor
 ends 130 "exit 130 .*at once at step [0-9]+, not saved since step 0" "SIGQUIT ends at once" quit
 check "and saves nothing" bash -c '! ls quit/checkpoints 2>/dev/null | grep .'
+
+# ---- the end ----
+
+# Rank 0 is stopped while the last save is committed: it has not read that the run is over when the coordinator has said so. All steps
+# are granted at the start, so that it gets there while the coordinator is stopped.
+saved_to() { grep -q "^saved step $2 " "$1/console.log"; } # RUN STEP
+wrote() { grep -q "step $2 written" "$1/logs/rank-00000.log"; } # RUN STEP
+begin_run late lockstep run "$config" --run-dir late --set train.steps=250 --set evaluation.every_steps=0
+until_steps late 3
+coordinator=$(sed -n 's/^pid //p' late/lock)
+kill -STOP "$coordinator"
+until_true 60 "the last step is written" "${supervisors[late]}" late.err wrote late 250
+sleep 0.3
+worker=$(worker_pid late 0)
+kill -STOP "$worker"
+kill -CONT "$coordinator"
+until_true 60 "the last step is saved" "${supervisors[late]}" late.err saved_to late 250
+sleep 0.5
+check "the coordinator stays until rank 0 has heard of the end" kill -0 "$coordinator"
+kill -CONT "$worker"
+ends 0 "" "which then leaves" late
 
 # ---- deaths ----
 

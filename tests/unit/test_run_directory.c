@@ -156,15 +156,25 @@ static void test_the_lock_has_one_owner_and_says_who(void **state) {
 static void test_a_newer_generation_fences_an_older_one(void **state) {
     (void)state;
     struct ls_run_directory run;
+    struct ls_error error = {0};
+    char moved[160];
     assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, NULL), LS_OK);
     assert_int_equal(ls_run_directory_lock(&run, 0, NULL), LS_OK);
     assert_int_equal(ls_run_directory_sign(&run, 3, "", NULL), LS_OK);
     assert_true(ls_run_directory_is_ours(&run, 3));
     assert_false(ls_run_directory_is_ours(&run, 2));
     assert_false(ls_run_directory_is_ours(&run, 13));
+    assert_int_equal(ls_run_directory_tell_lost(&run, &error), LS_CHECKPOINT);
+    assert_non_null(strstr(error.text, "another coordinator has taken over"));
     /* On a file system whose locks do not reach, another host replaces the file. */
     write_under("lock", "host elsewhere\npid 1\nboot x\nendpoint \ngeneration 4\n");
     assert_false(ls_run_directory_is_ours(&run, 3));
+    /* What was moved is not said to be another coordinator's. */
+    snprintf(moved, sizeof moved, "%s/moved", folder);
+    assert_int_equal(rename(run_path, moved), 0);
+    assert_false(ls_run_directory_is_ours(&run, 3));
+    assert_int_equal(ls_run_directory_tell_lost(&run, &error), LS_CHECKPOINT);
+    assert_non_null(strstr(error.text, "moved, removed or unmounted"));
     ls_run_directory_unlock(&run);
 }
 

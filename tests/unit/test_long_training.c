@@ -14,13 +14,15 @@
 #include "worker/replica.h"
 #include "worker/shard/state.h"
 
-enum { STEPS_SANITIZED = 8, STEPS_SHORT = 50, STEPS_LONG = 2500, WINDOW = 50, SAMPLES = 2, TENSORS_MOST = 32 };
+enum { STEPS_SANITIZED = 8, STEPS_SHORT = 50, STEPS_LONG = 2000, WINDOW = 50, SAMPLES = 2, TENSORS_MOST = 32 };
 
 /* How many times that of imitated roundings, as norms over a tensor, the device's error may be: a sample of so few
  * numbers as a bias has can be this far from another. In the geometric mean over all tensors and steps it would be less
  * than once, since what is imitated are the largest relative errors that a rounding can have, were it not for numbers
  * that are nearly equal and therefore rounded alike, as probabilities are before anything is learned. */
 static const double TIMES = 3, TIMES_IN_MEAN = 1.25;
+/* The loss is a single number. */
+static const double TIMES_LOSS = 6;
 /* Along a tensor's gradient itself errors of many numbers cancel, but not those to one side, as truncation makes them.
  * Their mean over the steps compared may be this many times the spread of such a mean of imitated roundings. */
 static const double TIMES_ALONG = 8;
@@ -369,7 +371,7 @@ static void compare_loss_and_gradients(struct training *t, double loss) {
     const struct double_batch batch = double_batch_of(&t->batch);
     const double weight = 1 / (double)t->batch.counted, expected = double_run(d, &batch, weight);
     memcpy(t->expected, d->gradients, (size_t)d->count * sizeof *t->expected);
-    const double allowed = TIMES * imitate_roundings(t, &batch, weight), off = fabs(loss - expected);
+    const double allowed = TIMES_LOSS * imitate_roundings(t, &batch, weight), off = fabs(loss - expected);
     for (int i = 0; i < ls_model_tensor_count(t->model); i++) {
         const struct ls_tensor *tensor = ls_model_tensor(t->model, i);
         double error = 0, imitated = 0, along = 0, whole = 0;

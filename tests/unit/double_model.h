@@ -307,7 +307,8 @@ static inline void double_attention(struct double_model *d, struct double_layer 
 }
 
 /* dqkv from the gradient of attention's output, whose product with the output is what scores' gradients have in common
- * (Dao 2022, section 3.1). Backward makes probabilities anew, from the stored logarithm of the sum of exponentials. */
+ * (Dao 2022, section 3.1). Backward makes probabilities anew, from the stored logarithm of the sum of exponentials and
+ * from scores that are not rounded as in forward. */
 static inline void double_attention_backward(struct double_model *d, struct double_layer *s,
                                              const struct double_batch *batch, double *dqkv, const double *d_out) {
     const int64_t T = d->T, HD = d->HD, W = d->W;
@@ -329,6 +330,7 @@ static inline void double_attention_backward(struct double_model *d, struct doub
                 double_store_fp32(d, &common, 1, HD);
                 double_store_fp32(d, &lse, 1, 1);
                 for (int64_t j = first; j <= i; j++) {
+                    if (d->unit > 0 && p[j] > 0) p[j] *= 1 + 0x1p-24 * (log(p[j]) + exact) * double_random(d);
                     p[j] *= exp(exact - lse);
                     d->d_scores[j] = double_dot(g, v + j * W, HD);
                 }

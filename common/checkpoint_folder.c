@@ -346,8 +346,8 @@ static enum ls_code read_state(const char *path, const struct ls_manifest *manif
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "manifest.json does not list trainer.json");
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0)
-        return ls_fail(error, ls_file_code(errno, LS_CHECKPOINT), LS_SCOPE_JOB, "cannot open %s: %s", path,
-                       strerror(errno));
+        return ls_fail(error, ls_file_code(errno, LS_CHECKPOINT), ls_file_scope(errno, LS_SCOPE_JOB),
+                       "cannot open %s: %s", path, strerror(errno));
     enum ls_code code =
         ls_file_read_under(folder, "trainer.json", TRAINER_STATE_BYTES_MAX, &json, &count, LS_CHECKPOINT, error);
     close(folder);
@@ -479,6 +479,11 @@ enum ls_code ls_checkpoint_newest(const char *run_dir, bool *found, struct ls_ch
                              checkpoint->state.step);
         if (opened == LS_MEMORY)
             code = ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "%s", cause.text);
+        else if (opened && cause.scope == LS_SCOPE_NODE)
+            code = ls_fail(error, opened, LS_SCOPE_JOB,
+                           "checkpoint: %s cannot be read (%s), so that nobody knows whether it is good. Is its file "
+                           "system there? Resume once it answers; if the file is lost for good, move %s away first.",
+                           entries[i].name, cause.text, path);
         else if (opened)
             report_damaged(damaged, context, entries[i].name, cause.text);
         else

@@ -24,6 +24,14 @@ enum ls_code ls_file_code(int cause, enum ls_code code) {
     return cause == EMFILE || cause == ENFILE || cause == ENOMEM ? LS_MEMORY : code;
 }
 
+enum ls_scope ls_file_scope(int cause, enum ls_scope scope) {
+    static const int causes[] = {EIO,      ESTALE, EREMOTEIO, ETIMEDOUT, EHOSTDOWN, EHOSTUNREACH,
+                                 ENOTCONN, ENODEV, ENXIO,     EACCES,    EPERM};
+    for (size_t i = 0; i < sizeof causes / sizeof *causes; i++)
+        if (cause == causes[i]) return LS_SCOPE_NODE;
+    return scope;
+}
+
 int ls_file_open_under(int folder, const char *name, enum ls_code code, struct ls_error *error) {
     if (!ls_file_name_is_safe(name)) {
         ls_fail(
@@ -34,7 +42,7 @@ int ls_file_open_under(int folder, const char *name, enum ls_code code, struct l
     }
     int file = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (file < 0) {
-        ls_fail(error, ls_file_code(errno, code), LS_SCOPE_CALL, "cannot open %s: %s", name,
+        ls_fail(error, ls_file_code(errno, code), ls_file_scope(errno, LS_SCOPE_CALL), "cannot open %s: %s", name,
                 errno == ELOOP ? "it is a symbolic link, which is not followed here. Copy the folder with 'cp -rL'."
                                : strerror(errno));
         return -1;
@@ -72,8 +80,9 @@ static enum ls_code read_descriptor(int file, const char *name, size_t limit, ch
     char *content = malloc(size + 1);
     if (!content) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for the %zu bytes of %s", size, name);
     if (ls_pread_all(file, content, size, 0)) {
+        const int cause = errno;
         free(content);
-        return ls_fail(error, code, LS_SCOPE_CALL, "cannot read %s: %s", name, strerror(errno));
+        return ls_fail(error, code, ls_file_scope(cause, LS_SCOPE_CALL), "cannot read %s: %s", name, strerror(cause));
     }
     content[size] = 0;
     *bytes = content;

@@ -14,6 +14,9 @@ bool ls_file_name_is_safe(const char *name);
 /* The code of what `cause`, an errno of opening or reading, says: LS_MEMORY when this process or host has no descriptor
  * or memory left, which says nothing of the file; else `code`. */
 enum ls_code ls_file_code(int cause, enum ls_code code);
+/* What that error tells of: LS_SCOPE_NODE where the storage does not answer, or keeps this process out, so that nothing
+ * is known of the file itself; else `scope`. */
+enum ls_scope ls_file_scope(int cause, enum ls_scope scope);
 
 /* Opens a regular file named by data from outside (a manifest, an index) under the open folder `folder`: the name must
  * be safe, links are not followed, and a FIFO, device or directory is refused without blocking. `code` is the code of

@@ -160,7 +160,8 @@ int ls_manifest_open_file(int folder, const char *name, struct ls_error *error) 
     if (component == name) return ls_file_open_under(folder, name, LS_CHECKPOINT, error);
     int state = openat(folder, "state", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (state < 0) {
-        ls_fail(error, ls_file_code(errno, LS_CHECKPOINT), LS_SCOPE_CALL, "cannot open the folder state: %s",
+        ls_fail(error, ls_file_code(errno, LS_CHECKPOINT), ls_file_scope(errno, LS_SCOPE_CALL),
+                "cannot open the folder state: %s",
                 errno == ELOOP || errno == ENOTDIR ? "it is a link or no folder" : strerror(errno));
         return -1;
     }
@@ -187,7 +188,9 @@ enum ls_code ls_hash_file(int file, const char *name, char hash[33], struct ls_e
     for (int64_t offset = 0; !code;) {
         ssize_t done = pread(file, piece, PIECE, offset);
         if (done < 0 && errno == EINTR) continue;
-        if (done < 0) code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "cannot read %s: %s", name, strerror(errno));
+        if (done < 0)
+            code = ls_fail(error, LS_CHECKPOINT, ls_file_scope(errno, LS_SCOPE_CALL), "cannot read %s: %s", name,
+                           strerror(errno));
         if (done <= 0) break;
         XXH3_128bits_update(state, piece, (size_t)done);
         offset += done;
@@ -206,7 +209,8 @@ static enum ls_code verify_file(int folder, const struct ls_file_record *record,
     if (file < 0) return error ? error->code : own.code;
     enum ls_code code = LS_OK;
     if (fstat(file, &status))
-        code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "cannot read %s: %s", record->name, strerror(errno));
+        code = ls_fail(error, LS_CHECKPOINT, ls_file_scope(errno, LS_SCOPE_CALL), "cannot read %s: %s", record->name,
+                       strerror(errno));
     else if (status.st_size != record->bytes)
         code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "%s has %lld bytes, its manifest says %lld", record->name,
                        (long long)status.st_size, (long long)record->bytes);
@@ -244,8 +248,8 @@ enum ls_code ls_manifest_verify(const char *path, bool hashes, struct ls_manifes
                                 struct ls_error *error) {
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0)
-        return ls_fail(error, ls_file_code(errno, LS_CHECKPOINT), LS_SCOPE_CALL, "cannot open the folder %s: %s", path,
-                       strerror(errno));
+        return ls_fail(error, ls_file_code(errno, LS_CHECKPOINT), ls_file_scope(errno, LS_SCOPE_CALL),
+                       "cannot open the folder %s: %s", path, strerror(errno));
     enum ls_code code = verify_folder(folder, hashes, manifest, hash, error);
     close(folder);
     return code;

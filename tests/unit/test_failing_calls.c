@@ -34,7 +34,7 @@ void *__libc_realloc(void *memory, size_t bytes);
 
 /* Calls of this program, libraries left out, until one fails; below 0: none does. */
 static atomic_long files_left = -1, memory_left = -1;
-static atomic_bool failed, scanty;
+static atomic_bool failed, scanty, opens_fail_too; /* those under a folder, which saves have some of by the way */
 static atomic_uint turns;
 extern char __executable_start, etext;
 
@@ -96,6 +96,14 @@ int open(const char *path, int flags, ...) {
     const mode_t mode = flags & O_CREAT ? va_arg(arguments, mode_t) : 0;
     va_end(arguments);
     return FILE_CALL_FAILS ? -1 : real(path, flags, mode);
+}
+int openat(int folder, const char *path, int flags, ...) {
+    PASS_ON(int, openat, (int, const char *, int, ...));
+    va_list arguments;
+    va_start(arguments, flags);
+    const mode_t mode = flags & O_CREAT ? va_arg(arguments, mode_t) : 0;
+    va_end(arguments);
+    return atomic_load(&opens_fail_too) && FILE_CALL_FAILS ? -1 : real(folder, path, flags, mode);
 }
 
 void *malloc(size_t bytes) {
@@ -181,6 +189,44 @@ static void every_call_of_a_save_that_fails_is_an_error_and_leaves_a_good_checkp
     remove_folder(folder);
 }
 
+/* Storage that does not answer says nothing of what it holds: no checkpoint is passed over for it. */
+static void what_cannot_be_read_is_not_called_damaged(void **state) {
+    (void)state;
+    const struct ls_config config = harness_config(yaml);
+    char folder[] = "/tmp/lockstep-failing-XXXXXX", path[64];
+    assert_non_null(mkdtemp(folder));
+    struct run first = {.config = config, .ranks = 1, .steps = 1, .save = folder};
+    harness_run_well(&first);
+    snprintf(path, sizeof path, "%s/checkpoints/step-00000001", folder);
+    struct run second = {.config = config, .ranks = 1, .start_step = 1, .steps = 1, .load = path, .save = folder};
+    harness_run_well(&second);
+    int calls = 0, refused = 0;
+    atomic_store(&opens_fail_too, true);
+    for (bool more = true; more; calls++) {
+        struct ls_checkpoint_found found;
+        struct ls_error error = {0};
+        bool any = false;
+        int damaged = 0;
+        atomic_store(&failed, false);
+        atomic_store(&files_left, calls);
+        const enum ls_code code = ls_checkpoint_newest(folder, &any, &found, count_damaged, &damaged, &error);
+        atomic_store(&files_left, -1);
+        more = atomic_load(&failed);
+        assert_int_equal(damaged, 0);
+        if (code == LS_OK)
+            assert_true(any && found.state.step == 2);
+        else
+            assert_int_equal(code, LS_CHECKPOINT);
+        if (code) assert_non_null(strstr(error.text, "Input/output error"));
+        refused += code != LS_OK;
+    }
+    atomic_store(&opens_fail_too, false);
+    assert_true(refused > 8 && refused == calls - 1);
+    harness_free(&first);
+    harness_free(&second);
+    remove_folder(folder);
+}
+
 static void short_and_interrupted_reads_and_writes_change_nothing(void **state) {
     (void)state;
     const struct ls_config config = harness_config(yaml);
@@ -249,6 +295,7 @@ static void every_allocation_that_fails_is_told_as_such(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_call_of_a_save_that_fails_is_an_error_and_leaves_a_good_checkpoint),
+        cmocka_unit_test(what_cannot_be_read_is_not_called_damaged),
         cmocka_unit_test(short_and_interrupted_reads_and_writes_change_nothing),
         cmocka_unit_test(every_allocation_that_fails_is_told_as_such),
     };

@@ -34,7 +34,7 @@ struct ls_dataset {
     int64_t sequence_length, samples, tokens, documents, text_bytes;
     int64_t vocab_size, document_token;
     bool document_token_at_end;
-    char tokenizer[256];
+    char tokenizer[PATH_MAX];
     size_t shard_count;
     struct shard *shards;
 };
@@ -165,7 +165,8 @@ static void describe_by_magic(struct ls_dataset *dataset) {
     }
 }
 
-static void describe_by_json(struct ls_dataset *dataset, const struct ls_dataset_json *description) {
+static void describe_by_json(struct ls_dataset *dataset, const char *folder,
+                             const struct ls_dataset_json *description) {
     for (size_t i = 0; i < dataset->shard_count; i++)
         memcpy(dataset->shards[i].xxh3, description->shards[i].xxh3, sizeof dataset->shards[i].xxh3);
     dataset->vocab_size = description->vocab_size;
@@ -173,7 +174,11 @@ static void describe_by_json(struct ls_dataset *dataset, const struct ls_dataset
     dataset->document_token_at_end = description->document_token_at_end;
     dataset->documents = description->documents;
     dataset->text_bytes = description->text_bytes;
-    memcpy(dataset->tokenizer, description->tokenizer, sizeof dataset->tokenizer);
+    /* A file beside dataset.json is named from there. */
+    const bool beside = strncmp(description->tokenizer, "./", 2) == 0;
+    if (snprintf(dataset->tokenizer, sizeof dataset->tokenizer, "%s%s%s", beside ? folder : "", beside ? "/" : "",
+                 description->tokenizer + (beside ? 2 : 0)) >= (int)sizeof dataset->tokenizer)
+        dataset->tokenizer[0] = 0;
 }
 
 /* A folder whose dataset.json is `description` (in `path`). */
@@ -184,7 +189,7 @@ static enum ls_code open_described(struct ls_dataset *dataset, const char *path,
     for (size_t i = 0; i < description->shard_count && !code; i++)
         code = add_name(&names, description->shards[i].name, path, error);
     if (!code) code = open_shards(dataset, path, &names, description, headerless, error);
-    if (!code) describe_by_json(dataset, description);
+    if (!code) describe_by_json(dataset, path, description);
     free_names(&names);
     return code;
 }

@@ -175,9 +175,10 @@ enum ls_code ls_token_shard_scan(const struct ls_token_shard *shard, const char 
     return code;
 }
 
-void ls_token_shard_header(int64_t tokens, unsigned char header[LS_SHARD_HEADER_BYTES]) {
-    assert(tokens >= 0 && tokens <= LS_SHARD_TOKENS_MAX);
-    const int32_t fields[3] = {LS_SHARD_MAGIC_UINT16, 1, (int32_t)tokens};
+void ls_token_shard_header(int64_t tokens, int token_bytes, unsigned char header[LS_SHARD_HEADER_BYTES]) {
+    assert(tokens >= 0 && tokens <= LS_SHARD_TOKENS_MAX && (token_bytes == 2 || token_bytes == 4));
+    const bool wide = token_bytes == 4;
+    const int32_t fields[3] = {wide ? LS_SHARD_MAGIC_UINT32 : LS_SHARD_MAGIC_UINT16, wide ? 7 : 1, (int32_t)tokens};
     memset(header, 0, LS_SHARD_HEADER_BYTES);
     memcpy(header, fields, sizeof fields);
 }

@@ -47,7 +47,7 @@ enum ls_code ls_token_shard_scan(const struct ls_token_shard *shard, const char 
                                  struct ls_digest *hash, bool (*progress)(void *context, int64_t bytes), void *context,
                                  struct ls_error *error);
 
-/* Fills the header of a uint16 shard of `tokens` tokens. */
-void ls_token_shard_header(int64_t tokens, unsigned char header[LS_SHARD_HEADER_BYTES]);
+/* Fills the header of a shard of `tokens` tokens of 2 or 4 bytes. */
+void ls_token_shard_header(int64_t tokens, int token_bytes, unsigned char header[LS_SHARD_HEADER_BYTES]);
 
 #endif

@@ -16,7 +16,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_TOKENIZER = 256, KEY_SPLIT_ON, KEY_VALIDATION, KEY_SHARD_TOKENS, KEY_FORMAT, KEY_DTYPE, KEY_TEXT };
+enum {
+    KEY_TOKENIZER = 256,
+    KEY_DOCUMENT_TOKEN,
+    KEY_SPLIT_ON,
+    KEY_VALIDATION,
+    KEY_SHARD_TOKENS,
+    KEY_FORMAT,
+    KEY_DTYPE,
+    KEY_TEXT
+};
 
 static double parse_fraction(const struct argp_state *state, const char *text) {
     char *end;
@@ -36,9 +45,8 @@ static error_t parse_prepare(int key, char *argument, struct argp_state *state) 
     struct ls_data_prepare_options *options = state->input;
     switch (key) {
     case 'o': options->output = argument; return 0;
-    case KEY_TOKENIZER:
-        if (strcmp(argument, "byte")) argp_error(state, "--tokenizer '%s' is not known; byte is", argument);
-        return 0;
+    case KEY_TOKENIZER: options->tokenizer = strcmp(argument, "byte") ? argument : NULL; return 0;
+    case KEY_DOCUMENT_TOKEN: options->document_token = argument; return 0;
     case KEY_SPLIT_ON: options->split_on = argument; return 0;
     case KEY_VALIDATION: options->validation = parse_fraction(state, argument); return 0;
     case KEY_SHARD_TOKENS:
@@ -52,6 +60,8 @@ static error_t parse_prepare(int key, char *argument, struct argp_state *state) 
     case ARGP_KEY_END:
         if (options->input_count == 0) argp_error(state, "name at least one file of text");
         if (!options->output) argp_error(state, "say where the dataset goes: -o DIR");
+        if (options->document_token && !options->tokenizer)
+            argp_error(state, "--document-token is for a --tokenizer; byte has token 256");
         return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
@@ -60,7 +70,13 @@ static error_t parse_prepare(int key, char *argument, struct argp_state *state) 
 static enum ls_code run_prepare(int argc, char **argv, struct ls_error *error) {
     static const struct argp_option argp_options[] = {
         {"output", 'o', "DIR", 0, "The folder to make, with train/ and validation/ in it", 0},
-        {"tokenizer", KEY_TOKENIZER, "byte", 0, "How text becomes tokens: byte, the default, is a token for each byte",
+        {"tokenizer", KEY_TOKENIZER, "byte|FILE", 0,
+         "How text becomes tokens: byte, the default, is a token for each byte; FILE is a tokenizer.json of byte-level "
+         "BPE, or a folder that has one",
+         0},
+        {"document-token", KEY_DOCUMENT_TOKEN, "TEXT", 0,
+         "The token of FILE that begins a document; default: <|endoftext|>, <|begin_of_text|>, <|end_of_text|>, <s> or "
+         "</s>, the first one it has",
          0},
         {"split-on", KEY_SPLIT_ON, "REGEX", 0,
          "A document starts at each match of this PCRE2 pattern; without it, a file of plain text is one document", 0},
@@ -114,7 +130,7 @@ static error_t parse_looking(int key, char *argument, struct argp_state *state) 
 static enum ls_code run_inspect(int argc, char **argv, struct ls_error *error) {
     static const struct argp_option argp_options[] = {
         {"sequence-length", 'T', "N", 0, "Count samples of N tokens, default 1024", 0},
-        {"text", KEY_TEXT, NULL, 0, "Write the text of a dataset of byte tokens to standard output instead", 0},
+        {"text", KEY_TEXT, NULL, 0, "Write the text of the dataset to standard output instead", 0},
         DTYPE_OPTION,
         {0}};
     static const struct argp argp = {.options = argp_options,

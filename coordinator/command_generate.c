@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "coordinator/command_generate.h"
 
+#include "common/bpe.h"
 #include "common/byte_tokenizer.h"
 #include "common/config.h"
 #include "common/files.h"
@@ -34,11 +35,11 @@ enum {
     OPTION_SEED,
     OPTION_LOGITS
 };
-enum { TOKENS_MAX = 1 << 20, ROWS_PER_PASS = 256, CONFIG_BYTES_MAX = 1 << 20, TOKENIZER_BYTES_MAX = 256 << 20 };
+enum { TOKENS_MAX = 1 << 20, ROWS_PER_PASS = 256, CONFIG_BYTES_MAX = 1 << 20 };
 
 static const struct argp_option OPTIONS[] = {
-    {"prompt", OPTION_PROMPT, "TEXT", 0, "The text to continue (byte tokenizer).", 0},
-    {"prompt-ids", OPTION_PROMPT_IDS, "IDS", 0, "Token ids to continue, as 1,2,3; prints ids (any tokenizer).", 0},
+    {"prompt", OPTION_PROMPT, "TEXT", 0, "The text to continue, by the folder's tokenizer.", 0},
+    {"prompt-ids", OPTION_PROMPT_IDS, "IDS", 0, "Token ids to continue, as 1,2,3; prints ids.", 0},
     {"max-tokens", OPTION_MAX_TOKENS, "N", 0, "Tokens to generate at most. Default 200.", 0},
     {"temperature", OPTION_TEMPERATURE, "T", 0, "0 takes the most likely token; default 0.8.", 0},
     {"top-k", OPTION_TOP_K, "K", 0, "Draw from the K most likely tokens; default 0, all.", 0},
@@ -98,7 +99,8 @@ struct generation {
     struct ls_device *device;
     struct ls_model *model;
     struct ls_inference *inference;
-    int32_t *tokens; /* the prompt, then what was generated */
+    struct ls_bpe *bpe; /* of a prompt of text; NULL: tokens are bytes */
+    int32_t *tokens;    /* the prompt, then what was generated */
     int64_t count, prompt_count;
     float *logits;
     int32_t *order;
@@ -129,22 +131,29 @@ static enum ls_code read_config(struct generation *generation, struct ls_error *
     return code ? ls_fail_within(error, "%s", generation->request.folder) : LS_OK;
 }
 
-/* Text is understood when the folder's tokenizer is bytes. */
-static enum ls_code check_tokenizer(const struct generation *generation, struct ls_error *error) {
+/* The folder's tokenizer: bytes, or byte-level BPE. */
+static enum ls_code open_tokenizer(struct generation *generation, struct ls_error *error) {
     const char *folder = generation->request.folder;
+    const int64_t V = generation->config.model.vocab_size;
+    struct ls_error cause = {0};
     char *json;
     size_t count;
+    enum ls_code code = read_under(folder, "tokenizer.json", LS_BPE_JSON_BYTES_MAX, &json, &count, &cause);
     bool bytes = false;
-    if (read_under(folder, "tokenizer.json", TOKENIZER_BYTES_MAX, &json, &count, NULL) == LS_OK) {
+    if (!code) {
         bytes = ls_byte_tokenizer_matches(json, count);
+        if (!bytes) code = ls_bpe_parse(json, count, "tokenizer.json", &generation->bpe, &cause);
         free(json);
     }
-    if (bytes && generation->config.model.vocab_size >= LS_BYTE_VOCABULARY) return LS_OK;
+    const int64_t ids = bytes ? LS_BYTE_VOCABULARY : code ? 0 : ls_bpe_vocabulary(generation->bpe);
+    if (!code && ids > V)
+        code = ls_fail(&cause, LS_USAGE, LS_SCOPE_CALL, "its tokenizer has %lld ids, the model %lld", (long long)ids,
+                       (long long)V);
+    if (!code) return LS_OK;
     return ls_fail(
         error, LS_USAGE, LS_SCOPE_CALL,
-        "generate: the tokenizer.json of %s is missing or not the byte tokenizer, the only one this program speaks. "
-        "Give token ids instead: --prompt-ids 1,2,3.",
-        folder);
+        "generate: the text of a prompt needs the tokenizer of %s: %s Or give token ids: --prompt-ids 1,2,3.", folder,
+        cause.text);
 }
 
 static enum ls_code parse_ids(struct generation *generation, struct ls_error *error) {
@@ -164,19 +173,42 @@ static enum ls_code parse_ids(struct generation *generation, struct ls_error *er
     }
 }
 
+/* As the model's tokenizer begins a text. An empty prompt starts a document. */
+static enum ls_code encode_prompt(struct generation *generation, struct ls_error *error) {
+    const char *prompt = generation->request.prompt;
+    struct ls_bpe_ids ids = {0};
+    size_t used, prefix_count;
+    const int32_t *prefix = ls_bpe_prefix(generation->bpe, &prefix_count);
+    enum ls_code code = ls_bpe_encode(generation->bpe, prompt, strlen(prompt), true, &ids, &used, error);
+    for (size_t i = 0; i < prefix_count && !code; i++) generation->tokens[generation->count++] = prefix[i];
+    if (!code && ids.count > 0) memcpy(generation->tokens + generation->count, ids.ids, ids.count * sizeof *ids.ids);
+    if (!code) generation->count += (int64_t)ids.count;
+    free(ids.ids);
+    if (code || generation->count > 0) return code;
+    if (generation->special.end_count == 0)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
+                       "generate: the prompt is empty, and config.json of %s names no token that begins a document. "
+                       "Give a prompt.",
+                       generation->request.folder);
+    generation->tokens[generation->count++] = generation->special.ends[0];
+    return LS_OK;
+}
+
 static enum ls_code parse_prompt(struct generation *generation, struct ls_error *error) {
     const struct request *request = &generation->request;
-    size_t most = strlen(request->prompt ? request->prompt : request->prompt_ids) + 1;
-    enum ls_code code = request->prompt ? check_tokenizer(generation, error) : LS_OK;
+    size_t most = strlen(request->prompt ? request->prompt : request->prompt_ids) + 1, prefix = 0;
+    enum ls_code code = request->prompt ? open_tokenizer(generation, error) : LS_OK;
     if (code) return code;
     if (most > TOKENS_MAX)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "generate: the prompt is longer than %d bytes. Shorten it.",
                        TOKENS_MAX);
-    generation->tokens = calloc(most + (size_t)request->max_tokens, sizeof *generation->tokens);
+    if (generation->bpe) ls_bpe_prefix(generation->bpe, &prefix);
+    generation->tokens = calloc(most + prefix + (size_t)request->max_tokens, sizeof *generation->tokens);
     if (!generation->tokens) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "generate: no memory for the tokens");
-    if (request->prompt) {
+    if (generation->bpe) {
+        code = encode_prompt(generation, error);
+    } else if (request->prompt) {
         for (const char *c = request->prompt; *c; c++) generation->tokens[generation->count++] = (unsigned char)*c;
-        /* An empty prompt starts a document. */
         if (!generation->count) generation->tokens[generation->count++] = LS_BYTE_TOKEN_DOCUMENT;
     } else {
         code = parse_ids(generation, error);
@@ -244,9 +276,14 @@ static bool is_end(const struct generation *generation, int32_t token) {
 
 static void print_token(const struct generation *generation, int64_t index) {
     int32_t token = generation->tokens[index];
+    bool special = false;
+    size_t count = 0;
+    const char *text = generation->bpe ? ls_bpe_bytes(generation->bpe, token, &count, &special) : NULL;
     if (!generation->request.prompt)
         printf("%s%d", index ? "," : "", token);
-    else if (token < LS_BYTE_TOKEN_DOCUMENT)
+    else if (text && !special)
+        fwrite(text, 1, count, stdout);
+    else if (!generation->bpe && token < LS_BYTE_TOKEN_DOCUMENT)
         putchar(token);
     if (index >= generation->prompt_count) fflush(stdout);
 }
@@ -326,6 +363,7 @@ int ls_command_generate(int argc, char **argv) {
     if (!code && generation.request.logits_path) code = write_logits(&generation, &error);
     ls_inference_destroy(generation.inference);
     ls_model_destroy(generation.model);
+    ls_bpe_destroy(generation.bpe);
     if (generation.device) ls_device_destroy(generation.device);
     free(generation.tokens);
     free(generation.logits);

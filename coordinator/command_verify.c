@@ -273,8 +273,8 @@ static int rank_of(const struct ls_config *config, const struct ls_ledger_step *
     return -1;
 }
 
-static enum ls_code print_sample(const struct ls_run_ledger_reader *reader, const struct ls_ledger_step *step,
-                                 int64_t sequence, struct ls_error *error) {
+static enum ls_code print_sample(const struct ls_run_ledger_reader *reader, struct ls_bpe *const *tokenizers,
+                                 const struct ls_ledger_step *step, int64_t sequence, struct ls_error *error) {
     const struct ls_config *config = reader->generation->config;
     const int64_t T = config->data.sequence_length;
     const uint64_t position = (uint64_t)ls_ledger_position(reader->run->ledger, step, sequence);
@@ -292,7 +292,8 @@ static enum ls_code print_sample(const struct ls_run_ledger_reader *reader, cons
            (unsigned long long)index, (long long)((int64_t)index * T), (long long)((int64_t)index * T + T - 1));
     if (into >= 0) printf(" document offset %lld", (long long)into);
     printf(" epoch %llu draw %llu\n  begins ", (unsigned long long)draw.epoch, (unsigned long long)draw.draw);
-    ls_data_print_tokens(dataset, reader->run->tokens, T < WORDS_TOKENS ? T : WORDS_TOKENS, stdout);
+    ls_data_print_tokens(dataset, tokenizers[draw.source], reader->run->tokens, T < WORDS_TOKENS ? T : WORDS_TOKENS,
+                         stdout);
     putchar('\n');
     return LS_OK;
 }
@@ -324,7 +325,15 @@ static enum ls_code print_step(struct ls_run_ledger *run, int64_t number, struct
     putchar('\n');
     for (int i = 0; i < reader.generation->config->data.train_count; i++)
         printf("source %d %s\n", i, reader.generation->config->data.train[i].path);
-    for (int64_t k = 0; k < step->sequences && code == LS_OK; k++) code = print_sample(&reader, step, k, error);
+    const int sources = reader.generation->config->data.train_count;
+    struct ls_bpe **tokenizers = calloc((size_t)(unsigned)sources, sizeof *tokenizers);
+    if (!tokenizers) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for %d tokenizers", sources);
+    for (int i = 0; i < sources; i++) /* one that is not there any more: ids are shown */
+        ls_data_open_tokenizer(reader.generation->corpus->train[i], &tokenizers[i], NULL);
+    for (int64_t k = 0; k < step->sequences && code == LS_OK; k++)
+        code = print_sample(&reader, tokenizers, step, k, error);
+    for (int i = 0; i < sources; i++) ls_bpe_destroy(tokenizers[i]);
+    free(tokenizers);
     fflush(stdout);
     if (code == LS_OK) code = ls_ledger_prove_samples(run->ledger, step, ls_run_ledger_sample, &reader, error);
     if (code == LS_OK) printf("their digest is the one in the journal\n");

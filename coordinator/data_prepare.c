@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "coordinator/data_prepare.h"
 
+#include "common/bpe.h"
 #include "common/files.h"
 #include "coordinator/data_progress.h"
 #include "coordinator/shard_writer.h"
@@ -35,6 +36,7 @@ struct pass {
     int64_t line_end_before,
         line_end_after; /* around cut.byte: bytes up to and with a newline; 0, INT64_MAX: none met */
     struct ls_shard_writer *train, *validation;
+    struct ls_shard_tokenizer tokenizer;
 };
 
 static enum ls_code advance(struct pass *pass, size_t count, struct ls_error *error) {
@@ -136,10 +138,10 @@ static void remove_folder(const char *path) {
     nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-/* Refuses early what the disk cannot hold: 2 bytes a token. */
-static enum ls_code check_space(const char *folder, const struct counts *counts, struct ls_error *error) {
+/* Refuses early what the disk cannot hold: 2 bytes a token. How many tokens a tokenizer makes is not known before. */
+static enum ls_code check_space(const char *folder, const struct counts *counts, bool bytes, struct ls_error *error) {
     struct statvfs system;
-    if (statvfs(folder, &system)) return LS_OK; /* writing will tell */
+    if (!bytes || statvfs(folder, &system)) return LS_OK; /* writing will tell */
     const uint64_t needed = 2 * (uint64_t)(counts->bytes + counts->documents),
                    space = (uint64_t)system.f_bavail * system.f_frsize;
     if (needed <= space) return LS_OK;
@@ -155,9 +157,11 @@ static enum ls_code write_splits(const struct ls_data_prepare_options *options, 
     if (snprintf(train, sizeof train, "%s/train", folder) >= (int)sizeof train ||
         snprintf(validation, sizeof validation, "%s/validation", folder) >= (int)sizeof validation)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "the path %.200s... is too long", folder);
-    enum ls_code code = ls_shard_writer_create(train, "train", options->shard_tokens, &pass->train, error);
+    enum ls_code code =
+        ls_shard_writer_create(train, "train", options->shard_tokens, &pass->tokenizer, &pass->train, error);
     if (!code && options->validation > 0)
-        code = ls_shard_writer_create(validation, "validation", options->shard_tokens, &pass->validation, error);
+        code = ls_shard_writer_create(validation, "validation", options->shard_tokens, &pass->tokenizer,
+                                      &pass->validation, error);
     if (!code) code = visit_all(options, splitter, "writing", counts->bytes, write_piece, pass, error);
     if (!code && (pass->counts.documents != counts->documents || pass->counts.bytes != counts->bytes))
         code = ls_fail(error, LS_DATA, LS_SCOPE_CALL,
@@ -204,11 +208,11 @@ static enum ls_code name_folders(const char *output, char parent[PATH_MAX], char
 
 /* The passes, with the output known not to exist. */
 static enum ls_code prepare(const struct ls_data_prepare_options *options, const struct ls_text_splitter *splitter,
-                            const char *output, struct ls_error *error) {
+                            const struct ls_shard_tokenizer *tokenizer, const char *output, struct ls_error *error) {
     char parent[PATH_MAX], folder[PATH_MAX];
     enum ls_code code = name_folders(output, parent, folder, error);
     if (code) return code;
-    struct pass pass = {0};
+    struct pass pass = {.tokenizer = *tokenizer};
     code = visit_all(options, splitter, "reading", 0, count_piece, &pass, error);
     const struct counts counts = pass.counts;
     if (!code && counts.documents == 0)
@@ -216,7 +220,7 @@ static enum ls_code prepare(const struct ls_data_prepare_options *options, const
                        options->inputs[0], options->input_count > 1 ? " and the other inputs" : "");
     if (!code) code = choose_cut(options, splitter, &counts, &pass, error);
     if (!code) code = ls_folder_make(parent, LS_DATA, error);
-    if (!code) code = check_space(parent, &counts, error);
+    if (!code) code = check_space(parent, &counts, !tokenizer->bpe, error);
     if (code) return code;
     if (mkdir(folder, 0777))
         return ls_fail(error, LS_DATA, LS_SCOPE_CALL,
@@ -233,6 +237,41 @@ static enum ls_code prepare(const struct ls_data_prepare_options *options, const
     return code;
 }
 
+/* The token that begins a document: the one that was asked for, or the first of those that models use for it. */
+static enum ls_code choose_document_token(const struct ls_data_prepare_options *options,
+                                          struct ls_shard_tokenizer *tokenizer, struct ls_error *error) {
+    static const char *const usual[] = {"<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<s>", "</s>"};
+    tokenizer->document_token = options->document_token ? ls_bpe_find(tokenizer->bpe, options->document_token) : -1;
+    for (size_t i = 0; i < sizeof usual / sizeof *usual && !options->document_token; i++) {
+        tokenizer->document_token = ls_bpe_find(tokenizer->bpe, usual[i]);
+        if (tokenizer->document_token >= 0) return LS_OK;
+    }
+    if (tokenizer->document_token >= 0) return LS_OK;
+    return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
+                   options->document_token ? "the tokenizer %s has no token '%s'. Give --document-token one it has."
+                                           : "the tokenizer %s has none of the tokens that usually begin a document%s. "
+                                             "Name one with --document-token.",
+                   options->tokenizer, options->document_token ? options->document_token : "");
+}
+
+/* *json is the caller's. */
+static enum ls_code read_tokenizer(const struct ls_data_prepare_options *options, struct ls_shard_tokenizer *tokenizer,
+                                   char **json, struct ls_error *error) {
+    char path[PATH_MAX];
+    struct stat status;
+    const bool folder = stat(options->tokenizer, &status) == 0 && S_ISDIR(status.st_mode);
+    if (snprintf(path, sizeof path, "%s%s", options->tokenizer, folder ? "/tokenizer.json" : "") >= (int)sizeof path)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "the path %.200s... is too long", options->tokenizer);
+    enum ls_code code = ls_file_read(path, LS_BPE_JSON_BYTES_MAX, json, &tokenizer->json_bytes, LS_DATA, error);
+    if (code)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
+                       "--tokenizer %s: %s. It is 'byte', a tokenizer.json, or a folder that has one.",
+                       options->tokenizer, error->text);
+    tokenizer->json = *json;
+    code = ls_bpe_parse(*json, tokenizer->json_bytes, path, &tokenizer->bpe, error);
+    return code ? code : choose_document_token(options, tokenizer, error);
+}
+
 enum ls_code ls_data_prepare(const struct ls_data_prepare_options *options, struct ls_error *error) {
     char output[PATH_MAX];
     struct stat status;
@@ -244,8 +283,13 @@ enum ls_code ls_data_prepare(const struct ls_data_prepare_options *options, stru
                        "%s exists already, and nothing is overwritten. Remove it, or choose another folder with -o.",
                        output);
     struct ls_text_splitter *splitter = NULL;
+    struct ls_shard_tokenizer tokenizer = {0};
+    char *json = NULL;
     enum ls_code code = options->split_on ? ls_text_splitter_create(options->split_on, &splitter, error) : LS_OK;
-    if (!code) code = prepare(options, splitter, output, error);
+    if (!code && options->tokenizer) code = read_tokenizer(options, &tokenizer, &json, error);
+    if (!code) code = prepare(options, splitter, &tokenizer, output, error);
     ls_text_splitter_destroy(splitter);
+    ls_bpe_destroy(tokenizer.bpe);
+    free(json);
     return code;
 }

@@ -1,4 +1,4 @@
-/* `lockstep data prepare`: text to the folders DIR/train and DIR/validation of byte tokens. */
+/* `lockstep data prepare`: text to the folders DIR/train and DIR/validation of tokens. */
 #ifndef LS_COORDINATOR_DATA_PREPARE_H
 #define LS_COORDINATOR_DATA_PREPARE_H
 
@@ -13,6 +13,9 @@ struct ls_data_prepare_options {
     const char *output; /* DIR: must not exist */
     enum ls_text_format format;
     const char *split_on; /* NULL: a plain text is one document */
+    /* NULL: tokens are bytes; else a tokenizer.json, or a folder that has one. */
+    const char *tokenizer;
+    const char *document_token; /* the text of its token that begins a document; NULL: one of the usual ones */
     double
         validation; /* the last part of the documents, or of the text of a single one: 0 <= validation < 1; 0: none */
     int64_t shard_tokens;
@@ -20,8 +23,8 @@ struct ls_data_prepare_options {
 
 /* Prepares a dataset and prints what it holds on standard output. It is built in a hidden folder beside `output`, which
  * gets its name when all has reached the disk; on any error, a signal included, that folder is removed. Errors:
- * LS_USAGE (output exists, bad pattern), LS_DATA (unreadable or changing input, no text, too little to split, full
- * disk), LS_STOPPED. */
+ * LS_USAGE (output exists, bad pattern, no token that begins documents), LS_DATA (unreadable or changing input, no
+ * text, too little to split, full disk), LS_STOPPED. */
 enum ls_code ls_data_prepare(const struct ls_data_prepare_options *options, struct ls_error *error);
 
 #endif

@@ -1,7 +1,8 @@
-/* Writing byte tokens into llm.c shards. */
+/* Writing tokens into llm.c shards. */
 #define _GNU_SOURCE
 #include "coordinator/shard_writer.h"
 
+#include "common/bpe.h"
 #include "common/byte_tokenizer.h"
 #include "common/dataset_json.h"
 #include "common/files.h"
@@ -16,7 +17,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BUFFER_TOKENS = 1 << 17 };
+/* Text that is gathered before it is made tokens. */
+enum { BUFFER_TOKENS = 1 << 17, TEXT_BYTES = 1 << 20 };
+
+static const char tokenizer_json[] = "tokenizer.json";
 
 struct ls_shard_writer {
     char folder[PATH_MAX], prefix[64];
@@ -24,12 +28,21 @@ struct ls_shard_writer {
     int file;        /* the open shard's, or -1 */
     int64_t written; /* tokens of the open shard that are in the file */
     size_t buffered; /* and those that follow in the buffer */
-    uint16_t buffer[BUFFER_TOKENS];
+    int token_bytes; /* 2 or 4 */
+    union {
+        uint16_t narrow[BUFFER_TOKENS];
+        uint32_t wide[BUFFER_TOKENS];
+    } buffer;
     struct ls_dataset_json description;
+    struct ls_shard_tokenizer tokenizer;
+    char *text; /* of the open document: what is no tokens yet */
+    size_t text_count, text_capacity, text_enough;
+    struct ls_bpe_ids ids;
 };
 
 enum ls_code ls_shard_writer_create(const char *folder, const char *prefix, int64_t shard_tokens,
-                                    struct ls_shard_writer **writer, struct ls_error *error) {
+                                    const struct ls_shard_tokenizer *tokenizer, struct ls_shard_writer **writer,
+                                    struct ls_error *error) {
     if (mkdir(folder, 0777))
         return ls_fail(error, LS_DATA, LS_SCOPE_CALL, "data: cannot make the folder %s: %s", folder, strerror(errno));
     struct ls_shard_writer *made = calloc(1, sizeof *made);
@@ -38,9 +51,13 @@ enum ls_code ls_shard_writer_create(const char *folder, const char *prefix, int6
     snprintf(made->prefix, sizeof made->prefix, "%s", prefix);
     made->shard_tokens = shard_tokens;
     made->file = -1;
-    made->description.vocab_size = LS_BYTE_VOCABULARY;
-    made->description.document_token = LS_BYTE_TOKEN_DOCUMENT;
-    strcpy(made->description.tokenizer, "byte");
+    made->tokenizer = *tokenizer;
+    made->text_enough = TEXT_BYTES;
+    made->description.vocab_size = tokenizer->bpe ? ls_bpe_vocabulary(tokenizer->bpe) : LS_BYTE_VOCABULARY;
+    made->description.document_token = tokenizer->bpe ? tokenizer->document_token : LS_BYTE_TOKEN_DOCUMENT;
+    made->token_bytes = made->description.vocab_size > UINT16_MAX + 1 ? 4 : 2;
+    snprintf(made->description.tokenizer, sizeof made->description.tokenizer, "%s%s", tokenizer->bpe ? "./" : "",
+             tokenizer->bpe ? tokenizer_json : "byte");
     *writer = made;
     return LS_OK;
 }
@@ -83,7 +100,7 @@ static enum ls_code open_next_shard(struct ls_shard_writer *writer, struct ls_er
 }
 
 static enum ls_code flush_buffer(struct ls_shard_writer *writer, struct ls_error *error) {
-    if (ls_write_all(writer->file, writer->buffer, writer->buffered * sizeof *writer->buffer))
+    if (ls_write_all(writer->file, &writer->buffer, writer->buffered * (size_t)writer->token_bytes))
         return fail_to_write(writer, errno, error);
     writer->written += (int64_t)writer->buffered;
     writer->buffered = 0;
@@ -96,13 +113,14 @@ static enum ls_code close_shard(struct ls_shard_writer *writer, struct ls_error 
     if (code) return code;
     struct ls_dataset_json_shard *described = last_shard(writer);
     unsigned char header[LS_SHARD_HEADER_BYTES];
-    ls_token_shard_header(writer->written, header);
+    ls_token_shard_header(writer->written, writer->token_bytes, header);
     if (ls_pwrite_all(writer->file, header, sizeof header, 0) || fsync(writer->file))
         return fail_to_write(writer, errno, error);
     struct ls_token_shard shard;
     struct ls_digest hash;
     code = ls_token_shard_inspect(writer->file, described->name, false, &shard, error);
-    if (!code) code = ls_token_shard_scan(&shard, described->name, LS_BYTE_VOCABULARY, &hash, NULL, NULL, error);
+    if (!code)
+        code = ls_token_shard_scan(&shard, described->name, writer->description.vocab_size, &hash, NULL, NULL, error);
     if (code) return code;
     ls_digest_format(hash, described->xxh3);
     described->tokens = writer->written;
@@ -112,33 +130,83 @@ static enum ls_code close_shard(struct ls_shard_writer *writer, struct ls_error 
     return failed ? fail_to_write(writer, errno, error) : LS_OK;
 }
 
-static enum ls_code add_token(struct ls_shard_writer *writer, uint16_t token, struct ls_error *error) {
+static enum ls_code add_token(struct ls_shard_writer *writer, int32_t token, struct ls_error *error) {
     enum ls_code code = LS_OK;
     if (writer->file >= 0 && writer->written + (int64_t)writer->buffered == writer->shard_tokens)
         code = close_shard(writer, error);
     if (!code && writer->file < 0) code = open_next_shard(writer, error);
     if (!code && writer->buffered == BUFFER_TOKENS) code = flush_buffer(writer, error);
-    if (!code) writer->buffer[writer->buffered++] = token;
-    return code;
+    if (code) return code;
+    if (writer->token_bytes == 2)
+        writer->buffer.narrow[writer->buffered++] = (uint16_t)token;
+    else
+        writer->buffer.wide[writer->buffered++] = (uint32_t)token;
+    return LS_OK;
+}
+
+/* Makes tokens of the gathered text, of all of it at the end of a document. */
+static enum ls_code take_text(struct ls_shard_writer *writer, bool end, struct ls_error *error) {
+    size_t used;
+    writer->ids.count = 0;
+    enum ls_code code =
+        ls_bpe_encode(writer->tokenizer.bpe, writer->text, writer->text_count, end, &writer->ids, &used, error);
+    for (size_t i = 0; i < writer->ids.count && !code; i++) code = add_token(writer, writer->ids.ids[i], error);
+    if (code) return code;
+    writer->text_count -= used;
+    memmove(writer->text, writer->text + used, writer->text_count);
+    /* What was not taken is one long piece: more of it is needed. */
+    writer->text_enough = 2 * writer->text_count > TEXT_BYTES ? 2 * writer->text_count : (size_t)TEXT_BYTES;
+    return LS_OK;
+}
+
+static enum ls_code gather_text(struct ls_shard_writer *writer, const char *bytes, size_t count,
+                                struct ls_error *error) {
+    while (count > 0) {
+        if (writer->text_count == writer->text_capacity) {
+            const size_t capacity = 2 * writer->text_capacity + TEXT_BYTES;
+            char *grown = realloc(writer->text, capacity);
+            if (!grown) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for %zu bytes of text", capacity);
+            writer->text = grown;
+            writer->text_capacity = capacity;
+        }
+        const size_t room = writer->text_capacity - writer->text_count, piece = count < room ? count : room;
+        memcpy(writer->text + writer->text_count, bytes, piece);
+        writer->text_count += piece;
+        bytes += piece;
+        count -= piece;
+        if (writer->text_count < writer->text_enough) continue;
+        enum ls_code code = take_text(writer, false, error);
+        if (code) return code;
+    }
+    return LS_OK;
 }
 
 enum ls_code ls_shard_writer_add(struct ls_shard_writer *writer, const char *bytes, size_t count, bool starts_document,
                                  struct ls_error *error) {
+    enum ls_code code = LS_OK;
     if (starts_document) {
-        enum ls_code code = add_token(writer, LS_BYTE_TOKEN_DOCUMENT, error);
+        if (writer->text_count > 0) code = take_text(writer, true, error);
+        if (!code) code = add_token(writer, (int32_t)writer->description.document_token, error);
         if (code) return code;
         writer->description.documents++;
     }
-    for (size_t i = 0; i < count; i++) {
-        enum ls_code code = add_token(writer, (unsigned char)bytes[i], error);
-        if (code) return code;
-    }
     writer->description.text_bytes += (int64_t)count;
-    return LS_OK;
+    if (writer->tokenizer.bpe) return gather_text(writer, bytes, count, error);
+    for (size_t i = 0; i < count && !code; i++) code = add_token(writer, (unsigned char)bytes[i], error);
+    return code;
+}
+
+static enum ls_code write_tokenizer(const struct ls_shard_writer *writer, struct ls_error *error) {
+    char path[PATH_MAX + sizeof tokenizer_json];
+    if (!writer->tokenizer.bpe) return LS_OK;
+    snprintf(path, sizeof path, "%s/%s", writer->folder, tokenizer_json);
+    return ls_file_replace(path, writer->tokenizer.json, writer->tokenizer.json_bytes, LS_DATA, error);
 }
 
 enum ls_code ls_shard_writer_finish(struct ls_shard_writer *writer, struct ls_error *error) {
-    enum ls_code code = writer->file >= 0 ? close_shard(writer, error) : LS_OK;
+    enum ls_code code = writer->text_count > 0 ? take_text(writer, true, error) : LS_OK;
+    if (!code && writer->file >= 0) code = close_shard(writer, error);
+    if (!code) code = write_tokenizer(writer, error);
     if (code) return code;
     char path[PATH_MAX + sizeof LS_DATASET_JSON];
     snprintf(path, sizeof path, "%s/%s", writer->folder, LS_DATASET_JSON);
@@ -164,5 +232,7 @@ void ls_shard_writer_destroy(struct ls_shard_writer *writer) {
     if (!writer) return;
     if (writer->file >= 0) close(writer->file);
     ls_dataset_json_free(&writer->description);
+    free(writer->text);
+    free(writer->ids.ids);
     free(writer);
 }

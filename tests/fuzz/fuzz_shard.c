@@ -98,7 +98,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         close(file);
     }
     unsigned char header[LS_SHARD_HEADER_BYTES];
-    ls_token_shard_header((int64_t)count, header); /* what the writer puts in front is a header that is read back */
+    ls_token_shard_header((int64_t)count, 2, header); /* what the writer puts in front is a header that is read back */
     int file = memfd_create("written", MFD_CLOEXEC);
     require(file >= 0 && ls_write_all(file, header, sizeof header) == 0 && ls_write_all(file, start, count) == 0 &&
             ls_write_all(file, start, count) == 0);

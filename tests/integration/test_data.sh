@@ -99,7 +99,8 @@ expect 2 'exists already' "nor a link to nothing" lockstep data prepare line.txt
 expect 2 'name of a folder' "the output needs a name" lockstep data prepare line.txt -o absent/..
 expect 2 'at least one file' "an input is needed" lockstep data prepare -o x
 expect 2 '-o DIR' "an output is needed" lockstep data prepare line.txt
-expect 2 "'gpt2' is not known" "a tokenizer that does not exist is refused" lockstep data prepare line.txt -o x --tokenizer gpt2
+expect 2 "--tokenizer gpt2: cannot open gpt2.*It is 'byte'" "a tokenizer that does not exist is refused" lockstep data prepare line.txt -o x --tokenizer gpt2
+expect 2 "is for a --tokenizer" "bytes have their own document token" lockstep data prepare line.txt -o x --document-token '<s>'
 expect 2 'fraction' "a validation of 1 is refused" lockstep data prepare line.txt -o x --validation 1
 expect 2 'fraction' "a validation that is no number is refused" lockstep data prepare line.txt -o x --validation nan
 expect 2 'whole number' "shards of no tokens are refused" lockstep data prepare line.txt -o x --shard-tokens 0
@@ -183,8 +184,50 @@ expect 3 'token 50 of foreign/a.bin is 65535' "an id outside the vocabulary is f
 expect 3 'token 50 of foreign/a.bin is 65535' "in a single file too" lockstep data verify foreign/a.bin
 expect 2 'is not known' "an unknown subcommand is refused" lockstep data inspekt
 expect 2 'one dataset too many' "inspect takes one dataset" lockstep data inspect book book
-expect 2 'does not hold byte tokens' "text comes back from byte tokens only" lockstep data inspect foreign --text
+expect 2 'neither byte tokens nor those of a tokenizer' "text comes back from tokens that are known" lockstep data inspect foreign --text
 expect 0 'synthetic' "synthetic data can be looked at" lockstep data inspect synthetic:1000
+
+# --- tokens of a tokenizer.json
+bpe=$repository/tests/reference/bpe
+ids() { od -An -v -w"$1" -tu"$1" -j1024 "$2" | tr -d ' '; } # WIDTH SHARD
+check "a text is prepared with a tokenizer" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json -o words
+same "and comes back" "$(md5sum <book.txt)" "$( (text words/train; text words/validation) | md5sum)"
+same "in fewer tokens than bytes, behind the document token" "0 1 1" "$(ids 2 words/train/train-000.bin | head -n 1) $(ids 2 words/train/train-000.bin | grep -cx 0) $(($(ids 2 words/train/train-000.bin | wc -l) < bytes * 9 / 10))"
+check "the tokenizer is beside them" cmp $bpe/gpt2.json words/train/tokenizer.json
+same "inspect shows the first words" 1 "$(lockstep data inspect words/train | grep -c 'begins *Chapter 1\\nline 0')"
+same "and names tokenizer and vocabulary" "words/validation/tokenizer.json, 700 ids" "$(lockstep data inspect words/validation | sed -n 's/^ *tokenizer *//p')"
+check "verify takes its vocabulary" lockstep data verify words
+check "small shards hold the same tokens" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json --shard-tokens 101 -o word-pieces
+same "one after the other" "$(ids 2 words/train/train-000.bin | md5sum)" "$(for file in word-pieces/train/*.bin; do ids 2 "$file"; done | md5sum)"
+# More than the 1 MiB of text that is made tokens at a time.
+for i in $(seq 300); do cat book.txt; done >library.txt
+check "a long text is prepared" lockstep data prepare library.txt --tokenizer $bpe/llama3.json --validation 0 -o library
+same "and comes back" "$(md5sum <library.txt)" "$(text library/train | md5sum)"
+mkdir model && sed 's/"added_tokens":\[/"added_tokens":[{"id":70000,"content":"<extra>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},/' $bpe/gpt2.json >model/tokenizer.json
+printf 'one<extra>two' >extra.txt
+check "a folder with a tokenizer will do" lockstep data prepare extra.txt --tokenizer model --document-token '<extra>' --validation 0 -o wide
+same "65,537 ids and more are of 4 bytes, as llm.c has them" "20240801 7 70000 70000" "$(echo $(od -An -td4 -N8 wide/train/train-000.bin) $(ids 4 wide/train/train-000.bin | grep -x 70000))"
+same "special tokens in a text are no text" "onetwo" "$(text wide/train)"
+check "JSONL has a document token for each line" lockstep data prepare lines.jsonl --tokenizer $bpe/digits.json --validation 0 -o word-lines
+same "as often as there are documents" "$(documents word-lines/train)" "$(ids 2 word-lines/train/train-000.bin | grep -cx 0)"
+expect 2 "has no token '<s>'" "a document token it does not have is refused" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json --document-token '<s>' -o x
+sed 's/<|endoftext|>/<other>/g' $bpe/gpt2.json >other.json
+expect 2 'none of the tokens that usually begin a document' "one has to be named where none is usual" lockstep data prepare book.txt --tokenizer other.json -o x
+sed 's/"normalizer":null/"normalizer":{"type":"NFC"}/' $bpe/gpt2.json >other.json
+expect 3 "other.json changes text by the normalizer 'NFC' first" "a tokenizer that would give other ids is refused" lockstep data prepare book.txt --tokenizer other.json -o x
+nothing_left "no half-made dataset is left"
+cat >words.yaml <<'END'
+model: {model_type: gpt2, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}
+data: {train: [{path: words/train}], sequence_length: 16}
+train: {steps: 2, global_batch_size: 2, micro_batch_size: 2}
+END
+check "a run trains on them" lockstep run words.yaml --run-dir words-run
+check "its checkpoint has the tokenizer" cmp $bpe/gpt2.json words-run/final/tokenizer.json
+same "blame shows the words" 1 "$(($(lockstep blame words-run --step 1 | grep -c '  begins .*line') >= 1))"
+lockstep generate words-run/final --prompt 'line 7 of <|endoftext|>it' --temperature 0 --max-tokens 5 >continued.txt
+same "generate reads and writes text by it" "line 7 of it" "$(head -c 12 continued.txt)"
+lockstep generate words-run/final --prompt '' --max-tokens 3 >/dev/null
+check "an empty prompt begins a document" lockstep generate words-run/final --prompt '' --max-tokens 3
 
 # --- the commands of docs/data.md, in a folder that holds what they name
 mkdir "$work/docs" && cd "$work/docs" || exit 1
@@ -193,7 +236,8 @@ cp "$work/here/lines.jsonl" more-articles.jsonl
 cp "$work/here/lines.jsonl" export.json
 gzip <more-articles.jsonl >articles.jsonl.gz
 for i in 1 2 3 4 5; do printf 'From somebody@example.org\n%s\n\n' "$(head -c 900 book.txt)"; done >mail.mbox
-mkdir fineweb10B openwebtext
+mkdir -p fineweb10B openwebtext models/gpt2
+cp $bpe/gpt2.json models/gpt2/tokenizer.json
 for i in 0 1; do cp "$work/here/book/train/train-000.bin" fineweb10B/fineweb_train_00000$i.bin; done
 tail -c +1025 "$work/here/book/train/train-000.bin" >openwebtext/train.bin
 commands=0

@@ -31,7 +31,7 @@ check "a longer text begins like a shorter one" cmp "$work/long.head" "$work/sho
 
 expect 2 "give either --prompt or --prompt-ids" "a call without a prompt is a usage error" "$lockstep" generate $folders/gpt2
 expect 2 "FOLDER" "a call without a folder is a usage error" "$lockstep" generate --prompt x
-expect 2 "byte tokenizer" "text for a foreign tokenizer is refused" "$lockstep" generate $folders/gpt2 --prompt x
+expect 2 "needs the tokenizer of .*--prompt-ids" "text for a folder without a tokenizer is refused" "$lockstep" generate $folders/gpt2 --prompt x
 expect 2 "'61' where a token id from 0 to 60" "a token id beyond the vocabulary is refused" \
     "$lockstep" generate $folders/gpt2 --prompt-ids 60,61
 expect 2 "token id" "an empty list of ids is refused" "$lockstep" generate $folders/gpt2 --prompt-ids ""

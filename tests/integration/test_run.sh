@@ -11,11 +11,12 @@ cd "$work/here" || exit 1
 
 # Runs in the background with many steps. begin RUN ARGUMENTS...: until it has done three of them; sets `supervisor`.
 endless=(--set train.steps=1000000 --set evaluation.every_steps=0)
+hangup=default # of the runs that begin: these tests may themselves be run by nohup
 begin() {
     local run=$1 before
     shift
     before=$(steps_told "$run")
-    begin_run "$run" lockstep run "$config" --run-dir "$run" "${endless[@]}" "$@"
+    begin_run "$run" env --$hangup-signal=HUP lockstep run "$config" --run-dir "$run" "${endless[@]}" "$@"
     supervisor=${supervisors[$run]}
     until_steps "$run" $((before + 3))
 }
@@ -113,9 +114,9 @@ expect 0 "checkpoint" "--help lists the commands" lockstep --help
 
 # ---- a running job ----
 
-trap '' HUP # as nohup does
+hangup=ignore # as nohup does
 begin live -n 2
-trap - HUP
+hangup=default
 expect 0 "ranks +2 of 2" "status shows a running job" lockstep status live
 expect 0 "^saved: step [0-9]+" "checkpoint saves now" lockstep checkpoint live
 check "what checkpoint saved is there" bash -c 'ls live/checkpoints | grep -q ^step-'

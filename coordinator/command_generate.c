@@ -174,8 +174,7 @@ static enum ls_code parse_ids(struct generation *generation, struct ls_error *er
 }
 
 /* As the model's tokenizer begins a text. An empty prompt starts a document. */
-static enum ls_code encode_prompt(struct generation *generation, struct ls_error *error) {
-    const char *prompt = generation->request.prompt;
+static enum ls_code encode_prompt(struct generation *generation, const char *prompt, struct ls_error *error) {
     struct ls_bpe_ids ids = {0};
     size_t used, prefix_count;
     const int32_t *prefix = ls_bpe_prefix(generation->bpe, &prefix_count);
@@ -205,8 +204,8 @@ static enum ls_code parse_prompt(struct generation *generation, struct ls_error 
     if (generation->bpe) ls_bpe_prefix(generation->bpe, &prefix);
     generation->tokens = calloc(most + prefix + (size_t)request->max_tokens, sizeof *generation->tokens);
     if (!generation->tokens) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "generate: no memory for the tokens");
-    if (generation->bpe) {
-        code = encode_prompt(generation, error);
+    if (request->prompt && generation->bpe) {
+        code = encode_prompt(generation, request->prompt, error);
     } else if (request->prompt) {
         for (const char *c = request->prompt; *c; c++) generation->tokens[generation->count++] = (unsigned char)*c;
         if (!generation->count) generation->tokens[generation->count++] = LS_BYTE_TOKEN_DOCUMENT;

@@ -629,7 +629,7 @@ void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int
         ls_session_save_failed(session, step, rank, "no memory for the list of files");
         return;
     }
-    memcpy(copy, files, (size_t)count * sizeof *copy);
+    if (count > 0) memcpy(copy, files, (size_t)count * sizeof *copy);
     struct report *slot = begin_report(session, LS_MESSAGE_PART);
     slot->part.step = step;
     slot->part.rank = rank;

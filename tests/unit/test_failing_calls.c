@@ -22,13 +22,7 @@ void *__libc_realloc(void *memory, size_t bytes);
 #include "trainer_harness.h"
 #undef calloc
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
+#include "tests/unit/sanitized.h"
 
 #ifndef SANITIZED
 

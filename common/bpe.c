@@ -726,13 +726,14 @@ enum ls_code ls_bpe_encode(struct ls_bpe *bpe, const char *text, size_t count, b
         int32_t added = -1;
         while (next < count && (added = find_added(bpe, text + next, count - next)) < 0) next++;
         const bool open = !last && next == count;
+        /* A longer one may begin there. */
+        const bool unsure = !last && added >= 0 && count - next < bpe->added_longest;
         /* An added token may have begun in the last bytes. */
         const size_t spare = open ? bpe->added_longest : 0, plain = next - *used;
         code = encode_plain(bpe, text + *used, plain > spare ? plain - spare : 0, open, ids, &taken, error);
         if (code) return code;
         *used += taken;
-        if (open) break;
-        if (added < 0) break;
+        if (added < 0 || unsure) break;
         code = put(ids, &added, 1, error);
         *used += bpe->tokens[added].count;
     }

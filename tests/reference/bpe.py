@@ -32,6 +32,9 @@ TEXTS = [
     " \n \n",
     "a\u0300\u0301\u0302b",
     "the the the the the the the the",
+    "lll llll lllll eeeeeee sss ssss tttt ooooo ffffff",
+    "xyzzy xyzzyx (xyzzy)",
+    "<|end <|en <|endof <|endoftext| <|endoftext|> <|end<|end",
 ]
 
 
@@ -50,7 +53,8 @@ def train(splitter, special, vocabulary, ignore_merges):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(scripture(), trainer)
+    # Enough of the odd texts that joints across their characters and spaces are learned.
+    tokenizer.train_from_iterator(scripture() + TEXTS * 200, trainer)
     return tokenizer
 
 
@@ -67,17 +71,21 @@ def main():
     split = pre_tokenizers.Split(Regex(LLAMA_3), behavior="isolated")
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     llama = train(pre_tokenizers.Sequence([split, plain]), ["<|begin_of_text|>", "<|end_of_text|>"], 900, True)
+    # A token that no merge makes: found because the tokenizer looks for whole pieces first.
+    described = json.loads(llama.to_str())
+    described["model"]["vocab"]["qwrtp"] = llama.get_vocab_size()
+    llama = Tokenizer.from_str(json.dumps(described))
     begin = llama.token_to_id("<|begin_of_text|>")
     llama.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
     )
     digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    third = train(digits, ["<|endoftext|>"], 600, False)
+    third = train(digits, ["<|endoftext|>", "<|end"], 600, False)
     cases = []
     for name, tokenizer in (("gpt2", gpt2), ("llama3", llama), ("digits", third)):
         with open(os.path.join(FOLDER, name + ".json"), "w", encoding="utf-8") as file:
             json.dump(json.loads(tokenizer.to_str()), file, ensure_ascii=False, separators=(",", ":"))
-        for text in TEXTS + random_texts(40) + [" ".join(scripture()[100:104])]:
+        for text in TEXTS + ["qwrtp", "qwrtp\nqwrtp qwrtps"] + random_texts(40) + [" ".join(scripture()[100:104])]:
             ids = tokenizer.encode(text, add_special_tokens=False).ids
             cases.append({"tokenizer": name, "text": text, "ids": ids})
     with open(os.path.join(FOLDER, "cases.json"), "w", encoding="utf-8") as file:

@@ -44,29 +44,30 @@ static int32_t alignment_of(const void *pointer) {
     return (int32_t)(address & -address);
 }
 
-enum ls_gemm_beside ls_gemm_beside_of(const struct ls_op_gemm *op) {
+enum ls_gemm_epilogue ls_gemm_epilogue_of(const struct ls_op_gemm *op) {
     if (op->bias_gradient)
-        return alignment_of(op->workspace) >= FUSED_ALIGNMENT ? LS_BESIDE_BIAS_GRADIENT : LS_BESIDE_NOTHING;
+        return alignment_of(op->workspace) >= FUSED_ALIGNMENT ? LS_GEMM_EPILOGUE_BIAS_GRADIENT : LS_GEMM_EPILOGUE_NONE;
     if (op->epilogue == LS_EPILOGUE_BIAS || op->epilogue == LS_EPILOGUE_BIAS_GELU)
-        return alignment_of(op->bias) >= FUSED_ALIGNMENT ? LS_BESIDE_BIAS : LS_BESIDE_NOTHING;
+        return alignment_of(op->bias) >= FUSED_ALIGNMENT ? LS_GEMM_EPILOGUE_BIAS : LS_GEMM_EPILOGUE_NONE;
     return op->epilogue == LS_EPILOGUE_GELU_GRAD && alignment_of(op->aux) >= FUSED_ALIGNMENT &&
                    op->ldc % AUX_MULTIPLE == 0
-               ? LS_BESIDE_GELU_GRAD
-               : LS_BESIDE_NOTHING;
+               ? LS_GEMM_EPILOGUE_GELU_GRAD
+               : LS_GEMM_EPILOGUE_NONE;
 }
 
-struct ls_gemm_shape ls_gemm_shape_of(const struct ls_op_gemm *op, enum ls_gemm_beside beside) {
+struct ls_gemm_shape ls_gemm_shape_of(const struct ls_op_gemm *op, enum ls_gemm_epilogue epilogue) {
     struct ls_gemm_shape shape;
     memset(&shape, 0, sizeof shape);
     shape.m = op->m, shape.n = op->n, shape.k = op->k;
     shape.lda = op->lda, shape.ldb = op->ldb, shape.ldc = op->ldc;
     shape.align_a = alignment_of(op->a), shape.align_b = alignment_of(op->b), shape.align_c = alignment_of(op->c);
-    if (beside == LS_BESIDE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU) shape.align_c = alignment_of(op->aux);
+    if (epilogue == LS_GEMM_EPILOGUE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU)
+        shape.align_c = alignment_of(op->aux);
     if (op->residual) shape.align_residual = alignment_of(op->residual);
     shape.transpose_a = op->transpose_a, shape.transpose_b = op->transpose_b;
     shape.accumulate = op->accumulate, shape.c_fp32 = op->c_fp32;
     shape.dtype = (uint8_t)op->dtype;
-    shape.beside = (uint8_t)beside;
+    shape.epilogue = (uint8_t)epilogue;
     return shape;
 }
 
@@ -86,11 +87,11 @@ static cublasStatus_t describe(const struct ls_cuda_gemm *gemm, struct ls_gemm_p
     const cublasComputeType_t compute =
         type == CUDA_R_32F && gemm->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     const int32_t none = CUBLAS_OP_N, transposed = CUBLAS_OP_T;
-    static const cublasLtEpilogue_t epilogues[] = {[LS_BESIDE_NOTHING] = CUBLASLT_EPILOGUE_DEFAULT,
-                                                   [LS_BESIDE_BIAS] = CUBLASLT_EPILOGUE_BIAS,
-                                                   [LS_BESIDE_GELU_GRAD] = CUBLASLT_EPILOGUE_DGELU,
-                                                   [LS_BESIDE_BIAS_GRADIENT] = CUBLASLT_EPILOGUE_BGRADA};
-    const cublasLtEpilogue_t epilogue = epilogues[shape->beside];
+    static const cublasLtEpilogue_t epilogues[] = {[LS_GEMM_EPILOGUE_NONE] = CUBLASLT_EPILOGUE_DEFAULT,
+                                                   [LS_GEMM_EPILOGUE_BIAS] = CUBLASLT_EPILOGUE_BIAS,
+                                                   [LS_GEMM_EPILOGUE_GELU_GRAD] = CUBLASLT_EPILOGUE_DGELU,
+                                                   [LS_GEMM_EPILOGUE_BIAS_GRADIENT] = CUBLASLT_EPILOGUE_BGRADA};
+    const cublasLtEpilogue_t epilogue = epilogues[shape->epilogue];
     const uint64_t m = (uint64_t)shape->m, n = (uint64_t)shape->n, k = (uint64_t)shape->k;
     cublasStatus_t status = lt->cublasLtMatmulDescCreate(&product->desc, compute, CUDA_R_32F);
     if (!status)
@@ -102,7 +103,7 @@ static cublasStatus_t describe(const struct ls_cuda_gemm *gemm, struct ls_gemm_p
     if (!status)
         status = lt->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                                     sizeof epilogue);
-    if (!status && shape->beside == LS_BESIDE_GELU_GRAD)
+    if (!status && shape->epilogue == LS_GEMM_EPILOGUE_GELU_GRAD)
         status = lt->cublasLtMatmulDescSetAttribute(product->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &shape->ldc,
                                                     sizeof shape->ldc);
     if (!status)
@@ -118,10 +119,10 @@ static cublasStatus_t describe(const struct ls_cuda_gemm *gemm, struct ls_gemm_p
 /* Bias, aux, or where the sums for a bias's gradient go: the call's own. */
 static cublasStatus_t set_pointer(const struct ls_cuda_gemm *gemm, const struct ls_gemm_product *product,
                                   const void *pointer) {
-    const cublasLtMatmulDescAttributes_t attribute = product->shape.beside == LS_BESIDE_GELU_GRAD
+    const cublasLtMatmulDescAttributes_t attribute = product->shape.epilogue == LS_GEMM_EPILOGUE_GELU_GRAD
                                                          ? CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER
                                                          : CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-    if (product->shape.beside == LS_BESIDE_NOTHING) return CUBLAS_STATUS_SUCCESS;
+    if (product->shape.epilogue == LS_GEMM_EPILOGUE_NONE) return CUBLAS_STATUS_SUCCESS;
     return gemm->library->cublasLtMatmulDescSetAttribute(product->desc, attribute, &pointer, sizeof pointer);
 }
 
@@ -218,7 +219,7 @@ enum ls_code ls_gemm_find_product(struct ls_cuda_gemm *gemm, const struct ls_gem
     const struct ls_gemm_choice *choice = find_choice(gemm, shape);
     if (!status && !choice) status = ls_gemm_propose(gemm, product, proposals, &count);
     if (!status && !choice) tell_unmeasured(gemm, shape);
-    if (status && shape->beside == LS_BESIDE_NOTHING) {
+    if (status && shape->epilogue == LS_GEMM_EPILOGUE_NONE) {
         ls_gemm_failed(gemm, status, "cublasLtMatmulAlgoGetHeuristic", shape, error);
         release_product(gemm, product);
         return LS_ERROR;
@@ -235,13 +236,13 @@ cublasStatus_t ls_gemm_multiply(const struct ls_cuda_gemm *gemm, cudaStream_t st
                                 const struct ls_gemm_product *product, const cublasLtMatmulAlgo_t *algorithm,
                                 const struct ls_op_gemm *op) {
     const float one = 1.0f, beta = op->accumulate || op->residual ? 1.0f : 0.0f;
-    const enum ls_gemm_beside beside = (enum ls_gemm_beside)product->shape.beside;
-    const bool sum_apart = beside == LS_BESIDE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU;
+    const enum ls_gemm_epilogue epilogue = (enum ls_gemm_epilogue)product->shape.epilogue;
+    const bool sum_apart = epilogue == LS_GEMM_EPILOGUE_BIAS && op->epilogue == LS_EPILOGUE_BIAS_GELU;
     void *result = sum_apart ? op->aux : op->c;
     const cublasStatus_t status = set_pointer(gemm, product,
-                                              beside == LS_BESIDE_BIAS        ? op->bias
-                                              : beside == LS_BESIDE_GELU_GRAD ? op->aux
-                                                                              : op->workspace);
+                                              epilogue == LS_GEMM_EPILOGUE_BIAS        ? op->bias
+                                              : epilogue == LS_GEMM_EPILOGUE_GELU_GRAD ? op->aux
+                                                                                       : op->workspace);
     if (status) return status;
     return gemm->library->cublasLtMatmul(gemm->handle, product->desc, &one, op->b, product->b, op->a, product->a, &beta,
                                          op->residual ? op->residual : result, product->c, result, product->c,
@@ -274,7 +275,7 @@ static cublasStatus_t multiply_somehow(const struct ls_cuda_gemm *gemm, cudaStre
     return refusal;
 }
 
-void ls_gemm_refuse_beside(const struct ls_cuda_gemm *gemm, struct ls_gemm_product *product, cublasStatus_t status) {
+void ls_gemm_refuse_epilogue(const struct ls_cuda_gemm *gemm, struct ls_gemm_product *product, cublasStatus_t status) {
     product->refused = true;
     ls_log(LS_LOG_INFO,
            "product %lld x %lld x %lld: cuBLASLt %s proposes ways with its epilogue and answers %d to them; it goes "
@@ -300,12 +301,12 @@ static cudaError_t finish_bias_gradient(bool summed, const struct ls_op_gemm *op
 }
 
 cudaError_t ls_gemm_finish(const struct ls_gemm_product *product, const struct ls_op_gemm *op, cudaStream_t stream) {
-    const enum ls_gemm_beside beside = (enum ls_gemm_beside)product->shape.beside;
-    if (op->bias_gradient) return finish_bias_gradient(beside == LS_BESIDE_BIAS_GRADIENT, op, stream);
-    if (op->epilogue == LS_EPILOGUE_NONE || (beside == LS_BESIDE_BIAS && op->epilogue == LS_EPILOGUE_BIAS) ||
-        beside == LS_BESIDE_GELU_GRAD)
+    const enum ls_gemm_epilogue epilogue = (enum ls_gemm_epilogue)product->shape.epilogue;
+    if (op->bias_gradient) return finish_bias_gradient(epilogue == LS_GEMM_EPILOGUE_BIAS_GRADIENT, op, stream);
+    if (op->epilogue == LS_EPILOGUE_NONE || (epilogue == LS_GEMM_EPILOGUE_BIAS && op->epilogue == LS_EPILOGUE_BIAS) ||
+        epilogue == LS_GEMM_EPILOGUE_GELU_GRAD)
         return cudaSuccess;
-    if (beside == LS_BESIDE_NOTHING) return ls_cuda_epilogue(op, stream);
+    if (epilogue == LS_GEMM_EPILOGUE_NONE) return ls_cuda_epilogue(op, stream);
     cudaError_t status = cudaSuccess; /* bias done, GELU to do */
     const int64_t element = ls_dtype_bytes(op->dtype), rows = op->ldc == op->n ? 1 : op->m;
     for (int64_t row = 0; row < rows && !status; row++) {
@@ -322,11 +323,10 @@ cudaError_t ls_gemm_finish(const struct ls_gemm_product *product, const struct l
 /* The plan with as much in the library as it takes; where that was measured, as is faster. */
 static enum ls_code plan_product(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op,
                                  struct ls_gemm_product **product, struct ls_error *error) {
-    const struct ls_gemm_shape fused = ls_gemm_shape_of(op, ls_gemm_beside_of(op)),
-                               plain = ls_gemm_shape_of(op, LS_BESIDE_NOTHING);
-    const bool unmeasured = !find_choice(gemm, &plain) && fused.beside != LS_BESIDE_BIAS_GRADIENT;
+    const struct ls_gemm_shape fused = ls_gemm_shape_of(op, ls_gemm_epilogue_of(op)),
+                               plain = ls_gemm_shape_of(op, LS_GEMM_EPILOGUE_NONE);
     *product = NULL;
-    if (find_choice(gemm, &fused) || unmeasured) {
+    if (find_choice(gemm, &fused) || (fused.epilogue != LS_GEMM_EPILOGUE_BIAS_GRADIENT && !find_choice(gemm, &plain))) {
         const enum ls_code code = ls_gemm_find_product(gemm, &fused, product, error);
         if (code || *product) return code;
     }
@@ -338,12 +338,12 @@ enum ls_code ls_gemm_compute(struct ls_cuda_gemm *gemm, cudaStream_t stream, con
     for (;;) {
         const enum ls_code code = plan_product(gemm, op, product, error);
         if (code) return code;
-        assert(*product); /* with nothing beside it none is refused */
+        assert(*product); /* without an epilogue none is refused */
         const cublasStatus_t status = multiply_somehow(gemm, stream, *product, op);
         if (!status) return LS_OK;
-        if (!is_refusal(status) || (*product)->shape.beside == LS_BESIDE_NOTHING)
+        if (!is_refusal(status) || (*product)->shape.epilogue == LS_GEMM_EPILOGUE_NONE)
             return ls_gemm_failed(gemm, status, "cublasLtMatmul", &(*product)->shape, error);
-        ls_gemm_refuse_beside(gemm, *product, status);
+        ls_gemm_refuse_epilogue(gemm, *product, status);
     }
 }
 

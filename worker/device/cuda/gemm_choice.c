@@ -16,9 +16,9 @@ static const float MEASURED_MS = 0.2f;
 
 void ls_cuda_gemm_note(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op) {
     if (op->m == 0 || op->n == 0 || op->k == 0 || gemm->noted_count == LS_GEMM_NOTED) return;
-    const struct ls_gemm_shape shape = ls_gemm_shape_of(op, ls_gemm_beside_of(op));
+    const struct ls_gemm_shape shape = ls_gemm_shape_of(op, ls_gemm_epilogue_of(op));
     for (int i = 0; i < gemm->noted_count; i++) {
-        const struct ls_gemm_shape other = ls_gemm_shape_of(&gemm->noted[i], ls_gemm_beside_of(&gemm->noted[i]));
+        const struct ls_gemm_shape other = ls_gemm_shape_of(&gemm->noted[i], ls_gemm_epilogue_of(&gemm->noted[i]));
         if (memcmp(&shape, &other, sizeof shape) == 0) return;
     }
     gemm->noted[gemm->noted_count++] = *op;
@@ -72,16 +72,16 @@ static int measure_ways(const struct measurement *m, const struct ls_gemm_produc
     return best;
 }
 
-static void tell_choice(const struct ls_op_gemm *op, enum ls_gemm_beside beside, const float times[LS_GEMM_WAYS],
+static void tell_choice(const struct ls_op_gemm *op, enum ls_gemm_epilogue epilogue, const float times[LS_GEMM_WAYS],
                         int best, int count) {
     char first[32] = "none";
     if (times[0] < HUGE_VALF) snprintf(first, sizeof first, "%.3f ms", (double)times[0]);
     ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s%s: %.3f ms by way %d of %d, %s by the first", (long long)op->m,
            (long long)op->n, (long long)op->k, op->transpose_a ? " (a transposed)" : "",
            op->transpose_b ? " (b transposed)" : "",
-           !op->bias_gradient                  ? ""
-           : beside == LS_BESIDE_BIAS_GRADIENT ? ", the bias's gradient with it"
-                                               : ", the bias's gradient after it",
+           !op->bias_gradient                           ? ""
+           : epilogue == LS_GEMM_EPILOGUE_BIAS_GRADIENT ? ", the bias's gradient with it"
+                                                        : ", the bias's gradient after it",
            (double)times[best], best + 1, count, first);
 }
 
@@ -105,11 +105,11 @@ static enum ls_code measure_shape(const struct measurement *m, const struct ls_g
     choice->algorithm = proposals[best].algo;
     *time = times[best];
     if (times[best] < HUGE_VALF)
-        tell_choice(m->op, (enum ls_gemm_beside)shape->beside, times, best, count);
-    else if (shape->beside == LS_BESIDE_NOTHING)
+        tell_choice(m->op, (enum ls_gemm_epilogue)shape->epilogue, times, best, count);
+    else if (shape->epilogue == LS_GEMM_EPILOGUE_NONE)
         return ls_gemm_failed(m->gemm, status, "cublasLtMatmul", shape, error);
     else
-        ls_gemm_refuse_beside(m->gemm, product, status);
+        ls_gemm_refuse_epilogue(m->gemm, product, status);
     return LS_OK;
 }
 
@@ -131,7 +131,7 @@ static cudaError_t fill_b(const struct measurement *m) {
 
 /* A bias's gradient by `choice`, or by our kernel where that is NULL. */
 static bool sum_columns(const struct measurement *m, const struct ls_gemm_choice *choice, float *sums) {
-    const struct ls_gemm_shape alone = ls_gemm_shape_of(m->op, LS_BESIDE_NOTHING);
+    const struct ls_gemm_shape alone = ls_gemm_shape_of(m->op, LS_GEMM_EPILOGUE_NONE);
     const size_t bytes = (size_t)m->op->n * sizeof *sums;
     struct ls_gemm_product *product = NULL;
     struct ls_error error;
@@ -168,12 +168,12 @@ static bool is_right(const struct measurement *m, const struct ls_gemm_choice *c
 /* The gradient of a bias is the library's where it comes out right and is faster than a kernel that reads the matrix
  * once more: some products become much slower by it. Anything else is the library's where some way of it runs. */
 static enum ls_code choose_one(const struct measurement *m, struct ls_gemm_choice *choice, struct ls_error *error) {
-    const struct ls_gemm_shape fused = ls_gemm_shape_of(m->op, ls_gemm_beside_of(m->op)),
-                               plain = ls_gemm_shape_of(m->op, LS_BESIDE_NOTHING);
+    const struct ls_gemm_shape fused = ls_gemm_shape_of(m->op, ls_gemm_epilogue_of(m->op)),
+                               plain = ls_gemm_shape_of(m->op, LS_GEMM_EPILOGUE_NONE);
     float time;
     enum ls_code code = measure_shape(m, &fused, choice, &time, error);
-    if (code || fused.beside == LS_BESIDE_NOTHING) return code;
-    if (time < HUGE_VALF && fused.beside != LS_BESIDE_BIAS_GRADIENT) return LS_OK;
+    if (code || fused.epilogue == LS_GEMM_EPILOGUE_NONE) return code;
+    if (time < HUGE_VALF && fused.epilogue != LS_GEMM_EPILOGUE_BIAS_GRADIENT) return LS_OK;
     struct ls_gemm_choice alone;
     float time_alone;
     code = measure_shape(m, &plain, &alone, &time_alone, error);
@@ -239,8 +239,8 @@ bool ls_cuda_gemm_covers(const struct ls_cuda_gemm *gemm, const void *choices, i
     memcpy(copies, choices, (size_t)bytes);
     for (int i = 0; i < gemm->noted_count; i++) {
         /* the one that was chosen, or left */
-        const struct ls_gemm_shape fused = ls_gemm_shape_of(&gemm->noted[i], ls_gemm_beside_of(&gemm->noted[i]));
-        const struct ls_gemm_shape plain = ls_gemm_shape_of(&gemm->noted[i], LS_BESIDE_NOTHING);
+        const struct ls_gemm_shape fused = ls_gemm_shape_of(&gemm->noted[i], ls_gemm_epilogue_of(&gemm->noted[i]));
+        const struct ls_gemm_shape plain = ls_gemm_shape_of(&gemm->noted[i], LS_GEMM_EPILOGUE_NONE);
         if (!is_among(&fused, copies, count) && !is_among(&plain, copies, count)) return false;
     }
     return true;

@@ -10,21 +10,26 @@ enum {
     LS_GEMM_WAYS = 8        /* algorithms of a shape that are measured */
 };
 
-/* What the library is asked for beside the product. */
-enum ls_gemm_beside { LS_BESIDE_NOTHING, LS_BESIDE_BIAS, LS_BESIDE_GELU_GRAD, LS_BESIDE_BIAS_GRADIENT };
+/* What the library is asked for with the product. */
+enum ls_gemm_epilogue {
+    LS_GEMM_EPILOGUE_NONE,
+    LS_GEMM_EPILOGUE_BIAS,
+    LS_GEMM_EPILOGUE_GELU_GRAD,
+    LS_GEMM_EPILOGUE_BIAS_GRADIENT
+};
 
 /* All that a plan depends on. */
 struct ls_gemm_shape {
     int64_t m, n, k, lda, ldb, ldc;
     int32_t align_a, align_b, align_c, align_residual; /* 0: there is no residual */
     uint8_t transpose_a, transpose_b, accumulate, c_fp32;
-    uint8_t dtype, beside;
+    uint8_t dtype, epilogue;
     uint8_t zero[2]; /* no padding: shapes are compared byte by byte */
 };
 
 struct ls_gemm_product {
     struct ls_gemm_shape shape;
-    bool made, refused; /* refused: the library has no algorithm that does this beside, or multiplies by none it has */
+    bool made, refused; /* refused: the library has no algorithm with this epilogue, or multiplies by none it has */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulAlgo_t algorithm;
@@ -57,11 +62,11 @@ struct ls_cuda_gemm {
 /* LS_ERROR: a call of the library's answered so. */
 enum ls_code ls_gemm_failed(const struct ls_cuda_gemm *gemm, cublasStatus_t status, const char *call,
                             const struct ls_gemm_shape *shape, struct ls_error *error);
-/* What the library may do for `op` beside its product. */
-enum ls_gemm_beside ls_gemm_beside_of(const struct ls_op_gemm *op);
+/* What the library may do for `op` with its product. */
+enum ls_gemm_epilogue ls_gemm_epilogue_of(const struct ls_op_gemm *op);
 /* The product that the library computes for `op`; with GELU, that is the sum it is applied to. */
-struct ls_gemm_shape ls_gemm_shape_of(const struct ls_op_gemm *op, enum ls_gemm_beside beside);
-/* The plan of a shape, made if there is none. NULL and LS_OK: the library refuses what it is asked for beside. */
+struct ls_gemm_shape ls_gemm_shape_of(const struct ls_op_gemm *op, enum ls_gemm_epilogue epilogue);
+/* The plan of a shape, made if there is none. NULL and LS_OK: the library refuses the epilogue. */
 enum ls_code ls_gemm_find_product(struct ls_cuda_gemm *gemm, const struct ls_gemm_shape *shape,
                                   struct ls_gemm_product **found, struct ls_error *error);
 /* Forgets all plans. */
@@ -69,14 +74,14 @@ void ls_gemm_clear(struct ls_cuda_gemm *gemm);
 /* The library's proposals, the one it thinks best first; at least one, or a status that says why not. */
 cublasStatus_t ls_gemm_propose(const struct ls_cuda_gemm *gemm, const struct ls_gemm_product *product,
                                cublasLtMatmulHeuristicResult_t proposals[LS_GEMM_WAYS], int *count);
-/* The product and what the library does beside it, by one algorithm. */
+/* The product with its epilogue, by one algorithm. */
 cublasStatus_t ls_gemm_multiply(const struct ls_cuda_gemm *gemm, cudaStream_t stream,
                                 const struct ls_gemm_product *product, const cublasLtMatmulAlgo_t *algorithm,
                                 const struct ls_op_gemm *op);
 /* What the library was not asked for. */
 cudaError_t ls_gemm_finish(const struct ls_gemm_product *product, const struct ls_op_gemm *op, cudaStream_t stream);
 /* From now on the product is made without what our kernel then does. */
-void ls_gemm_refuse_beside(const struct ls_cuda_gemm *gemm, struct ls_gemm_product *product, cublasStatus_t status);
+void ls_gemm_refuse_epilogue(const struct ls_cuda_gemm *gemm, struct ls_gemm_product *product, cublasStatus_t status);
 /* The product, alone if need be, without what follows it; *product is the plan that served. */
 enum ls_code ls_gemm_compute(struct ls_cuda_gemm *gemm, cudaStream_t stream, const struct ls_op_gemm *op,
                              struct ls_gemm_product **product, struct ls_error *error);

@@ -8,7 +8,8 @@ export PATH=$work/bin:$PATH
 cd "$work/here" || exit 1
 
 text() { lockstep data inspect "$1" --text; }
-tokens() { od -An -v -w2 -tu2 -j1024 "$1" | tr -d ' '; } # one a line
+ids() { od -An -v -w"$1" -tu"$1" -j1024 "$2" | tr -d ' '; } # WIDTH SHARD: one a line
+tokens() { ids 2 "$1"; }
 documents() { lockstep data inspect "$1" | sed -n 's/.*there are \([0-9]*\)$/\1/p'; }
 same() { # WHAT EXPECTED FOUND
     if [ "$2" = "$3" ]; then ok "$1"; else echo "expected: $2, found: $3" >"$work/same.log"; not_ok "$1" "$work/same.log"; fi
@@ -189,16 +190,15 @@ expect 0 'synthetic' "synthetic data can be looked at" lockstep data inspect syn
 
 # --- tokens of a tokenizer.json
 bpe=$repository/tests/reference/bpe
-ids() { od -An -v -w"$1" -tu"$1" -j1024 "$2" | tr -d ' '; } # WIDTH SHARD
 check "a text is prepared with a tokenizer" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json -o words
 same "and comes back" "$(md5sum <book.txt)" "$( (text words/train; text words/validation) | md5sum)"
-same "in fewer tokens than bytes, behind the document token" "0 1 1" "$(ids 2 words/train/train-000.bin | head -n 1) $(ids 2 words/train/train-000.bin | grep -cx 0) $(($(ids 2 words/train/train-000.bin | wc -l) < bytes * 9 / 10))"
+same "in fewer tokens than bytes, behind the document token" "0 1 1" "$(tokens words/train/train-000.bin | head -n 1) $(tokens words/train/train-000.bin | grep -cx 0) $(($(tokens words/train/train-000.bin | wc -l) < bytes * 9 / 10))"
 check "the tokenizer is beside them" cmp $bpe/gpt2.json words/train/tokenizer.json
 same "inspect shows the first words" 1 "$(lockstep data inspect words/train | grep -c 'begins *Chapter 1\\nline 0')"
 same "and names tokenizer and vocabulary" "words/validation/tokenizer.json, 700 ids" "$(lockstep data inspect words/validation | sed -n 's/^ *tokenizer *//p')"
 check "verify takes its vocabulary" lockstep data verify words
 check "small shards hold the same tokens" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json --shard-tokens 101 -o word-pieces
-same "one after the other" "$(ids 2 words/train/train-000.bin | md5sum)" "$(for file in word-pieces/train/*.bin; do ids 2 "$file"; done | md5sum)"
+same "one after the other" "$(tokens words/train/train-000.bin | md5sum)" "$(for file in word-pieces/train/*.bin; do tokens "$file"; done | md5sum)"
 # More than the 1 MiB of text that is made tokens at a time.
 for i in $(seq 300); do cat book.txt; done >library.txt
 check "a long text is prepared" lockstep data prepare library.txt --tokenizer $bpe/llama3.json --validation 0 -o library
@@ -209,7 +209,7 @@ check "a folder with a tokenizer will do" lockstep data prepare extra.txt --toke
 same "65,537 ids and more are of 4 bytes, as llm.c has them" "20240801 7 70000 70000" "$(echo $(od -An -td4 -N8 wide/train/train-000.bin) $(ids 4 wide/train/train-000.bin | grep -x 70000))"
 same "special tokens in a text are no text" "onetwo" "$(text wide/train)"
 check "JSONL has a document token for each line" lockstep data prepare lines.jsonl --tokenizer $bpe/digits.json --validation 0 -o word-lines
-same "as often as there are documents" "$(documents word-lines/train)" "$(ids 2 word-lines/train/train-000.bin | grep -cx 0)"
+same "as often as there are documents" "$(documents word-lines/train)" "$(tokens word-lines/train/train-000.bin | grep -cx 0)"
 expect 2 "has no token '<s>'" "a document token it does not have is refused" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json --document-token '<s>' -o x
 sed 's/<|endoftext|>/<other>/g' $bpe/gpt2.json >other.json
 expect 2 'none of the tokens that usually begin a document' "one has to be named where none is usual" lockstep data prepare book.txt --tokenizer other.json -o x

@@ -87,7 +87,8 @@ struct ls_session {
     struct ls_rank_info *ranks;
     int64_t ranks_count, world_size;
     struct ls_session_orders orders;
-    struct saving saved; /* the newest save announced; order 0: it honours none */
+    struct saving saved;         /* the newest save announced; order 0: it honours none */
+    bool save_wished, wish_sent; /* until a save begins; said once to each coordinator */
     struct report *ring;
     uint64_t ring_size;        /* REPORTS_MAX, and a part of every rank once they have joined */
     uint64_t head, sent, tail; /* head <= sent <= tail: oldest unsettled, next to send, next free */
@@ -190,7 +191,7 @@ static bool send_report(struct ls_session *session, const struct report *report)
         message.save_failed.step = report->words.step;
         memcpy(message.save_failed.text, report->words.text, sizeof message.save_failed.text);
         break;
-    default: break; /* SAVE_REQUEST has no body */
+    default: break; /* no other is a report */
     }
     return send_message(session, &message);
 }
@@ -216,10 +217,6 @@ static void drop_settled(struct ls_session *session) {
     if (dropped) pthread_cond_broadcast(&session->changed);
 }
 
-static bool is_said_once(enum ls_message_kind kind) {
-    return kind == LS_MESSAGE_FAULT || kind == LS_MESSAGE_SAVE_REQUEST;
-}
-
 /* Sends what has not been sent. Faults go out even before the welcome: they may be the reason why there is none. */
 static void send_reports(struct ls_session *session) {
     uint64_t before = session->sent;
@@ -232,10 +229,15 @@ static void send_reports(struct ls_session *session) {
             session->flowing = session->sent != before;
             break;
         }
-        if (is_said_once(report->kind)) report->settled = true;
+        if (report->kind == LS_MESSAGE_FAULT) report->settled = true;
     }
     if (session->sent != before) pthread_cond_broadcast(&session->changed);
     drop_settled(session);
+}
+
+static void send_wish(struct ls_session *session) {
+    if (session->joined && session->save_wished && !session->wish_sent)
+        session->wish_sent = send_plain(session, LS_MESSAGE_SAVE_REQUEST);
 }
 
 /* ---- the session's thread: receiving ---- */
@@ -291,6 +293,7 @@ static bool handle_message(struct ls_session *session, struct ls_message *messag
     case LS_MESSAGE_SETUP: handle_setup(session, message); return true;
     case LS_MESSAGE_WELCOME:
         session->joined = session->started = true;
+        session->wish_sent = false;
         settle(session, message->welcome.acknowledged_step, message->welcome.acknowledged_validation, -1);
         session->sent = session->head;
         return true;
@@ -395,6 +398,7 @@ static void *session_thread(void *argument) {
             if (sent) spoke_ns = now_ns();
         }
         send_reports(session);
+        send_wish(session);
         flowing = session->flowing;
         bool done = session->closing && (session->close_now || session->head == session->tail);
         if (done) send_plain(session, LS_MESSAGE_GOODBYE);
@@ -619,6 +623,7 @@ void ls_session_validation(struct ls_session *session, int64_t step, double loss
 void ls_session_saving(struct ls_session *session, int64_t step, uint64_t order_id, bool stop) {
     struct report *slot = begin_report(session, LS_MESSAGE_SAVING);
     slot->saving = session->saved = (struct saving){step, order_id, stop};
+    session->save_wished = false;
     end_report(session);
 }
 
@@ -657,7 +662,11 @@ void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t ra
 }
 
 void ls_session_request_save(struct ls_session *session) {
-    say(session, LS_MESSAGE_SAVE_REQUEST, 0, 0, 0, "");
+    pthread_mutex_lock(&session->mutex);
+    session->save_wished = true;
+    session->wish_sent = false;
+    pthread_mutex_unlock(&session->mutex);
+    wake_thread(session);
 }
 
 /* Waits up to a second for the coordinator to end the run. */

@@ -68,7 +68,7 @@ void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int
                      const struct ls_part_file *files, int64_t count);
 /* A rank could not write its part. Resent until the run ends, or this step or a later one is committed. */
 void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t rank, const char *text);
-/* A worker got a SIGTERM: asks the coordinator to order a save. */
+/* A worker got a SIGTERM: asks the coordinator, and each one that follows it, to order a save, until one begins. */
 void ls_session_request_save(struct ls_session *session);
 /* Says that this run ends because of an error of `rank`; waits up to a second for the coordinator to end it. */
 void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error);

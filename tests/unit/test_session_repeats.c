@@ -147,6 +147,42 @@ static void test_a_failed_save_is_told_to_the_next_coordinator(void **state) {
     ls_session_close(stage->session, 10);
 }
 
+/* True when a message of `kind` comes before one of `last`. */
+static bool comes_before(struct stage *stage, enum ls_message_kind kind, enum ls_message_kind last) {
+    for (int i = 0; i < TRIES; i++) {
+        struct ls_message message;
+        if (!hear(stage, &message)) continue;
+        const enum ls_message_kind heard = message.kind;
+        ls_message_release(&message);
+        if (heard == LS_MESSAGE_HELLO) welcome(stage);
+        if (heard == kind || heard == last) return heard == kind;
+    }
+    fail_msg("neither came");
+    return false;
+}
+
+/* A coordinator that dies before it has ordered the save that a worker's SIGTERM asks for leaves one that knows
+ * nothing of it. */
+static void test_a_wish_to_save_is_told_to_every_coordinator_until_a_save_begins(void **state) {
+    struct stage *stage = *state;
+    join_with(stage, 2);
+    ls_session_request_save(stage->session);
+    assert_int_equal(serve_until(stage, LS_MESSAGE_SAVE_REQUEST), 0);
+    stage->generation = 2;
+    answer(stage, (struct ls_message){.kind = LS_MESSAGE_REJOIN});
+    assert_int_equal(serve_until(stage, LS_MESSAGE_SAVE_REQUEST), 0);
+    ls_session_saving(stage->session, 4, 0, false);
+    assert_int_equal(serve_until(stage, LS_MESSAGE_SAVING), 0);
+    stage->generation = 3;
+    answer(stage, (struct ls_message){.kind = LS_MESSAGE_REJOIN});
+    assert_int_equal(serve_until(stage, LS_MESSAGE_SAVING), 0);
+    assert_false(comes_before(stage, LS_MESSAGE_SAVE_REQUEST, LS_MESSAGE_HELLO));
+    struct ls_message end = {.kind = LS_MESSAGE_ENDED};
+    end.answer.code = LS_STOPPED;
+    answer(stage, end);
+    ls_session_close(stage->session, 10);
+}
+
 static void *save_many(void *argument) {
     struct stage *stage = argument;
     ls_session_saving(stage->session, 4, 0, false);
@@ -187,6 +223,7 @@ static void test_the_parts_of_twenty_thousand_ranks_are_held_until_the_commit(vo
 int main(void) {
     const struct CMUnitTest tests[] = {
         STAGED(test_a_failed_save_is_told_to_the_next_coordinator),
+        STAGED(test_a_wish_to_save_is_told_to_every_coordinator_until_a_save_begins),
         STAGED(test_the_parts_of_twenty_thousand_ranks_are_held_until_the_commit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

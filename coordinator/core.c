@@ -418,6 +418,12 @@ bool ls_core_is_joined(const struct ls_core *core, ls_connection connection) {
     return core_is_joined(core, connection);
 }
 
+bool ls_core_is_asked(const struct ls_core *core, ls_connection connection) {
+    for (int i = 0; i < LS_CORE_REQUESTS_MAX; i++)
+        if (core->requests[i].connection && core->requests[i].connection == connection) return true;
+    return false;
+}
+
 void ls_core_read_status(const struct ls_core *core, struct ls_core_status *status) {
     enum ls_core_phase phase = LS_PHASE_RUNNING;
     if (core->ended)

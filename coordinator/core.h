@@ -521,6 +521,10 @@ void ls_core_handle(struct ls_core *core, const struct ls_core_event *event, str
  * REJOIN too. */
 bool ls_core_is_joined(const struct ls_core *core, ls_connection connection);
 
+/* True while a request of the connection waits for its REPLY. The server answers the pulses of an operator whose
+ * request is not known, because a coordinator before this one had it, with REJOIN: it asks again. */
+bool ls_core_is_asked(const struct ls_core *core, ls_connection connection);
+
 void ls_core_read_status(const struct ls_core *core, struct ls_core_status *status);
 
 /* What the present attempt passes over, positions of its generation of the data. The core's; changes when an attempt

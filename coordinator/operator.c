@@ -42,12 +42,18 @@ static void send_message(void *socket, struct ls_message *message) {
         zmq_send(socket, bytes, count, ZMQ_DONTWAIT);
 }
 
+static void send_request(void *socket, enum ls_wire_request request) {
+    struct ls_message message = {.kind = LS_MESSAGE_REQUEST, .request = request};
+    send_message(socket, &message);
+}
+
 static bool is_answer(enum ls_message_kind kind) {
     return kind == LS_MESSAGE_REPLY || kind == LS_MESSAGE_STATUS || kind == LS_MESSAGE_REFUSED ||
            kind == LS_MESSAGE_ENDED;
 }
 
-static bool wait_for_answer(void *socket, double answer_seconds, struct ls_message *answer) {
+static bool wait_for_answer(void *socket, enum ls_wire_request request, double answer_seconds,
+                            struct ls_message *answer) {
     double heard = now_seconds();
     while (now_seconds() - heard < answer_seconds) {
         zmq_pollitem_t item = {socket, 0, ZMQ_POLLIN, 0};
@@ -65,6 +71,7 @@ static bool wait_for_answer(void *socket, double answer_seconds, struct ls_messa
                 zmq_msg_close(&frame);
                 return true;
             }
+            if (answer->kind == LS_MESSAGE_REJOIN) send_request(socket, request);
             ls_message_release(answer);
         }
         zmq_msg_close(&frame);
@@ -81,9 +88,8 @@ enum ls_code ls_operator_ask(const char *endpoint, const struct ls_key *key, enu
         code =
             ls_fail(error, LS_COMMUNICATION, LS_SCOPE_CALL, "cannot connect to %s: %s", endpoint, zmq_strerror(errno));
     } else {
-        struct ls_message message = {.kind = LS_MESSAGE_REQUEST, .request = request};
-        send_message(socket, &message);
-        if (!wait_for_answer(socket, answer_seconds, answer))
+        send_request(socket, request);
+        if (!wait_for_answer(socket, request, answer_seconds, answer))
             code = ls_fail(
                 error, LS_COMMUNICATION, LS_SCOPE_CALL,
                 "the coordinator at %s does not answer. It may be ending, or the operator key is not of this run.",

@@ -339,7 +339,7 @@ static void send_status(struct ls_server *server, ls_connection name) {
 
 static void on_operator(struct ls_server *server, ls_connection name, const struct ls_message *message) {
     if (message->kind == LS_MESSAGE_PULSE) {
-        send_plain(server, name, LS_MESSAGE_PULSE);
+        send_plain(server, name, ls_core_is_asked(server->run->machine, name) ? LS_MESSAGE_PULSE : LS_MESSAGE_REJOIN);
     } else if (message->request == LS_WIRE_STATUS) {
         send_status(server, name);
     } else {

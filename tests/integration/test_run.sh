@@ -221,6 +221,23 @@ check "it was told and started again" grep -q "the coordinator was killed by sig
 check "with the same samples in every step" bash -c "[ '$(digests steady | md5sum)' = '$(digests shaken | md5sum)' ]"
 check "and the same chain" cmp <(sed -n '/ledger_chain/p' steady/final/trainer.json) <(sed -n '/ledger_chain/p' shaken/final/trainer.json)
 
+# The coordinator has the request, and a save cannot begin while the rank is stopped.
+begin asked -n 1 --set fault.stall_timeout_seconds=600
+worker=$(worker_pid asked 0)
+kill -STOP "$worker"
+lockstep checkpoint asked >asked.answer 2>&1 &
+asking=$!
+end_after 120 $asking
+sleep 1
+kill -9 "$(sed -n 's/^pid //p' asked/lock)"
+until_events asked coordinator_restarted 1
+kill -CONT "$worker"
+wait $asking
+check "who waits for a save when the coordinator is killed is answered by the next one" grep -q "^saved: step" asked.answer
+end_watched $asking
+lockstep stop asked >/dev/null 2>&1
+ends 130 "" "and that run is stopped" asked
+
 # Killed as soon as it is there, before it can be ready: a run that goes on has another one.
 lockstep run "$config" --run-dir steady -n 2 --set train.steps=620 --accept train.steps --resume >early.out 2>early.err &
 early=$!

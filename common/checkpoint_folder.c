@@ -541,11 +541,13 @@ enum ls_code ls_checkpoint_recover(const char *run_dir, uint64_t attempt, struct
     int checkpoints;
     enum ls_code code = open_folders(run_dir, &checkpoints, &entries, &count, error);
     if (!code && checkpoints >= 0) code = recover_entries(checkpoints, attempt, entries, count, error);
-    for (size_t i = 0; i < count && !code; i++)
-        if (entries[i].kind == FOLDER_COMMITTED) {
-            code = write_latest(run_dir, entries[i].step, error);
-            break;
-        }
+    size_t newest = 0;
+    while (newest < count && entries[newest].kind != FOLDER_COMMITTED) newest++;
+    char latest[LS_CHECKPOINT_PATH_MAX];
+    if (!code && newest < count)
+        code = write_latest(run_dir, entries[newest].step, error);
+    else if (!code && !join(NULL, latest, run_dir, "latest") && unlink(latest) && errno != ENOENT)
+        code = fail_errno(error, "remove", latest);
     if (checkpoints >= 0) close(checkpoints);
     free(entries);
     return code;

@@ -78,7 +78,8 @@ enum ls_code ls_checkpoint_list(const char *run_dir, uint64_t **steps, size_t *c
 enum ls_code ls_checkpoint_open(const char *path, struct ls_checkpoint_found *checkpoint, struct ls_error *error);
 
 /* At start, with the run's lock held: removes the build folders of attempts before `attempt` and what was half removed,
- * puts back a superseded folder whose replacement never came, and makes `latest` name the newest committed folder. */
+ * puts back a superseded folder whose replacement never came, and makes `latest` name the newest committed folder;
+ * without one there is no such file. */
 enum ls_code ls_checkpoint_recover(const char *run_dir, uint64_t attempt, struct ls_error *error);
 
 /* After `step` was committed: removes the committed folders at or below it whose steps are not among kept[count], and

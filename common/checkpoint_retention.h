@@ -15,13 +15,14 @@ struct ls_retention {
     int keep_best;      /* its validation loss is one of the so many lowest; 0: no such reason */
 };
 
-/* After `step` was committed: removes the checkpoints at or below it that have no reason to stay, and superseded
- * folders whose step is committed (ls_checkpoint_prune). The one of `step` always stays. LS_CHECKPOINT, LS_MEMORY. */
+/* After `step` was committed: removes the checkpoints at or below it that have no reason to stay, superseded folders
+ * whose step is committed (ls_checkpoint_prune), and links to what is gone. The one of `step` always stays. Losses
+ * compare where the validation data were those of the newest. LS_CHECKPOINT, LS_MEMORY. */
 enum ls_code ls_retention_prune(const char *run_dir, uint64_t step, const struct ls_retention *retention,
                                 struct ls_error *error);
 
 /* Makes RUN/best link to the checkpoint at or below `step` with the lowest validation loss, the newest one of equals.
- * Nothing without one. LS_CHECKPOINT, LS_MEMORY. */
+ * Without one there is no such link. LS_CHECKPOINT, LS_MEMORY. */
 enum ls_code ls_retention_mark_best(const char *run_dir, uint64_t step, struct ls_error *error);
 
 #endif

@@ -39,6 +39,7 @@ static const struct {
     {"config_digest", offsetof(struct ls_trainer_state, config_digest), false},
     {"dataset_digest", offsetof(struct ls_trainer_state, dataset_digest), false},
     {"train_digest", offsetof(struct ls_trainer_state, train_digest), true},
+    {"validation_digest", offsetof(struct ls_trainer_state, validation_digest), true},
 };
 enum { NUMBER_COUNT = sizeof numbers / sizeof *numbers, DIGEST_COUNT = sizeof digests / sizeof *digests };
 

@@ -30,6 +30,7 @@ struct ls_trainer_state {
                                */
     char config_digest[33], dataset_digest[33];
     char train_digest[33];           /* struct ls_corpus's: the generation's data and their order; "": not known */
+    char validation_digest[33];      /* struct ls_corpus's: what the loss is of; "": not known */
     struct ls_quarantine quarantine; /* what the generation passes over */
 };
 

@@ -272,18 +272,24 @@ enum ls_code ls_journal_history(struct ls_journal *journal, double *seconds, int
     return code;
 }
 
-enum ls_code ls_journal_last_validation(struct ls_journal *journal, int64_t attempt, int64_t *step, double *loss,
-                                        struct ls_error *error) {
-    sqlite3_stmt *statement = NULL;
-    bool found = false;
-    enum ls_code code = first_row(
-        journal, "SELECT step, loss FROM records WHERE attempt=? AND kind='validation' ORDER BY id DESC LIMIT 1",
-        attempt, &statement, &found, error);
-    *step = found ? sqlite3_column_int64(statement, 0) : -1;
-    /* SQLite keeps what is no number as NULL. */
-    const bool number = found && sqlite3_column_type(statement, 1) != SQLITE_NULL;
-    *loss = number ? sqlite3_column_double(statement, 1) : found ? NAN : 0;
-    sqlite3_finalize(statement);
+enum ls_code ls_journal_read_validations(struct ls_journal *journal, int64_t attempt, int64_t most,
+                                         ls_journal_take_validation *take, void *context, struct ls_error *error) {
+    sqlite3_stmt *row;
+    if (sqlite3_prepare_v2(journal->database,
+                           "SELECT step, loss FROM (SELECT id, step, loss FROM records WHERE attempt=? AND"
+                           " kind='validation' ORDER BY id DESC LIMIT ?) ORDER BY id",
+                           -1, &row, NULL) != SQLITE_OK)
+        return journal_failed(journal, error);
+    sqlite3_bind_int64(row, 1, attempt);
+    sqlite3_bind_int64(row, 2, most);
+    int got;
+    while ((got = sqlite3_step(row)) == SQLITE_ROW) {
+        /* SQLite keeps what is no number as NULL. */
+        const bool number = sqlite3_column_type(row, 1) != SQLITE_NULL;
+        take(context, sqlite3_column_int64(row, 0), number ? sqlite3_column_double(row, 1) : NAN);
+    }
+    enum ls_code code = got == SQLITE_DONE ? LS_OK : journal_failed(journal, error);
+    sqlite3_finalize(row);
     return code;
 }
 

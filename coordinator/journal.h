@@ -131,9 +131,12 @@ bool ls_journal_last_record(struct ls_journal *journal, enum ls_core_record_kind
 
 /* Seconds between first and last record of each attempt, added up, and how many attempts ended in a fault. */
 enum ls_code ls_journal_history(struct ls_journal *journal, double *seconds, int64_t *faults, struct ls_error *error);
-/* The newest validation of `attempt`; *step is -1 when there is none, *loss NAN when it was no number. */
-enum ls_code ls_journal_last_validation(struct ls_journal *journal, int64_t attempt, int64_t *step, double *loss,
-                                        struct ls_error *error);
+/* Calls `take` for the newest `most` validations of `attempt` in the order written; `loss` is NAN when it was no
+ * number.
+ */
+typedef void ls_journal_take_validation(void *context, int64_t step, double loss);
+enum ls_code ls_journal_read_validations(struct ls_journal *journal, int64_t attempt, int64_t most,
+                                         ls_journal_take_validation *take, void *context, struct ls_error *error);
 
 /* The thread. */
 

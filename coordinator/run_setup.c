@@ -214,8 +214,10 @@ void ls_run_tell_complete(const struct ls_run *run, char *text, size_t size) {
 /* A new attempt, from the newest good checkpoint or from step 0. */
 static enum ls_code begin_attempt(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     struct ls_journal_attempt before;
-    struct ls_run_start_wish wish = {
-        .run_dir = run->directory.path, .below_step = INT64_MAX, .config_digest = run->core.config_digest};
+    struct ls_run_start_wish wish = {.run_dir = run->directory.path,
+                                     .below_step = INT64_MAX,
+                                     .config_digest = run->core.config_digest,
+                                     .best = run->config->checkpoint.keep_best > 0};
     enum ls_code code = ls_journal_last_attempt(run->journal, &before, error);
     struct last_words last = {.below_step = INT64_MAX, .step = before.start_step};
     if (code == LS_OK) code = ls_journal_read_records(run->journal, before.attempt, note_last_words, &last, error);
@@ -242,8 +244,13 @@ static enum ls_code begin(struct ls_run *run, const struct ls_run_options *optio
         if (code == LS_OK && run->attempt.attempt == 0)
             code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "the journal of %s has no attempt to go on with",
                            run->directory.path);
+        if (code == LS_OK)
+            ls_run_mend_links(run->directory.path, run->attempt.attempt, run->config->checkpoint.keep_best > 0, 0);
     } else {
         code = begin_attempt(run, options, error);
+        if (code == LS_OK && run->complete)
+            ls_run_mend_links(run->directory.path, run->attempt.attempt, run->config->checkpoint.keep_best > 0,
+                              run->attempt.start_step);
     }
     if (code == LS_OK && !run->complete)
         code = ls_journal_begin_generation(run->journal, run->attempt.attempt, &run->core.generation, error);

@@ -6,6 +6,7 @@
 #include "common/trainer_state.h"
 #include "coordinator/journal.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { LS_RUN_DAMAGED_MAX = 8 };
@@ -16,6 +17,7 @@ struct ls_run_start_wish {
     int64_t attempt;    /* that will start */
     int64_t below_step; /* checkpoints of this step and later ones are not to be used */
     const char *config_digest;
+    bool best; /* RUN/best links to the one with the lowest validation loss */
 };
 
 /* What was found; what the attempt's number and world size are is the caller's, and whether its data are those of the
@@ -28,9 +30,14 @@ struct ls_run_start {
     char damaged[LS_RUN_DAMAGED_MAX][400]; /* the first of them: name, and what is wrong */
 };
 
+/* Makes RUN/latest, RUN/best (if `best`) and, with a final_step above 0, RUN/final what the checkpoints say, with the
+ * run's lock held: a coordinator may have been killed between a commit and what follows it. `attempt` as for
+ * ls_checkpoint_recover(). What cannot be done is logged. */
+void ls_run_mend_links(const char *run_dir, int64_t attempt, bool best, int64_t final_step);
+
 /* Tidies RUN/checkpoints (ls_checkpoint_recover), rejects the checkpoints from below_step on, and takes the newest good
- * one; damaged ones above it are rejected and logged. Reads every byte of what it accepts. Done again it finds the
- * same. LS_CHECKPOINT, also when the checkpoint is of another configuration. */
+ * one; damaged ones above it are rejected and logged, and the links mended. Reads every byte of what it accepts. Done
+ * again it finds the same. LS_CHECKPOINT, also when the checkpoint is of another configuration. */
 enum ls_code ls_run_find_start(const struct ls_run_start_wish *wish, struct ls_run_start *start,
                                struct ls_error *error);
 

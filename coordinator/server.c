@@ -393,9 +393,12 @@ enum ls_code server_start_watching(struct ls_server *server, struct ls_error *er
     return code ? code : ls_stragglers_create(run->ranks, &server->stragglers, error);
 }
 
+static void note_validation(void *server, int64_t step, double loss) {
+    server_note_validation(server, step, loss);
+}
+
 static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     struct ls_run *run = server->run;
-    struct server_validation validation = {.step = -1};
     ls_descriptors_raise();
     server->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     server->buffer = malloc(LS_WIRE_BYTES_MAX);
@@ -406,9 +409,8 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     enum ls_code code =
         ls_journal_history(run->journal, &run->facts.earlier_seconds, &run->facts.earlier_faults, error);
     if (code == LS_OK)
-        code =
-            ls_journal_last_validation(run->journal, run->attempt.attempt, &validation.step, &validation.loss, error);
-    if (code == LS_OK) server_note_validation(server, validation.step, validation.loss);
+        code = ls_journal_read_validations(run->journal, run->attempt.attempt, SERVER_VALIDATIONS, note_validation,
+                                           server, error);
     if (code == LS_OK) code = ls_metrics_open(&run->facts, &server->metrics, error);
     if (code == LS_OK) code = ls_console_open(&run->facts, &server->console, error);
     if (code == LS_OK) code = server_start_watching(server, error);
@@ -496,6 +498,16 @@ static void tell_beginning(struct ls_server *server) {
                     (long long)status.step, status.attempt, status.generation);
 }
 
+/* The last checkpoint was committed before it was known to be the last one where a coordinator was killed behind its
+ * commit, or where what was left to train on went into quarantine. */
+static void link_final(const struct ls_server *server) {
+    const struct ls_run *run = server->run;
+    struct ls_core_status status;
+    ls_core_read_status(run->machine, &status);
+    ls_run_mend_links(run->directory.path, run->attempt.attempt, run->config->checkpoint.keep_best > 0,
+                      status.committed_step);
+}
+
 enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct ls_error *reason) {
     struct ls_server *server = calloc(1, sizeof *server);
     if (!server) return ls_fail(reason, LS_MEMORY, LS_SCOPE_JOB, "no memory for the coordinator");
@@ -517,6 +529,7 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
         code = ls_fail(reason, server->end_code, LS_SCOPE_JOB, "%s", server->end_text);
     }
     stop(server);
+    if (served && code == LS_OK && ls_run_directory_is_ours(&run->directory, run->core.generation)) link_final(server);
     if (served) {
         struct ls_metrics_summary summary;
         ls_metrics_summarise(server->metrics, &summary);

@@ -10,7 +10,7 @@
 #include <string.h>
 
 void server_note_validation(struct ls_server *server, int64_t step, double loss) {
-    if (step >= 0) server->validations[step % SERVER_VALIDATIONS] = (struct server_validation){step, loss};
+    server->validations[step % SERVER_VALIDATIONS] = (struct server_validation){step, loss};
 }
 
 /* ---- journal ---- */
@@ -117,6 +117,7 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     memcpy(state->config_digest, run->core.config_digest, sizeof state->config_digest);
     memcpy(state->dataset_digest, run->core.dataset_digest, sizeof state->dataset_digest);
     memcpy(state->train_digest, run->data.train_digest, sizeof state->train_digest);
+    memcpy(state->validation_digest, run->data.validation_digest, sizeof state->validation_digest);
     struct ls_core_status status;
     ls_core_read_status(run->machine, &status);
     job.final = action->commit.step == status.end_step;

@@ -84,7 +84,8 @@ void server_prepare(struct ls_server *server, const struct ls_core_action *actio
     const struct ls_run_start_wish wish = {.run_dir = run->directory.path,
                                            .attempt = (int64_t)action->attempt + 1,
                                            .below_step = action->prepare.below_step,
-                                           .config_digest = run->core.config_digest};
+                                           .config_digest = run->core.config_digest,
+                                           .best = run->config->checkpoint.keep_best > 0};
     server->preparing = action->attempt;
     ls_committer_prepare(server->committer, &wish);
 }

@@ -2,6 +2,7 @@
 # Checkpoints beside training, from outside: what is in them, when they come, which ones stay, and that none is lost to a crash at any
 # moment. LS_TEST_LONG=1: more crashes.
 source "$(dirname "$0")/lib.sh"
+source_folder=$PWD/tests/integration
 mkdir "$work/bin" "$work/here"
 ln -s "$lockstep" "$work/bin/lockstep"
 export PATH=$work/bin:$PATH
@@ -64,6 +65,39 @@ check "has kept the last one, multiples of 16 and the two best" test "$(names ke
 check "best links to the lowest validation loss" test "$(readlink kept/best)" = "checkpoints/step-$(printf %08d "$(head -n 1 <<<"$best")")"
 expect 2 "no multiple of evaluation.every_steps" "keeping by a loss that most would not have is refused" \
     lockstep run run.yaml --run-dir none --set evaluation.every_steps=4 --set checkpoint.every_steps=6 --set checkpoint.keep_best=1
+
+# ---- a coordinator that is killed in a commit ----
+
+# Built without the name of the checkpoint, or with it and nothing else: `latest`, `final` and `best` come behind it.
+${CC:-cc} -O1 -Wall -Wextra -Werror -shared -fPIC -o hold.so "$source_folder/hold.c" -ldl || exit 1
+kill_coordinator() { # RUN
+    kill -9 "$(sed -n 's/^pid //p' "$1/lock")"
+    until_events "$1" coordinator_restarted 1
+    rm hold
+}
+held() { env LD_PRELOAD="$work/here/hold.so" "$1=$work/here/hold" "${@:2}"; }
+touch hold
+begin_run before held HOLD_BEFORE lockstep run run.yaml --run-dir before -n 1 --set checkpoint.every_steps=4 --set checkpoint.keep=0 \
+    --set evaluation.every_steps=4 --set checkpoint.keep_best=1
+validated_at() { grep -q "\"kind\":\"validation\",\"step\":$2," "$1/metrics.jsonl"; } # RUN STEP
+until_true 120 "the run goes on beside its first save" "${supervisors[before]}" before.err validated_at before 8
+kill_coordinator before
+ends 0 "" "a run whose coordinator is killed before the commit that it is at" before
+check "saves what was validated then with its loss, which is not the newest one" grep -q validation_loss before/checkpoints/step-00000004/trainer.json
+
+touch hold
+begin_run behind held HOLD_AFTER lockstep run run.yaml --run-dir behind -n 1 --set train.steps=4 --set checkpoint.every_steps=4 \
+    --set evaluation.every_steps=4 --set checkpoint.keep_best=1
+until_true 120 "the last checkpoint is there" "${supervisors[behind]}" behind.err test -e behind/checkpoints/step-00000004
+kill_coordinator behind
+ends 0 "" "a run whose coordinator is killed behind its last commit" behind
+check "has latest, final and best all the same" bash -c \
+    "[ \"\$(cat behind/latest)\" = step-00000004 ] && [ -e behind/final/manifest.json ] && [ -e behind/best/manifest.json ]"
+rm -f behind/latest behind/final behind/best
+expect 0 "nothing is left to do" "--resume of a complete run" lockstep run run.yaml --run-dir behind -n 1 --resume --set train.steps=4 \
+    --set checkpoint.every_steps=4 --set evaluation.every_steps=4 --set checkpoint.keep_best=1
+check "makes them where they are missing" bash -c \
+    "[ \"\$(cat behind/latest)\" = step-00000004 ] && [ -e behind/final/manifest.json ] && [ -e behind/best/manifest.json ]"
 
 # ---- going on under another configuration ----
 

@@ -34,13 +34,15 @@ static void put_part(const char *build, const char *name, const char *text, stru
     ls_part_abandon(&part);
 }
 
-/* The validation loss of every step that has one. */
+/* The validation loss of every step that has one, and the digest of the data that it is of; NULL: not known. */
 static const double *losses;
+static const char *validated_on;
 
 static enum ls_code commit(const char *run, uint64_t step, uint64_t attempt, const struct ls_file_record *records,
                            size_t count) {
     struct ls_trainer_state state = {.step = step, .attempt = attempt, .position = 30 * step, .world_size = 2};
     if (losses && losses[step] > 0) state.validated = true, state.validation_loss = losses[step];
+    if (validated_on) strcpy(state.validation_digest, validated_on);
     return ls_checkpoint_commit(run, step, attempt, records, count, &state, NULL, error);
 }
 
@@ -425,6 +427,62 @@ static void best_links_to_the_lowest_loss_and_moves_with_it(void **unused) {
     harness_remove(run);
 }
 
+static void losses_on_other_validation_data_do_not_compare(void **unused) {
+    (void)unused;
+    static const double some[] = {0, 1, 2, 9, 8, 8.5};
+    static const char before[] = "00000000000000000000000000000001", after[] = "00000000000000000000000000000002";
+    char *run = harness_folder();
+    struct ls_checkpoint_found found;
+    losses = some;
+    for (uint64_t step = 1; step <= 5; step++) {
+        validated_on = step < 3 ? before : after;
+        save(run, step, 1);
+    }
+    validated_on = NULL;
+    losses = NULL;
+    expect_ok(ls_retention_mark_best(run, 2, error));
+    expect_ok(ls_checkpoint_open(harness_path(run, "best"), &found, error));
+    assert_int_equal(found.state.step, 1);
+    expect_ok(ls_retention_mark_best(run, 5, error));
+    expect_ok(ls_checkpoint_open(harness_path(run, "best"), &found, error));
+    assert_int_equal(found.state.step, 4);
+    expect_ok(ls_retention_prune(run, 5, &(struct ls_retention){.keep = 1, .keep_best = 1}, error));
+    assert_false(has(run, "step-00000001"));
+    assert_true(has(run, "step-00000004"));
+    harness_remove(run);
+}
+
+static bool has_link(const char *path) {
+    struct stat status;
+    return lstat(path, &status) == 0;
+}
+
+static void no_link_names_a_checkpoint_that_is_gone(void **unused) {
+    (void)unused;
+    static const double some[] = {0, 1, 2, 3};
+    char *run = harness_folder();
+    struct ls_checkpoint_found found;
+    losses = some;
+    for (uint64_t step = 1; step <= 3; step++) save(run, step, 1);
+    losses = NULL;
+    expect_ok(ls_retention_mark_best(run, 3, error));
+    expect_ok(ls_checkpoint_link(run, "final", 1, error));
+    expect_ok(ls_checkpoint_reject(run, "step-00000001", 2, error));
+    expect_ok(ls_retention_mark_best(run, 3, error));
+    expect_ok(ls_checkpoint_open(harness_path(run, "best"), &found, error));
+    assert_int_equal(found.state.step, 2);
+    /* Nobody asks for the best any more, and so it does not stay. */
+    expect_ok(ls_retention_prune(run, 3, &(struct ls_retention){.keep = 1}, error));
+    assert_false(has_link(harness_path(run, "best")) || has_link(harness_path(run, "final")));
+    expect_ok(ls_retention_mark_best(run, 3, error));
+    assert_true(has_link(harness_path(run, "best")));
+    expect_ok(ls_checkpoint_reject_from(run, 1, 2, error));
+    expect_ok(ls_checkpoint_recover(run, 2, error));
+    expect_ok(ls_retention_mark_best(run, 3, error));
+    assert_false(has_link(harness_path(run, "best")) || has_link(harness_path(run, "latest")));
+    harness_remove(run);
+}
+
 static void final_links_to_the_last_step_and_moves_with_it(void **unused) {
     (void)unused;
     char *run = harness_folder();
@@ -523,6 +581,8 @@ int main(void) {
         cmocka_unit_test(pruning_keeps_the_newest_and_what_lies_above),
         cmocka_unit_test(what_has_a_reason_to_stay_stays),
         cmocka_unit_test(best_links_to_the_lowest_loss_and_moves_with_it),
+        cmocka_unit_test(losses_on_other_validation_data_do_not_compare),
+        cmocka_unit_test(no_link_names_a_checkpoint_that_is_gone),
         cmocka_unit_test(final_links_to_the_last_step_and_moves_with_it),
         cmocka_unit_test(too_little_space_is_refused_with_both_numbers_before_anything_is_made),
         cmocka_unit_test(a_write_to_a_full_device_names_the_bytes_needed),

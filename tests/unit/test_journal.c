@@ -254,18 +254,30 @@ static void test_every_kind_of_record_is_read_back(void **state) {
     close(wake);
 }
 
-/* The child is killed right after its journal said that 40 records are durable. */
-static void test_history_and_the_last_validation_are_found(void **state) {
+struct validations {
+    int count;
+    int64_t steps[8];
+    double losses[8];
+};
+
+static void take_validation(void *context, int64_t step, double loss) {
+    struct validations *seen = context;
+    seen->steps[seen->count] = step;
+    seen->losses[seen->count++] = loss;
+}
+
+static void test_history_and_the_newest_validations_are_found(void **state) {
     (void)state;
     struct ls_journal *journal = open_journal();
     int observed = 0, wake = eventfd(0, 0);
     uint32_t generation;
-    double seconds = -1, loss = -1;
-    int64_t faults = -1, step = 0;
+    double seconds = -1;
+    int64_t faults = -1;
+    struct validations seen = {0};
     assert_int_equal(ls_journal_history(journal, &seconds, &faults, NULL), LS_OK);
     assert_true(seconds == 0 && faults == 0);
-    assert_int_equal(ls_journal_last_validation(journal, 1, &step, &loss, NULL), LS_OK);
-    assert_int_equal(step, -1);
+    assert_int_equal(ls_journal_read_validations(journal, 1, 9, take_validation, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 0);
     assert_int_equal(ls_journal_begin_generation(journal, 1, &generation, NULL), LS_OK);
     assert_int_equal(ls_journal_start(journal, generation, wake, count_entry, &observed, NULL), LS_OK);
     struct ls_journal_entry entries[6];
@@ -286,13 +298,18 @@ static void test_history_and_the_last_validation_are_found(void **state) {
     wait_until_durable(journal, wake, 6);
     ls_journal_close(journal);
     journal = open_journal();
-    assert_int_equal(ls_journal_last_validation(journal, 1, &step, &loss, NULL), LS_OK);
-    assert_true(step == 20 && loss == 3.0);
-    assert_int_equal(ls_journal_last_validation(journal, 2, &step, &loss, NULL), LS_OK);
-    assert_true(step == 30 && loss == 4.5);
+    assert_int_equal(ls_journal_read_validations(journal, 1, 9, take_validation, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 2);
+    assert_true(seen.steps[0] == 10 && seen.losses[0] == 1.5 && seen.steps[1] == 20 && seen.losses[1] == 3.0);
+    assert_int_equal(ls_journal_read_validations(journal, 1, 1, take_validation, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 3);
+    assert_int_equal(seen.steps[2], 20);
+    assert_int_equal(ls_journal_read_validations(journal, 2, 9, take_validation, &seen, NULL), LS_OK);
+    assert_int_equal(seen.count, 4);
+    assert_true(seen.steps[3] == 30 && seen.losses[3] == 4.5);
     /* A loss that is no number is none after a restart either: it must not become the lowest of all. */
-    assert_int_equal(ls_journal_last_validation(journal, 3, &step, &loss, NULL), LS_OK);
-    assert_true(step == 40 && isnan(loss));
+    assert_int_equal(ls_journal_read_validations(journal, 3, 9, take_validation, &seen, NULL), LS_OK);
+    assert_true(seen.count == 5 && seen.steps[4] == 40 && isnan(seen.losses[4]));
     assert_int_equal(ls_journal_history(journal, &seconds, &faults, NULL), LS_OK);
     assert_int_equal(faults, 2);
     assert_true(seconds >= 0 && seconds < 600);
@@ -300,6 +317,7 @@ static void test_history_and_the_last_validation_are_found(void **state) {
     close(wake);
 }
 
+/* The child is killed right after its journal said that 40 records are durable. */
 static void test_durable_records_survive_a_kill(void **state) {
     (void)state;
     int ready[2];
@@ -527,7 +545,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_a_new_attempt_comes_with_its_record_and_history_has_what_matters,
                                         make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_every_kind_of_record_is_read_back, make_folder, remove_folder),
-        cmocka_unit_test_setup_teardown(test_history_and_the_last_validation_are_found, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_history_and_the_newest_validations_are_found, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_durable_records_survive_a_kill, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_attempts_and_generations_count_up, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_generations_of_the_data_and_what_was_inherited_are_kept, make_folder,

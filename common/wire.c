@@ -58,13 +58,11 @@ static bool is_torn(const char *text) {
     return false;
 }
 
-/* Sets `out` to the characters of `text` that fit, without one that is torn at its end. '?' stands for a byte that the
- * other side would refuse, for then it would drop all of the message. */
-static char *make_plain(char *out, const char *text) {
+char *ls_wire_make_plain(char *out, size_t size, const char *text) {
     size_t used = 0;
     while (*text) {
         const size_t length = ls_wire_character(text, false), taken = length ? length : 1;
-        if (used + taken >= LS_WIRE_TEXT_BYTES || (!length && is_torn(text))) break;
+        if (used + taken >= size || (!length && is_torn(text))) break;
         if (length)
             memcpy(out + used, text, length);
         else
@@ -192,7 +190,7 @@ static void *fill_bundle(Ls__Bundle *target, const struct ls_message *message) {
     {                                                                                                                  \
         BODY(TYPE, name, CASE)                                                                                         \
         target->code = message->answer.code;                                                                           \
-        target->text = make_plain(text, message->answer.text);                                                         \
+        target->text = ls_wire_make_plain(text, LS_WIRE_TEXT_BYTES, message->answer.text);                             \
         return NULL;                                                                                                   \
     }
 #define EMPTY(TYPE, name, CASE)                                                                                        \
@@ -241,14 +239,14 @@ static void *fill_body(Ls__Envelope *envelope, union bodies *bodies, const struc
         BODY(SaveFailed, save_failed, SAVE_FAILED)
         const __typeof__(message->save_failed) *source = &message->save_failed;
         SAVE_FAILED_FIELDS(COPY)
-        target->text = make_plain(text, source->text);
+        target->text = ls_wire_make_plain(text, LS_WIRE_TEXT_BYTES, source->text);
         return NULL;
     }
     case LS_MESSAGE_FAULT: {
         BODY(Fault, fault, FAULT)
         const __typeof__(message->fault) *source = &message->fault;
         FAULT_FIELDS(COPY)
-        target->text = make_plain(text, source->text);
+        target->text = ls_wire_make_plain(text, LS_WIRE_TEXT_BYTES, source->text);
         return NULL;
     }
     case LS_MESSAGE_SAVE_REQUEST: EMPTY(SaveRequest, save_request, SAVE_REQUEST)

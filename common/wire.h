@@ -238,6 +238,12 @@ const char *ls_message_name(enum ls_message_kind kind);
  * too: 0. */
 size_t ls_wire_character(const char *text, bool lines);
 
+/* Sets out[size] to the characters of `text` that fit, without one that is torn at its end. '?' stands for a byte that
+ * no text on the wire may hold, for then the other side would drop all of the message, and JSON the text. Returns
+ * `out`.
+ */
+char *ls_wire_make_plain(char *out, size_t size, const char *text);
+
 /* Encodes into buffer[capacity]; *count becomes the bytes used. Texts that are too long are cut. LS_ERROR when the
  * message exceeds LS_WIRE_BYTES_MAX, `capacity` or a limit; allocates only for HELLO, PART, REPORT and
  * BUNDLE. */

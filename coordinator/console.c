@@ -66,13 +66,12 @@ static void clear_bar(struct ls_console *console) {
 /* A lasting line: to console.log always, to standard output if `shown`. */
 static void print_line(struct ls_console *console, bool shown, const char *line) {
     char text[LINE_MAX_BYTES + 2];
-    int length = snprintf(text, sizeof text - 1, "%s", line);
-    if (length > LINE_MAX_BYTES) length = LINE_MAX_BYTES;
+    const size_t length = strlen(ls_wire_make_plain(text, sizeof text - 1, line));
     text[length] = '\n';
-    (void)!ls_write_all(console->log, text, (size_t)length + 1); /* a full disk is told by the journal */
+    (void)!ls_write_all(console->log, text, length + 1); /* a full disk is told by the journal */
     if (!shown) return;
     clear_bar(console);
-    show(text, (size_t)length + 1);
+    show(text, length + 1);
 }
 
 void ls_console_print(struct ls_console *console, const char *format, ...) {
@@ -99,7 +98,7 @@ void ls_console_format_duration(double seconds, char text[32]) {
 /* 1234567 as "1,234,567". */
 static void format_count(double count, char text[40]) {
     char digits[32];
-    int length = snprintf(digits, sizeof digits, "%.0f", count), out = 0;
+    int length = snprintf(digits, sizeof digits, "%.0f", fmin(count, 1e18)), out = 0;
     for (int i = 0; i < length && out < 38; i++) {
         text[out++] = digits[i];
         if ((length - i) % 3 == 1 && i + 1 < length) text[out++] = ',';

@@ -44,8 +44,8 @@ static double seconds_of(clockid_t clock) {
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-/* A coordinator that was killed while it wrote leaves half a line, whose record comes again: the next line must not
- * join on to it. */
+/* A coordinator that was killed while it wrote leaves half a line, whose record comes again, and so does a full disk:
+ * the next line must not join on to it. */
 static void drop_half_line(int file) {
     char tail[4096];
     off_t end = lseek(file, 0, SEEK_END);
@@ -118,17 +118,26 @@ static json_t *number(double value) {
     return isfinite(value) ? json_real(value) : json_null();
 }
 
-/* Writes one line in one write(2), and frees it. */
+/* A text that may be cut in the midst of a character, or quote somebody else's output. */
+static json_t *text_json(const char *text) {
+    char plain[LS_WIRE_TEXT_BYTES];
+    return json_string(ls_wire_make_plain(plain, sizeof plain, text));
+}
+
+/* Writes one line in one write(2), and frees it. Of one that does not fit on the disk nothing is left that the next one
+ * would join on to. */
 static void write_line(struct ls_metrics *metrics, json_t *line) {
     char *text = json_dumps(line, JSON_COMPACT | JSON_REAL_PRECISION(DIGITS));
     json_decref(line);
     if (!text) return;
     size_t length = strlen(text);
     text[length] = '\n'; /* in place of the NUL: one write */
-    if (ls_write_all(metrics->file, text, length + 1) && !metrics->failure_told) {
-        ls_log(LS_LOG_WARNING, "metrics: cannot write metrics.jsonl: %s. The run goes on without its lines.",
-               strerror(errno));
+    if (ls_write_all(metrics->file, text, length + 1)) {
+        if (!metrics->failure_told)
+            ls_log(LS_LOG_WARNING, "metrics: cannot write metrics.jsonl: %s. The run goes on without its lines.",
+                   strerror(errno));
         metrics->failure_told = true;
+        drop_half_line(metrics->file);
     }
     free(text);
 }
@@ -240,8 +249,8 @@ static void write_event(struct ls_metrics *metrics, const struct ls_journal_entr
         json_object_set_new(line, "step", json_integer(record->end.step));
         json_object_set_new(line, "rank", record->end.rank < 0 ? json_null() : json_integer(record->end.rank));
         json_object_set_new(line, "code", json_integer(record->end.code));
-        json_object_set_new(line, "text", json_string(record->end.text));
-        json_object_set_new(line, "host", record->end.host[0] ? json_string(record->end.host) : json_null());
+        json_object_set_new(line, "text", text_json(record->end.text));
+        json_object_set_new(line, "host", record->end.host[0] ? text_json(record->end.host) : json_null());
         json_object_set_new(line, "scope", json_string(scope_name(record->end.scope)));
         break;
     case LS_RECORD_QUARANTINE:

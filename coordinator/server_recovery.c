@@ -21,7 +21,8 @@ void server_tell(struct ls_server *server, const char *event, const char *format
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    json_t *fields = json_pack("{s:s}", "text", text);
+    char plain[LS_WIRE_TEXT_BYTES];
+    json_t *fields = json_pack("{s:s}", "text", ls_wire_make_plain(plain, sizeof plain, text));
     char *json = fields ? json_dumps(fields, JSON_COMPACT) : NULL;
     if (json) ls_journal_tell(server->run->journal, server_attempt(server), event, json);
     free(json);

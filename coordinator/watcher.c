@@ -4,6 +4,7 @@
 
 #include "common/files.h"
 #include "common/progress.h"
+#include "common/wire.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -15,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RANKS_MAX = 4096, TAIL_BYTES = 8192 };
+enum { RANKS_MAX = 4096 /* of this host */, TAIL_BYTES = 8192 };
 
 struct ls_watcher {
     char run_dir[1000], run_id[17];
@@ -54,7 +55,7 @@ static bool is_open(struct ls_watcher *watcher) {
 
 static int64_t rank_of(const struct ls_progress_record *record, int local_rank) {
     uint64_t rank = atomic_load_explicit(&record->world_rank, memory_order_relaxed);
-    return rank < RANKS_MAX ? (int64_t)rank : local_rank;
+    return rank < LS_WIRE_WORLD_MAX ? (int64_t)rank : local_rank;
 }
 
 /* The end of a file behind its first `skipped` bytes, at most TAIL_BYTES of it; false when there is nothing. */
@@ -85,7 +86,7 @@ bool ls_watcher_read_launcher(const struct ls_watcher *watcher, struct ls_watche
         }
         *loss = (struct ls_watcher_loss){.by_itself = true};
         loss->code = (enum ls_code)strtol(line + sizeof last - 1, NULL, 10);
-        snprintf(loss->text, sizeof loss->text, "%s", full ? full : reason + strlen("): "));
+        ls_wire_make_plain(loss->text, sizeof loss->text, full ? full : reason + strlen("): "));
         found = loss->code != LS_OK;
     }
     return found;
@@ -99,8 +100,7 @@ void ls_watcher_read_first_words(const struct ls_watcher *watcher, char *text, s
     for (char *rest, *line = strtok_r(tail, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         /* The line of our own that begins an attempt, and rules. */
         if (strncmp(line, "---", 3) == 0 || !line[strspn(line, " \t\r")]) continue;
-        size_t length = (size_t)snprintf(text, size, "%s", line);
-        if (length >= size) length = size - 1;
+        size_t length = strlen(ls_wire_make_plain(text, size, line));
         while (length > 0 && strchr(". \t\r", text[length - 1])) text[--length] = 0;
         return;
     }
@@ -117,7 +117,7 @@ static bool read_last_words(const struct ls_watcher *watcher, int64_t rank, char
         if (next) *next++ = 0;
         const char *words = strstr(line, " error ");
         if (!words) continue;
-        snprintf(text, size, "%s", words + strlen(" error "));
+        ls_wire_make_plain(text, size, words + strlen(" error "));
         found = true;
     }
     return found;

@@ -18,7 +18,7 @@ struct ls_watcher_loss {
     bool asked;     /* it was asked to end before: a launcher does so when another rank is lost */
     enum ls_code code;
     double silent_seconds; /* since its last sign of life */
-    char text[400];        /* "pid 123 is gone in phase forward", or its last words from the log */
+    char text[400];        /* "pid 123 is gone in phase forward", or its last words from the log, made plain */
 };
 
 enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t attempt, struct ls_watcher **watcher,

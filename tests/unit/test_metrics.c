@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include <cmocka.h>
@@ -103,6 +105,77 @@ static void test_half_a_line_of_a_killed_coordinator_is_cut(void **state) {
     memcpy(longest, "{}\n", 3);
     reopen(path, &facts, longest, sizeof longest, &text);
     assert_string_equal(text, "{}\n");
+    free(text);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
+/* Room for 50 bytes of the second line; then there is room again. */
+static void test_half_a_line_of_a_full_disk_is_cut(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-metrics-XXXXXX", path[96], command[96], *text;
+    struct ls_run_facts facts = {.ranks = 2, .total_steps = 100, .sequence_length = 64};
+    struct ls_metrics *metrics;
+    struct ls_journal_entry entry = step_entry(1);
+    struct rlimit before, small;
+    size_t count;
+    assert_non_null(mkdtemp(folder));
+    snprintf(facts.path, sizeof facts.path, "%s", folder);
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    assert_int_equal(ls_metrics_open(&facts, &metrics, NULL), LS_OK);
+    ls_metrics_write(metrics, &entry);
+    assert_int_equal(ls_file_read(path, 1 << 16, &text, &count, LS_ERROR, NULL), LS_OK);
+    free(text);
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &before);
+    small = before;
+    small.rlim_cur = count + 50;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    entry = step_entry(2);
+    ls_metrics_write(metrics, &entry);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    entry = step_entry(3);
+    ls_metrics_write(metrics, &entry);
+    ls_metrics_close(metrics);
+    assert_int_equal(ls_file_read(path, 1 << 16, &text, &count, LS_ERROR, NULL), LS_OK);
+    char *second = strchr(text, '\n') + 1, *third = strchr(second, '\n') + 1;
+    assert_int_equal(strncmp(second, "{\"kind\":\"step\",\"step\":3,", 24), 0);
+    assert_int_equal(*third, 0);
+    assert_null(strstr(text, "\"step\":2,"));
+    free(text);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
+/* What a launcher said may be in any encoding, and a long text may be cut within a character. */
+static void test_a_fault_is_told_with_its_text_whatever_bytes_it_has(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-metrics-XXXXXX", path[96], command[96], *text;
+    struct ls_run_facts facts = {.ranks = 2, .total_steps = 100, .sequence_length = 64};
+    struct ls_metrics *metrics;
+    struct ls_console *console;
+    size_t count;
+    assert_non_null(mkdtemp(folder));
+    snprintf(facts.path, sizeof facts.path, "%s", folder);
+    assert_int_equal(ls_metrics_open(&facts, &metrics, NULL), LS_OK);
+    assert_int_equal(ls_console_open(&facts, &console, NULL), LS_OK);
+    struct ls_journal_entry entry = {.record = {.kind = LS_RECORD_FAULT, .attempt = 2}};
+    strcpy(entry.record.end.text, "the launcher says first '\033[2Jh\xf4te perdu'");
+    ls_metrics_write(metrics, &entry);
+    ls_console_show(console, &entry);
+    memset(entry.record.end.text, 'x', sizeof entry.record.end.text);
+    strcpy(entry.record.end.text + sizeof entry.record.end.text - 3, "\xe2\x82");
+    ls_metrics_write(metrics, &entry);
+    ls_metrics_close(metrics);
+    ls_console_close(console);
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    assert_int_equal(ls_file_read(path, 1 << 16, &text, &count, LS_ERROR, NULL), LS_OK);
+    assert_non_null(strstr(text, "\"text\":\"the launcher says first '?[2Jh?te perdu'\""));
+    assert_non_null(strstr(text, "xxx\","));
+    free(text);
+    snprintf(path, sizeof path, "%s/console.log", folder);
+    assert_int_equal(ls_file_read(path, 1 << 16, &text, &count, LS_ERROR, NULL), LS_OK);
+    assert_string_equal(text, "the launcher says first '?[2Jh?te perdu'\n");
     free(text);
     snprintf(command, sizeof command, "rm -rf %s", folder);
     assert_int_equal(system(command), 0);
@@ -220,6 +293,9 @@ static void test_the_step_line_of_the_console(void **state) {
     ls_console_format_step(&entry, 500, text, sizeof text);
     assert_string_equal(text, "step   7/500 | loss 0.100000 | norm 1.2500 | lr 6.00e-04 | 250.0 ms | 1,234,567 tok/s | "
                               "comm 10.0 % | data 1.0 %");
+    entry.report.tokens_per_second = 1e300; /* what a report may hold */
+    ls_console_format_step(&entry, 500, text, sizeof text);
+    assert_non_null(strstr(text, "| 1,000,000,000,000,000,000 tok/s |"));
     entry.report.skipped = true;
     ls_console_format_step(&entry, 500, text, sizeof text);
     assert_non_null(strstr(text, "data 1.0 % | update skipped: gradient not finite"));
@@ -243,6 +319,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_step_line_is_complete_and_reproduces_the_float),
         cmocka_unit_test(test_half_a_line_of_a_killed_coordinator_is_cut),
+        cmocka_unit_test(test_half_a_line_of_a_full_disk_is_cut),
+        cmocka_unit_test(test_a_fault_is_told_with_its_text_whatever_bytes_it_has),
         cmocka_unit_test(test_the_summary_leaves_the_first_five_steps_out),
         cmocka_unit_test(test_the_summary_advises_an_interval),
         cmocka_unit_test(test_the_summary_names_the_hosts_and_counts_from_the_start_of_the_command),

@@ -1,0 +1,96 @@
+/* What the coordinator learns of the ranks of its own host: from the progress file, and from the launcher's output. */
+#define _GNU_SOURCE
+#include "common/progress.h"
+#include "coordinator/watcher.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char folder[64], run_id[17];
+static struct ls_watcher *watcher;
+
+static int begin(void **state) {
+    (void)state;
+    char logs[96];
+    strcpy(folder, "/tmp/lockstep-watcher-XXXXXX");
+    snprintf(run_id, sizeof run_id, "%016lx", (unsigned long)getpid());
+    if (!mkdtemp(folder)) return -1;
+    snprintf(logs, sizeof logs, "%s/logs", folder);
+    if (mkdir(logs, 0755)) return -1;
+    return ls_watcher_create(folder, run_id, 4, &watcher, NULL);
+}
+
+static int end(void **state) {
+    (void)state;
+    char command[128];
+    ls_watcher_destroy(watcher);
+    ls_progress_remove(run_id, 4);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    return system(command);
+}
+
+static void say(const char *text) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/logs/launcher.log", folder);
+    FILE *file = fopen(path, "a");
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* The second rank of this host is number 130,999 of the run; its process ends without a word. */
+static void a_lost_rank_is_named_by_its_number_in_the_run(void **unused) {
+    (void)unused;
+    struct ls_progress *progress;
+    struct ls_watcher_loss loss;
+    int status;
+    const pid_t child = fork();
+    if (child == 0) {
+        if (ls_progress_open(run_id, 4, 2, &progress, NULL)) _exit(1);
+        struct ls_progress_record *record = ls_progress_record(progress, 1);
+        ls_progress_enter(record);
+        record->world_rank = 130999;
+        ls_progress_mark(record, LS_PHASE_BACKWARD, 41, 2, 7);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_true(ls_watcher_poll(watcher, &loss));
+    assert_int_equal(loss.rank, 130999);
+    assert_int_equal(loss.step, 41);
+    assert_false(loss.by_itself);
+    assert_false(ls_watcher_poll(watcher, &loss)); /* told once */
+}
+
+static void what_the_launcher_said_comes_without_control_characters(void **unused) {
+    (void)unused;
+    struct ls_watcher_loss loss;
+    char words[64];
+    say("--- attempt 4\n");
+    say("\033[31mh\xf4te na\xc3\xafve inconnu\033[0m .\n");
+    ls_watcher_read_first_words(watcher, words, sizeof words);
+    assert_string_equal(words, "?[31mh?te na\xc3\xafve inconnu?[0m");
+    assert_false(ls_watcher_read_launcher(watcher, &loss));
+    say("lockstep: exit 3 (data): \033]0;owned\007shard \xff is gone\n");
+    assert_true(ls_watcher_read_launcher(watcher, &loss));
+    assert_int_equal(loss.code, LS_DATA);
+    assert_string_equal(loss.text, "?]0;owned?shard ? is gone");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_lost_rank_is_named_by_its_number_in_the_run, begin, end),
+        cmocka_unit_test_setup_teardown(what_the_launcher_said_comes_without_control_characters, begin, end),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -71,8 +71,8 @@ static enum ls_code run_prepare(int argc, char **argv, struct ls_error *error) {
     static const struct argp_option argp_options[] = {
         {"output", 'o', "DIR", 0, "The folder to make, with train/ and validation/ in it", 0},
         {"tokenizer", KEY_TOKENIZER, "byte|FILE", 0,
-         "How text becomes tokens: byte, the default, is a token for each byte; FILE is a tokenizer.json of byte-level "
-         "BPE, or a folder that has one",
+         "How text becomes tokens: byte, the default, is a token for each byte; FILE is a tokenizer.json of BPE, "
+         "or a folder that has one",
          0},
         {"document-token", KEY_DOCUMENT_TOKEN, "TEXT", 0,
          "The token of FILE that begins a document; default: <|endoftext|>, <|begin_of_text|>, <|end_of_text|>, <s> or "

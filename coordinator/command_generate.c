@@ -2,7 +2,7 @@
 #define _GNU_SOURCE
 #include "coordinator/command_generate.h"
 
-#include "common/bpe.h"
+#include "common/encoding.h"
 #include "common/byte_tokenizer.h"
 #include "common/config.h"
 #include "common/files.h"
@@ -99,8 +99,8 @@ struct generation {
     struct ls_device *device;
     struct ls_model *model;
     struct ls_inference *inference;
-    struct ls_bpe *bpe; /* of a prompt of text; NULL: tokens are bytes */
-    int32_t *tokens;    /* the prompt, then what was generated */
+    struct ls_tokenizer *tokenizer; /* of a prompt of text; NULL: tokens are bytes */
+    int32_t *tokens;                /* the prompt, then what was generated */
     int64_t count, prompt_count;
     float *logits;
     int32_t *order;
@@ -131,21 +131,21 @@ static enum ls_code read_config(struct generation *generation, struct ls_error *
     return code ? ls_fail_within(error, "%s", generation->request.folder) : LS_OK;
 }
 
-/* The folder's tokenizer: bytes, or byte-level BPE. */
+/* The folder's tokenizer: bytes, or what its tokenizer.json describes. */
 static enum ls_code open_tokenizer(struct generation *generation, struct ls_error *error) {
     const char *folder = generation->request.folder;
     const int64_t V = generation->config.model.vocab_size;
     struct ls_error cause = {0};
     char *json;
     size_t count;
-    enum ls_code code = read_under(folder, "tokenizer.json", LS_BPE_JSON_BYTES_MAX, &json, &count, &cause);
+    enum ls_code code = read_under(folder, "tokenizer.json", LS_TOKENIZER_JSON_BYTES_MAX, &json, &count, &cause);
     bool bytes = false;
     if (!code) {
         bytes = ls_byte_tokenizer_matches(json, count);
-        if (!bytes) code = ls_bpe_parse(json, count, "tokenizer.json", &generation->bpe, &cause);
+        if (!bytes) code = ls_tokenizer_parse(json, count, "tokenizer.json", &generation->tokenizer, &cause);
         free(json);
     }
-    const int64_t ids = bytes ? LS_BYTE_VOCABULARY : code ? 0 : ls_bpe_vocabulary(generation->bpe);
+    const int64_t ids = bytes ? LS_BYTE_VOCABULARY : code ? 0 : ls_tokenizer_vocabulary(generation->tokenizer);
     if (!code && ids > V)
         code = ls_fail(&cause, LS_USAGE, LS_SCOPE_CALL, "its tokenizer has %lld ids, the model %lld", (long long)ids,
                        (long long)V);
@@ -173,15 +173,25 @@ static enum ls_code parse_ids(struct generation *generation, struct ls_error *er
     }
 }
 
+/* For a prompt of so many tokens and what is generated. */
+static enum ls_code make_room(struct generation *generation, size_t prompt, struct ls_error *error) {
+    generation->tokens = calloc(prompt + (size_t)generation->request.max_tokens, sizeof *generation->tokens);
+    if (generation->tokens) return LS_OK;
+    return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "generate: no memory for the tokens");
+}
+
 /* As the model's tokenizer begins a text. An empty prompt starts a document. */
 static enum ls_code encode_prompt(struct generation *generation, const char *prompt, struct ls_error *error) {
-    struct ls_bpe_ids ids = {0};
-    size_t used, prefix_count;
-    const int32_t *prefix = ls_bpe_prefix(generation->bpe, &prefix_count);
-    enum ls_code code = ls_bpe_encode(generation->bpe, prompt, strlen(prompt), true, &ids, &used, error);
+    struct ls_token_ids ids = {0};
+    size_t prefix_count;
+    const int32_t *prefix = ls_tokenizer_prefix(generation->tokenizer, &prefix_count);
+    struct ls_encoding *encoding = NULL;
+    enum ls_code code = ls_encoding_create(generation->tokenizer, &encoding, error);
+    if (!code) code = ls_encoding_add(encoding, prompt, strlen(prompt), true, &ids, error);
+    ls_encoding_destroy(encoding);
+    if (!code) code = make_room(generation, prefix_count + ids.count + 1, error);
     for (size_t i = 0; i < prefix_count && !code; i++) generation->tokens[generation->count++] = prefix[i];
-    if (!code && ids.count > 0) memcpy(generation->tokens + generation->count, ids.ids, ids.count * sizeof *ids.ids);
-    if (!code) generation->count += (int64_t)ids.count;
+    for (size_t i = 0; i < ids.count && !code; i++) generation->tokens[generation->count++] = ids.ids[i];
     free(ids.ids);
     if (code || generation->count > 0) return code;
     if (generation->special.end_count == 0)
@@ -193,24 +203,27 @@ static enum ls_code encode_prompt(struct generation *generation, const char *pro
     return LS_OK;
 }
 
+static void put_bytes(struct generation *generation, const char *prompt) {
+    for (const char *c = prompt; *c; c++) generation->tokens[generation->count++] = (unsigned char)*c;
+    if (!*prompt) generation->tokens[generation->count++] = LS_BYTE_TOKEN_DOCUMENT;
+}
+
 static enum ls_code parse_prompt(struct generation *generation, struct ls_error *error) {
     const struct request *request = &generation->request;
-    size_t most = strlen(request->prompt ? request->prompt : request->prompt_ids) + 1, prefix = 0;
+    const size_t most = strlen(request->prompt ? request->prompt : request->prompt_ids) + 1;
     enum ls_code code = request->prompt ? open_tokenizer(generation, error) : LS_OK;
     if (code) return code;
     if (most > TOKENS_MAX)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "generate: the prompt is longer than %d bytes. Shorten it.",
                        TOKENS_MAX);
-    if (generation->bpe) ls_bpe_prefix(generation->bpe, &prefix);
-    generation->tokens = calloc(most + prefix + (size_t)request->max_tokens, sizeof *generation->tokens);
-    if (!generation->tokens) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "generate: no memory for the tokens");
-    if (request->prompt && generation->bpe) {
+    if (generation->tokenizer) {
         code = encode_prompt(generation, request->prompt, error);
-    } else if (request->prompt) {
-        for (const char *c = request->prompt; *c; c++) generation->tokens[generation->count++] = (unsigned char)*c;
-        if (!generation->count) generation->tokens[generation->count++] = LS_BYTE_TOKEN_DOCUMENT;
     } else {
-        code = parse_ids(generation, error);
+        code = make_room(generation, most, error);
+        if (!code && request->prompt)
+            put_bytes(generation, request->prompt);
+        else if (!code)
+            code = parse_ids(generation, error);
     }
     generation->prompt_count = generation->count;
     return code;
@@ -273,32 +286,46 @@ static bool is_end(const struct generation *generation, int32_t token) {
     return false;
 }
 
-static void print_token(const struct generation *generation, int64_t index) {
+/* *begins: text begins with this token, then with the next one. */
+static void print_token(const struct generation *generation, int64_t index, bool *begins) {
     int32_t token = generation->tokens[index];
     bool special = false;
     size_t count = 0;
-    const char *text = generation->bpe ? ls_bpe_bytes(generation->bpe, token, &count, &special) : NULL;
+    const char *text =
+        generation->tokenizer ? ls_tokenizer_said(generation->tokenizer, token, begins, &count, &special) : NULL;
     if (!generation->request.prompt)
         printf("%s%d", index ? "," : "", token);
     else if (text && !special)
         fwrite(text, 1, count, stdout);
-    else if (!generation->bpe && token < LS_BYTE_TOKEN_DOCUMENT)
+    else if (!generation->tokenizer && token < LS_BYTE_TOKEN_DOCUMENT)
         putchar(token);
     if (index >= generation->prompt_count) fflush(stdout);
+}
+
+/* What is behind the tokens that the tokenizer puts in front begins the text. */
+static bool print_prompt(const struct generation *generation) {
+    size_t prefix = 0;
+    bool begins = true;
+    if (generation->tokenizer) ls_tokenizer_prefix(generation->tokenizer, &prefix);
+    for (int64_t i = 0; i < generation->count; i++) {
+        if ((size_t)i <= prefix) begins = true;
+        print_token(generation, i, &begins);
+    }
+    return begins;
 }
 
 static enum ls_code generate(struct generation *generation, struct ls_error *error) {
     int64_t V = generation->config.model.vocab_size, seen = 0;
     struct ls_sampler sampler = generation->request.sampler;
     enum ls_code code = LS_OK;
-    for (int64_t i = 0; i < generation->count; i++) print_token(generation, i);
+    bool begins = print_prompt(generation);
     for (long made = 0; made < generation->request.max_tokens && !code; made++) {
         int32_t token = 0;
         code = advance(generation, &seen, error);
         if (!code) code = ls_sample(&sampler, generation->logits, V, generation->order, &token, error);
         if (code || is_end(generation, token)) break;
         generation->tokens[generation->count++] = token;
-        print_token(generation, generation->count - 1);
+        print_token(generation, generation->count - 1, &begins);
     }
     putchar('\n');
     if (!code && (fflush(stdout) || ferror(stdout)))
@@ -362,7 +389,7 @@ int ls_command_generate(int argc, char **argv) {
     if (!code && generation.request.logits_path) code = write_logits(&generation, &error);
     ls_inference_destroy(generation.inference);
     ls_model_destroy(generation.model);
-    ls_bpe_destroy(generation.bpe);
+    ls_tokenizer_destroy(generation.tokenizer);
     if (generation.device) ls_device_destroy(generation.device);
     free(generation.tokens);
     free(generation.logits);

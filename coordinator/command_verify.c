@@ -273,7 +273,7 @@ static int rank_of(const struct ls_config *config, const struct ls_ledger_step *
     return -1;
 }
 
-static enum ls_code print_sample(const struct ls_run_ledger_reader *reader, struct ls_bpe *const *tokenizers,
+static enum ls_code print_sample(const struct ls_run_ledger_reader *reader, struct ls_tokenizer *const *tokenizers,
                                  const struct ls_ledger_step *step, int64_t sequence, struct ls_error *error) {
     const struct ls_config *config = reader->generation->config;
     const int64_t T = config->data.sequence_length;
@@ -326,13 +326,13 @@ static enum ls_code print_step(struct ls_run_ledger *run, int64_t number, struct
     for (int i = 0; i < reader.generation->config->data.train_count; i++)
         printf("source %d %s\n", i, reader.generation->config->data.train[i].path);
     const int sources = reader.generation->config->data.train_count;
-    struct ls_bpe **tokenizers = calloc((size_t)(unsigned)sources, sizeof *tokenizers);
+    struct ls_tokenizer **tokenizers = calloc((size_t)(unsigned)sources, sizeof *tokenizers);
     if (!tokenizers) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for %d tokenizers", sources);
     for (int i = 0; i < sources; i++) /* one that is not there any more: ids are shown */
         ls_data_open_tokenizer(reader.generation->corpus->train[i], &tokenizers[i], NULL);
     for (int64_t k = 0; k < step->sequences && code == LS_OK; k++)
         code = print_sample(&reader, tokenizers, step, k, error);
-    for (int i = 0; i < sources; i++) ls_bpe_destroy(tokenizers[i]);
+    for (int i = 0; i < sources; i++) ls_tokenizer_destroy(tokenizers[i]);
     free(tokenizers);
     fflush(stdout);
     if (code == LS_OK) code = ls_ledger_prove_samples(run->ledger, step, ls_run_ledger_sample, &reader, error);

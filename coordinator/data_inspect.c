@@ -64,35 +64,41 @@ static void print_bytes(const int32_t *tokens, int64_t count, FILE *out) {
     }
 }
 
-enum ls_code ls_data_open_tokenizer(const struct ls_dataset *dataset, struct ls_bpe **bpe, struct ls_error *error) {
+enum ls_code ls_data_open_tokenizer(const struct ls_dataset *dataset, struct ls_tokenizer **tokenizer,
+                                    struct ls_error *error) {
     const char *path = ls_dataset_tokenizer(dataset);
     char *json;
     size_t count;
-    *bpe = NULL;
+    *tokenizer = NULL;
     if (!strchr(path, '/')) return LS_OK;
-    enum ls_code code = ls_file_read(path, LS_BPE_JSON_BYTES_MAX, &json, &count, LS_DATA, error);
+    enum ls_code code = ls_file_read(path, LS_TOKENIZER_JSON_BYTES_MAX, &json, &count, LS_DATA, error);
     if (code) return code;
-    code = ls_bpe_parse(json, count, path, bpe, error);
+    code = ls_tokenizer_parse(json, count, path, tokenizer, error);
     free(json);
     return code;
 }
 
-/* What is text of a token; 0 bytes of one that begins a document or is no text. */
-static const char *text_of(const struct ls_dataset *dataset, const struct ls_bpe *bpe, int32_t token, size_t *count) {
+/* What is text of a token; 0 bytes of one that begins a document or is no text. *begins: a text begins with the token,
+ * then with the next one. */
+static const char *text_of(const struct ls_dataset *dataset, const struct ls_tokenizer *tokenizer, int32_t token,
+                           bool *begins, size_t *count) {
     bool special = true;
-    const char *text = ls_bpe_bytes(bpe, token, count, &special);
-    if (!text || special || token == ls_dataset_document_token(dataset)) *count = 0;
+    const char *text = ls_tokenizer_said(tokenizer, token, begins, count, &special);
+    const bool document = token == ls_dataset_document_token(dataset);
+    if (!text || special || document) *count = 0;
+    if (document) *begins = true;
     return text;
 }
 
 /* Tokens as their bytes, as byte tokens would be. */
-static void print_words(const struct ls_dataset *dataset, const struct ls_bpe *bpe, const int32_t *tokens,
+static void print_words(const struct ls_dataset *dataset, const struct ls_tokenizer *tokenizer, const int32_t *tokens,
                         int64_t count, FILE *out) {
     int32_t bytes[WORD_BYTES];
     int64_t used = 0;
+    bool begins = false;
     for (int64_t i = 0; i < count; i++) {
         size_t length;
-        const char *text = text_of(dataset, bpe, tokens[i], &length);
+        const char *text = text_of(dataset, tokenizer, tokens[i], &begins, &length);
         if (used + (int64_t)length + 1 > WORD_BYTES) break;
         if (length == 0) bytes[used++] = LS_BYTE_TOKEN_DOCUMENT;
         for (size_t k = 0; k < length; k++) bytes[used++] = (unsigned char)text[k];
@@ -100,12 +106,12 @@ static void print_words(const struct ls_dataset *dataset, const struct ls_bpe *b
     print_bytes(bytes, used, out);
 }
 
-void ls_data_print_tokens(const struct ls_dataset *dataset, const struct ls_bpe *bpe, const int32_t *tokens,
+void ls_data_print_tokens(const struct ls_dataset *dataset, const struct ls_tokenizer *tokenizer, const int32_t *tokens,
                           int64_t count, FILE *out) {
     if (holds_bytes(dataset))
         print_bytes(tokens, count, out);
-    else if (bpe)
-        print_words(dataset, bpe, tokens, count < FIRST_WORDS ? count : FIRST_WORDS, out);
+    else if (tokenizer)
+        print_words(dataset, tokenizer, tokens, count < FIRST_WORDS ? count : FIRST_WORDS, out);
     else
         for (int64_t i = 0; i < count && i < FIRST_IDS; i++) fprintf(out, "%s%d", i ? " " : "", tokens[i]);
 }
@@ -115,15 +121,15 @@ static enum ls_code print_first_tokens(const struct ls_dataset *dataset, FILE *o
     while (ls_dataset_shard(dataset, shard)->tokens == 0) shard++; /* an open dataset has tokens */
     const int64_t tokens_there = ls_dataset_shard(dataset, shard)->tokens;
     int32_t tokens[FIRST_TOKENS];
-    struct ls_bpe *bpe;
+    struct ls_tokenizer *tokenizer;
     const int64_t count = tokens_there < FIRST_TOKENS ? tokens_there : FIRST_TOKENS;
     enum ls_code code = ls_dataset_read_tokens(dataset, shard, 0, count, tokens, error);
     if (code) return code;
-    ls_data_open_tokenizer(dataset, &bpe, NULL); /* one that is not there: ids are shown */
+    ls_data_open_tokenizer(dataset, &tokenizer, NULL); /* one that is not there: ids are shown */
     fputs("  begins      ", out);
-    ls_data_print_tokens(dataset, bpe, tokens, count, out);
+    ls_data_print_tokens(dataset, tokenizer, tokens, count, out);
     fputc('\n', out);
-    ls_bpe_destroy(bpe);
+    ls_tokenizer_destroy(tokenizer);
     return LS_OK;
 }
 
@@ -202,8 +208,8 @@ enum ls_code ls_data_inspect(const char *path, const char *dtype, int64_t sequen
     return code;
 }
 
-static enum ls_code print_shard_text(const struct ls_dataset *dataset, const struct ls_bpe *bpe, size_t shard,
-                                     FILE *out, struct ls_error *error) {
+static enum ls_code print_shard_text(const struct ls_dataset *dataset, const struct ls_tokenizer *tokenizer,
+                                     size_t shard, bool *begins, FILE *out, struct ls_error *error) {
     int32_t tokens[PIECE_TOKENS];
     const int64_t all = ls_dataset_shard(dataset, shard)->tokens;
     for (int64_t first = 0; first < all; first += PIECE_TOKENS) {
@@ -213,7 +219,7 @@ static enum ls_code print_shard_text(const struct ls_dataset *dataset, const str
         for (int64_t i = 0; i < count; i++) {
             const char byte = (char)tokens[i], *text = &byte;
             size_t length = tokens[i] < LS_BYTE_TOKEN_DOCUMENT;
-            if (bpe) text = text_of(dataset, bpe, tokens[i], &length);
+            if (tokenizer) text = text_of(dataset, tokenizer, tokens[i], begins, &length);
             if (length > 0 && fwrite(text, 1, length, out) != length)
                 return ls_fail(error, LS_ERROR, LS_SCOPE_CALL, "cannot write the text: %s", strerror(errno));
         }
@@ -225,16 +231,17 @@ enum ls_code ls_data_print_text(const char *path, FILE *out, struct ls_error *er
     struct ls_dataset *dataset;
     enum ls_code code = open_for_reading(path, "", &dataset, error);
     if (code) return code;
-    struct ls_bpe *bpe = NULL;
-    code = ls_data_open_tokenizer(dataset, &bpe, error);
-    if (!code && !bpe && !holds_bytes(dataset))
+    struct ls_tokenizer *tokenizer = NULL;
+    code = ls_data_open_tokenizer(dataset, &tokenizer, error);
+    if (!code && !tokenizer && !holds_bytes(dataset))
         code = ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
                        "%s holds neither byte tokens nor those of a tokenizer that its dataset.json names; only such "
                        "can be turned back into text here",
                        path);
+    bool begins = true;
     for (size_t i = 0; i < ls_dataset_shard_count(dataset) && !code; i++)
-        code = print_shard_text(dataset, bpe, i, out, error);
-    ls_bpe_destroy(bpe);
+        code = print_shard_text(dataset, tokenizer, i, &begins, out, error);
+    ls_tokenizer_destroy(tokenizer);
     ls_dataset_close(dataset);
     return code;
 }

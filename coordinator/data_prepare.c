@@ -2,7 +2,7 @@
 #define _GNU_SOURCE
 #include "coordinator/data_prepare.h"
 
-#include "common/bpe.h"
+#include "common/tokenizer.h"
 #include "common/files.h"
 #include "coordinator/data_progress.h"
 #include "coordinator/shard_writer.h"
@@ -220,7 +220,7 @@ static enum ls_code prepare(const struct ls_data_prepare_options *options, const
                        options->inputs[0], options->input_count > 1 ? " and the other inputs" : "");
     if (!code) code = choose_cut(options, splitter, &counts, &pass, error);
     if (!code) code = ls_folder_make(parent, LS_DATA, error);
-    if (!code) code = check_space(parent, &counts, !tokenizer->bpe, error);
+    if (!code) code = check_space(parent, &counts, !tokenizer->encoder, error);
     if (code) return code;
     if (mkdir(folder, 0777))
         return ls_fail(error, LS_DATA, LS_SCOPE_CALL,
@@ -241,9 +241,10 @@ static enum ls_code prepare(const struct ls_data_prepare_options *options, const
 static enum ls_code choose_document_token(const struct ls_data_prepare_options *options,
                                           struct ls_shard_tokenizer *tokenizer, struct ls_error *error) {
     static const char *const usual[] = {"<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<s>", "</s>"};
-    tokenizer->document_token = options->document_token ? ls_bpe_find(tokenizer->bpe, options->document_token) : -1;
+    tokenizer->document_token =
+        options->document_token ? ls_tokenizer_find(tokenizer->encoder, options->document_token) : -1;
     for (size_t i = 0; i < sizeof usual / sizeof *usual && !options->document_token; i++) {
-        tokenizer->document_token = ls_bpe_find(tokenizer->bpe, usual[i]);
+        tokenizer->document_token = ls_tokenizer_find(tokenizer->encoder, usual[i]);
         if (tokenizer->document_token >= 0) return LS_OK;
     }
     if (tokenizer->document_token >= 0) return LS_OK;
@@ -262,13 +263,13 @@ static enum ls_code read_tokenizer(const struct ls_data_prepare_options *options
     const bool folder = stat(options->tokenizer, &status) == 0 && S_ISDIR(status.st_mode);
     if (snprintf(path, sizeof path, "%s%s", options->tokenizer, folder ? "/tokenizer.json" : "") >= (int)sizeof path)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "the path %.200s... is too long", options->tokenizer);
-    enum ls_code code = ls_file_read(path, LS_BPE_JSON_BYTES_MAX, json, &tokenizer->json_bytes, LS_DATA, error);
+    enum ls_code code = ls_file_read(path, LS_TOKENIZER_JSON_BYTES_MAX, json, &tokenizer->json_bytes, LS_DATA, error);
     if (code)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
                        "--tokenizer %s: %s. It is 'byte', a tokenizer.json, or a folder that has one.",
                        options->tokenizer, error->text);
     tokenizer->json = *json;
-    code = ls_bpe_parse(*json, tokenizer->json_bytes, path, &tokenizer->bpe, error);
+    code = ls_tokenizer_parse(*json, tokenizer->json_bytes, path, &tokenizer->encoder, error);
     return code ? code : choose_document_token(options, tokenizer, error);
 }
 
@@ -289,7 +290,7 @@ enum ls_code ls_data_prepare(const struct ls_data_prepare_options *options, stru
     if (!code && options->tokenizer) code = read_tokenizer(options, &tokenizer, &json, error);
     if (!code) code = prepare(options, splitter, &tokenizer, output, error);
     ls_text_splitter_destroy(splitter);
-    ls_bpe_destroy(tokenizer.bpe);
+    ls_tokenizer_destroy(tokenizer.encoder);
     free(json);
     return code;
 }

@@ -2,7 +2,7 @@
 #define _GNU_SOURCE
 #include "coordinator/shard_writer.h"
 
-#include "common/bpe.h"
+#include "common/encoding.h"
 #include "common/byte_tokenizer.h"
 #include "common/dataset_json.h"
 #include "common/files.h"
@@ -17,8 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Text that is gathered before it is made tokens. */
-enum { BUFFER_TOKENS = 1 << 17, TEXT_BYTES = 1 << 20 };
+enum { BUFFER_TOKENS = 1 << 17 };
 
 static const char tokenizer_json[] = "tokenizer.json";
 
@@ -35,9 +34,9 @@ struct ls_shard_writer {
     } buffer;
     struct ls_dataset_json description;
     struct ls_shard_tokenizer tokenizer;
-    char *text; /* of the open document: what is no tokens yet */
-    size_t text_count, text_capacity, text_enough;
-    struct ls_bpe_ids ids;
+    struct ls_encoding *encoding; /* NULL: tokens are bytes */
+    bool text_open;               /* a document's text has begun that may have tokens to come */
+    struct ls_token_ids ids;
 };
 
 enum ls_code ls_shard_writer_create(const char *folder, const char *prefix, int64_t shard_tokens,
@@ -52,14 +51,18 @@ enum ls_code ls_shard_writer_create(const char *folder, const char *prefix, int6
     made->shard_tokens = shard_tokens;
     made->file = -1;
     made->tokenizer = *tokenizer;
-    made->text_enough = TEXT_BYTES;
-    made->description.vocab_size = tokenizer->bpe ? ls_bpe_vocabulary(tokenizer->bpe) : LS_BYTE_VOCABULARY;
-    made->description.document_token = tokenizer->bpe ? tokenizer->document_token : LS_BYTE_TOKEN_DOCUMENT;
+    made->description.vocab_size =
+        tokenizer->encoder ? ls_tokenizer_vocabulary(tokenizer->encoder) : LS_BYTE_VOCABULARY;
+    made->description.document_token = tokenizer->encoder ? tokenizer->document_token : LS_BYTE_TOKEN_DOCUMENT;
     made->token_bytes = made->description.vocab_size > UINT16_MAX + 1 ? 4 : 2;
-    snprintf(made->description.tokenizer, sizeof made->description.tokenizer, "%s%s", tokenizer->bpe ? "./" : "",
-             tokenizer->bpe ? tokenizer_json : "byte");
-    *writer = made;
-    return LS_OK;
+    snprintf(made->description.tokenizer, sizeof made->description.tokenizer, "%s%s", tokenizer->encoder ? "./" : "",
+             tokenizer->encoder ? tokenizer_json : "byte");
+    enum ls_code code = tokenizer->encoder ? ls_encoding_create(tokenizer->encoder, &made->encoding, error) : LS_OK;
+    if (code)
+        ls_shard_writer_destroy(made);
+    else
+        *writer = made;
+    return code;
 }
 
 /* The last shard of the description: the open one, if one is open. */
@@ -144,67 +147,44 @@ static enum ls_code add_token(struct ls_shard_writer *writer, int32_t token, str
     return LS_OK;
 }
 
-/* Makes tokens of the gathered text, of all of it at the end of a document. */
-static enum ls_code take_text(struct ls_shard_writer *writer, bool end, struct ls_error *error) {
-    size_t used;
+/* Makes tokens of a document's next bytes; `last`: there are no more. */
+static enum ls_code take_text(struct ls_shard_writer *writer, const char *bytes, size_t count, bool last,
+                              struct ls_error *error) {
     writer->ids.count = 0;
-    enum ls_code code =
-        ls_bpe_encode(writer->tokenizer.bpe, writer->text, writer->text_count, end, &writer->ids, &used, error);
+    writer->text_open = !last;
+    enum ls_code code = ls_encoding_add(writer->encoding, bytes, count, last, &writer->ids, error);
     for (size_t i = 0; i < writer->ids.count && !code; i++) code = add_token(writer, writer->ids.ids[i], error);
-    if (code) return code;
-    writer->text_count -= used;
-    memmove(writer->text, writer->text + used, writer->text_count);
-    /* What was not taken is one long piece: more of it is needed. */
-    writer->text_enough = 2 * writer->text_count > TEXT_BYTES ? 2 * writer->text_count : (size_t)TEXT_BYTES;
-    return LS_OK;
+    return code;
 }
 
-static enum ls_code gather_text(struct ls_shard_writer *writer, const char *bytes, size_t count,
-                                struct ls_error *error) {
-    while (count > 0) {
-        if (writer->text_count == writer->text_capacity) {
-            const size_t capacity = 2 * writer->text_capacity + TEXT_BYTES;
-            char *grown = realloc(writer->text, capacity);
-            if (!grown) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for %zu bytes of text", capacity);
-            writer->text = grown;
-            writer->text_capacity = capacity;
-        }
-        const size_t room = writer->text_capacity - writer->text_count, piece = count < room ? count : room;
-        memcpy(writer->text + writer->text_count, bytes, piece);
-        writer->text_count += piece;
-        bytes += piece;
-        count -= piece;
-        if (writer->text_count < writer->text_enough) continue;
-        enum ls_code code = take_text(writer, false, error);
-        if (code) return code;
-    }
-    return LS_OK;
+static enum ls_code end_text(struct ls_shard_writer *writer, struct ls_error *error) {
+    return writer->text_open ? take_text(writer, "", 0, true, error) : LS_OK;
 }
 
 enum ls_code ls_shard_writer_add(struct ls_shard_writer *writer, const char *bytes, size_t count, bool starts_document,
                                  struct ls_error *error) {
     enum ls_code code = LS_OK;
     if (starts_document) {
-        if (writer->text_count > 0) code = take_text(writer, true, error);
+        code = end_text(writer, error);
         if (!code) code = add_token(writer, (int32_t)writer->description.document_token, error);
         if (code) return code;
         writer->description.documents++;
     }
     writer->description.text_bytes += (int64_t)count;
-    if (writer->tokenizer.bpe) return gather_text(writer, bytes, count, error);
+    if (writer->encoding) return take_text(writer, bytes, count, false, error);
     for (size_t i = 0; i < count && !code; i++) code = add_token(writer, (unsigned char)bytes[i], error);
     return code;
 }
 
 static enum ls_code write_tokenizer(const struct ls_shard_writer *writer, struct ls_error *error) {
     char path[PATH_MAX + sizeof tokenizer_json];
-    if (!writer->tokenizer.bpe) return LS_OK;
+    if (!writer->tokenizer.encoder) return LS_OK;
     snprintf(path, sizeof path, "%s/%s", writer->folder, tokenizer_json);
     return ls_file_replace(path, writer->tokenizer.json, writer->tokenizer.json_bytes, LS_DATA, error);
 }
 
 enum ls_code ls_shard_writer_finish(struct ls_shard_writer *writer, struct ls_error *error) {
-    enum ls_code code = writer->text_count > 0 ? take_text(writer, true, error) : LS_OK;
+    enum ls_code code = end_text(writer, error);
     if (!code && writer->file >= 0) code = close_shard(writer, error);
     if (!code) code = write_tokenizer(writer, error);
     if (code) return code;
@@ -232,7 +212,7 @@ void ls_shard_writer_destroy(struct ls_shard_writer *writer) {
     if (!writer) return;
     if (writer->file >= 0) close(writer->file);
     ls_dataset_json_free(&writer->description);
-    free(writer->text);
+    ls_encoding_destroy(writer->encoding);
     free(writer->ids.ids);
     free(writer);
 }

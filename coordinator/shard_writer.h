@@ -9,14 +9,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct ls_bpe;
+struct ls_tokenizer;
 struct ls_shard_writer;
 
 /* What makes tokens of text; borrowed until the writer is destroyed. */
 struct ls_shard_tokenizer {
-    struct ls_bpe *bpe;     /* NULL: tokens are bytes, and the others are not read */
-    int32_t document_token; /* begins each document */
-    const char *json;       /* the text of its tokenizer.json */
+    struct ls_tokenizer *encoder; /* NULL: tokens are bytes, and the others are not read */
+    int32_t document_token;       /* begins each document */
+    const char *json;             /* the text of its tokenizer.json */
     size_t json_bytes;
 };
 

@@ -189,32 +189,43 @@ expect 2 'neither byte tokens nor those of a tokenizer' "text comes back from to
 expect 0 'synthetic' "synthetic data can be looked at" lockstep data inspect synthetic:1000
 
 # --- tokens of a tokenizer.json
-bpe=$repository/tests/reference/bpe
-check "a text is prepared with a tokenizer" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json -o words
+tokenizers=$repository/tests/reference/tokenizer
+check "a text is prepared with a tokenizer" lockstep data prepare book.txt --tokenizer $tokenizers/gpt2.json -o words
 same "and comes back" "$(md5sum <book.txt)" "$( (text words/train; text words/validation) | md5sum)"
 same "in fewer tokens than bytes, behind the document token" "0 1 1" "$(tokens words/train/train-000.bin | head -n 1) $(tokens words/train/train-000.bin | grep -cx 0) $(($(tokens words/train/train-000.bin | wc -l) < bytes * 9 / 10))"
-check "the tokenizer is beside them" cmp $bpe/gpt2.json words/train/tokenizer.json
+check "the tokenizer is beside them" cmp $tokenizers/gpt2.json words/train/tokenizer.json
 same "inspect shows the first words" 1 "$(lockstep data inspect words/train | grep -c 'begins *Chapter 1\\nline 0')"
 same "and names tokenizer and vocabulary" "words/validation/tokenizer.json, 700 ids" "$(lockstep data inspect words/validation | sed -n 's/^ *tokenizer *//p')"
 check "verify takes its vocabulary" lockstep data verify words
-check "small shards hold the same tokens" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json --shard-tokens 101 -o word-pieces
+check "small shards hold the same tokens" lockstep data prepare book.txt --tokenizer $tokenizers/gpt2.json --shard-tokens 101 -o word-pieces
 same "one after the other" "$(tokens words/train/train-000.bin | md5sum)" "$(for file in word-pieces/train/*.bin; do tokens "$file"; done | md5sum)"
 # More than the 1 MiB of text that is made tokens at a time.
 for i in $(seq 300); do cat book.txt; done >library.txt
-check "a long text is prepared" lockstep data prepare library.txt --tokenizer $bpe/llama3.json --validation 0 -o library
+check "a long text is prepared" lockstep data prepare library.txt --tokenizer $tokenizers/llama3.json --validation 0 -o library
 same "and comes back" "$(md5sum <library.txt)" "$(text library/train | md5sum)"
-mkdir model && sed 's/"added_tokens":\[/"added_tokens":[{"id":70000,"content":"<extra>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},/' $bpe/gpt2.json >model/tokenizer.json
+mkdir model && sed 's/"added_tokens":\[/"added_tokens":[{"id":70000,"content":"<extra>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},/' $tokenizers/gpt2.json >model/tokenizer.json
 printf 'one<extra>two' >extra.txt
 check "a folder with a tokenizer will do" lockstep data prepare extra.txt --tokenizer model --document-token '<extra>' --validation 0 -o wide
 same "65,537 ids and more are of 4 bytes, as llm.c has them" "20240801 7 70000 70000" "$(echo $(od -An -td4 -N8 wide/train/train-000.bin) $(ids 4 wide/train/train-000.bin | grep -x 70000))"
 same "special tokens in a text are no text" "onetwo" "$(text wide/train)"
-check "JSONL has a document token for each line" lockstep data prepare lines.jsonl --tokenizer $bpe/digits.json --validation 0 -o word-lines
+# Bytes as a fallback, a space in front of each document, and text that begins and ends with some.
+printf '  one\n\xff two \xe4\xb8\xad  ' >spaced.txt
+cat spaced.txt spaced.txt spaced.txt >spaced-thrice.txt
+check "text is prepared for a Llama 2" lockstep data prepare spaced.txt --tokenizer $tokenizers/llama2.json --validation 0 -o spaced
+same "and comes back" "$(md5sum <spaced.txt)" "$(text spaced/train | md5sum)"
+same "behind its document token" "1" "$(tokens spaced/train/train-000.bin | head -n 1)"
+check "documents, one to a line" lockstep data prepare spaced-thrice.txt --split-on '^  ' --tokenizer $tokenizers/llama2.json --shard-tokens 7 --validation 0 -o spaced-lines
+same "come back as well" "$(md5sum <spaced-thrice.txt)" "$(text spaced-lines/train | md5sum)"
+printf 'e\314\201' >composed.txt
+check "text is prepared for a Qwen" lockstep data prepare composed.txt --tokenizer $tokenizers/qwen.json --validation 0 -o composed
+same "its characters composed" "$(printf '\303\251')" "$(text composed/train)"
+check "JSONL has a document token for each line" lockstep data prepare lines.jsonl --tokenizer $tokenizers/digits.json --validation 0 -o word-lines
 same "as often as there are documents" "$(documents word-lines/train)" "$(tokens word-lines/train/train-000.bin | grep -cx 0)"
-expect 2 "has no token '<s>'" "a document token it does not have is refused" lockstep data prepare book.txt --tokenizer $bpe/gpt2.json --document-token '<s>' -o x
-sed 's/<|endoftext|>/<other>/g' $bpe/gpt2.json >other.json
+expect 2 "has no token '<s>'" "a document token it does not have is refused" lockstep data prepare book.txt --tokenizer $tokenizers/gpt2.json --document-token '<s>' -o x
+sed 's/<|endoftext|>/<other>/g' $tokenizers/gpt2.json >other.json
 expect 2 'none of the tokens that usually begin a document' "one has to be named where none is usual" lockstep data prepare book.txt --tokenizer other.json -o x
-sed 's/"normalizer":null/"normalizer":{"type":"NFC"}/' $bpe/gpt2.json >other.json
-expect 3 "other.json changes text by the normalizer 'NFC' first" "a tokenizer that would give other ids is refused" lockstep data prepare book.txt --tokenizer other.json -o x
+sed 's/"normalizer":null/"normalizer":{"type":"NFKC"}/' $tokenizers/gpt2.json >other.json
+expect 3 "other.json changes text by the normalizer 'NFKC' first" "a tokenizer that would give other ids is refused" lockstep data prepare book.txt --tokenizer other.json -o x
 nothing_left "no half-made dataset is left"
 cat >words.yaml <<'END'
 model: {model_type: gpt2, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}
@@ -222,7 +233,7 @@ data: {train: [{path: words/train}], sequence_length: 16}
 train: {steps: 2, global_batch_size: 2, micro_batch_size: 2}
 END
 check "a run trains on them" lockstep run words.yaml --run-dir words-run
-check "its checkpoint has the tokenizer" cmp $bpe/gpt2.json words-run/final/tokenizer.json
+check "its checkpoint has the tokenizer" cmp $tokenizers/gpt2.json words-run/final/tokenizer.json
 same "blame shows the words" 1 "$(($(lockstep blame words-run --step 1 | grep -c '  begins .*line') >= 1))"
 lockstep generate words-run/final --prompt 'line 7 of <|endoftext|>it' --temperature 0 --max-tokens 5 >continued.txt
 same "generate reads and writes text by it" "line 7 of it" "$(head -c 12 continued.txt)"
@@ -237,7 +248,7 @@ cp "$work/here/lines.jsonl" export.json
 gzip <more-articles.jsonl >articles.jsonl.gz
 for i in 1 2 3 4 5; do printf 'From somebody@example.org\n%s\n\n' "$(head -c 900 book.txt)"; done >mail.mbox
 mkdir -p fineweb10B openwebtext models/gpt2
-cp $bpe/gpt2.json models/gpt2/tokenizer.json
+cp $tokenizers/gpt2.json models/gpt2/tokenizer.json
 for i in 0 1; do cp "$work/here/book/train/train-000.bin" fineweb10B/fineweb_train_00000$i.bin; done
 tail -c +1025 "$work/here/book/train/train-000.bin" >openwebtext/train.bin
 commands=0

@@ -13,6 +13,7 @@
 #include "coordinator/command_verify.h"
 #include "coordinator/doctor.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -62,6 +63,7 @@ static int refuse(const char *name) {
 
 int main(int argc, char **argv) {
     ls_files_occupy_standard();
+    signal(SIGCHLD, SIG_DFL); /* where a parent had it ignored, nobody would learn of the end of a child */
     if (argc < 2) {
         print_help(stderr);
         return ls_report_exit(LS_USAGE, "no command given");

@@ -36,7 +36,7 @@ enum {
     SAME_INTERRUPT_MS = 200, /* two SIGINTs closer than this are one */
     CLOCK_SLACK_SECONDS = 2, /* between what two questions for a job's end say */
     SWEEP_MS = 20000,        /* for what is left on other hosts to be removed */
-    PENDING_MAX = 8
+    SAVES_PENDING_MAX = 8
 };
 
 /* The processes of the newest attempt on this host: the launcher and everything in its session. */
@@ -73,8 +73,10 @@ struct supervisor {
     char text[LS_WIRE_TEXT_BYTES];
     int interrupts;
     int64_t interrupted_ms;
-    enum ls_core_signal pending[PENDING_MAX]; /* came while there was no coordinator */
-    int pending_count;
+    bool ending;                   /* a signal came that ends the run: */
+    enum ls_core_signal ending_by; /* the strongest one, told to every coordinator: one may die before it is on disk */
+    bool ending_told;              /* to the present one */
+    int saves_pending;             /* SIGUSR2 that came while there was no coordinator */
 };
 
 static int64_t now_ms(void) {
@@ -137,6 +139,7 @@ static enum ls_code start_coordinator(struct supervisor *supervisor, struct ls_e
     }
     supervisor->coordinator = child;
     supervisor->channel = pair[0];
+    supervisor->ending_told = false;
     supervisor->born_ms = now_ms();
     return LS_OK;
 }
@@ -160,12 +163,25 @@ static void tell_attempt(struct supervisor *supervisor) {
     if (attempt->gone) tell_gone(supervisor, attempt->number);
 }
 
-static void tell_signal(struct supervisor *supervisor, enum ls_core_signal signal_kind) {
+static bool send_signal(struct supervisor *supervisor, enum ls_core_signal signal_kind) {
     struct ls_channel_message message = {.kind = LS_CHANNEL_SIGNAL, .signal = signal_kind};
-    bool told =
-        supervisor->channel >= 0 && supervisor->ready.ready.attempt && ls_channel_send(supervisor->channel, &message);
-    if (!told && supervisor->pending_count < PENDING_MAX)
-        supervisor->pending[supervisor->pending_count++] = signal_kind;
+    return supervisor->channel >= 0 && supervisor->ready.ready.attempt &&
+           ls_channel_send(supervisor->channel, &message);
+}
+
+static void tell_save(struct supervisor *supervisor) {
+    if (!send_signal(supervisor, LS_SIGNAL_SAVE) && supervisor->saves_pending < SAVES_PENDING_MAX)
+        supervisor->saves_pending++;
+}
+
+/* A stop outweighs a requeue, and a second one is at once. */
+static void tell_end(struct supervisor *supervisor, enum ls_core_signal signal_kind) {
+    const bool again = supervisor->ending && supervisor->ending_by == LS_SIGNAL_STOP && signal_kind == LS_SIGNAL_STOP;
+    if (again) signal_kind = LS_SIGNAL_NOW;
+    if (supervisor->ending && signal_kind <= supervisor->ending_by && supervisor->ending_told) return;
+    if (!supervisor->ending || signal_kind > supervisor->ending_by) supervisor->ending_by = signal_kind;
+    supervisor->ending = true;
+    supervisor->ending_told = send_signal(supervisor, supervisor->ending_by);
 }
 
 /* ---- the workers' processes ---- */
@@ -375,9 +391,11 @@ static void on_ready(struct supervisor *supervisor, const struct ls_channel_mess
         fflush(stdout);
     }
     tell_attempt(supervisor);
-    int count = supervisor->pending_count;
-    supervisor->pending_count = 0;
-    for (int i = 0; i < count; i++) tell_signal(supervisor, supervisor->pending[i]);
+    const int saves = supervisor->saves_pending;
+    supervisor->saves_pending = 0;
+    for (int i = 0; i < saves; i++) tell_save(supervisor);
+    if (supervisor->ending && !supervisor->ending_told)
+        supervisor->ending_told = send_signal(supervisor, supervisor->ending_by);
 }
 
 static void on_launch(struct supervisor *supervisor, const struct ls_channel_message *message) {
@@ -470,20 +488,20 @@ static void read_signals(struct supervisor *supervisor) {
     while (read(supervisor->signals, &info, sizeof info) == (ssize_t)sizeof info) {
         switch (info.ssi_signo) {
         case SIGCHLD: break; /* reap() is called at every turn */
-        case SIGUSR2: tell_signal(supervisor, LS_SIGNAL_SAVE); break;
+        case SIGUSR2: tell_save(supervisor); break;
         case SIGINT:
             /* Wrappers such as timeout(1) pass a Ctrl-C on that the terminal has already sent to the whole group. */
             if (supervisor->interrupts > 0 && now_ms() - supervisor->interrupted_ms < SAME_INTERRUPT_MS) break;
             supervisor->interrupts++;
             supervisor->interrupted_ms = now_ms();
-            tell_signal(supervisor, LS_SIGNAL_STOP);
+            tell_end(supervisor, LS_SIGNAL_STOP);
             break;
         case SIGQUIT:
             supervisor->interrupts += 2; /* as much as two of them */
             supervisor->interrupted_ms = now_ms();
-            tell_signal(supervisor, LS_SIGNAL_NOW);
+            tell_end(supervisor, LS_SIGNAL_NOW);
             break;
-        default: tell_signal(supervisor, LS_SIGNAL_REQUEUE); break;
+        default: tell_end(supervisor, LS_SIGNAL_REQUEUE); break;
         }
     }
 }
@@ -501,7 +519,7 @@ static void watch_job_time(struct supervisor *supervisor) {
     supervisor->save_wished_in_time = true;
     ls_log(LS_LOG_INFO, "the time of Slurm job %lld is nearly up: saving, to be requeued",
            (long long)supervisor->allocation.slurm.job);
-    tell_signal(supervisor, LS_SIGNAL_REQUEUE);
+    tell_end(supervisor, LS_SIGNAL_REQUEUE);
 }
 
 /* ---- the loop and the end ---- */

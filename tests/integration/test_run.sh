@@ -16,7 +16,7 @@ begin() {
     local run=$1 before
     shift
     before=$(steps_told "$run")
-    begin_run "$run" env --$hangup-signal=HUP lockstep run "$config" --run-dir "$run" "${endless[@]}" "$@"
+    begin_run "$run" env --$hangup-signal=HUP --default-signal=INT lockstep run "$config" --run-dir "$run" "${endless[@]}" "$@"
     supervisor=${supervisors[$run]}
     until_steps "$run" $((before + 3))
 }
@@ -75,6 +75,9 @@ check "its ledger is proven" lockstep verify mute
 for command in "verify mute" "blame mute --step 3" "data inspect synthetic:1000"; do
     expect 1 "standard output" "'$command' tells that its output could not be written" bash -c "lockstep $command >/dev/full"
 done
+
+begin_run childless env --ignore-signal=CHLD lockstep run "$config" --run-dir childless
+ends 0 "" "so does one that is begun where ends of children are ignored" childless
 
 # ---- on a terminal ----
 
@@ -237,6 +240,17 @@ check "who waits for a save when the coordinator is killed is answered by the ne
 end_watched $asking
 lockstep stop asked >/dev/null 2>&1
 ends 130 "" "and that run is stopped" asked
+
+# A signal that has reached the coordinator and is not on disk: the next one hears of it too.
+for signal in TERM INT; do
+    begin "wish$signal"
+    coordinator=$(sed -n 's/^pid //p' "wish$signal/lock")
+    kill -STOP "$coordinator"
+    kill -$signal $supervisor
+    sleep 0.3
+    kill -9 "$coordinator"
+    ends "$([ $signal = TERM ] && echo 75 || echo 130)" "saved at step" "SIG$signal outlives the coordinator that it was told to" "wish$signal"
+done
 
 # Killed as soon as it is there, before it can be ready: a run that goes on has another one.
 lockstep run "$config" --run-dir steady -n 2 --set train.steps=620 --accept train.steps --resume >early.out 2>early.err &

@@ -1,4 +1,5 @@
 /* Who waits for whom. */
+#define _GNU_SOURCE
 #include "coordinator/verdict.h"
 
 #include <stdarg.h>
@@ -116,39 +117,79 @@ static int suspicion(const struct ls_verdict_scene *scene, const struct ls_verdi
     return rank->look.state == 'D';
 }
 
-/* In MPI_Init nothing tells who waits for whom, but that the ones who wait all do the same: how many judged ranks do
- * what this one does. */
-static int company(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank) {
-    int count = 0;
-    if (rank->phase != LS_PHASE_MPI_INIT) return 0;
-    for (int i = 0; i < scene->ranks_count; i++)
-        count += is_judged(&scene->ranks[i]) && strcmp(scene->ranks[i].look.text, rank->look.text) == 0;
-    return count;
+static int compare_looks(const void *a, const void *b, void *ranks) {
+    const struct ls_verdict_rank *list = ranks;
+    return strcmp(list[*(const int *)a].look.text, list[*(const int *)b].look.text);
 }
 
-/* True when `rank` is more likely to be the one to look at than `best`; neither waits for anybody. */
-static bool is_likelier(const struct ls_verdict_scene *scene, const struct ls_verdict_rank *rank,
-                        const struct ls_verdict_rank *best) {
+/* In MPI_Init nothing tells who waits for whom, but that the ones who wait all do the same: for every rank how many
+ * judged ones do what it does, [ranks_count], the caller's; 0 for ranks elsewhere. NULL without memory. */
+static int *find_company(const struct ls_verdict_scene *scene) {
+    const size_t count = (size_t)scene->ranks_count;
+    int *company = calloc(count + 1, sizeof *company), *order = calloc(count + 1, sizeof *order), judged = 0;
+    for (int i = 0; order && i < scene->ranks_count; i++)
+        if (is_judged(&scene->ranks[i])) order[judged++] = i;
+    if (company && order) qsort_r(order, (size_t)judged, sizeof *order, compare_looks, (void *)(uintptr_t)scene->ranks);
+    for (int first = 0, next; company && order && first < judged; first = next) {
+        for (next = first + 1; next < judged; next++)
+            if (compare_looks(&order[first], &order[next], (void *)(uintptr_t)scene->ranks) != 0) break;
+        for (int i = first; i < next; i++)
+            if (scene->ranks[order[i]].phase == LS_PHASE_MPI_INIT) company[order[i]] = next - first;
+    }
+    free(order);
+    return company;
+}
+
+/* True when rank number `number` is more likely to be the one to look at than `before`; neither waits for anybody. */
+static bool is_likelier(const struct ls_verdict_scene *scene, const int *company, int number, int before) {
+    const struct ls_verdict_rank *rank = &scene->ranks[number], *best = &scene->ranks[before];
     if (suspicion(scene, rank) != suspicion(scene, best)) return suspicion(scene, rank) > suspicion(scene, best);
-    const int many = company(scene, rank), before = company(scene, best);
-    if (many != before) return many < before;
+    if (company && company[number] != company[before]) return company[number] < company[before];
     const bool file = strstr(rank->look.text, " of "), file_before = strstr(best->look.text, " of ");
     if (file != file_before) return file;
     return rank->quiet_seconds > best->quiet_seconds + 1;
 }
 
-/* Some judged rank waits for nobody that is judged; -1: every one waits for another. */
-static int find_root(const struct ls_verdict_scene *scene) {
-    int root = -1;
+/* How far the least far of the judged ranks are: enough to know who waits, without a look at every pair of what may be
+ * a hundred thousand. */
+struct least {
+    uint64_t phase;                       /* of those that cannot take part in a collective yet; UINT64_MAX: none */
+    uint64_t host_collective, collective; /* of the others */
+};
+
+static struct least find_least(const struct ls_verdict_scene *scene) {
+    struct least least = {UINT64_MAX, UINT64_MAX, UINT64_MAX};
     for (int i = 0; i < scene->ranks_count; i++) {
         const struct ls_verdict_rank *rank = &scene->ranks[i];
         if (!is_judged(rank)) continue;
-        bool waits = false;
-        for (int j = 0; j < scene->ranks_count && !waits; j++)
-            waits = j != i && is_judged(&scene->ranks[j]) && waits_for(rank, &scene->ranks[j]);
-        if (waits) continue;
-        if (root < 0 || is_likelier(scene, rank, &scene->ranks[root])) root = i;
+        if (is_early(rank)) {
+            if (rank->phase < least.phase) least.phase = rank->phase;
+            continue;
+        }
+        if (rank->host_collective < least.host_collective) least.host_collective = rank->host_collective;
+        if (rank->collective < least.collective) least.collective = rank->collective;
     }
+    return least;
+}
+
+/* True when waits_for() holds for the rank and some judged one. */
+static bool waits_for_any(const struct ls_verdict_rank *rank, const struct least *least) {
+    if (is_early(rank)) return least->phase < rank->phase;
+    return least->phase != UINT64_MAX ||
+           (rank->host_collective > rank->host_collective_done && least->host_collective < rank->host_collective) ||
+           (rank->collective > rank->collective_done && least->collective < rank->collective);
+}
+
+/* Some judged rank waits for nobody that is judged; -1: every one waits for another. */
+static int find_root(const struct ls_verdict_scene *scene) {
+    const struct least least = find_least(scene);
+    int *company = least.phase == UINT64_MAX ? NULL : find_company(scene);
+    int root = -1;
+    for (int i = 0; i < scene->ranks_count; i++) {
+        if (!is_judged(&scene->ranks[i]) || waits_for_any(&scene->ranks[i], &least)) continue;
+        if (root < 0 || is_likelier(scene, company, i, root)) root = i;
+    }
+    free(company);
     return root;
 }
 
@@ -283,25 +324,28 @@ static void tell_culprit(const struct ls_verdict_scene *scene, struct ls_verdict
     append(text, size, ".");
 }
 
-/* How many hosts with ranks are known by reports, and how many of them are silent. */
-static int count_reporting(const struct ls_verdict_scene *scene, int *silent) {
+/* How many hosts have judged ranks; *reporting: of these are known by reports, of which *silent are silent. */
+static int count_hosts(const struct ls_verdict_scene *scene, int *reporting, int *silent) {
+    bool *seen = calloc((size_t)scene->hosts_count + 1, sizeof *seen);
     int count = 0;
-    *silent = 0;
-    for (int i = 0; i < scene->hosts_count; i++) {
-        const struct ls_verdict_rank *rank = NULL;
-        for (int j = 0; j < scene->ranks_count && !rank; j++)
-            if (is_judged(&scene->ranks[j]) && scene->ranks[j].host == i) rank = &scene->ranks[j];
-        if (!rank || !scene->hosts[i].reports) continue;
+    *reporting = *silent = 0;
+    for (int i = 0; seen && i < scene->ranks_count; i++) {
+        const struct ls_verdict_rank *rank = &scene->ranks[i];
+        if (!is_judged(rank) || rank->host < 0 || rank->host >= scene->hosts_count || seen[rank->host]) continue;
+        seen[rank->host] = true;
         count++;
+        if (!scene->hosts[rank->host].reports) continue;
+        ++*reporting;
         *silent += is_silent(scene, rank);
     }
+    free(seen);
     return count;
 }
 
 /* Several hosts do not fall silent at once, but this one may hear nobody. */
 static bool judge_own_network(const struct ls_verdict_scene *scene, struct ls_verdict *verdict) {
-    int silent;
-    const int count = count_reporting(scene, &silent);
+    int silent, count;
+    count_hosts(scene, &count, &silent);
     if (count < 2 || silent < count) return false;
     verdict->kind = LS_VERDICT_NETWORK;
     snprintf(verdict->text, sizeof verdict->text,
@@ -335,8 +379,8 @@ static void judge_silent(const struct ls_verdict_scene *scene, struct ls_verdict
         tell_place(rank, place, sizeof place);
         append(verdict->text, sizeof verdict->text, "; rank %d waits for it %s", last_heard, place);
     }
-    int silent;
-    count_reporting(scene, &silent);
+    int silent, count;
+    count_hosts(scene, &count, &silent);
     if (silent > 1)
         append(verdict->text, sizeof verdict->text, "; %d more host%s silent too", silent - 1,
                silent > 2 ? "s are" : " is");
@@ -347,13 +391,8 @@ static void judge_network(const struct ls_verdict_scene *scene, struct ls_verdic
     const struct ls_verdict_rank *root = &scene->ranks[verdict->rank];
     const bool host = root->host_collective > root->host_collective_done;
     char place[96];
-    int hosts = 0;
-    for (int i = 0; i < scene->hosts_count; i++) {
-        bool used = false;
-        for (int j = 0; j < scene->ranks_count && !used; j++)
-            used = is_judged(&scene->ranks[j]) && scene->ranks[j].host == i;
-        hosts += used;
-    }
+    int reporting, silent;
+    const int hosts = count_hosts(scene, &reporting, &silent);
     verdict->kind = LS_VERDICT_NETWORK;
     verdict->collective = host ? root->host_collective : root->collective;
     verdict->collective_on_host = host;

@@ -6,7 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <cmocka.h>
 
 enum { RANKS = 4 };
@@ -403,8 +405,58 @@ static void lists_of_ranks_are_short(void **unused) {
     assert_int_equal(first + more, MANY / 2);
 }
 
+/* A scene of 98,304 ranks, eight to a host. Judged pair by pair it took minutes of the processor's time, in which the
+ * coordinator would have heard nobody, and its workers would have left. */
+static void a_hundred_thousand_ranks_are_judged_within_seconds(void **unused) {
+    (void)unused;
+    enum { MANY = 98304, HOSTS = MANY / 8, SECONDS_MAX = 20 };
+    struct ls_verdict_rank *ranks = calloc(MANY, sizeof *ranks);
+    struct ls_verdict_host *hosts = calloc(HOSTS, sizeof *hosts);
+    struct stage stage;
+    struct ls_verdict verdict;
+    assert_true(ranks && hosts);
+    set(&stage);
+    for (int i = 0; i < MANY; i++) {
+        ranks[i] = stage.ranks[0];
+        ranks[i].host = i / 8;
+        snprintf(ranks[i].look.text, sizeof ranks[i].look.text, "it waits in %s", i % 2 ? "futex_wait" : "do_poll");
+    }
+    for (int i = 0; i < HOSTS; i++) {
+        snprintf(hosts[i].name, sizeof hosts[i].name, "node-%d", i);
+        hosts[i].reports = i > 0;
+    }
+    stage.scene.ranks = ranks;
+    stage.scene.ranks_count = MANY;
+    stage.scene.hosts = hosts;
+    stage.scene.hosts_count = HOSTS;
+    const clock_t begin = clock();
+    verdict = judge(&stage); /* all in one collective */
+    assert_int_equal(verdict.kind, LS_VERDICT_NETWORK);
+    ranks[MANY - 1].collective = 117;
+    verdict = judge(&stage);
+    assert_int_equal(verdict.kind, LS_VERDICT_STUCK);
+    assert_int_equal(verdict.rank, MANY - 1);
+    for (int i = 1; i < HOSTS; i++) hosts[i].silent_seconds = 20;
+    verdict = judge(&stage);
+    assert_int_equal(verdict.kind, LS_VERDICT_NETWORK);
+    for (int i = 1; i < HOSTS; i++) hosts[i].silent_seconds = 0;
+    for (int i = 0; i < MANY; i++) {
+        ranks[i].phase = LS_PHASE_MPI_INIT;
+        ranks[i].quiet_seconds = 400;
+    }
+    strcpy(ranks[777].look.text, "it waits in connect");
+    stage.scene.joined = stage.scene.stepped = false;
+    verdict = judge(&stage);
+    assert_int_equal(verdict.kind, LS_VERDICT_STUCK);
+    assert_int_equal(verdict.rank, 777); /* does what no other does */
+    assert_true((double)(clock() - begin) / CLOCKS_PER_SEC < SECONDS_MAX);
+    free(hosts);
+    free(ranks);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_hundred_thousand_ranks_are_judged_within_seconds),
         cmocka_unit_test(a_run_that_moves_is_left_alone),
         cmocka_unit_test(the_rank_that_the_others_wait_for_is_named),
         cmocka_unit_test(a_chain_of_waiting_ends_at_its_origin),

@@ -25,6 +25,7 @@
 enum {
     TURN_MS = 50,
     WATCH_MS = 200,
+    TICK_MS_MAX = 1000, /* what the time between two of them counts at most */
     HELD_MS = 5000,
     GOODBYE_MS = 3000, /* for rank 0 to have heard of the end */
     LEAVE_SECONDS = 10 /* for orphaned workers */
@@ -274,7 +275,10 @@ static void tick(struct ls_server *server) {
     struct ls_core_status before;
     ls_core_read_status(server->run->machine, &before);
     struct ls_core_event event = {.kind = LS_EVENT_TICK};
-    event.tick.now_ms = server_now_ms();
+    const int64_t now = server_now_ms(), passed = server->ticked_ms ? now - server->ticked_ms : 0;
+    server->ticked_ms = now;
+    server->clock_ms += passed < TICK_MS_MAX ? passed : TICK_MS_MAX;
+    event.tick.now_ms = server->clock_ms;
     server_handle(server, &event);
     /* Ranks that never came: the core knows who, the progress file how far they got. */
     if (!server->ended || server->end_code != LS_COMMUNICATION || before.phase != LS_PHASE_WAITING) return;

@@ -35,17 +35,16 @@ static void forget(struct ls_server *server, struct ls_peer *peer) {
 }
 
 void server_drop_silent(struct ls_server *server) {
-    const int64_t now = server_now_ms();
     int32_t slot = 0;
     for (struct ls_peer *peer; (peer = ls_connections_next(&server->connections, &slot));)
-        if (now - peer->heard_ms > SERVER_SILENCE_MS) forget(server, peer);
+        if (server->clock_ms - peer->heard_ms > SERVER_SILENCE_MS) forget(server, peer);
 }
 
 /* The peer of a route, made when it is new; NULL when there is no room. */
 static struct ls_peer *meet(struct ls_server *server, const void *route, size_t size, enum ls_connection_role role) {
     struct ls_peer *peer = ls_connections_meet(&server->connections, route, size, role);
     if (peer)
-        peer->heard_ms = server_now_ms();
+        peer->heard_ms = server->clock_ms;
     else
         server_complain(&server->crowded, "a connection was turned away", "too many are open");
     return peer;

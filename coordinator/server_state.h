@@ -97,6 +97,9 @@ struct ls_server {
     struct ls_journal_attempt next; /* what was found */
     struct server_room room;
     struct server_recovery recovery;
+    /* Time as the core and the connections' silence are told it: not what passes while this process is stopped or its
+     * host stands still, for nobody could be heard then. ticked: of the last TICK by server_now_ms(), 0: none yet. */
+    int64_t clock_ms, ticked_ms;
     struct ls_watcher_loss held; /* a rank that its launcher ended: the launcher is waited for, which knows why */
     int64_t held_ms;             /* since then; 0: none */
     /* For `status`. */

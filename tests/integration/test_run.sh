@@ -308,3 +308,16 @@ expect 2 "chmod 600" "a key that others may read is refused" by_hand --key hand/
 chmod 600 hand/keys/worker.key
 check "the line that the coordinator prints joins it" by_hand --key hand/keys/worker.key
 ends 0 "" "a coordinator by itself ends with its run" hand
+
+begin_run stood lockstep coordinator "$config" -n 2 --run-dir stood --set fault.start_timeout_seconds=3
+until_true 120 "the coordinator says how to join it" "${supervisors[stood]}" stood.err grep -q '^mpirun' stood.out
+endpoint=$(sed -n 's/^endpoint //p' stood/lock)
+sleep 0.6
+kill -STOP "${supervisors[stood]}"
+by_hand --key stood/keys/worker.key >stood.mpi 2>&1 &
+joining=$!
+sleep 4
+kill -CONT "${supervisors[stood]}"
+ends 0 "" "a coordinator that was stopped for longer than ranks may take to come hears those that have" stood
+wait $joining
+check "and they end well" test $? = 0

@@ -36,20 +36,23 @@ void ls_encoding_destroy(struct ls_encoding *encoding) {
 
 /* ---- pieces ---- */
 
-/* The first piece that a cut finds in text from `from` on, [*begin, *end); both `count` where there is none. */
+/* The first piece that a cut finds in text from `from` on, [*begin, *end); both `count` where there is none, or, with
+ * `open`, where that depends on what follows the text. */
 static enum ls_code find_piece(const struct ls_tokenizer *tokenizer, const struct ls_tokenizer_cut *cut,
-                               const char *text, size_t count, size_t from, size_t *begin, size_t *end,
+                               const char *text, size_t count, bool open, size_t from, size_t *begin, size_t *end,
                                struct ls_error *error) {
+    *begin = *end = count;
     if (!cut->code) {
+        const size_t run = ls_bpe_run(tokenizer->bpe, text + from, count - from);
+        if (open && from + run == count) return LS_OK;
         *begin = from;
-        *end = from + ls_bpe_run(tokenizer->bpe, text + from, count - from);
+        *end = from + run;
         return LS_OK;
     }
-    const int found =
-        pcre2_match(cut->code, (PCRE2_SPTR)text, count, from, PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, cut->match, NULL);
+    const uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY | (open ? PCRE2_PARTIAL_HARD : 0);
+    const int found = pcre2_match(cut->code, (PCRE2_SPTR)text, count, from, options, cut->match, NULL);
     const PCRE2_SIZE *place = pcre2_get_ovector_pointer(cut->match);
-    *begin = *end = count;
-    if (found == PCRE2_ERROR_NOMATCH) return LS_OK;
+    if (found == PCRE2_ERROR_NOMATCH || found == PCRE2_ERROR_PARTIAL) return LS_OK;
     if (found < 0)
         return ls_fail(error, LS_DATA, LS_SCOPE_CALL,
                        "tokenizer: the pattern that cuts text gives up (%d) at \"%.40s\"", found, text + from);
@@ -67,7 +70,7 @@ static enum ls_code encode_cut(struct ls_tokenizer *tokenizer, int number, const
     enum ls_code code = LS_OK;
     for (size_t from = 0; from < count && !code;) {
         size_t begin, end;
-        code = find_piece(tokenizer, &tokenizer->cuts[number], text, count, from, &begin, &end, error);
+        code = find_piece(tokenizer, &tokenizer->cuts[number], text, count, false, from, &begin, &end, error);
         if (!code) code = encode_cut(tokenizer, number + 1, text + from, begin - from, ids, error);
         if (!code) code = encode_cut(tokenizer, number + 1, text + begin, end - begin, ids, error);
         from = end;
@@ -75,25 +78,18 @@ static enum ls_code encode_cut(struct ls_tokenizer *tokenizer, int number, const
     return code;
 }
 
-/* The same where more follows: the last two pieces of the first cut stay, since a pattern looks one character ahead.
- * *used: bytes of those before. */
+/* The same where more follows. *used: bytes of the pieces that are certain. */
 static enum ls_code encode_begun(struct ls_tokenizer *tokenizer, const char *text, size_t count,
                                  struct ls_token_ids *ids, size_t *used, struct ls_error *error) {
     enum ls_code code = LS_OK;
-    size_t ends[2] = {0, 0}; /* of the last two pieces but one, and but none */
     *used = 0;
-    for (size_t from = 0; from < count && !code;) {
+    while (!code) {
         size_t begin, end;
-        code = find_piece(tokenizer, &tokenizer->cuts[0], text, count, from, &begin, &end, error);
+        code = find_piece(tokenizer, &tokenizer->cuts[0], text, count, true, *used, &begin, &end, error);
         if (code || begin == count) break;
-        const size_t pieces[2] = {begin, end};
-        for (int i = 0; i < 2 && !code; i++) {
-            if (pieces[i] == from) continue;
-            code = encode_cut(tokenizer, 1, text + *used, ends[0] - *used, ids, error);
-            *used = ends[0];
-            ends[0] = ends[1];
-            ends[1] = from = pieces[i];
-        }
+        code = encode_cut(tokenizer, 1, text + *used, begin - *used, ids, error);
+        if (!code) code = encode_cut(tokenizer, 1, text + begin, end - begin, ids, error);
+        *used = end;
     }
     return code;
 }

@@ -131,7 +131,11 @@ static enum ls_code add_cut(struct reading *reading, const char *pattern, bool l
                       (size_t)place, pattern);
     }
     tokenizer->cut_count++;
-    pcre2_jit_compile(cut->code, PCRE2_JIT_COMPLETE); /* faster, where it is there */
+    /* The text before is gone when more of it comes. */
+    uint32_t behind = 0;
+    pcre2_pattern_info(cut->code, PCRE2_INFO_MAXLOOKBEHIND, &behind);
+    if (behind > 0) return refuse(reading, "cuts text by a pattern that looks behind: %.200s", pattern);
+    pcre2_jit_compile(cut->code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD); /* faster, where it is there */
     cut->match = pcre2_match_data_create_from_pattern(cut->code, NULL);
     return cut->match ? LS_OK : no_memory(reading);
 }

@@ -216,7 +216,7 @@ static enum ls_code parse_prompt(struct generation *generation, struct ls_error 
     if (most > TOKENS_MAX)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "generate: the prompt is longer than %d bytes. Shorten it.",
                        TOKENS_MAX);
-    if (generation->tokenizer) {
+    if (request->prompt && generation->tokenizer) {
         code = encode_prompt(generation, request->prompt, error);
     } else {
         code = make_room(generation, most, error);

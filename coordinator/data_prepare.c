@@ -255,21 +255,27 @@ static enum ls_code choose_document_token(const struct ls_data_prepare_options *
                    options->tokenizer, options->document_token ? options->document_token : "");
 }
 
-/* *json is the caller's. */
+/* The tokenizer and its files, the caller's even after an error. */
 static enum ls_code read_tokenizer(const struct ls_data_prepare_options *options, struct ls_shard_tokenizer *tokenizer,
-                                   char **json, struct ls_error *error) {
-    char path[PATH_MAX];
+                                   struct ls_error *error) {
+    static const char name[] = "tokenizer.json", config_name[] = "tokenizer_config.json";
+    char path[PATH_MAX], config[PATH_MAX + sizeof config_name];
     struct stat status;
     const bool folder = stat(options->tokenizer, &status) == 0 && S_ISDIR(status.st_mode);
-    if (snprintf(path, sizeof path, "%s%s", options->tokenizer, folder ? "/tokenizer.json" : "") >= (int)sizeof path)
+    if (snprintf(path, sizeof path, "%s%s%s", options->tokenizer, folder ? "/" : "", folder ? name : "") >=
+        (int)sizeof path)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "the path %.200s... is too long", options->tokenizer);
-    enum ls_code code = ls_file_read(path, LS_TOKENIZER_JSON_BYTES_MAX, json, &tokenizer->json_bytes, LS_DATA, error);
+    enum ls_code code =
+        ls_file_read(path, LS_TOKENIZER_JSON_BYTES_MAX, &tokenizer->json, &tokenizer->json_bytes, LS_DATA, error);
     if (code)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
                        "--tokenizer %s: %s. It is 'byte', a tokenizer.json, or a folder that has one.",
                        options->tokenizer, error->text);
-    tokenizer->json = *json;
-    code = ls_tokenizer_parse(*json, tokenizer->json_bytes, path, &tokenizer->encoder, error);
+    const size_t base = strrchr(path, '/') ? (size_t)(strrchr(path, '/') - path) + 1 : 0;
+    snprintf(config, sizeof config, "%.*s%s", (int)base, path, config_name);
+    if (strcmp(path + base, name) == 0) /* one that is not there is not missed */
+        ls_file_read(config, LS_TOKENIZER_JSON_BYTES_MAX, &tokenizer->config, &tokenizer->config_bytes, LS_DATA, NULL);
+    code = ls_tokenizer_parse(tokenizer->json, tokenizer->json_bytes, path, &tokenizer->encoder, error);
     return code ? code : choose_document_token(options, tokenizer, error);
 }
 
@@ -285,12 +291,12 @@ enum ls_code ls_data_prepare(const struct ls_data_prepare_options *options, stru
                        output);
     struct ls_text_splitter *splitter = NULL;
     struct ls_shard_tokenizer tokenizer = {0};
-    char *json = NULL;
     enum ls_code code = options->split_on ? ls_text_splitter_create(options->split_on, &splitter, error) : LS_OK;
-    if (!code && options->tokenizer) code = read_tokenizer(options, &tokenizer, &json, error);
+    if (!code && options->tokenizer) code = read_tokenizer(options, &tokenizer, error);
     if (!code) code = prepare(options, splitter, &tokenizer, output, error);
     ls_text_splitter_destroy(splitter);
     ls_tokenizer_destroy(tokenizer.encoder);
-    free(json);
+    free(tokenizer.json);
+    free(tokenizer.config);
     return code;
 }

@@ -19,7 +19,7 @@
 
 enum { BUFFER_TOKENS = 1 << 17 };
 
-static const char tokenizer_json[] = "tokenizer.json";
+static const char tokenizer_json[] = "tokenizer.json", tokenizer_config_json[] = "tokenizer_config.json";
 
 struct ls_shard_writer {
     char folder[PATH_MAX], prefix[64];
@@ -177,10 +177,14 @@ enum ls_code ls_shard_writer_add(struct ls_shard_writer *writer, const char *byt
 }
 
 static enum ls_code write_tokenizer(const struct ls_shard_writer *writer, struct ls_error *error) {
-    char path[PATH_MAX + sizeof tokenizer_json];
-    if (!writer->tokenizer.encoder) return LS_OK;
+    const struct ls_shard_tokenizer *tokenizer = &writer->tokenizer;
+    char path[PATH_MAX + sizeof tokenizer_config_json];
+    if (!tokenizer->encoder) return LS_OK;
     snprintf(path, sizeof path, "%s/%s", writer->folder, tokenizer_json);
-    return ls_file_replace(path, writer->tokenizer.json, writer->tokenizer.json_bytes, LS_DATA, error);
+    enum ls_code code = ls_file_replace(path, tokenizer->json, tokenizer->json_bytes, LS_DATA, error);
+    if (code || !tokenizer->config) return code;
+    snprintf(path, sizeof path, "%s/%s", writer->folder, tokenizer_config_json);
+    return ls_file_replace(path, tokenizer->config, tokenizer->config_bytes, LS_DATA, error);
 }
 
 enum ls_code ls_shard_writer_finish(struct ls_shard_writer *writer, struct ls_error *error) {

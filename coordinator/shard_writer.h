@@ -16,8 +16,9 @@ struct ls_shard_writer;
 struct ls_shard_tokenizer {
     struct ls_tokenizer *encoder; /* NULL: tokens are bytes, and the others are not read */
     int32_t document_token;       /* begins each document */
-    const char *json;             /* the text of its tokenizer.json */
-    size_t json_bytes;
+    char *json;                   /* the text of its tokenizer.json */
+    char *config;                 /* and of the tokenizer_config.json beside it, NULL: there is none */
+    size_t json_bytes, config_bytes;
 };
 
 struct ls_shard_writer_totals {

@@ -232,7 +232,14 @@ model: {model_type: gpt2, hidden_size: 16, num_hidden_layers: 1, num_attention_h
 data: {train: [{path: words/train}], sequence_length: 16}
 train: {steps: 2, global_batch_size: 2, micro_batch_size: 2}
 END
+mkdir folder && cp $tokenizers/gpt2.json folder/tokenizer.json
+echo '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}' >folder/tokenizer_config.json
+check "a tokenizer's configuration is copied" lockstep data prepare book.txt --tokenizer folder/tokenizer.json -o configured
+check "with it" cmp folder/tokenizer_config.json configured/validation/tokenizer_config.json
+check "and taken into checkpoints" lockstep run words.yaml --set 'data.train=[{path: configured/train}]' --run-dir configured-run
+check "as it is" cmp folder/tokenizer_config.json configured-run/final/tokenizer_config.json
 check "a run trains on them" lockstep run words.yaml --run-dir words-run
+same "and a dataset without it has none" "" "$(ls words/train words-run/final | grep tokenizer_config)"
 check "its checkpoint has the tokenizer" cmp $tokenizers/gpt2.json words-run/final/tokenizer.json
 same "blame shows the words" 1 "$(($(lockstep blame words-run --step 1 | grep -c '  begins .*line') >= 1))"
 lockstep generate words-run/final --prompt 'line 7 of <|endoftext|>it' --temperature 0 --max-tokens 5 >continued.txt

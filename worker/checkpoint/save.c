@@ -10,6 +10,7 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -289,11 +290,27 @@ static enum ls_code write_index(struct ls_checkpoint_writer *writer, struct ls_f
     return code;
 }
 
+/* Copies the file at `path`. One that cannot be read may have moved since the data was prepared: it is passed over,
+ * with a warning where there always is one; the weights are worth saving without it. */
+static enum ls_code write_copy(struct ls_checkpoint_writer *writer, const char *path, const char *name, bool always,
+                               struct ls_file_record *files, size_t *count, struct ls_error *error) {
+    struct ls_error missing;
+    char *text = NULL;
+    size_t bytes = 0;
+    if (ls_file_read(path, TOKENIZER_BYTES_MAX, &text, &bytes, LS_CHECKPOINT, &missing)) {
+        if (always) ls_log(LS_LOG_WARNING, "checkpoint: saved without %s: %s", name, missing.text);
+        return LS_OK;
+    }
+    enum ls_code code = write_small(writer, name, text, bytes, &files[*count], error);
+    free(text);
+    if (!code) ++*count;
+    return code;
+}
+
 static enum ls_code write_tokenizer(struct ls_checkpoint_writer *writer, struct ls_file_record *files, size_t *count,
                                     struct ls_error *error) {
     const char *tokenizer = writer->options.tokenizer ? writer->options.tokenizer : "";
     char *text = NULL;
-    size_t bytes = 0;
     if (strcmp(tokenizer, "byte") == 0) {
         enum ls_code code = ls_byte_tokenizer_write(&text, error);
         code = write_made(writer, code, "tokenizer.json", text, files, count, error);
@@ -301,17 +318,14 @@ static enum ls_code write_tokenizer(struct ls_checkpoint_writer *writer, struct 
         code = ls_byte_tokenizer_config_write(&text, error);
         return write_made(writer, code, "tokenizer_config.json", text, files, count, error);
     }
-    if (!strchr(tokenizer, '/')) return LS_OK;
-    struct ls_error missing;
-    if (ls_file_read(tokenizer, TOKENIZER_BYTES_MAX, &text, &bytes, LS_CHECKPOINT, &missing)) {
-        /* The file may have moved since the data was prepared; the weights are worth saving without it. */
-        ls_log(LS_LOG_WARNING, "checkpoint: saved without tokenizer.json: %s", missing.text);
-        return LS_OK;
-    }
-    enum ls_code code = write_small(writer, "tokenizer.json", text, bytes, &files[*count], error);
-    free(text);
-    if (!code) ++*count;
-    return code;
+    const char *slash = strrchr(tokenizer, '/');
+    char config[PATH_MAX];
+    if (!slash) return LS_OK;
+    enum ls_code code = write_copy(writer, tokenizer, "tokenizer.json", true, files, count, error);
+    if (code || snprintf(config, sizeof config, "%.*s/tokenizer_config.json", (int)(slash - tokenizer), tokenizer) >=
+                    (int)sizeof config)
+        return code;
+    return write_copy(writer, config, "tokenizer_config.json", false, files, count, error);
 }
 
 static enum ls_code write_descriptions(struct ls_checkpoint_writer *writer, struct ls_file_record *files, size_t *count,

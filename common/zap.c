@@ -96,11 +96,12 @@ enum ls_code ls_zap_start(void *context, const struct ls_keys *keys, struct ls_z
                 zmq_bind(zap->handler, "inproc://zeromq.zap.01") == 0 &&
                 zmq_bind(zap->control, "inproc://zap-control") == 0 &&
                 zmq_connect(zap->control_end, "inproc://zap-control") == 0;
-    if (made && pthread_create(&zap->thread, NULL, zap_thread, zap) == 0) {
+    const int cause = made ? pthread_create(&zap->thread, NULL, zap_thread, zap) : errno;
+    if (made && !cause) {
         *result = zap;
         return LS_OK;
     }
-    enum ls_code code = ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot start the key check: %s", zmq_strerror(errno));
+    enum ls_code code = ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot start the key check: %s", zmq_strerror(cause));
     if (zap->handler) zmq_close(zap->handler);
     if (zap->control) zmq_close(zap->control);
     if (zap->control_end) zmq_close(zap->control_end);

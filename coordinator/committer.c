@@ -5,7 +5,6 @@
 #include "common/checkpoint_folder.h"
 #include "common/log.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -127,9 +126,10 @@ enum ls_code ls_committer_start(const struct ls_run_directory *run, uint32_t gen
     committer->wake = wake;
     pthread_mutex_init(&committer->mutex, NULL);
     pthread_cond_init(&committer->changed, NULL);
-    if (pthread_create(&committer->thread, NULL, committer_thread, committer)) {
-        enum ls_code code =
-            ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot start the committer's thread: %s", strerror(errno));
+    const int cause = pthread_create(&committer->thread, NULL, committer_thread, committer);
+    if (cause) {
+        enum ls_code code = ls_fail(error, LS_ERROR, LS_SCOPE_JOB,
+                                    "cannot start the committer's thread: %s. Check 'ulimit -u'.", strerror(cause));
         free(committer);
         return code;
     }

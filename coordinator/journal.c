@@ -474,8 +474,10 @@ enum ls_code ls_journal_start(struct ls_journal *journal, uint32_t generation, i
     journal->wake = wake;
     journal->observe = observe;
     journal->context = context;
-    if (pthread_create(&journal->thread, NULL, journal_thread, journal))
-        return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot start the journal's thread: %s", strerror(errno));
+    const int cause = pthread_create(&journal->thread, NULL, journal_thread, journal);
+    if (cause)
+        return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot start the journal's thread: %s. Check 'ulimit -u'.",
+                       strerror(cause));
     journal->thread_runs = true;
     return LS_OK;
 }

@@ -482,8 +482,10 @@ enum ls_code ls_session_open(const char *endpoints, const struct ls_key *key, in
     session->attempt = (uint32_t)attempt;
     enum ls_code code = ls_link_open(endpoints, key, 0, &session->link, error);
     if (code == LS_OK) session->socket = ls_link_socket(session->link);
-    if (code == LS_OK && pthread_create(&session->thread, NULL, session_thread, session))
-        code = ls_fail(error, LS_ERROR, LS_SCOPE_RANK, "cannot start the session's thread: %s", strerror(errno));
+    const int cause = code ? 0 : pthread_create(&session->thread, NULL, session_thread, session);
+    if (cause)
+        code = ls_fail(error, LS_ERROR, LS_SCOPE_RANK, "cannot start the session's thread: %s. Check 'ulimit -u'.",
+                       strerror(cause));
     if (code != LS_OK) {
         destroy(session);
         return code;

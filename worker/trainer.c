@@ -152,10 +152,10 @@ enum ls_code ls_trainer_create(const struct ls_trainer_options *options, struct 
 
 void ls_trainer_destroy(struct ls_trainer *trainer) {
     if (!trainer) return;
+    /* What an unfinished step left on the stream may still read a batch, and speak with the saver. */
+    if (trainer->replica) ls_stream_synchronize(ls_replica_stream(trainer->replica), NULL);
     ls_prefetch_destroy(trainer->evaluation);
     ls_prefetch_destroy(trainer->prefetch);
-    /* What an unfinished step left on the stream may still speak with the saver. */
-    if (trainer->replica) ls_stream_synchronize(ls_replica_stream(trainer->replica), NULL);
     ls_snapshot_destroy(trainer->snapshot);
     ls_replica_check_destroy(trainer->check);
     ls_replica_destroy(trainer->replica);

@@ -46,6 +46,15 @@ static enum ls_code read_number(const json_t *root, const char *key, double stan
     return LS_OK;
 }
 
+/* Weights may begin as zeros. */
+static enum ls_code read_deviation(const json_t *root, double *deviation, struct ls_error *error) {
+    const json_t *value = member(root, "initializer_range", NULL);
+    *deviation = value ? json_number_value(value) : 0.02;
+    if ((value && !json_is_number(value)) || !isfinite(*deviation) || *deviation < 0)
+        return refuse(error, "'initializer_range' is not a number from 0 on");
+    return LS_OK;
+}
+
 static enum ls_code read_flag(const json_t *root, const char *key, bool standard, bool *flag, struct ls_error *error) {
     const json_t *value = member(root, key, NULL);
     if (value && !json_is_boolean(value)) return refuse(error, "'%s' is neither true nor false", key);
@@ -203,7 +212,7 @@ static enum ls_code parse_model(const json_t *root, struct ls_config *config, st
     config->model.rms_norm_eps = 1e-6;
     config->model.rope_theta = 10000;
     enum ls_code code = read_size(root, "vocab_size", NULL, gpt2 ? 50257 : 0, &config->model.vocab_size, error);
-    if (!code) code = read_number(root, "initializer_range", 0.02, &config->model.initializer_range, error);
+    if (!code) code = read_deviation(root, &config->model.initializer_range, error);
     if (!code) code = read_tokens(root, tokens, error);
     if (!code) code = gpt2 ? parse_gpt2(root, config, error) : parse_llama(root, config, error);
     return code ? code : check_heads(root, config, error);

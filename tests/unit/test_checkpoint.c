@@ -357,6 +357,40 @@ static void config_json_round_trips_for_all_families(void **unused) {
     }
 }
 
+/* Ends of the ranges in docs/configuration.md. */
+static void config_json_takes_what_the_keys_allow(void **unused) {
+    (void)unused;
+    struct ls_config small = harness_llama(), large = harness_llama();
+    small.model.initializer_range = 0;
+    small.model.rms_norm_eps = 1e-20;
+    small.model.rope_theta = 1;
+    small.model.rope_scaling.factor = 1;
+    small.model.rope_scaling.low_freq_factor = 1e-6;
+    small.model.rope_scaling.original_max_position_embeddings = small.model.vocab_size = 1;
+    large.model.initializer_range = 10;
+    large.model.rms_norm_eps = 1;
+    large.model.rope_theta = 1e12;
+    large.model.rope_scaling.factor = large.model.rope_scaling.high_freq_factor = 1e6;
+    large.model.hidden_size = 262144;
+    large.model.num_hidden_layers = 4096;
+    large.model.num_attention_heads = large.model.num_key_value_heads = 16384;
+    large.model.head_dim = 65536;
+    large.model.intermediate_size = 2097152;
+    large.model.max_position_embeddings = large.model.vocab_size = 4194304;
+    large.model.rope_scaling.original_max_position_embeddings = 4194304;
+    const struct ls_config *const configs[] = {&small, &large};
+    for (int i = 0; i < 2; i++) {
+        char *json;
+        struct ls_config back = {0};
+        struct ls_hf_tokens tokens;
+        expect_ok(ls_hf_config_write(configs[i], -1, &json, error));
+        expect_ok(ls_hf_config_parse(json, strlen(json), &back, &tokens, error));
+        back.model.layer_norm_epsilon = configs[i]->model.layer_norm_epsilon; /* not in Llama's */
+        assert_memory_equal(&back.model, &configs[i]->model, sizeof back.model);
+        free(json);
+    }
+}
+
 struct refusal {
     const char *json, *word;
 };
@@ -480,6 +514,7 @@ int main(void) {
         cmocka_unit_test(weights_in_bf16_and_fp16_become_fp32),
         cmocka_unit_test(weights_load_with_and_without_prefix_in_any_order),
         cmocka_unit_test(config_json_round_trips_for_all_families),
+        cmocka_unit_test(config_json_takes_what_the_keys_allow),
         cmocka_unit_test(what_a_qwen_config_json_leaves_out_is_as_in_transformers),
         cmocka_unit_test(config_json_features_we_do_not_compute_are_refused_by_name),
         cmocka_unit_test(config_json_spellings_of_both_worlds_are_read),

@@ -4,8 +4,6 @@
 #include <jansson.h>
 #include <string.h>
 
-static const char document_text[] = "<|endoftext|>";
-
 /* The byte-level alphabet of GPT-2: printable bytes of Latin-1 stand for themselves, the others, in order, for the
  * characters from U+0100 on. Fills text[256][3] with UTF-8. */
 static void make_alphabet(char text[256][3]) {
@@ -33,7 +31,7 @@ static json_t *make_vocabulary(void) {
             json_decref(vocabulary);
             return NULL;
         }
-    if (json_object_set_new(vocabulary, document_text, json_integer(LS_BYTE_TOKEN_DOCUMENT))) {
+    if (json_object_set_new(vocabulary, LS_BYTE_TEXT_DOCUMENT, json_integer(LS_BYTE_TOKEN_DOCUMENT))) {
         json_decref(vocabulary);
         return NULL;
     }
@@ -49,8 +47,9 @@ static enum ls_code dump(json_t *root, char **json, struct ls_error *error) {
 }
 
 enum ls_code ls_byte_tokenizer_write(char **json, struct ls_error *error) {
-    json_t *added = json_pack("[{s:i,s:s,s:b,s:b,s:b,s:b,s:b}]", "id", LS_BYTE_TOKEN_DOCUMENT, "content", document_text,
-                              "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1);
+    json_t *added =
+        json_pack("[{s:i,s:s,s:b,s:b,s:b,s:b,s:b}]", "id", LS_BYTE_TOKEN_DOCUMENT, "content", LS_BYTE_TEXT_DOCUMENT,
+                  "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1);
     json_t *splitter =
         json_pack("{s:s,s:b,s:b,s:b}", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1, "use_regex", 0);
     json_t *decoder =
@@ -61,12 +60,6 @@ enum ls_code ls_byte_tokenizer_write(char **json, struct ls_error *error) {
     return dump(json_pack("{s:s,s:n,s:n,s:o,s:n,s:o,s:n,s:o,s:o}", "version", "1.0", "truncation", "padding",
                           "added_tokens", added, "normalizer", "pre_tokenizer", splitter, "post_processor", "decoder",
                           decoder, "model", model),
-                json, error);
-}
-
-enum ls_code ls_byte_tokenizer_config_write(char **json, struct ls_error *error) {
-    return dump(json_pack("{s:s,s:s,s:s,s:b}", "tokenizer_class", "PreTrainedTokenizerFast", "bos_token", document_text,
-                          "eos_token", document_text, "clean_up_tokenization_spaces", 0),
                 json, error);
 }
 

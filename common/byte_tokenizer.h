@@ -7,15 +7,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#define LS_BYTE_TEXT_DOCUMENT "<|endoftext|>"
 enum { LS_BYTE_TOKEN_DOCUMENT = 256, LS_BYTE_VOCABULARY = 257 };
 
 /* Makes a tokenizer.json that the Hugging Face tokenizers library reads as exactly this mapping: its byte-level
  * alphabet (each byte as a printable character) as a BPE vocabulary without merges, and "<|endoftext|>" as token 256.
  * *json is malloc'ed, NUL-terminated; the caller frees. Errors: LS_MEMORY. */
 enum ls_code ls_byte_tokenizer_write(char **json, struct ls_error *error);
-
-/* Makes the tokenizer_config.json beside it. The same ownership. */
-enum ls_code ls_byte_tokenizer_config_write(char **json, struct ls_error *error);
 
 /* True when tokenizer.json describes the byte tokenizer, whoever wrote it: the same vocabulary, no merges, no
  * normalizer. */

@@ -520,3 +520,11 @@ const int32_t *ls_tokenizer_prefix(const struct ls_tokenizer *tokenizer, size_t 
     *count = tokenizer->prefix_count;
     return tokenizer->prefix;
 }
+
+enum ls_code ls_tokenizer_config_write(const char *document, char **json, struct ls_error *error) {
+    json_t *root = json_pack("{s:s,s:s,s:s,s:b}", "tokenizer_class", "PreTrainedTokenizerFast", "bos_token", document,
+                             "eos_token", document, "clean_up_tokenization_spaces", 0);
+    *json = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
+    json_decref(root);
+    return *json ? LS_OK : ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "tokenizer_config.json: no memory");
+}

@@ -34,4 +34,9 @@ const char *ls_tokenizer_said(const struct ls_tokenizer *tokenizer, int64_t id, 
 /* The tokens that the tokenizer puts in front of a text (its post-processor): *count of them. */
 const int32_t *ls_tokenizer_prefix(const struct ls_tokenizer *tokenizer, size_t *count);
 
+/* Makes a tokenizer_config.json: transformers takes the tokenizer.json beside it as it is, whatever the model, and
+ * `document` as the token that begins and ends a text. *json is the caller's to free.
+ * LS_MEMORY. */
+enum ls_code ls_tokenizer_config_write(const char *document, char **json, struct ls_error *error);
+
 #endif

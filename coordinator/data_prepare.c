@@ -237,17 +237,18 @@ static enum ls_code prepare(const struct ls_data_prepare_options *options, const
     return code;
 }
 
-/* The token that begins a document: the one that was asked for, or the first of those that models use for it. */
+/* The token that begins a document, *name: the one that was asked for, or the first of those that models use for it. */
 static enum ls_code choose_document_token(const struct ls_data_prepare_options *options,
-                                          struct ls_shard_tokenizer *tokenizer, struct ls_error *error) {
+                                          struct ls_shard_tokenizer *tokenizer, const char **name,
+                                          struct ls_error *error) {
     static const char *const usual[] = {"<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<s>", "</s>"};
-    tokenizer->document_token =
-        options->document_token ? ls_tokenizer_find(tokenizer->encoder, options->document_token) : -1;
-    for (size_t i = 0; i < sizeof usual / sizeof *usual && !options->document_token; i++) {
-        tokenizer->document_token = ls_tokenizer_find(tokenizer->encoder, usual[i]);
+    const char *const *names = options->document_token ? &options->document_token : usual;
+    const size_t count = options->document_token ? 1 : sizeof usual / sizeof *usual;
+    for (size_t i = 0; i < count; i++) {
+        *name = names[i];
+        tokenizer->document_token = ls_tokenizer_find(tokenizer->encoder, names[i]);
         if (tokenizer->document_token >= 0) return LS_OK;
     }
-    if (tokenizer->document_token >= 0) return LS_OK;
     return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
                    options->document_token ? "the tokenizer %s has no token '%s'. Give --document-token one it has."
                                            : "the tokenizer %s has none of the tokens that usually begin a document%s. "
@@ -273,10 +274,15 @@ static enum ls_code read_tokenizer(const struct ls_data_prepare_options *options
                        options->tokenizer, error->text);
     const size_t base = strrchr(path, '/') ? (size_t)(strrchr(path, '/') - path) + 1 : 0;
     snprintf(config, sizeof config, "%.*s%s", (int)base, path, config_name);
-    if (strcmp(path + base, name) == 0) /* one that is not there is not missed */
-        ls_file_read(config, LS_TOKENIZER_JSON_BYTES_MAX, &tokenizer->config, &tokenizer->config_bytes, LS_DATA, NULL);
+    const char *document = "";
     code = ls_tokenizer_parse(tokenizer->json, tokenizer->json_bytes, path, &tokenizer->encoder, error);
-    return code ? code : choose_document_token(options, tokenizer, error);
+    if (!code) code = choose_document_token(options, tokenizer, &document, error);
+    if (code || (strcmp(path + base, name) == 0 && ls_file_read(config, LS_TOKENIZER_JSON_BYTES_MAX, &tokenizer->config,
+                                                                &tokenizer->config_bytes, LS_DATA, NULL) == LS_OK))
+        return code;
+    code = ls_tokenizer_config_write(document, &tokenizer->config, error);
+    if (!code) tokenizer->config_bytes = strlen(tokenizer->config);
+    return code;
 }
 
 enum ls_code ls_data_prepare(const struct ls_data_prepare_options *options, struct ls_error *error) {

@@ -182,7 +182,7 @@ static enum ls_code write_tokenizer(const struct ls_shard_writer *writer, struct
     if (!tokenizer->encoder) return LS_OK;
     snprintf(path, sizeof path, "%s/%s", writer->folder, tokenizer_json);
     enum ls_code code = ls_file_replace(path, tokenizer->json, tokenizer->json_bytes, LS_DATA, error);
-    if (code || !tokenizer->config) return code;
+    if (code) return code;
     snprintf(path, sizeof path, "%s/%s", writer->folder, tokenizer_config_json);
     return ls_file_replace(path, tokenizer->config, tokenizer->config_bytes, LS_DATA, error);
 }

@@ -17,7 +17,7 @@ struct ls_shard_tokenizer {
     struct ls_tokenizer *encoder; /* NULL: tokens are bytes, and the others are not read */
     int32_t document_token;       /* begins each document */
     char *json;                   /* the text of its tokenizer.json */
-    char *config;                 /* and of the tokenizer_config.json beside it, NULL: there is none */
+    char *config;                 /* and of the tokenizer_config.json beside it */
     size_t json_bytes, config_bytes;
 };
 

@@ -36,8 +36,6 @@ static void try_tokenizer(const uint8_t *data, size_t size) {
     require(ls_byte_tokenizer_write(&json, &error) == LS_OK);
     require(ls_byte_tokenizer_matches(json, strlen(json)));
     free(json);
-    require(ls_byte_tokenizer_config_write(&json, &error) == LS_OK);
-    free(json);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -239,7 +239,7 @@ check "with it" cmp folder/tokenizer_config.json configured/validation/tokenizer
 check "and taken into checkpoints" lockstep run words.yaml --set 'data.train=[{path: configured/train}]' --run-dir configured-run
 check "as it is" cmp folder/tokenizer_config.json configured-run/final/tokenizer_config.json
 check "a run trains on them" lockstep run words.yaml --run-dir words-run
-same "and a dataset without it has none" "" "$(ls words/train words-run/final | grep tokenizer_config)"
+check "where there was none it names the document token" grep -q '"eos_token": "<|endoftext|>"' words-run/final/tokenizer_config.json
 check "its checkpoint has the tokenizer" cmp $tokenizers/gpt2.json words-run/final/tokenizer.json
 same "blame shows the words" 1 "$(($(lockstep blame words-run --step 1 | grep -c '  begins .*line') >= 1))"
 lockstep generate words-run/final --prompt 'line 7 of <|endoftext|>it' --temperature 0 --max-tokens 5 >continued.txt

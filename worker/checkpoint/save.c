@@ -6,6 +6,7 @@
 #include "common/hf_config.h"
 #include "common/log.h"
 #include "common/safetensors.h"
+#include "common/tokenizer.h"
 #include "worker/checkpoint/part.h"
 
 #include <assert.h>
@@ -315,7 +316,7 @@ static enum ls_code write_tokenizer(struct ls_checkpoint_writer *writer, struct 
         enum ls_code code = ls_byte_tokenizer_write(&text, error);
         code = write_made(writer, code, "tokenizer.json", text, files, count, error);
         if (code) return code;
-        code = ls_byte_tokenizer_config_write(&text, error);
+        code = ls_tokenizer_config_write(LS_BYTE_TEXT_DOCUMENT, &text, error);
         return write_made(writer, code, "tokenizer_config.json", text, files, count, error);
     }
     const char *slash = strrchr(tokenizer, '/');

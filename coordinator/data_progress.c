@@ -51,7 +51,8 @@ static void want_stop(int signal_number) {
 }
 
 void ls_data_progress_catch_signals(void) {
-    static const int signals[] = {SIGINT, SIGTERM};
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+    signal(SIGPIPE, SIG_IGN); /* nobody reads what is told: no reason to end in the middle */
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         struct sigaction action = {.sa_handler = want_stop, .sa_flags = SA_RESETHAND | SA_RESTART}, before;
         sigemptyset(&action.sa_mask);

@@ -19,7 +19,8 @@ bool ls_data_progress_add(struct ls_data_progress *progress, int64_t bytes);
 /* Clears the line. */
 void ls_data_progress_end(const struct ls_data_progress *progress);
 
-/* From here on SIGINT and SIGTERM make ls_data_progress_add return false, a second one ends the process. */
+/* From here on SIGINT, SIGTERM and SIGHUP make ls_data_progress_add return false, a second one ends the process; an
+ * output that nobody reads any more is no end. */
 void ls_data_progress_catch_signals(void);
 
 #endif

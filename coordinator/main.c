@@ -61,9 +61,15 @@ static int refuse(const char *name) {
     return ls_report_exit(LS_USAGE, reason);
 }
 
+/* What whoever started this process may have left ignored, or would end it where an error has words. */
+static void settle_signals(void) {
+    signal(SIGCHLD, SIG_DFL); /* ignored, the kernel would keep the ends of children from us */
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files: the write says EFBIG */
+}
+
 int main(int argc, char **argv) {
     ls_files_occupy_standard();
-    signal(SIGCHLD, SIG_DFL); /* where a parent had it ignored, nobody would learn of the end of a child */
+    settle_signals();
     if (argc < 2) {
         print_help(stderr);
         return ls_report_exit(LS_USAGE, "no command given");

@@ -118,6 +118,9 @@ enum ls_code ls_run_directory_make(const char *path, const char *name, bool resu
     if (snprintf(chosen, sizeof chosen, path ? "%s" : "runs/%s", path ? path : name) >= LS_RUN_PATH_MAX)
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                        "the path of the run directory is longer than %d bytes: %.100s...", LS_RUN_PATH_MAX - 1, chosen);
+    if (!*chosen)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "--run-dir is empty. Name a folder, or leave it out: runs/%s.",
+                       name);
     struct stat status;
     enum ls_code plain = check_plain(chosen, error);
     if (plain == LS_OK && chosen[0] != '/' && getcwd(here, sizeof here)) plain = check_plain(here, error);

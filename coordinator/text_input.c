@@ -174,7 +174,8 @@ static enum ls_code visit_line(const struct reading *reading, const char *line, 
     }
     if (is_blank(line, count)) return LS_OK;
     json_error_t where;
-    json_t *object = json_loadb(line, count, JSON_ALLOW_NUL, &where);
+    /* Other members may hold any number: 64-bit hashes without a sign are no integers of jansson's. */
+    json_t *object = json_loadb(line, count, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &where);
     const json_t *text = json_object_get(object, "text");
     enum ls_code code = LS_OK;
     if (!object)
@@ -233,7 +234,40 @@ static bool ends_with(const char *text, const char *end) {
     return length >= end_length && strcmp(text + length - end_length, end) == 0;
 }
 
-/* Opens a regular file that is not one of tokens. Returns its descriptor or -1. */
+/* Files that are no text, by their first bytes, and the program that unpacks them. */
+static const struct {
+    const char *bytes;
+    size_t count;
+    const char *kind, *remedy;
+} not_texts[] = {
+    {"\x28\xb5\x2f\xfd", 4, "packed by zstd", "Unpack it ('zstd -d')"},
+    {"\xfd\x37\x7a\x58\x5a", 6, "packed by xz", "Unpack it ('xz -d')"}, /* with the NUL behind it */
+    {"\x42\x5a\x68", 3, "packed by bzip2", "Unpack it ('bzip2 -d')"},
+    {"\x04\x22\x4d\x18", 4, "packed by lz4", "Unpack it ('lz4 -d')"},
+    {"\x50\x4b\x03\x04", 4, "a zip archive", "Unpack it ('unzip')"},
+    {"\x37\x7a\xbc\xaf\x27\x1c", 6, "a 7z archive", "Unpack it ('7z x')"},
+    {"\x50\x41\x52\x31", 4, "a Parquet file", "Write its texts as JSONL"},
+    {"\x41\x52\x52\x4f\x57\x31", 6, "an Arrow file", "Write its texts as JSONL"},
+};
+
+/* "BZh1" to "BZh9" and the digits of pi that begin a block: a text may begin with the letters. */
+static bool is_bzip2(const unsigned char *bytes, size_t count) {
+    return count >= 10 && bytes[3] >= '1' && bytes[3] <= '9' && memcmp(bytes + 4, "\x31\x41\x59\x26\x53\x59", 6) == 0;
+}
+
+/* The kind of a file that begins with these bytes and is no text, NULL for any other. */
+static const char *kind_of_other(const unsigned char *bytes, size_t count, const char **remedy) {
+    for (size_t i = 0; i < sizeof not_texts / sizeof *not_texts; i++) {
+        if (count < not_texts[i].count || memcmp(bytes, not_texts[i].bytes, not_texts[i].count) != 0) continue;
+        if (bytes[0] == 'B' && !is_bzip2(bytes, count)) continue;
+        *remedy = not_texts[i].remedy;
+        return not_texts[i].kind;
+    }
+    return NULL;
+}
+
+/* Opens a regular file that is not one of tokens, nor packed by what is not understood here. Returns its descriptor or
+ * -1. */
 static int open_text(const char *path, struct ls_error *error) {
     int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     struct stat status;
@@ -247,14 +281,23 @@ static int open_text(const char *path, struct ls_error *error) {
         ls_fail(error, LS_DATA, LS_SCOPE_CALL,
                 "data: %s is not a regular file. Name files of text; they are read twice.", path);
     } else {
+        unsigned char bytes[16];
         int32_t magic = 0;
-        if (pread(file, &magic, sizeof magic, 0) != sizeof magic ||
-            (magic != LS_SHARD_MAGIC_UINT16 && magic != LS_SHARD_MAGIC_UINT32))
-            return file;
-        ls_fail(error, LS_DATA, LS_SCOPE_CALL,
-                "data: %s holds tokens already. Name it in data.train as it is; 'lockstep data inspect' shows what is "
-                "in it.",
-                path);
+        const char *remedy = "";
+        const ssize_t count = pread(file, bytes, sizeof bytes, 0);
+        if (count >= (ssize_t)sizeof magic) memcpy(&magic, bytes, sizeof magic);
+        const bool tokens = magic == LS_SHARD_MAGIC_UINT16 || magic == LS_SHARD_MAGIC_UINT32;
+        const char *kind = count > 0 ? kind_of_other(bytes, (size_t)count, &remedy) : NULL;
+        if (!tokens && !kind) return file;
+        if (kind)
+            ls_fail(error, LS_DATA, LS_SCOPE_CALL,
+                    "data: %s is %s, no text. %s first; gzip is the one packing that is read here.", path, kind,
+                    remedy);
+        else
+            ls_fail(error, LS_DATA, LS_SCOPE_CALL,
+                    "data: %s holds tokens already. Name it in data.train as it is; 'lockstep data inspect' shows what "
+                    "is in it.",
+                    path);
     }
     if (file >= 0) close(file);
     return -1;

@@ -467,6 +467,66 @@ static void gathers_of_every_pass_run_a_block_ahead(void **unused) {
     expect(&cost, 12, 0, 10, 6);
 }
 
+/* Micro-batches one after the other, told without the code's own steps: two clocks, for blocks that are gathered ahead
+ * of every pass and reduced behind every backward. */
+static double follow(const struct ls_cost_block *blocks, int count, int64_t micro_batches, double link) {
+    double now = 0, wire = 0;
+    for (int64_t m = 0; m < micro_batches; m++) {
+        double there = wire = fmax(wire, now) + blocks[0].forward_gather_bytes / link;
+        for (int pass = 0; pass < 2 * count; pass++) {
+            const int b = pass < count ? pass : 2 * count - 1 - pass,
+                      next = pass + 1 < count ? pass + 1 : 2 * count - 2 - pass;
+            now = fmax(now, there);
+            if (pass + 1 < 2 * count) {
+                const double bytes =
+                    pass + 1 < count ? blocks[next].forward_gather_bytes : blocks[next].backward_gather_bytes;
+                there = wire = fmax(wire, now) + bytes / link;
+            }
+            now += (pass < count ? blocks[b].forward_flops : blocks[b].backward_flops) / 100;
+            if (pass >= count) wire = fmax(wire, now) + blocks[b].reduce_bytes / link;
+        }
+    }
+    return fmax(now, wire);
+}
+
+/* More than are followed one by one. */
+static void any_number_of_micro_batches_is_predicted(void **unused) {
+    (void)unused;
+    const int64_t many = INT64_C(1) << 40;
+    const struct ls_cost_block ahead[] = {
+        {.forward_flops = 100, .backward_flops = 200, .forward_gather_bytes = 10, .backward_gather_bytes = 10},
+        {.forward_flops = 100, .backward_flops = 200, .forward_gather_bytes = 30},
+    };
+    struct ls_cost_work work = {.blocks = ahead, .block_count = 2, .micro_batches = many, .gathers_always = true};
+    struct ls_cost cost = ls_cost_predict(&machine, 1, &work);
+    /* As two of them above, so many times. */
+    assert_true(fabs(cost.compute_seconds / (6.0 * (double)many) - 1) < 1e-12);
+    assert_true(fabs(cost.wire_seconds / (5.0 * (double)many) - 1) < 1e-12);
+    assert_true(fabs(cost.exposed_seconds / (3.0 * (double)many) - 1) < 1e-12);
+    /* Nothing but computing: nothing is exposed. The gather of the first pass is, once. */
+    const struct ls_cost_block quiet = {.forward_flops = 10, .backward_flops = 10.0 / 3, .forward_gather_bytes = 10};
+    work = (struct ls_cost_work){.blocks = &quiet, .block_count = 1, .micro_batches = 100000};
+    cost = ls_cost_predict(&machine, 1, &work);
+    assert_true(fabs(cost.exposed_seconds - 1) < 1e-9);
+    assert_true(fabs(cost.compute_seconds / (100000 * 0.4 / 3) - 1) < 1e-12);
+    /* A wire that falls behind by a little each time, until passes wait for it; one that is always late; one that never
+     * is. */
+    for (int i = 0; i < 40; i++) {
+        struct ls_cost_block blocks[3];
+        for (int b = 0; b < 3; b++)
+            blocks[b] = (struct ls_cost_block){.forward_flops = 90 + 7 * b,
+                                               .backward_flops = 210 + i,
+                                               .reduce_bytes = i * (b + 1) / 2.0,
+                                               .last_reduce_bytes = i * (b + 1) / 2.0,
+                                               .forward_gather_bytes = 1 + (7 * i + 3 * b) % 23,
+                                               .backward_gather_bytes = 1 + (5 * i + b) % 17 / 10.0};
+        work = (struct ls_cost_work){.blocks = blocks, .block_count = 3, .micro_batches = 3000, .gathers_always = true};
+        cost = ls_cost_predict(&machine, 1, &work);
+        assert_true(fabs(cost.step_seconds / follow(blocks, 3, 3000, 10) - 1) < 1e-9);
+        assert_true(fabs(cost.step_seconds - cost.compute_seconds - cost.exposed_seconds) < 1e-9 * cost.step_seconds);
+    }
+}
+
 /* 2000 bytes take 2 s, 100 operations 1 s. */
 static void the_bottleneck_is_what_takes_longest(void **unused) {
     (void)unused;
@@ -681,6 +741,7 @@ int main(void) {
         cmocka_unit_test(reductions_hide_behind_what_is_left_of_backward),
         cmocka_unit_test(gathers_after_the_update_hide_behind_forward),
         cmocka_unit_test(gathers_of_every_pass_run_a_block_ahead),
+        cmocka_unit_test(any_number_of_micro_batches_is_predicted),
         cmocka_unit_test(the_bottleneck_is_what_takes_longest),
         cmocka_unit_test(gpus_are_found_by_name),
         cmocka_unit_test(this_host_is_measured),

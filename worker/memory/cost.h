@@ -33,7 +33,8 @@ struct ls_cost_block {
     double forward_gather_bytes, backward_gather_bytes; /* sent by this rank before */
 };
 
-/* What one rank does in a step. Blocks in the order of forward; the last one's backward follows its forward at once. */
+/* What one rank does in a step: of any number of micro-batches, the time to predict it is bounded. Blocks in the order
+ * of forward; the last one's backward follows its forward at once. */
 struct ls_cost_work {
     const struct ls_cost_block *blocks;
     int block_count;

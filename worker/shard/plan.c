@@ -199,13 +199,45 @@ static void walk_micro_batch(struct walk *walk, bool last) {
     }
 }
 
+/* Between two micro-batches nobody uses a slot: what the next one gathers follows from which blocks are there, and
+ * which of them was placed before which. */
+static bool is_pool_like(const struct ls_gather_pool *a, const struct ls_gather_pool *b) {
+    for (int slot = 0; slot < POOL_SLOTS; slot++) {
+        if (a->slots[slot].block != b->slots[slot].block) return false;
+        for (int other = 0; other < slot; other++)
+            if ((a->slots[slot].turn < a->slots[other].turn) != (b->slots[slot].turn < b->slots[other].turn))
+                return false;
+    }
+    return true;
+}
+
+/* Walks through all micro-batches of a step but the last; once the pool is as it was before, the rest is so many times
+ * what was gathered in between. */
+static void walk_but_last(struct walk *walk, int64_t count) {
+    struct walk before = *walk;
+    int64_t at = 0;
+    for (int64_t i = 1; i <= count; i++) {
+        walk_micro_batch(walk, false);
+        if (is_pool_like(&walk->pool, &before.pool)) {
+            const int64_t period = i - at, times = (count - i) / period;
+            walk->bytes += times * (walk->bytes - before.bytes);
+            for (int64_t left = (count - i) % period; left > 0; left--) walk_micro_batch(walk, false);
+            return;
+        }
+        if (i != 2 * at + 1) continue; /* later and later, so that it is behind what does not come again */
+        before = *walk;
+        at = i;
+    }
+}
+
 static int64_t gathered_bytes(const struct ls_config *config, const struct ls_model *model,
                               const struct ls_shard_cut *cut, int64_t micro_batches) {
     struct walk walk = {.model = model, .cut = cut, .activations = ls_activations_share(config, model)};
     ls_gather_pool_clear(&walk.pool);
     walk_to(&walk, 0);
     walk_to(&walk, 1);
-    for (int64_t i = 0; i < micro_batches; i++) walk_micro_batch(&walk, i == micro_batches - 1);
+    walk_but_last(&walk, micro_batches - 1);
+    walk_micro_batch(&walk, true);
     return walk.bytes;
 }
 

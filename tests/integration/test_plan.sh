@@ -94,5 +94,5 @@ fi
 
 # ---- any number of micro-batches ----
 # 67,108,864 of a model of 50 blocks take as long as a few hundred; one by one they took minutes.
-absurd() { timeout 60 "$lockstep" plan configs/tiny-gpt2.yaml -n 1 --set zero.stage=3 --set model.num_hidden_layers=48 --set train.micro_batch_size=1 --json "$@"; }
+absurd() { timeout 60 "$lockstep" plan configs/tiny-gpt2.yaml -n 1 --gpu h100-sxm --set zero.stage=3 --set model.num_hidden_layers=48 --set train.micro_batch_size=1 --json "$@"; }
 expect 0 '"micro_batches": 67108864' "a plan of millions of micro-batches is made" absurd --set train.global_batch_size=67108864

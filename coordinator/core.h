@@ -286,6 +286,7 @@ struct ls_core_event {
         struct {
             int status;     /* exit status, or minus the signal that killed it: then it is the cause */
             char said[200]; /* the first line of its output, told when no rank ever came; "": none */
+            int killed_by;  /* the signal that killed a rank before it joined, where it does not say which; 0: none */
         } launcher_exited;
         struct {
             int64_t step, position, samples; /* of the newest good checkpoint; 0: none */

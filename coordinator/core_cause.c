@@ -12,7 +12,7 @@ static bool is_mendable(const struct ls_core *core) {
     if (core->cause_code == LS_STALL) return true;
     if (core->cause_code != LS_COMMUNICATION) return false;
     /* What never came together does not come together by being done again. */
-    if (core->cause == CAUSE_LAUNCHER) return core->ever_joined;
+    if (core->cause == CAUSE_LAUNCHER) return core->ever_joined || core->rank_killed_early;
     if (core->cause == CAUSE_EXACT) return core->ever_assembled && (core->assembled || core->options.launched);
     return true;
 }
@@ -248,6 +248,18 @@ void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *e
         core_fail(core, CAUSE_LAUNCHER_KILLED, LS_COMMUNICATION, -1, out,
                   "communication: the launcher of the workers was killed by signal %d at step %lld of %lld.",
                   -event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step);
+        return;
+    }
+    if (event->launcher_exited.killed_by && !core->assembled) {
+        core->rank_killed_early = true;
+        core_blame(
+            core,
+            &(struct core_blame){.cause = CAUSE_LAUNCHER, .code = LS_COMMUNICATION, .scope = LS_SCOPE_RANK, .rank = -1},
+            out,
+            "communication: a rank was killed by signal %d before it joined, at step %lld of %lld; the launcher "
+            "does not say which. Look for ranks without a log in logs/, at what starts them (launcher.wrapper), "
+            "and for killed processes in the kernel's log (dmesg).",
+            event->launcher_exited.killed_by, (long long)core->done_step + 1, (long long)core->end_step);
         return;
     }
     const char *said = core->assembled ? "" : event->launcher_exited.said;

@@ -440,27 +440,67 @@ static bool read_words(const char *line, struct ls_launch_loss *loss, struct hin
            read_srun_host(line, loss);
 }
 
-bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss) {
+/* Where in `text` begins what was written since `attempt` was started, which ends with the text or at the start of the
+ * next one; NULL: nowhere. `cut`: the text is the end of a longer one; without the first line of an attempt it is of
+ * the newest. */
+static char *find_since(char *text, bool cut, int64_t attempt) {
+    char *begin = cut ? text : NULL;
+    bool wanted = false;
+    for (char *line = text, *next; line; line = next) {
+        next = strchr(line, '\n');
+        if (next) next++;
+        if (strncmp(line, header_mark, sizeof header_mark - 1) != 0) continue;
+        if (wanted) {
+            *line = 0;
+            break;
+        }
+        wanted = strtoll(line + sizeof header_mark - 1, NULL, 10) == attempt;
+        begin = wanted ? line + strcspn(line, "\n") : NULL;
+    }
+    return begin;
+}
+
+/* The end of what was written since `attempt` was started; the caller frees. NULL: nothing. */
+static char *read_since(const char *log_path, int64_t attempt) {
     enum { TAIL_BYTES = 1 << 16 };
     int file = open(log_path, O_RDONLY | O_CLOEXEC);
-    char *text = malloc(TAIL_BYTES + 1);
+    char *text = malloc(TAIL_BYTES + 1), *since = NULL;
     off_t end = file < 0 ? 0 : lseek(file, 0, SEEK_END), from = end > TAIL_BYTES ? end - TAIL_BYTES : 0;
-    bool of_attempt = false, found = false;
-    struct hints hints = {.daemon_gone = false};
     if (text && end > 0 && ls_pread_all(file, text, (size_t)(end - from), from) == 0) {
-        text[end - from] = 0;
-        for (char *line = text, *next; line && !found; line = next) {
-            next = strchr(line, '\n');
-            if (next) *next++ = 0;
-            if (strncmp(line, header_mark, sizeof header_mark - 1) == 0)
-                of_attempt = strtoll(line + sizeof header_mark - 1, NULL, 10) == attempt;
-            else if (of_attempt)
-                found = read_words(line, loss, &hints);
-        }
+        const size_t count = (size_t)(end - from);
+        for (size_t i = 0; i < count; i++)
+            if (!text[i]) text[i] = '?'; /* ranks may print anything */
+        text[count] = 0;
+        const char *begin = find_since(text, from > 0, attempt);
+        since = begin ? strdup(begin) : NULL;
     }
     free(text);
     if (file >= 0) close(file);
+    return since;
+}
+
+bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss) {
+    struct hints hints = {.daemon_gone = false};
+    char *text = read_since(log_path, attempt);
+    bool found = false;
+    for (char *line = text, *next; line && !found; line = next) {
+        next = strchr(line, '\n');
+        if (next) *next++ = 0;
+        found = read_words(line, loss, &hints);
+    }
+    free(text);
     return found || take_hints(&hints, loss);
+}
+
+int ls_launch_read_signal(const char *log_path, int64_t attempt, int status) {
+    static const char mark[] = "Primary job  terminated normally, but ";
+    static const int numbers[] = {SIGKILL, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGTERM, SIGTRAP, SIGSYS};
+    bool killed = false;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) killed |= status == 128 + numbers[i];
+    char *text = killed ? read_since(log_path, attempt) : NULL;
+    const bool told = text && strstr(text, mark);
+    free(text);
+    return told ? status - 128 : 0;
 }
 
 /* The session of process `pid`, or -1. */

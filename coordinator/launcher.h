@@ -78,6 +78,9 @@ struct ls_launch_loss {
 /* Finds it in the launcher's output at `log_path`, in what was written since `attempt` was started. Understands Open
  * MPI's mpirun and Slurm's srun; false when they say nothing of a signal or a host. */
 bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss);
+/* The signal that killed a rank of `attempt` before MPI knew it, of which mpirun, ending with `status`, says that there
+ * was one and not which; 0: it says nothing of that. */
+int ls_launch_read_signal(const char *log_path, int64_t attempt, int status);
 
 /* Sends `signal` to every process of the session led by `leader`, however its groups are; returns how many there were.
  * 0: only counts. */

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Every host of a large cluster has the same way as its neighbours: so many are asked for theirs. */
@@ -106,6 +107,12 @@ static int call_host(const char *host, bool *answers) {
     return caller;
 }
 
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 static bool has_answered(int caller) {
     int cause = 0;
     socklen_t size = sizeof cause;
@@ -122,8 +129,10 @@ void ls_network_ask(const struct ls_hosts *hosts, double seconds, bool *answers)
         if (!ls_host_is_here(hosts->list[i].name)) calls[i].fd = call_host(hosts->list[i].name, &answers[i]);
         waiting += calls[i].fd >= 0;
     }
-    for (int left_ms = (int)(seconds * 1000), step_ms = 20; waiting > 0 && left_ms > 0; left_ms -= step_ms) {
-        poll(calls, (nfds_t)count, step_ms);
+    /* By the clock: answers that come one after the other are as many turns. */
+    const double end = seconds_now() + seconds;
+    for (double left; waiting > 0 && (left = end - seconds_now()) > 0;) {
+        poll(calls, (nfds_t)count, (int)(left * 1000) + 1);
         for (int i = 0; i < count; i++) {
             if (calls[i].fd < 0 || !calls[i].revents) continue;
             answers[i] = has_answered(calls[i].fd);

@@ -103,12 +103,29 @@ static void tell_lost_node(struct ls_server *server, int64_t attempt, const char
     server_handle(server, &event);
 }
 
-/* The host's name as its ranks told it; a launcher may call it otherwise. */
+/* The host's name as its ranks told it; a launcher may call it otherwise, by an address too. */
 static const char *joined_name(const struct ls_server *server, const char *name) {
-    for (int64_t rank = 0; server->stall && rank < server->run->ranks; rank++) {
+    const int64_t ranks = server->stall ? server->run->ranks : 0;
+    struct ls_hosts joined = {0};
+    const char *before = "";
+    for (int64_t rank = 0; rank < ranks; rank++) {
         const char *host = ls_stall_rank_host(server->stall, rank);
         if (host[0] && ls_host_is(host, name)) return host;
     }
+    for (int64_t rank = 0; rank < ranks; rank++) {
+        const char *host = ls_stall_rank_host(server->stall, rank);
+        if (!host[0] || strcmp(host, before) == 0) continue;
+        before = host;
+        if (ls_hosts_add(&joined, host, strlen(host), 0, NULL) != LS_OK) break;
+    }
+    const int index = ls_hosts_find(&joined, name);
+    for (int64_t rank = 0; index >= 0 && rank < ranks; rank++) {
+        const char *host = ls_stall_rank_host(server->stall, rank);
+        if (strcmp(host, joined.list[index].name) != 0) continue;
+        name = host;
+        break;
+    }
+    ls_hosts_release(&joined);
     return name;
 }
 
@@ -120,7 +137,7 @@ static void tell_launchers_verdict(struct ls_server *server, int64_t attempt) {
     if (!ls_launch_read_loss(path, attempt, &loss)) return;
     if (loss.count == 0) tell_lost_node(server, attempt, joined_name(server, loss.host), loss.text);
     for (int i = 0; i < loss.count && !server->ended; i++)
-        tell_lost_rank(server, attempt, loss.ranks[i], loss.host, loss.text);
+        tell_lost_rank(server, attempt, loss.ranks[i], joined_name(server, loss.host), loss.text);
 }
 
 /* A rank that was ended by its launcher is told when nothing better came. */
@@ -133,12 +150,15 @@ static void tell_held(struct ls_server *server) {
 /* What a rank said on its standard error comes first: it may have reached nobody else. */
 static void on_launcher_exited(struct ls_server *server, const struct ls_channel_message *message) {
     struct ls_watcher_loss loss;
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/logs/launcher.log", server->run->directory.path);
     if (message->status && ls_watcher_read_launcher(server->watcher, &loss)) tell_fault(server, &loss);
     if (!server->ended) tell_launchers_verdict(server, message->attempt);
     tell_held(server);
     if (server->ended) return;
     struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message->attempt};
     event.launcher_exited.status = message->status;
+    event.launcher_exited.killed_by = ls_launch_read_signal(path, message->attempt, message->status);
     if (message->status)
         ls_watcher_read_first_words(server->watcher, event.launcher_exited.said, sizeof event.launcher_exited.said);
     server_note_loss(server, 0);

@@ -248,6 +248,22 @@ static void a_run_that_never_came_together_is_not_started_again(void **state) {
     assert_ended(LS_COMMUNICATION, "2 of 2 ranks have not joined within 60 s");
 }
 
+/* The launcher works, though it does not know which one it was. */
+static void a_rank_that_was_killed_before_any_joined_is_started_again(void **state) {
+    (void)state;
+    create(restartable());
+    tick(0);
+    happen(&(struct ls_core_event){.kind = LS_EVENT_LAUNCHER_EXITED,
+                                   .attempt = 3,
+                                   .launcher_exited = {.status = 137, .killed_by = 9, .said = "Primary job"}});
+    tick(10);
+    tick(1010);
+    assert_non_null(strstr(recorded(LS_RECORD_FAULT)->end.text, "a rank was killed by signal 9 before it joined"));
+    assert_int_equal(recorded(LS_RECORD_FAULT)->end.scope, LS_SCOPE_RANK);
+    assert_int_equal(recorded(LS_RECORD_FAULT)->end.rank, -1);
+    assert_non_null(asked(LS_ACTION_KILL));
+}
+
 static void a_launcher_that_was_killed_is_started_again(void **state) {
     (void)state;
     create(restartable());
@@ -819,6 +835,7 @@ int main(void) {
         PROMISE(what_a_restart_cannot_mend_ends_at_once),
         PROMISE(a_run_that_never_came_together_is_not_started_again),
         PROMISE(a_launcher_that_was_killed_is_started_again),
+        PROMISE(a_rank_that_was_killed_before_any_joined_is_started_again),
         PROMISE(processes_that_cannot_be_ended_end_the_run),
         PROMISE(without_a_place_to_go_on_from_the_run_ends),
         PROMISE(workers_by_hand_are_waited_for_again),

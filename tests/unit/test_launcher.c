@@ -151,6 +151,66 @@ static bool read_loss(const char *text, struct ls_launch_loss *loss) {
     return found;
 }
 
+/* The same behind `bytes` of other output, NULs among it, in a log that has `before` in front. */
+static bool read_loss_behind(const char *before, size_t bytes, const char *text, struct ls_launch_loss *loss) {
+    char path[] = "/tmp/lockstep-launcher-XXXXXX";
+    FILE *file = fdopen(mkstemp(path), "w");
+    assert_non_null(file);
+    fputs(before, file);
+    for (size_t i = 0; i < bytes; i++) fputc(i % 100 == 99 ? '\n' : i % 7 == 3 ? 0 : 'x', file);
+    fputs(text, file);
+    assert_int_equal(fclose(file), 0);
+    bool found = ls_launch_read_loss(path, 3, loss);
+    unlink(path);
+    return found;
+}
+
+static void test_a_loss_is_found_behind_any_output(void **state) {
+    (void)state;
+    static const char lost[] =
+        "\nmpirun noticed that process rank 2 with PID 282 on node storm2 exited on signal 9 (Killed).\n";
+    struct ls_launch_loss loss;
+    assert_true(read_loss_behind("--- attempt 3: mpirun -n 4 x\n", 100, lost, &loss));
+    assert_int_equal(loss.ranks[0], 2);
+    /* Of NCCL_DEBUG=INFO on a few ranks: the line that begins the attempt is far above. */
+    assert_true(read_loss_behind("--- attempt 3: mpirun -n 4 x\n", 1000000, lost, &loss));
+    assert_int_equal(loss.ranks[0], 2);
+    /* What another attempt said stays its own. */
+    assert_false(read_loss_behind("--- attempt 2: mpirun -n 4 x\n", 1000, lost, &loss));
+    char others[512];
+    snprintf(others, sizeof others, "%s--- attempt 3: mpirun x\nquiet\n", lost);
+    assert_false(read_loss_behind("--- attempt 2: mpirun -n 4 x\n", 1000000, others, &loss));
+    snprintf(others, sizeof others, "--- attempt 3: mpirun x\nquiet\n--- attempt 4: mpirun x\n%s", lost);
+    assert_false(read_loss_behind("--- attempt 2: mpirun -n 4 x\n", 1000, others, &loss));
+}
+
+static int read_signal(const char *text, int status) {
+    char path[] = "/tmp/lockstep-launcher-XXXXXX";
+    int file = mkstemp(path);
+    assert_true(file >= 0 && write(file, text, strlen(text)) == (ssize_t)strlen(text));
+    close(file);
+    const int number = ls_launch_read_signal(path, 3, status);
+    unlink(path);
+    return number;
+}
+
+static void test_a_rank_that_died_too_early_to_be_named_is_told_from_a_launcher_that_cannot_work(void **state) {
+    (void)state;
+    static const char died[] =
+        "--- attempt 3: mpirun x\n-----\nPrimary job  terminated normally, but 1 process returned\n"
+        "a non-zero exit code. Per user-direction, the job has been aborted.\n-----\n";
+    assert_int_equal(read_signal(died, 137), SIGKILL);
+    assert_int_equal(read_signal(died, 139), SIGSEGV);
+    assert_int_equal(read_signal(died, 1), 0); /* by itself, with a code */
+    assert_int_equal(read_signal(died, 0), 0);
+    assert_int_equal(read_signal("--- attempt 3: mpirun x\nmpirun: Error: unknown option \"--nonsense\"\n", 137), 0);
+    assert_int_equal(read_signal("--- attempt 3: mpirun x\nmpirun was unable to launch the specified application as it "
+                                 "could not access\n",
+                                 132),
+                     0);
+    assert_int_equal(ls_launch_read_signal("/nowhere", 3, 137), 0);
+}
+
 static void test_a_launcher_tells_which_rank_was_lost(void **state) {
     (void)state;
     struct ls_launch_loss loss;
@@ -313,6 +373,8 @@ int main(void) {
         cmocka_unit_test(test_known_threads_bind_ranks_to_as_many_cores),
         cmocka_unit_test(test_excluded_hosts_get_no_rank),
         cmocka_unit_test(test_a_launcher_tells_which_rank_was_lost),
+        cmocka_unit_test(test_a_loss_is_found_behind_any_output),
+        cmocka_unit_test(test_a_rank_that_died_too_early_to_be_named_is_told_from_a_launcher_that_cannot_work),
         cmocka_unit_test(test_wrapper_and_environment_are_where_they_belong),
         cmocka_unit_test(test_srun_is_told_hosts_threads_and_who_reads_the_key),
         cmocka_unit_test(test_a_worker_that_is_no_rank_of_a_run_gets_no_run),

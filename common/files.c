@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -130,6 +131,11 @@ enum ls_code ls_file_replace(const char *path, const void *bytes, size_t count, 
     if (!slash) return ls_folder_sync(".", code, error);
     slash[slash == folder] = 0;
     return ls_folder_sync(folder, code, error);
+}
+
+bool ls_file_takes(int file, int milliseconds) {
+    struct pollfd item = {.fd = file, .events = POLLOUT};
+    return poll(&item, 1, milliseconds) != 0;
 }
 
 void ls_files_occupy_standard(void) {

@@ -44,6 +44,10 @@ int ls_write_all(int file, const void *bytes, size_t count);
 int ls_pwrite_all(int file, const void *bytes, size_t count, int64_t offset);
 int ls_pread_all(int file, void *bytes, size_t count, int64_t offset);
 
+/* Waits up to `milliseconds` until writing a line to `file` would not wait; false: nobody reads it (a pipe that is
+ * full, a terminal that was stopped). What is broken counts as ready: writing tells. */
+bool ls_file_takes(int file, int milliseconds);
+
 /* Occupies standard input, output and error where whoever started this process closed them, so that no file or socket
  * opened later gets their numbers and what is printed; reading and writing them fails as before. To be called before
  * anything is opened. */

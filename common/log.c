@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "common/log.h"
 
+#include "common/files.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -9,6 +11,8 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+enum { PATIENCE_MS = 100 };
 
 static struct {
     int file;
@@ -45,7 +49,9 @@ void ls_log(enum ls_log_level level, const char *format, ...) {
     if (length > sizeof line - 2) length = sizeof line - 2;
     line[length++] = '\n';
     if (log_state.file >= 0 && write(log_state.file, line, length) < 0) log_state.file = -1;
-    if (level >= log_state.echo && write(STDERR_FILENO, line + start, length - start) < 0) return;
+    /* A standard error that nobody reads must not stop who speaks. */
+    if (level < log_state.echo || !ls_file_takes(STDERR_FILENO, PATIENCE_MS)) return;
+    (void)!write(STDERR_FILENO, line + start, length - start);
 }
 
 void ls_log_close(void) {

@@ -17,13 +17,15 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BAR_WIDTH = 24, LINE_MAX_BYTES = 512 };
+/* A reader that is only slow gets a tenth of a second, once; the run does not wait for one that stands still. */
+enum { BAR_WIDTH = 24, LINE_MAX_BYTES = 512, PATIENCE_MS = 100, LAST_PATIENCE_MS = 2000 };
 
 struct ls_console {
     struct ls_run_facts facts;
     int log;
     bool terminal, colour;
     bool bar_shown;
+    int64_t unread;      /* lines that standard output did not take */
     double step_seconds; /* mean of late steps */
     int64_t line_every;  /* steps between lasting lines on a terminal */
 };
@@ -53,13 +55,24 @@ void ls_console_close(struct ls_console *console) {
     free(console);
 }
 
-/* Writes to standard output; nobody there is no error. */
-static void show(const char *text, size_t length) {
+/* Writes to standard output; nobody there is no error. Of what one does not read, who is there, the lines are counted:
+ * a full pipe or a stopped terminal must not stop the run. */
+static bool show(struct ls_console *console, const char *text, size_t length) {
+    char missed[96];
+    if (!ls_file_takes(STDOUT_FILENO, console->unread ? 0 : PATIENCE_MS)) return false;
+    if (console->unread) {
+        const int count = snprintf(missed, sizeof missed, "(%lld line%s nobody read here: see console.log)\n",
+                                   (long long)console->unread, console->unread == 1 ? "" : "s");
+        console->unread = 0;
+        (void)!ls_write_all(STDOUT_FILENO, missed, (size_t)count);
+        if (!ls_file_takes(STDOUT_FILENO, PATIENCE_MS)) return false;
+    }
     (void)!ls_write_all(STDOUT_FILENO, text, length);
+    return true;
 }
 
 static void clear_bar(struct ls_console *console) {
-    if (console->bar_shown) show("\r\033[K", 4);
+    if (console->bar_shown) show(console, "\r\033[K", 4);
     console->bar_shown = false;
 }
 
@@ -71,7 +84,7 @@ static void print_line(struct ls_console *console, bool shown, const char *line)
     (void)!ls_write_all(console->log, text, length + 1); /* a full disk is told by the journal */
     if (!shown) return;
     clear_bar(console);
-    show(text, length + 1);
+    if (!show(console, text, length + 1)) console->unread++;
 }
 
 void ls_console_print(struct ls_console *console, const char *format, ...) {
@@ -139,7 +152,7 @@ static void show_bar(struct ls_console *console, const struct ls_journal_entry *
     struct winsize window;
     if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 0 && length > window.ws_col + 4)
         return; /* a bar that wraps would fill the screen */
-    show(text, (size_t)length);
+    if (console->unread || !show(console, text, (size_t)length)) return;
     console->bar_shown = true;
 }
 
@@ -256,6 +269,7 @@ static void show_bill(struct ls_console *console, const struct ls_metrics_summar
 void ls_console_show_summary(struct ls_console *console, const struct ls_metrics_summary *summary) {
     char duration[32], rate[40];
     ls_console_format_duration(summary->wall_seconds, duration);
+    if (console->unread) ls_file_takes(STDOUT_FILENO, LAST_PATIENCE_MS); /* the last chance to see how it ended */
     ls_console_print(console, " ");
     row(console, "run", "%s, attempt %lld, %lld rank%s", console->facts.name, (long long)console->facts.attempt,
         (long long)console->facts.ranks, console->facts.ranks == 1 ? "" : "s");

@@ -1,5 +1,6 @@
 /* What the user sees: a line a step, a bar with the time left on a terminal, plain lines elsewhere, and a table at the
- * end. Plain lines also go to RUN/console.log. NO_COLOR and TERM=dumb are respected. */
+ * end. Plain lines also go to RUN/console.log. NO_COLOR and TERM=dumb are respected. A standard output that nobody
+ * reads (a pager, a stopped terminal) holds nothing up: lines it does not take are left out there, and counted. */
 #ifndef LS_COORDINATOR_CONSOLE_H
 #define LS_COORDINATOR_CONSOLE_H
 

@@ -15,6 +15,19 @@ expect 2 'is not UTF-8, or has control characters.*--run-dir' "a run directory t
 check "and not made" test ! -e "$work/$odd"
 check "nothing of a refused run stays on disk" test ! -e "$work/a"
 
+root=$(echo /*)
+expect 2 '--run-dir is empty' "an empty run directory is refused" timeout 60 "$lockstep" run "$config" --run-dir ""
+check "and no folder made for it" test "$root" = "$(echo /*)"
+
+# --- what starts a run
+mkfifo "$work/unread"
+exec 7<>"$work/unread" # open for reading, and never read
+status=0
+timeout -s KILL 120 "$lockstep" run "$config" --run-dir "$work/quiet" --set train.steps=1500 --set checkpoint.every_steps=0 >&7 2>"$work/quiet.err" || status=$?
+exec 7>&-
+check "a run ends though nobody reads what it prints" test $status -eq 0
+check "its lines are in console.log" test "$(grep -c '^step' "$work/quiet/console.log")" -eq 1500
+
 # --- data
 printf 'one line of text that is long enough for some samples of a tiny length\n%.0s' {1..400} >"$work/text"
 check "prepare a text" "$lockstep" data prepare "$work/text" -o "$work/data"

@@ -91,6 +91,12 @@ for i in 0 1 2 3 4 5 6 7 8 9; do echo "line $i 78"; done >even.txt
 check "a text whose part for validation begins with a line" lockstep data prepare even.txt --validation 0.2 -o even
 same "is cut right there" "$(tail -n 2 even.txt)" "$(text even/validation)"
 
+printf '%s\n' '{"id": 18446744073709551615, "text": "one"}' '{"text": "two", "n": -99999999999999999999999}' >hashes.jsonl
+check "numbers beyond 64 bits beside the text are taken" lockstep data prepare hashes.jsonl -o hashes
+same "with their texts" "onetwo" "$(text hashes/train)$(text hashes/validation)"
+printf 'BZhang, PAR and PK are letters' >letters.txt
+check "a text may begin with the letters of bzip2" lockstep data prepare letters.txt --validation 0 -o bzh
+
 # --- what prepare refuses
 expect 2 'exists already' "an existing folder is not overwritten" lockstep data prepare line.txt -o book
 check "and left as it was" diff -r book packed
@@ -114,6 +120,17 @@ mkfifo pipe
 expect 3 'not a regular file' "a pipe is no input" lockstep data prepare pipe -o x
 : >empty.txt
 expect 3 'no text' "an empty text is refused" lockstep data prepare empty.txt -o x
+while read -r name begin words; do
+    printf "$begin and more bytes that are no text" >"$name"
+    expect 3 "data: $name is $words, no text. " "$words is no text" lockstep data prepare "$name" -o x
+done <<'KINDS'
+a.jsonl.zst \050\265\057\375 packed by zstd
+a.txt.xz \375\067zXZ\000 packed by xz
+a.txt.bz2 BZh91AY\046SY packed by bzip2
+a.lz4 \004\042M\030 packed by lz4
+a.zip PK\003\004 a zip archive
+a.parquet PAR1 a Parquet file
+KINDS
 printf a >a.txt
 expect 3 'too few to split' "a text of one byte cannot be split" lockstep data prepare a.txt -o x
 expect 3 'holds tokens already' "token files are not text" lockstep data prepare book/train/train-000.bin -o x
@@ -134,6 +151,9 @@ exec lockstep data prepare "$@"
 END
 expect 3 'cannot write .*Make room' "a full disk is told" bash full-disk book.txt -o full
 nothing_left "and what was written is removed"
+sed -i /trap/d full-disk
+expect 3 'cannot write .*Make room' "a limit on the size of files is told, whose signal would end it" bash full-disk book.txt -o full
+nothing_left "and what was written is removed too"
 if mkdir small && unshare -rm true 2>/dev/null; then
     cat >small-disk <<'END'
 mount -t tmpfs -o size=64k none small && lockstep data prepare "$@" -o small/x
@@ -147,14 +167,16 @@ else
     skip "a disk that is too small is told before anything is written" "user namespaces are not allowed here"
 fi
 awk 'BEGIN { for (i = 0; i < 300000; i++) print "some text to be written in very many shards" }' >slow.txt
-lockstep data prepare slow.txt --shard-tokens 300 -o slow >slow.log 2>&1 &
-preparation=$!
-until ls -d .slow.preparing-* >/dev/null 2>&1 || ! kill -0 $preparation 2>/dev/null; do sleep 0.01; done
-kill -TERM $preparation
-wait $preparation
-same "SIGTERM ends it with 130" 130 $?
-same "and leaves no dataset" "" "$(ls -d slow 2>/dev/null)"
-nothing_left "nor parts of one"
+for signal in TERM HUP; do
+    lockstep data prepare slow.txt --shard-tokens 300 -o slow >slow.log 2>&1 &
+    preparation=$!
+    until ls -d .slow.preparing-* >/dev/null 2>&1 || ! kill -0 $preparation 2>/dev/null; do sleep 0.01; done
+    kill -$signal $preparation
+    wait $preparation
+    same "SIG$signal ends it with 130" 130 $?
+    same "and leaves no dataset" "" "$(ls -d slow 2>/dev/null)"
+    nothing_left "nor parts of one"
+done
 
 # --- what verify finds
 check "a good dataset verifies" lockstep data verify pieces

@@ -2,6 +2,7 @@
 #include "coordinator/allocation.h"
 #include "coordinator/network.h"
 
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,11 +10,59 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 static struct ls_error error;
+
+/* A network whose hosts answer one after the other: in the place of the C library's calls, where a test asks for it. */
+static bool answers_come_singly;
+
+/* Not by <poll.h>, which says that poll() does not read what it is given. */
+struct pollfd {
+    int fd;
+    short events, revents;
+};
+enum { CAN_WRITE = 4 };
+int poll(struct pollfd *items, unsigned long count, int timeout_ms);
+
+int connect(int file, const struct sockaddr *to, socklen_t size) {
+    (void)file, (void)to, (void)size;
+    errno = EINPROGRESS;
+    return -1;
+}
+
+int poll(struct pollfd *items, unsigned long count, int timeout_ms) {
+    (void)timeout_ms;
+    for (unsigned long i = 0; i < count; i++) items[i].revents = 0;
+    for (unsigned long i = 0; answers_come_singly && i < count; i++) {
+        if (items[i].fd < 0) continue;
+        items[i].revents = CAN_WRITE;
+        return 1;
+    }
+    return 0;
+}
+
+static void test_hosts_that_answer_one_by_one_have_all_answered(void **state) {
+    (void)state;
+    enum { HOSTS = 250 };
+    struct ls_hosts hosts = {0};
+    bool answers[HOSTS];
+    char name[32];
+    for (int i = 0; i < HOSTS; i++) {
+        const int length = snprintf(name, sizeof name, "198.51.100.%d", i + 1); /* of nobody: for documents */
+        assert_int_equal(ls_hosts_add(&hosts, name, (size_t)length, 1, &error), LS_OK);
+    }
+    answers_come_singly = true;
+    ls_network_ask(&hosts, 4, answers); /* turns of 20 ms would be 200 */
+    for (int i = 0; i < HOSTS; i++) assert_true(answers[i]);
+    answers_come_singly = false;
+    ls_network_ask(&hosts, 0.05, answers);
+    for (int i = 0; i < HOSTS; i++) assert_false(answers[i]);
+    ls_hosts_release(&hosts);
+}
 
 /* "a:2 b:0", the slots behind the names. */
 static const char *shown(const struct ls_hosts *hosts) {
@@ -261,6 +310,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_hostfile_is_lines_of_host_and_slots),
         cmocka_unit_test(test_bad_lines_are_named),
+        cmocka_unit_test(test_hosts_that_answer_one_by_one_have_all_answered),
         cmocka_unit_test(test_names_with_and_without_a_domain_are_one_host),
         cmocka_unit_test(test_slurm_lists_are_expanded),
         cmocka_unit_test(test_ranks_come_from_the_nearest_source),

@@ -102,7 +102,7 @@ $(BUILD)/%.o: %.c | $(BUILD)/generated/common/wire.pb-c.h
 	$(compile) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # Programs of the integration tests.
-TEST_PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/integration/hostile.c))
+TEST_PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/integration/hostile.c tests/integration/say.c))
 
 tests: $(UNIT_TESTS) $(SIM_TESTS) $(MPI_TESTS) $(TEST_PROGRAMS)
 

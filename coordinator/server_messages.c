@@ -80,6 +80,12 @@ static void send_plain(struct ls_server *server, ls_connection name, enum ls_mes
 
 /* ---- workers ---- */
 
+/* From the end of one attempt to the launch of the next. */
+static bool is_between_attempts(const struct ls_server *server, const struct ls_core_status *core) {
+    return core->phase == LS_PHASE_CLEARING || core->phase == LS_PHASE_PREPARING || core->phase == LS_PHASE_BACKOFF ||
+           core->attempt != server_attempt(server);
+}
+
 static void on_open(struct ls_server *server, ls_connection name, const struct ls_message *message) {
     const struct ls_run *run = server->run;
     char text[LS_WIRE_TEXT_BYTES];
@@ -99,7 +105,7 @@ static void on_open(struct ls_server *server, ls_connection name, const struct l
         return;
     }
     /* Between two attempts there is nothing to join yet; the worker asks again. */
-    if (core.attempt != server_attempt(server) || server->clearing) return;
+    if (is_between_attempts(server, &core)) return;
     struct ls_message setup = {.kind = LS_MESSAGE_SETUP};
     struct ls_welcome *shape = &setup.setup.shape;
     shape->attempt = run->attempt.attempt;
@@ -204,13 +210,18 @@ static void on_step(struct ls_server *server, struct ls_core_event *event, const
         .skipped = report->skipped,
         .digest = report->digest,
     };
+    struct ls_core_status before, after;
+    ls_core_read_status(server->run->machine, &before);
+    server_handle(server, event);
+    ls_core_read_status(server->run->machine, &after);
+    /* One that comes again, late or from elsewhere says nothing about the attempt. */
+    if (after.attempt != before.attempt || after.step == before.step) return;
     if (server->stall) ls_stall_step(server->stall, report);
     if (server->stragglers) watch_stragglers(server, report);
     server->loss = report->loss;
     server->tokens_per_second = report->tokens_per_second;
     server->step_seconds =
         server->step_seconds > 0 ? 0.9 * server->step_seconds + 0.1 * report->step_seconds : report->step_seconds;
-    server_handle(server, event);
     server_note_step(server, report);
 }
 
@@ -235,7 +246,9 @@ static void on_bundle(struct ls_server *server, const struct ls_message *message
 
 /* Every report is answered, so that a node knows whether its attempt goes on. */
 static void answer_report(struct ls_server *server, ls_connection name, uint32_t attempt) {
-    if (attempt == server_attempt(server) && !server->clearing)
+    struct ls_core_status core;
+    ls_core_read_status(server->run->machine, &core);
+    if (attempt == server_attempt(server) && !is_between_attempts(server, &core))
         send_plain(server, name, LS_MESSAGE_PULSE);
     else
         answer(server, name, LS_MESSAGE_ENDED, LS_COMMUNICATION, "this attempt is over");

@@ -19,6 +19,7 @@ int renameat(int from_folder, const char *from, int to_folder, const char *to) {
     *(void **)&original = dlsym(RTLD_NEXT, "renameat");
     const int commits = strncmp(to, "step-", 5) == 0 && !strchr(to, '.');
     if (commits) hold("HOLD_BEFORE");
+    if (strstr(to, ".rejected-a")) hold("HOLD_REJECTED");
     const int result = original(from_folder, from, to_folder, to);
     if (commits) hold("HOLD_AFTER");
     return result;

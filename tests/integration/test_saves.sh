@@ -3,6 +3,8 @@
 # moment. LS_TEST_LONG=1: more crashes.
 source "$(dirname "$0")/lib.sh"
 source_folder=$PWD/tests/integration
+say=$PWD/build/tests/integration/say
+[ -x "$say" ] || { echo "not ok - build/tests/integration/say is missing (make tests)"; exit 1; }
 mkdir "$work/bin" "$work/here"
 ln -s "$lockstep" "$work/bin/lockstep"
 export PATH=$work/bin:$PATH
@@ -98,6 +100,29 @@ expect 0 "nothing is left to do" "--resume of a complete run" lockstep run run.y
     --set checkpoint.every_steps=4 --set evaluation.every_steps=4 --set checkpoint.keep_best=1
 check "makes them where they are missing" bash -c \
     "[ \"\$(cat behind/latest)\" = step-00000004 ] && [ -e behind/final/manifest.json ] && [ -e behind/best/manifest.json ]"
+
+# ---- what comes from elsewhere, or too late ----
+
+begin_run late held HOLD_REJECTED lockstep run run.yaml --run-dir late -n 1 --set train.steps=1000000 --set checkpoint.every_steps=4 \
+    --set fault.stall_timeout_seconds=600
+until_events late commit 2
+stopped=$(worker_pid late 0) endpoint=$(sed -n 's/^endpoint //p' late/lock)
+kill -STOP "$stopped"
+sleep 0.5
+check "a report of a step that no rank has sent is received" "$say" "$endpoint" late/keys/worker.key 7 step
+lockstep status late >status.out
+check "and changes nothing that status shows" bash -c "grep -q '^loss ' status.out && ! grep -q 777 status.out"
+printf x >>"late/checkpoints/$(cat late/latest)/model.safetensors"
+touch hold
+kill -9 "$stopped"
+prepares() { lockstep status "$1" 2>&1 | cat >prepares.out && grep -q "preparing" prepares.out; } # RUN
+until_true 120 "a start is looked for" "${supervisors[late]}" late.err prepares late
+"$say" "$endpoint" late/keys/worker.key 0 open >said.out
+check "no worker is sent into an attempt that is over" bash -c "! grep -q setup said.out"
+rm hold
+until_events late recovered 1
+lockstep stop late >/dev/null
+ends 130 "" "the run goes on and is stopped" late
 
 # ---- going on under another configuration ----
 

@@ -2,9 +2,9 @@
 #define _GNU_SOURCE
 #include "coordinator/command_generate.h"
 
-#include "common/encoding.h"
 #include "common/byte_tokenizer.h"
 #include "common/config.h"
+#include "common/encoding.h"
 #include "common/files.h"
 #include "common/hf_config.h"
 #include "common/safetensors.h"

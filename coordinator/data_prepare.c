@@ -2,8 +2,8 @@
 #define _GNU_SOURCE
 #include "coordinator/data_prepare.h"
 
-#include "common/tokenizer.h"
 #include "common/files.h"
+#include "common/tokenizer.h"
 #include "coordinator/data_progress.h"
 #include "coordinator/shard_writer.h"
 

@@ -2,9 +2,9 @@
 #define _GNU_SOURCE
 #include "coordinator/shard_writer.h"
 
-#include "common/encoding.h"
 #include "common/byte_tokenizer.h"
 #include "common/dataset_json.h"
+#include "common/encoding.h"
 #include "common/files.h"
 #include "common/token_shard.h"
 

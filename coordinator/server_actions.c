@@ -200,7 +200,8 @@ static void prune(struct ls_server *server) {
     ls_committer_prune(server->committer, status.committed_step, &retention);
 }
 
-static void perform(struct ls_server *server, const struct ls_core_action *action) {
+/* `ends`: END is among the actions that this one is of. */
+static void perform(struct ls_server *server, const struct ls_core_action *action, bool ends) {
     struct ls_message message = {0};
     switch (action->kind) {
     case LS_ACTION_WELCOME:
@@ -236,7 +237,12 @@ static void perform(struct ls_server *server, const struct ls_core_action *actio
     case LS_ACTION_COMMIT: commit(server, action); break;
     case LS_ACTION_PRUNE: prune(server); break;
     case LS_ACTION_LAUNCH: server_launch(server, action); break;
-    case LS_ACTION_KILL: server_kill(server, action->attempt); break;
+    case LS_ACTION_KILL:
+        if (ends)
+            server_kill_at_end(server);
+        else
+            server_kill(server, action->attempt);
+        break;
     case LS_ACTION_PREPARE: server_prepare(server, action); break;
     case LS_ACTION_END: end(server, action); break;
     case LS_ACTION_KINDS: break;
@@ -244,5 +250,6 @@ static void perform(struct ls_server *server, const struct ls_core_action *actio
 }
 
 void server_perform(struct ls_server *server, const struct ls_core_actions *actions) {
-    for (int i = 0; i < actions->count; i++) perform(server, &actions->list[i]);
+    const bool ends = actions->count > 0 && actions->list[actions->count - 1].kind == LS_ACTION_END;
+    for (int i = 0; i < actions->count; i++) perform(server, &actions->list[i], ends);
 }

@@ -47,16 +47,13 @@ static void tell_workers_to_leave(struct ls_server *server) {
         if (peer->role == LS_CONNECTION_WORKER) server_send(server, peer->name, &message);
 }
 
-/* Ends the processes of the attempt; returns true when they are gone. */
+/* Ends the processes of the attempt; returns true when they are gone, or not ours to end. */
 static bool end_processes(struct ls_server *server) {
     if (has_launcher(server)) {
         struct ls_channel_message kill = {.kind = LS_CHANNEL_KILL, .attempt = server_attempt(server)};
         return !ls_channel_send(server->channel, &kill);
     }
-    if (server->launcher > 0)
-        ls_launch_end_session(server->launcher, 0);
-    else
-        tell_workers_to_leave(server);
+    if (server->launcher > 0) ls_launch_end_session(server->launcher, 0);
     return true;
 }
 
@@ -64,6 +61,7 @@ void server_kill(struct ls_server *server, uint32_t attempt) {
     server->recovery.killed_ms = server_now_ms();
     server->clearing = attempt;
     server->processes_gone = end_processes(server);
+    if (!has_launcher(server) && server->launcher <= 0) tell_workers_to_leave(server);
 }
 
 void server_kill_at_end(struct ls_server *server) {

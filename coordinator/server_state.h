@@ -152,9 +152,10 @@ void server_note_validation(struct ls_server *server, int64_t step, double loss)
 /* Tells an event that is no record: a line of metrics.jsonl and of the console. */
 void server_tell(struct ls_server *server, const char *event, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* Ends what is left of the attempt; CLEARED follows from server_check_cleared(). */
+/* Ends what is left of the attempt; CLEARED follows from server_check_cleared(). Workers that nobody here can kill are
+ * told that another attempt follows. */
 void server_kill(struct ls_server *server, uint32_t attempt);
-/* The same when the run is over, and nothing is waited for. */
+/* The same when the run is over, which is told to everybody, and nothing is waited for. */
 void server_kill_at_end(struct ls_server *server);
 /* Says CLEARED once the processes are gone and no commit is under way. */
 void server_check_cleared(struct ls_server *server);

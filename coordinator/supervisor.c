@@ -36,7 +36,7 @@ enum {
     SAME_INTERRUPT_MS = 200, /* two SIGINTs closer than this are one */
     CLOCK_SLACK_SECONDS = 2, /* between what two questions for a job's end say */
     SWEEP_MS = 20000,        /* for what is left on other hosts to be removed */
-    SAVES_PENDING_MAX = 8
+    SAVE_AGAIN_MS = 60000    /* a wish to save that is younger is told to a new coordinator too */
 };
 
 /* The processes of the newest attempt on this host: the launcher and everything in its session. */
@@ -76,7 +76,7 @@ struct supervisor {
     bool ending;                   /* a signal came that ends the run: */
     enum ls_core_signal ending_by; /* the strongest one, told to every coordinator: one may die before it is on disk */
     bool ending_told;              /* to the present one */
-    int saves_pending;             /* SIGUSR2 that came while there was no coordinator */
+    int64_t save_wished_ms;        /* when SIGUSR2 came last, 0: never */
 };
 
 static int64_t now_ms(void) {
@@ -169,9 +169,10 @@ static bool send_signal(struct supervisor *supervisor, enum ls_core_signal signa
            ls_channel_send(supervisor->channel, &message);
 }
 
+/* One that is not there yet is told by on_ready(). */
 static void tell_save(struct supervisor *supervisor) {
-    if (!send_signal(supervisor, LS_SIGNAL_SAVE) && supervisor->saves_pending < SAVES_PENDING_MAX)
-        supervisor->saves_pending++;
+    supervisor->save_wished_ms = now_ms();
+    send_signal(supervisor, LS_SIGNAL_SAVE);
 }
 
 /* A stop outweighs a requeue, and a second one is at once. */
@@ -391,9 +392,8 @@ static void on_ready(struct supervisor *supervisor, const struct ls_channel_mess
         fflush(stdout);
     }
     tell_attempt(supervisor);
-    const int saves = supervisor->saves_pending;
-    supervisor->saves_pending = 0;
-    for (int i = 0; i < saves; i++) tell_save(supervisor);
+    if (supervisor->save_wished_ms && now_ms() - supervisor->save_wished_ms < SAVE_AGAIN_MS)
+        send_signal(supervisor, LS_SIGNAL_SAVE);
     if (supervisor->ending && !supervisor->ending_told)
         supervisor->ending_told = send_signal(supervisor, supervisor->ending_by);
 }

@@ -1,4 +1,5 @@
-/* Says one thing to a coordinator as a worker would, and prints what is answered within two seconds, a word each:
+/* Says one thing to a coordinator as a worker would, and prints what is answered within two seconds, a line each: what
+ * it is and, of the end, code and text:
  *
  *   say ENDPOINT WORKER-KEY-FILE ATTEMPT open|step
  *
@@ -52,7 +53,11 @@ int main(int argc, char **argv) {
     for (const double end = now_seconds() + 2; now_seconds() < end;) {
         const int size = zmq_recv(socket, answer, sizeof answer, 0);
         if (size < 0 || ls_wire_decode(answer, (size_t)size, &message, &error) != LS_OK) continue;
-        printf("%s\n", ls_message_name(message.kind));
+        if (message.kind == LS_MESSAGE_ENDED)
+            printf("ended %d: %s\n", message.answer.code, message.answer.text);
+        else
+            printf("%s\n", ls_message_name(message.kind));
+        fflush(stdout);
         ls_message_release(&message);
     }
     zmq_close(socket);

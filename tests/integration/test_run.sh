@@ -7,6 +7,8 @@ config=$repository/configs/tiny-gpt2.yaml
 mkdir "$work/bin" "$work/here"
 ln -s "$lockstep" "$work/bin/lockstep"
 export PATH=$work/bin:$PATH
+say=$PWD/build/tests/integration/say
+[ -x "$say" ] || { echo "not ok - build/tests/integration/say is missing (make tests)"; exit 1; }
 cd "$work/here" || exit 1
 
 # Runs in the background with many steps. begin RUN ARGUMENTS...: until it has done three of them; sets `supervisor`.
@@ -252,6 +254,16 @@ for signal in TERM INT; do
     ends "$([ $signal = TERM ] && echo 75 || echo 130)" "saved at step" "SIG$signal outlives the coordinator that it was told to" "wish$signal"
 done
 
+begin wished
+coordinator=$(sed -n 's/^pid //p' wished/lock)
+kill -STOP "$coordinator"
+kill -USR2 $supervisor
+sleep 0.3
+kill -9 "$coordinator"
+until_events wished commit 1
+lockstep stop wished >/dev/null
+ends 130 "" "so does SIGUSR2, which saves" wished
+
 # Killed as soon as it is there, before it can be ready: a run that goes on has another one.
 lockstep run "$config" --run-dir steady -n 2 --set train.steps=620 --accept train.steps --resume >early.out 2>early.err &
 early=$!
@@ -308,6 +320,17 @@ expect 2 "chmod 600" "a key that others may read is refused" by_hand --key hand/
 chmod 600 hand/keys/worker.key
 check "the line that the coordinator prints joins it" by_hand --key hand/keys/worker.key
 ends 0 "" "a coordinator by itself ends with its run" hand
+
+# Without a launcher of ours workers are told to go when an attempt is over, and the next one waits for others; not at the end of the run.
+begin_run left lockstep coordinator "$config" -n 2 --run-dir left
+until_true 120 "the coordinator says how to join it" "${supervisors[left]}" left.err grep -q '^mpirun' left.out
+"$say" "$(sed -n 's/^endpoint //p' left/lock)" left/keys/worker.key 0 open >left.said &
+saying=$!
+until_true 60 "a worker begins" $saying left.said grep -q setup left.said
+kill -QUIT "${supervisors[left]}"
+ends 130 "" "a run without workers is stopped" left
+wait $saying
+check "a worker by hand is told of the end, and of nothing else" bash -c "[ \"\$(grep -c ended left.said)\" = 1 ] && grep -q '^ended 130: stopped' left.said"
 
 begin_run stood lockstep coordinator "$config" -n 2 --run-dir stood --set fault.start_timeout_seconds=3
 until_true 120 "the coordinator says how to join it" "${supervisors[stood]}" stood.err grep -q '^mpirun' stood.out

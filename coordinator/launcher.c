@@ -460,9 +460,28 @@ static char *find_since(char *text, bool cut, int64_t attempt) {
     return begin;
 }
 
+enum { TAIL_BYTES = 1 << 16 };
+
+int64_t ls_launch_find_output(const char *log_path, int64_t attempt) {
+    int file = open(log_path, O_RDONLY | O_CLOEXEC);
+    char *text = malloc(TAIL_BYTES + 1);
+    off_t end = file < 0 ? 0 : lseek(file, 0, SEEK_END), from = end > TAIL_BYTES ? end - TAIL_BYTES : 0;
+    int64_t found = -1;
+    if (text && end > 0 && ls_pread_all(file, text, (size_t)(end - from), from) == 0) {
+        text[end - from] = 0;
+        const size_t mark = sizeof header_mark - 1;
+        for (char *line = text, *next; (next = memchr(line, '\n', (size_t)(text + (end - from) - line)));
+             line = next + 1)
+            if (strncmp(line, header_mark, mark) == 0 && strtoll(line + mark, NULL, 10) == attempt)
+                found = from + (next + 1 - text);
+    }
+    free(text);
+    if (file >= 0) close(file);
+    return found;
+}
+
 /* The end of what was written since `attempt` was started; the caller frees. NULL: nothing. */
 static char *read_since(const char *log_path, int64_t attempt) {
-    enum { TAIL_BYTES = 1 << 16 };
     int file = open(log_path, O_RDONLY | O_CLOEXEC);
     char *text = malloc(TAIL_BYTES + 1), *since = NULL;
     off_t end = file < 0 ? 0 : lseek(file, 0, SEEK_END), from = end > TAIL_BYTES ? end - TAIL_BYTES : 0;

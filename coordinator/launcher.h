@@ -78,6 +78,9 @@ struct ls_launch_loss {
 /* Finds it in the launcher's output at `log_path`, in what was written since `attempt` was started. Understands Open
  * MPI's mpirun and Slurm's srun; false when they say nothing of a signal or a host. */
 bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss);
+/* How many bytes of the output at `log_path` come before what was written since `attempt` was started; -1 when its
+ * start is not there, or too far from the end. */
+int64_t ls_launch_find_output(const char *log_path, int64_t attempt);
 /* The signal that killed a rank of `attempt` before MPI knew it, of which mpirun, ending with `status`, says that there
  * was one and not which; 0: it says nothing of that. */
 int ls_launch_read_signal(const char *log_path, int64_t attempt, int status);

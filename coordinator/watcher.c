@@ -5,6 +5,7 @@
 #include "common/files.h"
 #include "common/progress.h"
 #include "common/wire.h"
+#include "coordinator/launcher.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -21,7 +22,7 @@ enum { RANKS_MAX = 4096 /* of this host */, TAIL_BYTES = 8192 };
 struct ls_watcher {
     char run_dir[1000], run_id[17];
     int64_t attempt;
-    off_t launcher_log;           /* bytes that were there before */
+    off_t launcher_log;           /* bytes that were there before the attempt */
     struct ls_progress *progress; /* NULL: not there yet */
     bool told[RANKS_MAX];
     bool left[RANKS_MAX]; /* gone by itself when last looked at */
@@ -37,7 +38,8 @@ enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t 
     struct stat status;
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/logs/launcher.log", run_dir);
-    watcher->launcher_log = stat(path, &status) == 0 ? status.st_size : 0;
+    const int64_t begun = ls_launch_find_output(path, attempt); /* before a coordinator took over from another */
+    watcher->launcher_log = begun >= 0 ? begun : stat(path, &status) == 0 ? status.st_size : 0;
     *result = watcher;
     return LS_OK;
 }

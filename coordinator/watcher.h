@@ -27,11 +27,11 @@ void ls_watcher_destroy(struct ls_watcher *watcher);
 /* Finds the next rank that is gone and was not told before; false when there is none. To be called a few times a
  * second: one that left by itself is told the second time it is found gone, after its own words had time to come. */
 bool ls_watcher_poll(struct ls_watcher *watcher, struct ls_watcher_loss *loss);
-/* The last words in the launcher's log since the watcher was made: what a rank said that could reach nobody else. False
- * when there are none; *loss has rank 0, `by_itself`, code and text. */
+/* The last words in the launcher's log since the attempt was started: what a rank said that could reach nobody else.
+ * False when there are none; *loss has rank 0, `by_itself`, code and text. */
 bool ls_watcher_read_launcher(const struct ls_watcher *watcher, struct ls_watcher_loss *loss);
-/* The first line of the launcher's log since the watcher was made that says something, without a full stop at its end:
- * why it could start nobody. "" when there is none, or too much to have the first. */
+/* The first line of the launcher's log since the attempt was started that says something, without a full stop at its
+ * end: why it could start nobody. "" when there is none, or too much to have the first. */
 void ls_watcher_read_first_words(const struct ls_watcher *watcher, char *text, size_t size);
 /* Says how far each of `ranks` ranks of this host got, as "rank 0 (pid 12) is in phase join; ranks 1 to 3 have not
  * started". */

@@ -87,10 +87,31 @@ static void what_the_launcher_said_comes_without_control_characters(void **unuse
     assert_string_equal(loss.text, "?]0;owned?shard ? is gone");
 }
 
+/* A coordinator that takes over from another finds what was said before it came, of this attempt and no other. */
+static void what_was_said_before_a_new_coordinator_came_counts(void **unused) {
+    (void)unused;
+    struct ls_watcher_loss loss;
+    struct ls_watcher *next;
+    char words[64];
+    say("--- attempt 3: mpirun\nlockstep: exit 7 (nonfinite): long ago\n");
+    say("--- attempt 4: mpirun\nhello\nlockstep: exit 3 (data): the shard is gone\n");
+    assert_int_equal(ls_watcher_create(folder, run_id, 4, &next, NULL), LS_OK);
+    assert_true(ls_watcher_read_launcher(next, &loss));
+    assert_int_equal(loss.code, LS_DATA);
+    assert_string_equal(loss.text, "the shard is gone");
+    ls_watcher_read_first_words(next, words, sizeof words);
+    assert_string_equal(words, "hello");
+    ls_watcher_destroy(next);
+    assert_int_equal(ls_watcher_create(folder, run_id, 5, &next, NULL), LS_OK); /* not begun yet */
+    assert_false(ls_watcher_read_launcher(next, &loss));
+    ls_watcher_destroy(next);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_lost_rank_is_named_by_its_number_in_the_run, begin, end),
         cmocka_unit_test_setup_teardown(what_the_launcher_said_comes_without_control_characters, begin, end),
+        cmocka_unit_test_setup_teardown(what_was_said_before_a_new_coordinator_came_counts, begin, end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,6 +30,12 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
             "model: train.micro_batch_size %lld x data.sequence_length %lld are %lld tokens, at most 2^28 are "
             "possible. Lower train.micro_batch_size.",
             (long long)B, (long long)T, (long long)(B * T));
+    if (ls_device_info(device)->kind == LS_DEVICE_KIND_CUDA && config->model.head_dim > LS_GPU_HEAD_SIZE_MAX)
+        return ls_fail(
+            error, LS_USAGE, LS_SCOPE_JOB,
+            "model: heads are %lld channels wide (model.head_dim, or hidden_size / num_attention_heads), GPUs "
+            "take at most %d. Use more and narrower heads, or set device: cpu.",
+            (long long)config->model.head_dim, LS_GPU_HEAD_SIZE_MAX);
     layout->shard = ls_shard_plan(config, model, ranks, plan);
     layout->tables = ls_arena_reserve(plan, LS_MEMORY_PARAMETERS, ls_model_table_bytes(model));
     layout->scalars = ls_arena_reserve(plan, LS_MEMORY_SCALARS, sizeof(struct ls_replica_scalars));

@@ -28,7 +28,8 @@ struct ls_replica_layout {
 };
 
 /* Adds all buffers of a rank among `ranks` to the empty `plan`. Errors: LS_USAGE, more layers than a plan has buffers
- * for or more tokens in a micro-batch than are counted; LS_MEMORY, more bytes than are. */
+ * for, more tokens in a micro-batch than are counted, or heads wider than the device takes; LS_MEMORY, more bytes than
+ * are counted. */
 enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_model *model,
                              const struct ls_device *device, int64_t ranks, struct ls_arena_plan *plan,
                              struct ls_replica_layout *layout, struct ls_error *error);

@@ -141,6 +141,12 @@ expect 5 "the GPU has for it 0.1 MiB" "what does not fit is refused before it st
 expect 5 "Stand-in GPU has 1024.0 MiB: 32.0 were held .* are free" "memory that is gone all the same is accounted for" \
     env LS_STANDIN_DEVICES=1 LS_STANDIN_FAIL=2 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no2"
 
+# Heads of 256 channels and no more.
+wide() { LS_STANDIN_DEVICES=1 timeout 120 $emulated run "$work/llama.yaml" -n 1 --run-dir "$work/wide-$1" --set model.head_dim="$1" --set train.steps=1; }
+check "heads of 256 channels are taken" wide 256
+expect 2 "heads are 258 channels wide .*GPUs take at most 256. Use more and narrower heads" "wider ones are refused before the first step" wide 258
+expect 2 "GPUs take at most 256" "and by the plan" $emulated plan "$work/llama.yaml" -n 1 --gpu h100-sxm --set model.head_dim=258
+
 # MFU over the named GPU's dense peak (989.4 Tflop/s of bf16 for this one), with the operations that the plan counts; power and clock.
 LS_STANDIN_NAME='NVIDIA H100 80GB HBM3' train named gpt2 2 1 bf16
 operations=$($emulated plan "$work/gpt2.yaml" -n 2 --gpu h100-sxm --json | sed -n 's/.*"flops_per_step": *\([0-9.e+]*\).*/\1/p' | head -n 1)

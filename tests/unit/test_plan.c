@@ -541,6 +541,22 @@ static void the_bottleneck_is_what_takes_longest(void **unused) {
     assert_int_equal(cost.limit, LS_COST_LINK);
 }
 
+/* LS_CUDA_HEAD_SIZE_MAX; test_cuda_emulated.sh trains with heads of that width. */
+static void heads_too_wide_for_gpus_are_refused(void **unused) {
+    (void)unused;
+    struct ls_config config = config_of(&llama, "");
+    struct ls_error error = {0};
+    struct ls_plan plan;
+    config.model.head_dim = 256;
+    assert_int_equal(ls_plan_make(&config, 1, true, &plan, &error), LS_OK);
+    ls_plan_release(&plan);
+    config.model.head_dim = 258;
+    assert_int_equal(ls_plan_make(&config, 1, true, &plan, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "258 channels wide"));
+    assert_int_equal(ls_plan_make(&config, 1, false, &plan, &error), LS_OK);
+    ls_plan_release(&plan);
+}
+
 static void gpus_are_found_by_name(void **unused) {
     (void)unused;
     const struct ls_gpu *gpu = ls_gpu_find("H100-SXM");
@@ -744,6 +760,7 @@ int main(void) {
         cmocka_unit_test(any_number_of_micro_batches_is_predicted),
         cmocka_unit_test(the_bottleneck_is_what_takes_longest),
         cmocka_unit_test(gpus_are_found_by_name),
+        cmocka_unit_test(heads_too_wide_for_gpus_are_refused),
         cmocka_unit_test(this_host_is_measured),
         cmocka_unit_test(changes_fit_and_come_cheapest_first),
         cmocka_unit_test(a_stage_is_advised_with_its_accumulation),

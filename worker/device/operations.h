@@ -217,6 +217,7 @@ struct ls_op_rope {
  * follow one another at `*_batch_stride` elements. lse[b, h, i] (log of the sum of exponentials) is kept for backward;
  * NULL: not. In 16 bits a device may round probabilities, and in backward the gradients of scores, before it multiplies
  * them. workspace: ls_op_workspace(). */
+enum { LS_GPU_HEAD_SIZE_MAX = 256 }; /* of head_size on GPUs, forward and backward */
 struct ls_op_attention_forward {
     void *output, *workspace;
     float *lse;

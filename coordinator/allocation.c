@@ -26,6 +26,18 @@ static enum ls_code find_hosts(const char *hostfile, char *(*get)(const char *),
     return LS_OK;
 }
 
+/* Open MPI reads a colon as the beginning of a host's slots. */
+static enum ls_code check_names(const struct ls_config *config, const struct ls_hosts *hosts, struct ls_error *error) {
+    for (int i = 0; i < hosts->count && config->launcher.type != LS_LAUNCH_NONE; i++)
+        if (strchr(hosts->list[i].name, ':'))
+            return ls_fail(
+                error, LS_USAGE, LS_SCOPE_JOB,
+                "the hostfile names %s, and mpirun takes no address of IPv6. Give the host a name, in DNS or "
+                "in /etc/hosts of every host, and write that.",
+                hosts->list[i].name);
+    return LS_OK;
+}
+
 static enum ls_code check_slurm(const struct ls_config *config, const struct ls_slurm *slurm, const char *hostfile,
                                 struct ls_error *error) {
     if (slurm->step_tasks > 1)
@@ -106,6 +118,7 @@ enum ls_code ls_allocation_find(const struct ls_config *config, int64_t ranks, c
     memset(allocation, 0, sizeof *allocation);
     enum ls_code code = find_hosts(hostfile, get, allocation, error);
     if (code == LS_OK) code = check_slurm(config, &allocation->slurm, hostfile, error);
+    if (code == LS_OK) code = check_names(config, &allocation->hosts, error);
     if (code == LS_OK) code = find_ranks(config, ranks, get, allocation, error);
     if (code != LS_OK) return code;
     allocation->threads =

@@ -5,6 +5,7 @@
 #include "common/config.h"
 #include "common/corpus.h"
 #include "common/files.h"
+#include "coordinator/run_directory.h"
 #include "worker/gpus.h"
 #include "worker/memory/cost.h"
 #include "worker/model/model.h"
@@ -27,7 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OWN_SETTINGS = 12, SETTING_BYTES = 64, LOG_TAIL_BYTES = 4096, MEASUREMENTS = 5 };
+enum { OWN_SETTINGS = 12, SETTING_BYTES = 64, LOG_TAIL_BYTES = 4096, MEASUREMENTS = 5, RUN_NAME_BYTES = 32 };
 
 /* One bench under way. */
 struct bench {
@@ -119,6 +120,10 @@ static enum ls_code make_folder(struct bench *bench, struct ls_error *error) {
         snprintf(bench->folder, 1024, "%s", options->folder);
     else
         snprintf(bench->folder, 1024, "runs/%s-bench-%s", bench->config->name, time_text);
+    /* With "/ranks-00001-1" behind it, a run directory. */
+    if ((options->folder ? strlen(options->folder) : 0) + RUN_NAME_BYTES >= LS_RUN_PATH_MAX)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "bench: the path of --output is longer than %d bytes: %.100s...",
+                       LS_RUN_PATH_MAX - RUN_NAME_BYTES - 1, options->folder);
     struct stat there;
     if (stat(bench->folder, &there) == 0)
         return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,

@@ -80,11 +80,14 @@ static void first_line(const char *command, char *line, size_t size) {
 /* True when there is an mpirun of Open MPI. */
 static bool examine_mpi(struct ls_examination *examination) {
     char line[256] = "";
-    if (ls_launch_has_program("mpirun")) first_line("mpirun --version 2>/dev/null", line, sizeof line);
+    if (ls_launch_has_program("mpirun")) first_line("timeout 10 mpirun --version 2>/dev/null", line, sizeof line);
     const bool open_mpi = strstr(line, "Open MPI") != NULL;
     ls_doctor_report(examination, fine_if(open_mpi), "MPI",
                      "install Open MPI (Debian: apt-get install openmpi-bin libopenmpi-dev) and put mpirun into PATH",
-                     "%s", line[0] ? line : "no mpirun in PATH");
+                     "%s",
+                     line[0]                           ? line
+                     : ls_launch_has_program("mpirun") ? "mpirun does not say its version within 10 s"
+                                                       : "no mpirun in PATH");
     if (geteuid() == 0)
         ls_doctor_report(examination, LS_HEALTH_FINE, "user", NULL,
                          "root: the launcher gives Open MPI its two permission variables");

@@ -319,7 +319,7 @@ void ls_doctor_examine_slurm(struct ls_examination *examination) {
     const struct ls_allocation *allocation = &examination->allocation;
     const bool srun = ls_launch_has_program("srun");
     if (!srun && !allocation->slurm.job) return;
-    FILE *pipe = srun ? popen("srun --mpi=list 2>&1", "re") : NULL;
+    FILE *pipe = srun ? popen("timeout 10 srun --mpi=list 2>&1", "re") : NULL;
     bool pmix = false, answers = false;
     for (char line[256]; pipe && fgets(line, sizeof line, pipe);) {
         answers = answers || strstr(line, "plugin");

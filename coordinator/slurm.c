@@ -159,6 +159,7 @@ enum ls_code ls_slurm_find(char *(*get)(const char *name), struct ls_slurm *slur
         code = read_number(get, numbers[i].name, numbers[i].number, error);
     const char *task = get("SLURM_ARRAY_TASK_ID");
     if (code == LS_OK && task && *task) code = read_number(get, "SLURM_ARRAY_TASK_ID", &slurm->array_task, error);
+    if (code == LS_OK) code = read_number(get, "SLURM_ARRAY_JOB_ID", &slurm->array_job, error);
     if (code != LS_OK) return code;
     if (!slurm->tasks) slurm->tasks = per_node * nodes;
     if (slurm->tasks > COUNT_MAX)
@@ -191,16 +192,22 @@ int64_t ls_slurm_parse_duration(const char *text) {
 }
 
 void ls_slurm_ask_times(struct ls_slurm *slurm) {
-    char command[128], limit[64], left[64];
+    char command[160], job[64], limit[64], left[64];
     if (!slurm->job) return;
-    snprintf(command, sizeof command, "timeout 5 squeue --noheader --jobs=%lld --format='%%l %%L' 2>/dev/null",
-             (long long)slurm->job);
+    /* One task of an array has the array's number, by which squeue would tell of all of them. */
+    if (slurm->array_job && slurm->array_task >= 0)
+        snprintf(job, sizeof job, "%lld_%lld", (long long)slurm->array_job, (long long)slurm->array_task);
+    else
+        snprintf(job, sizeof job, "%lld", (long long)slurm->job);
+    snprintf(command, sizeof command, "timeout 5 squeue --noheader --jobs=%s --format='%%l %%L' 2>/dev/null", job);
     FILE *pipe = popen(command, "re");
     if (!pipe) return;
     const int64_t now = (int64_t)time(NULL);
     if (fscanf(pipe, "%63s %63s", limit, left) == 2) {
         const int64_t whole = ls_slurm_parse_duration(limit), rest = ls_slurm_parse_duration(left);
-        if (whole >= 0 && rest >= 0) {
+        if (strcmp(left, "UNLIMITED") == 0) {
+            slurm->end_time = 0;
+        } else if (whole >= 0 && rest >= 0) {
             slurm->end_time = now + rest;
             slurm->start_time = slurm->end_time - whole;
         }

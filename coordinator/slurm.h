@@ -14,7 +14,7 @@ struct ls_slurm {
     int64_t tasks; /* --ntasks, or nodes times --ntasks-per-node */
     int64_t cpus_per_task;
     int64_t start_time, end_time; /* seconds since 1970 */
-    int64_t array_task;
+    int64_t array_job, array_task;
     int64_t restarts;   /* how often the job was requeued */
     int64_t step_tasks; /* tasks of the step that this process is one of; 0: it is the batch script's or salloc's */
 };
@@ -35,7 +35,7 @@ int ls_slurm_expand_counts(const char *text, int64_t *counts, int most);
 /* "1-02:03:04", "02:03:04", "03:04", as squeue prints times; -1: no such text. */
 int64_t ls_slurm_parse_duration(const char *text);
 /* Asks squeue when the job began and ends, as old Slurms do not say it in the environment and limits are changed;
- * leaves what it cannot learn within a few seconds. */
+ * leaves what it cannot learn within a few seconds. A job without a limit has no end: end_time 0. */
 void ls_slurm_ask_times(struct ls_slurm *slurm);
 
 /* Seconds from now to the moment at which the run has to be saved: `before_end_seconds` (0: a tenth of the job's time,

@@ -515,7 +515,8 @@ static void watch_job_time(struct supervisor *supervisor) {
     /* The limit may have been changed meanwhile. */
     const int64_t expected = supervisor->allocation.slurm.end_time;
     ls_slurm_ask_times(&supervisor->allocation.slurm);
-    if (supervisor->allocation.slurm.end_time > expected + CLOCK_SLACK_SECONDS) return;
+    const int64_t known = supervisor->allocation.slurm.end_time; /* 0: there is no limit any more */
+    if (!known || known > expected + CLOCK_SLACK_SECONDS) return;
     supervisor->save_wished_in_time = true;
     ls_log(LS_LOG_INFO, "the time of Slurm job %lld is nearly up: saving, to be requeued",
            (long long)supervisor->allocation.slurm.job);

@@ -90,17 +90,30 @@ static void find_words(const char *text, char words[400]) {
 
 /* ---- the processes ---- */
 
-/* Exit status, 128 + signal, or -1 when it did not end in time and was ended. */
-static int wait_for_end(pid_t leader, double seconds) {
+/* The signals that end this process, and have to end what it has started in another session too. */
+static sigset_t ending_signals(void) {
+    static const int numbers[] = {SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        struct sigaction action;
+        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN) sigaddset(&set, numbers[i]);
+    }
+    return set;
+}
+
+/* Exit status, 128 + signal, or -1 when it did not end in time, or one of `ending` came, and was ended. */
+static int wait_for_end(pid_t leader, double seconds, const sigset_t *ending, int *came) {
     const double end = now_seconds() + seconds;
     int status;
     while (waitpid(leader, &status, WNOHANG) == 0) {
-        if (now_seconds() > end) {
+        const int number = sigtimedwait(ending, NULL, &(struct timespec){0, 10000000});
+        if (number > 0) *came = number;
+        if (number > 0 || now_seconds() > end) {
             ls_launch_end_session(leader, 0);
             waitpid(leader, &status, 0);
             return -1;
         }
-        nanosleep(&(struct timespec){0, 10000000}, NULL);
     }
     ls_launch_signal_session(leader, SIGKILL);
     return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
@@ -116,10 +129,16 @@ static enum ls_code run_launch(const struct ls_launch *launch, double seconds, c
     int file = mkstemp(path);
     if (file < 0) return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot make %s: %s", path, strerror(errno));
     close(file);
+    const sigset_t ending = ending_signals();
+    sigset_t before;
+    int came = 0;
+    sigprocmask(SIG_BLOCK, &ending, &before);
     enum ls_code code = ls_launch_start(launch, "", path, &leader, error);
-    if (code == LS_OK) *status = wait_for_end(leader, seconds);
+    if (code == LS_OK) *status = wait_for_end(leader, seconds, &ending, &came);
     if (code == LS_OK) code = ls_file_read(path, OUTPUT_BYTES_MAX, text, &count, LS_ERROR, error);
     unlink(path);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    if (came) raise(came);
     return code;
 }
 

@@ -32,7 +32,7 @@ struct ls_trial {
 
 /* Starts options->ranks ranks for `examine_seconds` of measuring (0: none) and waits for their end, `patience_seconds`
  * longer at most. LS_COMMUNICATION when they do not find each other, with what the launcher said; LS_ERROR, LS_MEMORY.
- * The caller releases in either case. */
+ * A signal that ends this process ends them too. The caller releases in either case. */
 enum ls_code ls_trial_run(const struct ls_launch_options *options, double examine_seconds, double patience_seconds,
                           struct ls_trial *trial, struct ls_error *error);
 /* Reads what ranks printed into *trial; false when the last line is missing. */

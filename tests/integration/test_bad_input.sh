@@ -19,6 +19,12 @@ root=$(echo /*)
 expect 2 '--run-dir is empty' "an empty run directory is refused" timeout 60 "$lockstep" run "$config" --run-dir ""
 check "and no folder made for it" test "$root" = "$(echo /*)"
 
+printf 'fd00::2 slots=1\nfd00::7 slots=1\n' >"$work/six"
+expect 2 'names fd00::2, and mpirun takes no address of IPv6' "what mpirun would read as another host is refused" run a -n 2 --hostfile "$work/six"
+expect 2 'the path of --output is longer' "a bench does not write where half of its path leads" \
+    timeout 60 "$lockstep" bench "$config" -n 1 --output "$work/$(printf 'abcdefghi/%.0s' {1..100})"
+check "and makes nothing" test ! -e "$work/abcdefghi"
+
 # --- what starts a run
 mkfifo "$work/unread"
 exec 7<>"$work/unread" # open for reading, and never read

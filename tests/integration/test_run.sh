@@ -114,6 +114,22 @@ expect 6 "openmpi-bin" "a missing mpirun names the package" env PATH= "$work/bin
 expect 0 "^ok +ZeroMQ" "doctor finds nothing wrong here" lockstep doctor
 expect 0 "^ok +memory +[1-9][0-9]* MiB available" "doctor tells the memory" lockstep doctor
 expect 1 "WRONG MPI" "doctor tells a missing mpirun" env PATH= "$work/bin/lockstep" doctor
+mkdir hanging
+cat >hanging/mpirun <<'HANGING'
+#!/bin/sh
+[ "$1" != --version ] || { echo "mpirun (Open MPI) 4"; exit; }
+echo $$ >"${0%/*}/pid"
+exec sleep 1000
+HANGING
+printf '#!/bin/sh\nexec sleep 1000\n' >hanging/srun
+chmod +x hanging/*
+env PATH="$PWD/hanging:$PATH" lockstep doctor >doctor.log 2>&1 &
+doctor=$!
+until_true 60 "doctor goes on though srun does not answer" $doctor doctor.log test -s hanging/pid
+kill -TERM $doctor
+wait $doctor
+check "a signal ends doctor" test $? -eq 143
+check "and the launcher that it had started, which hangs" bash -c '! kill -0 "$(cat hanging/pid)"'
 expect 0 "lockstep [0-9]" "--version says the version" lockstep --version
 expect 0 "checkpoint" "--help lists the commands" lockstep --help
 

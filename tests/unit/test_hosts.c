@@ -9,8 +9,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -254,6 +257,49 @@ static void test_what_slurm_cannot_mean_is_refused(void **state) {
     ls_allocation_release(&allocation);
 }
 
+/* Puts a squeue into PATH that tells of job 36 and of its other task, 36_1, as Slurm does of an array. */
+static void put_squeue(const char *folder, const char *left) {
+    char path[128], search[4096];
+    snprintf(path, sizeof path, "%s/squeue", folder);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fprintf(file,
+            "#!/bin/sh\ncase \"$*\" in\n*--jobs=36_3*) echo '2:00:00 %s' ;;\n*--jobs=36*) echo '2:00:00 1:00'; echo "
+            "'2:00:00 %s' ;;\nesac\n",
+            left, left);
+    assert_int_equal(fchmod(fileno(file), 0700), 0);
+    assert_int_equal(fclose(file), 0);
+    const char *before = getenv("PATH");
+    if (strncmp(before, folder, strlen(folder)) == 0) return;
+    snprintf(search, sizeof search, "%s:%s", folder, before);
+    assert_int_equal(setenv("PATH", search, 1), 0);
+}
+
+static void test_squeue_is_asked_for_this_job_alone(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lockstep-squeue-XXXXXX", path[128];
+    assert_non_null(mkdtemp(folder));
+    static const struct variable job[] = {{"SLURM_JOB_ID", "36"},
+                                          {"SLURM_JOB_NODELIST", "n1"},
+                                          {"SLURM_ARRAY_JOB_ID", "36"},
+                                          {"SLURM_ARRAY_TASK_ID", "3"},
+                                          {NULL, NULL}};
+    memset(&config, 0, sizeof config);
+    assert_int_equal(find(job, 1), LS_OK);
+    put_squeue(folder, "1:00:00");
+    ls_slurm_ask_times(&allocation.slurm);
+    const int64_t left = allocation.slurm.end_time - (int64_t)time(NULL);
+    assert_in_range(left, 3500, 3600);
+    assert_int_equal(allocation.slurm.end_time - allocation.slurm.start_time, 7200);
+    /* Its limit is taken away. */
+    put_squeue(folder, "UNLIMITED");
+    ls_slurm_ask_times(&allocation.slurm);
+    assert_int_equal(allocation.slurm.end_time, 0);
+    snprintf(path, sizeof path, "%s/squeue", folder);
+    unlink(path);
+    rmdir(folder);
+}
+
 static void test_a_job_is_saved_before_its_end(void **state) {
     (void)state;
     struct ls_slurm slurm = {.job = 1, .start_time = 1000, .end_time = 2000};
@@ -316,6 +362,7 @@ int main(void) {
         cmocka_unit_test(test_ranks_come_from_the_nearest_source),
         cmocka_unit_test(test_a_slurm_job_without_tasks_is_filled_evenly),
         cmocka_unit_test(test_what_slurm_cannot_mean_is_refused),
+        cmocka_unit_test(test_squeue_is_asked_for_this_job_alone),
         cmocka_unit_test(test_a_job_is_saved_before_its_end),
         cmocka_unit_test(test_a_bound_address_is_what_is_offered),
     };

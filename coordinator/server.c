@@ -103,15 +103,26 @@ static void tell_lost_node(struct ls_server *server, int64_t attempt, const char
     server_handle(server, &event);
 }
 
+static bool is_equal(const char *a, const char *b) {
+    return strcmp(a, b) == 0;
+}
+
+/* The name of the first rank's host of which `is` says that it is `name`, as the ranks told it; NULL: none. */
+static const char *rank_host(const struct ls_server *server, const char *name, bool (*is)(const char *, const char *)) {
+    const int64_t ranks = server->stall ? server->run->ranks : 0;
+    for (int64_t rank = 0; rank < ranks; rank++) {
+        const char *host = ls_stall_rank_host(server->stall, rank);
+        if (host[0] && is(host, name)) return host;
+    }
+    return NULL;
+}
+
 /* The host's name as its ranks told it; a launcher may call it otherwise, by an address too. */
 static const char *joined_name(const struct ls_server *server, const char *name) {
     const int64_t ranks = server->stall ? server->run->ranks : 0;
     struct ls_hosts joined = {0};
-    const char *before = "";
-    for (int64_t rank = 0; rank < ranks; rank++) {
-        const char *host = ls_stall_rank_host(server->stall, rank);
-        if (host[0] && ls_host_is(host, name)) return host;
-    }
+    const char *before = "", *same = rank_host(server, name, ls_host_is);
+    if (same) return same;
     for (int64_t rank = 0; rank < ranks; rank++) {
         const char *host = ls_stall_rank_host(server->stall, rank);
         if (!host[0] || strcmp(host, before) == 0) continue;
@@ -119,12 +130,8 @@ static const char *joined_name(const struct ls_server *server, const char *name)
         if (ls_hosts_add(&joined, host, strlen(host), 0, NULL) != LS_OK) break;
     }
     const int index = ls_hosts_find(&joined, name);
-    for (int64_t rank = 0; index >= 0 && rank < ranks; rank++) {
-        const char *host = ls_stall_rank_host(server->stall, rank);
-        if (strcmp(host, joined.list[index].name) != 0) continue;
-        name = host;
-        break;
-    }
+    const char *called = index >= 0 && joined.list ? rank_host(server, joined.list[index].name, is_equal) : NULL;
+    if (called) name = called;
     ls_hosts_release(&joined);
     return name;
 }

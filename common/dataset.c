@@ -26,8 +26,7 @@ struct shard {
     struct ls_token_shard tokens; /* file -1: synthetic */
     struct ls_shard_info info;
     int64_t first_sample;
-    char *path;    /* for messages */
-    char xxh3[33]; /* by dataset.json, "": not given */
+    char *path; /* info's, to be freed */
 };
 
 struct ls_dataset {
@@ -123,6 +122,7 @@ static enum ls_code open_shard(struct ls_dataset *dataset, size_t number, int fo
                        "data: %s is of another kind (%d bytes a token) than %s. Keep one kind in a dataset.",
                        shard->path, shard->tokens.token_bytes, dataset->shards[0].path);
     snprintf(shard->info.name, sizeof shard->info.name, "%s", name);
+    shard->info.path = shard->path;
     return LS_OK;
 }
 
@@ -168,7 +168,7 @@ static void describe_by_magic(struct ls_dataset *dataset) {
 static void describe_by_json(struct ls_dataset *dataset, const char *folder,
                              const struct ls_dataset_json *description) {
     for (size_t i = 0; i < dataset->shard_count; i++)
-        memcpy(dataset->shards[i].xxh3, description->shards[i].xxh3, sizeof dataset->shards[i].xxh3);
+        memcpy(dataset->shards[i].info.xxh3, description->shards[i].xxh3, sizeof dataset->shards[i].info.xxh3);
     dataset->vocab_size = description->vocab_size;
     dataset->document_token = description->document_token;
     dataset->document_token_at_end = description->document_token_at_end;
@@ -251,6 +251,7 @@ static enum ls_code open_synthetic(struct ls_dataset *dataset, const char *path,
         return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for the name of %s", path);
     shard->tokens = (struct ls_token_shard){.file = -1, .token_bytes = 2, .tokens = tokens};
     strcpy(shard->info.name, "synthetic");
+    shard->info.path = shard->path;
     dataset->vocab_size = 257;
     dataset->document_token = 256;
     dataset->text_bytes = tokens;
@@ -405,7 +406,7 @@ static void digest(const struct ls_dataset *dataset, int64_t sequence_length, ch
                                   shard->tokens.bytes};
         XXH3_128bits_update(&state, shard->info.name, strlen(shard->info.name) + 1);
         XXH3_128bits_update(&state, fields, sizeof fields);
-        if (sequence_length == 0) XXH3_128bits_update(&state, shard->xxh3, sizeof shard->xxh3);
+        if (sequence_length == 0) XXH3_128bits_update(&state, shard->info.xxh3, sizeof shard->info.xxh3);
     }
     XXH128_hash_t hash = XXH3_128bits_digest(&state);
     ls_digest_format((struct ls_digest){.low = hash.low64, .high = hash.high64}, digits);
@@ -492,4 +493,11 @@ enum ls_code ls_dataset_read(const struct ls_dataset *dataset, int64_t sample, i
         if (last) targets[t] = -1;
     }
     return LS_OK;
+}
+
+enum ls_code ls_dataset_scan(const struct ls_dataset *dataset, size_t shard, int64_t vocab, struct ls_digest *hash,
+                             bool (*progress)(void *context, int64_t bytes), void *context, struct ls_error *error) {
+    const struct shard *scanned = &dataset->shards[shard];
+    assert(scanned->tokens.file >= 0);
+    return ls_token_shard_scan(&scanned->tokens, scanned->path, vocab, hash, progress, context, error);
 }

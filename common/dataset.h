@@ -4,8 +4,10 @@
 #define LS_COMMON_DATASET_H
 
 #include "common/config.h"
+#include "common/digest.h"
 #include "common/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,9 +16,11 @@ struct ls_dataset;
 /* A data shard as found when the dataset was opened. */
 struct ls_shard_info {
     char name[256];
-    int64_t tokens;  /* by the header, checked against the size */
-    int64_t samples; /* floor((tokens - 1) / T), 0 if there are none */
-    int64_t tail;    /* tokens after the last sample's last target */
+    const char *path; /* the dataset's; of synthetic tokens what the source says */
+    char xxh3[33];    /* of the file's bytes by dataset.json; "": not given */
+    int64_t tokens;   /* by the header, checked against the size */
+    int64_t samples;  /* floor((tokens - 1) / T), 0 if there are none */
+    int64_t tail;     /* tokens after the last sample's last target */
     int64_t bytes, mtime_nanoseconds;
     int token_bytes; /* 2 or 4 */
 };
@@ -75,5 +79,9 @@ enum ls_code ls_dataset_read(const struct ls_dataset *dataset, int64_t sample, i
  * the shard's tokens. Ids are not checked against a vocabulary. Errors are LS_DATA. */
 enum ls_code ls_dataset_read_tokens(const struct ls_dataset *dataset, size_t shard, int64_t first, int64_t count,
                                     int32_t *tokens, struct ls_error *error);
+
+/* Reads all of a shard that is a file, as ls_token_shard_scan() does. */
+enum ls_code ls_dataset_scan(const struct ls_dataset *dataset, size_t shard, int64_t vocab, struct ls_digest *hash,
+                             bool (*progress)(void *context, int64_t bytes), void *context, struct ls_error *error);
 
 #endif

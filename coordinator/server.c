@@ -68,6 +68,7 @@ static void read_threads(struct ls_server *server) {
         event.journal_failed.text = text;
         server_handle(server, &event);
     }
+    while (ls_auditor_take(server->auditor, text)) server_tell(server, "data_damaged", "%s", text);
     struct ls_commit_result result;
     server_take_start(server);
     if (ls_committer_take(server->committer, &result)) {
@@ -456,12 +457,14 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
                strerror(errno));
     if (code == LS_OK)
         code = ls_committer_start(&run->directory, run->core.generation, server->wake, &server->committer, error);
+    if (code == LS_OK) code = ls_auditor_start(&run->directory, run->config, server->wake, &server->auditor, error);
     if (code == LS_OK)
         code = ls_journal_start(run->journal, run->core.generation, server->wake, observe, server, error);
     return code;
 }
 
 static void stop(struct ls_server *server) {
+    ls_auditor_stop(server->auditor);
     ls_committer_stop(server->committer);
     ls_journal_close(server->run->journal);
     server->run->journal = NULL;

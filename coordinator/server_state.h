@@ -5,6 +5,7 @@
 
 #include "common/wire.h"
 #include "coordinator/channel.h"
+#include "coordinator/auditor.h"
 #include "coordinator/committer.h"
 #include "common/connections.h"
 #include "coordinator/console.h"
@@ -73,8 +74,9 @@ struct ls_server {
     pid_t launcher; /* leader of the workers' session, 0: none of ours */
     void *context, *router, *monitor;
     struct ls_zap *zap;
-    int wake; /* eventfd of the journal's and the committer's thread */
+    int wake; /* eventfd of the journal's, the committer's and the auditor's thread */
     struct ls_committer *committer;
+    struct ls_auditor *auditor;
     struct ls_watcher *watcher;
     struct ls_stall *stall;
     struct ls_stragglers *stragglers;

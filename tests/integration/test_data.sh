@@ -260,6 +260,11 @@ check "a tokenizer's configuration is copied" lockstep data prepare book.txt --t
 check "with it" cmp folder/tokenizer_config.json configured/validation/tokenizer_config.json
 check "and taken into checkpoints" lockstep run words.yaml --set 'data.train=[{path: configured/train}]' --run-dir configured-run
 check "as it is" cmp folder/tokenizer_config.json configured-run/final/tokenizer_config.json
+cp -r words harmed && printf '\1' | dd of=harmed/train/train-000.bin bs=1 seek=1100 conv=notrunc status=none
+lockstep coordinator words.yaml --set 'data.train=[{path: harmed/train}]' --run-dir harmed-run >harmed.out 2>&1 &
+for i in $(seq 600); do grep -q data_damaged harmed-run/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
+kill -INT $!; wait $!
+same "a run tells of a file that dataset.json does not describe" "1 1" "$(grep -c '"data_damaged".*harmed/train/train-000.bin.*dataset.json says' harmed-run/metrics.jsonl) $(grep -c 'train-000.bin' harmed-run/data.jsonl)"
 check "a run trains on them" lockstep run words.yaml --run-dir words-run
 check "where there was none it names the document token" grep -q '"eos_token": "<|endoftext|>"' words-run/final/tokenizer_config.json
 check "its checkpoint has the tokenizer" cmp $tokenizers/gpt2.json words-run/final/tokenizer.json

@@ -140,6 +140,9 @@ struct ls_config {
         char environment[LS_CONFIG_TEXTS_MAX][LS_CONFIG_TEXT_SIZE]; /* NAME or NAME=value, for all ranks */
         int arguments_count, wrapper_count, environment_count;
     } launcher;
+    struct {
+        bool tensorboard; /* event files beside metrics.jsonl */
+    } metrics;
     enum ls_device_choice device;
     struct {
         bool share; /* ranks may be on one GPU, for tests */

@@ -204,6 +204,10 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"evaluation.batches", INTEGER(0, 1000000000), FIELD(evaluation.batches), .standard = "0",
      .meaning = "global batches of an evaluation; 0: the whole split", .elsewhere = "eval_iters val_max_steps"},
 
+    {"metrics.tensorboard", LS_KEY_BOOLEAN, FIELD(metrics.tensorboard), .standard = "false",
+     .meaning = "also write losses, rates and times as TensorBoard's event files, into RUN/tensorboard/",
+     .elsewhere = "enable_tensorboard report_to tensorboard_dir tensorboard_log_dir"},
+
     {"checkpoint.every_steps", INTEGER(0, 1000000000), FIELD(checkpoint.every_steps), .standard = "0",
      .meaning = "steps between checkpoints; 0: only the last step, which is always saved",
      .elsewhere = "save_interval save_steps interval checkpoint_every"},

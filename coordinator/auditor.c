@@ -31,7 +31,7 @@ struct ls_auditor {
     char path[LS_RUN_PATH_MAX + sizeof "/data.jsonl"];
     int wake;
     json_t *known; /* path: the newest line of it */
-    int file;      /* RUN/data.jsonl, to append to; -1: it cannot be */
+    int file;      /* RUN/data.jsonl, to append to; -1: not open yet, or it cannot be */
     pthread_t thread;
     atomic_bool stopping;
     /* Of the file being read. */
@@ -73,10 +73,11 @@ static void read_known(struct ls_auditor *auditor) {
 /* A line behind a whole one: after half a line it begins anew. */
 static void append(struct ls_auditor *auditor, json_t *line) {
     char *text = json_dumps(line, JSON_COMPACT), last = '\n', *whole = NULL;
+    if (auditor->file < 0) auditor->file = open(auditor->path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
     const off_t end = lseek(auditor->file, 0, SEEK_END);
     if (end > 0 && pread(auditor->file, &last, 1, end - 1) != 1) last = 0;
     const int length = text ? asprintf(&whole, "%s%s\n", last == '\n' ? "" : "\n", text) : -1;
-    if (length > 0 && auditor->file >= 0 && ls_write_all(auditor->file, whole, (size_t)length))
+    if (length > 0 && (auditor->file < 0 || ls_write_all(auditor->file, whole, (size_t)length)))
         ls_log(LS_LOG_WARNING, "data: cannot write %s: %s. The file will be hashed again.", auditor->path,
                strerror(errno));
     if (length > 0) free(whole);
@@ -189,9 +190,6 @@ static void *auditor_thread(void *argument) {
     setpriority(PRIO_PROCESS, (id_t)gettid(), 19);
     syscall(SYS_ioprio_set, IO_PRIORITY_OF_A_THREAD, 0, IO_PRIORITY_IDLE);
     read_known(auditor);
-    auditor->file = open(auditor->path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-    if (auditor->file < 0)
-        ls_log(LS_LOG_WARNING, "data: cannot open %s: %s. Files will be hashed again.", auditor->path, strerror(errno));
     bool on = true;
     for (int i = 0; i < config->data.train_count && on; i++) on = audit_source(auditor, &config->data.train[i]);
     for (int i = 0; i < config->data.validation_count && on; i++)

@@ -7,6 +7,7 @@
 #include "coordinator/descriptors.h"
 #include "coordinator/launcher.h"
 #include "coordinator/server_state.h"
+#include "coordinator/tensorboard.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -405,6 +406,7 @@ static enum ls_code bind_router(struct ls_server *server, struct ls_error *error
 static void observe(void *context, const struct ls_journal_entry *entry) {
     struct ls_server *server = context;
     ls_metrics_write(server->metrics, entry);
+    if (server->tensorboard) ls_tensorboard_write(server->tensorboard, entry);
     ls_console_show(server->console, entry);
 }
 
@@ -444,6 +446,8 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
         code = ls_journal_read_validations(run->journal, run->attempt.attempt, SERVER_VALIDATIONS, note_validation,
                                            server, error);
     if (code == LS_OK) code = ls_metrics_open(&run->facts, &server->metrics, error);
+    if (code == LS_OK && run->config->metrics.tensorboard)
+        code = ls_tensorboard_open(&run->facts, !run->core.restarted, &server->tensorboard, error);
     if (code == LS_OK) code = ls_console_open(&run->facts, &server->console, error);
     if (code == LS_OK) code = server_start_watching(server, error);
     if (code == LS_OK) code = ls_zap_start(server->context, &run->keys, &server->zap, error);
@@ -574,6 +578,7 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
     }
     ls_console_close(server->console);
     ls_metrics_close(server->metrics);
+    ls_tensorboard_close(server->tensorboard);
     free(server);
     return code;
 }

@@ -36,6 +36,10 @@ check "every step has the same samples at 1, 2 and 3 ranks" \
 check "the run directory holds what it should" \
     test -f ranks2/config.yaml -a -f ranks2/journal.db -a -f ranks2/metrics.jsonl -a -f ranks2/console.log -a -f ranks2/logs/rank-00001.log \
     -a -f ranks2/checkpoints/step-00000020/manifest.json -a -e ranks2/final/model.safetensors
+lockstep run "$config" --run-dir shown --set metrics.tensorboard=true >/dev/null 2>&1
+check "TensorBoard's file has every step and validation" test \
+    "$(cat shown/tensorboard/events.out.tfevents.* | grep -ao 'loss_metrics/global_avg_loss' | wc -l) $(cat shown/tensorboard/events.* | grep -ao 'validation_metrics/loss' | wc -l)" \
+    = "20 $(grep -c '"kind":"validation"' shown/metrics.jsonl)"
 check "the keys are for their owner only" \
     bash -c '[ "$(stat -c %a ranks2/keys)" = 700 ] && [ "$(stat -c %a ranks2/keys/*.key | sort -u)" = 600 ]'
 check "no key is in a log or the journal" \

@@ -4,6 +4,7 @@
 #include "coordinator/auditor.h"
 #include "tests/unit/token_files.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <poll.h>
@@ -211,11 +212,21 @@ static void findings_that_are_too_many_are_counted(void **state) {
     close(wake);
 }
 
-/* Of gigabytes at the pace of an auditor: it leaves long before. */
+static int threads(void) {
+    DIR *tasks = opendir("/proc/self/task");
+    int count = 0;
+    assert_non_null(tasks);
+    for (const struct dirent *entry; (entry = readdir(tasks));) count += entry->d_name[0] != '.';
+    closedir(tasks);
+    return count;
+}
+
+/* Of gigabytes at the pace of an auditor: it leaves long before, and is not left behind. */
 static void it_ends_in_the_middle_of_a_file(void **state) {
     struct ls_auditor *auditor;
     unsigned char header[LS_SHARD_HEADER_BYTES];
     begin(state);
+    const int before = threads();
     ls_token_shard_header(INT32_MAX, 2, header);
     const int file = open(in_test_folder("train/a.bin"), O_WRONLY | O_TRUNC);
     assert_int_equal(write(file, header, sizeof header), sizeof header);
@@ -224,7 +235,9 @@ static void it_ends_in_the_middle_of_a_file(void **state) {
     const int wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     assert_int_equal(ls_auditor_start(&run, &config, wake, &auditor, NULL), LS_OK);
     poll(NULL, 0, 100);
+    assert_int_equal(threads(), before + 1);
     ls_auditor_stop(auditor);
+    assert_int_equal(threads(), before);
     assert_int_equal(recorded("", NULL), 0);
     ls_auditor_stop(NULL);
     close(wake);

@@ -77,7 +77,6 @@ static void test_a_step_line_is_complete_and_reproduces_the_float(void **state) 
     assert_int_equal(system(command), 0);
 }
 
-/* Rates 1 to 105; the first five steps are left out, so 6 to 105: quantiles by hand. */
 /* What the file holds after it was `before` and opened. */
 static void reopen(const char *path, struct ls_run_facts *facts, const char *before, size_t bytes, char **after) {
     size_t count;
@@ -181,6 +180,7 @@ static void test_a_fault_is_told_with_its_text_whatever_bytes_it_has(void **stat
     assert_int_equal(system(command), 0);
 }
 
+/* Rates 1 to 105; the first five steps are left out, so 6 to 105: quantiles by hand. */
 static void test_the_summary_leaves_the_first_five_steps_out(void **state) {
     (void)state;
     char folder[] = "/tmp/lockstep-metrics-XXXXXX", command[96];

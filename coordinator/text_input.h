@@ -29,7 +29,8 @@ typedef enum ls_code (*ls_text_visit)(void *context, const char *bytes, size_t c
 /* Reads the file `path`, gzip'ed or not (by its first bytes), and visits its documents. With a splitter (may be NULL)
  * the unpacked text is held in memory as a whole, as is a line of JSONL (at most 1 GiB); else memory is constant.
  * Errors: LS_DATA for a file that cannot be read, is no regular file, is a token file already or packed by something
- * else than gzip (by its first bytes too), is truncated gzip or bad JSONL (with its line); LS_USAGE for a splitter with JSONL; LS_MEMORY. */
+ * else than gzip (by its first bytes too), is truncated gzip or bad JSONL (with its line); LS_USAGE for a splitter with
+ * JSONL; LS_MEMORY. */
 enum ls_code ls_text_read(const char *path, enum ls_text_format format, const struct ls_text_splitter *splitter,
                           ls_text_visit visit, void *context, struct ls_error *error);
 

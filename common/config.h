@@ -68,6 +68,7 @@ struct ls_config {
         int train_count, validation_count;
         int64_t sequence_length;
         bool document_mask;
+        bool audit; /* files are hashed beside training */
         uint64_t seed;
     } data;
     struct {

@@ -126,6 +126,9 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "attention does not cross documents", .elsewhere = "reset_attention_mask"},
     {"data.seed", INTEGER(0, INT64_MAX), FIELD(data.seed), .standard = "0", .identity = true,
      .meaning = "keys the order of the samples", .elsewhere = "shuffle_seed"},
+    {"data.audit", LS_KEY_BOOLEAN, FIELD(data.audit), .standard = "true",
+     .meaning = "hash each data file once, beside training, and tell of one that is not as dataset.json says",
+     .elsewhere = "validate_hash verify_data"},
 
     {"train.steps", INTEGER(1, 1000000000), FIELD(train.steps), .otherwise = "null", .identity = true,
      .derived = "exactly one of steps and epochs", .meaning = "optimizer updates",

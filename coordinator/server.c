@@ -69,7 +69,7 @@ static void read_threads(struct ls_server *server) {
         event.journal_failed.text = text;
         server_handle(server, &event);
     }
-    while (ls_auditor_take(server->auditor, text)) server_tell(server, "data_damaged", "%s", text);
+    while (server->auditor && ls_auditor_take(server->auditor, text)) server_tell(server, "data_damaged", "%s", text);
     struct ls_commit_result result;
     server_take_start(server);
     if (ls_committer_take(server->committer, &result)) {
@@ -461,7 +461,8 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
                strerror(errno));
     if (code == LS_OK)
         code = ls_committer_start(&run->directory, run->core.generation, server->wake, &server->committer, error);
-    if (code == LS_OK) code = ls_auditor_start(&run->directory, run->config, server->wake, &server->auditor, error);
+    if (code == LS_OK && run->config->data.audit)
+        code = ls_auditor_start(&run->directory, run->config, server->wake, &server->auditor, error);
     if (code == LS_OK)
         code = ls_journal_start(run->journal, run->core.generation, server->wake, observe, server, error);
     return code;

@@ -76,7 +76,7 @@ struct ls_server {
     struct ls_zap *zap;
     int wake; /* eventfd of the journal's, the committer's and the auditor's thread */
     struct ls_committer *committer;
-    struct ls_auditor *auditor;
+    struct ls_auditor *auditor; /* NULL: not wished for */
     struct ls_watcher *watcher;
     struct ls_stall *stall;
     struct ls_stragglers *stragglers;

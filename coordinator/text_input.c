@@ -246,8 +246,8 @@ static const struct {
     {"\x04\x22\x4d\x18", 4, "packed by lz4", "Unpack it ('lz4 -d')"},
     {"\x50\x4b\x03\x04", 4, "a zip archive", "Unpack it ('unzip')"},
     {"\x37\x7a\xbc\xaf\x27\x1c", 6, "a 7z archive", "Unpack it ('7z x')"},
-    {"\x50\x41\x52\x31", 4, "a Parquet file", "Write its texts as JSONL"},
-    {"\x41\x52\x52\x4f\x57\x31", 6, "an Arrow file", "Write its texts as JSONL"},
+    {"\x50\x41\x52\x31\x15", 5, "a Parquet file", "Write its texts as JSONL"},      /* a text may begin with PAR1 */
+    {"\x41\x52\x52\x4f\x57\x31\0", 8, "an Arrow file", "Write its texts as JSONL"}, /* and the NUL behind it */
 };
 
 /* "BZh1" to "BZh9" and the digits of pi that begin a block: a text may begin with the letters. */

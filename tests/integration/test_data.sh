@@ -129,8 +129,13 @@ a.txt.xz \375\067zXZ\000 packed by xz
 a.txt.bz2 BZh91AY\046SY packed by bzip2
 a.lz4 \004\042M\030 packed by lz4
 a.zip PK\003\004 a zip archive
-a.parquet PAR1 a Parquet file
+a.parquet PAR1\025\004 a Parquet file
+a.arrow ARROW1\000\000 an Arrow file
 KINDS
+for begin in PAR1S ARROW1 BZh9; do
+    echo "$begin is how a text may begin" >begin.txt
+    check "a text may begin with $begin" lockstep data prepare begin.txt -o "begin-$begin"
+done
 printf a >a.txt
 expect 3 'too few to split' "a text of one byte cannot be split" lockstep data prepare a.txt -o x
 expect 3 'holds tokens already' "token files are not text" lockstep data prepare book/train/train-000.bin -o x
@@ -265,6 +270,8 @@ lockstep coordinator words.yaml --set 'data.train=[{path: harmed/train}]' --run-
 for i in $(seq 600); do grep -q data_damaged harmed-run/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
 kill -INT $!; wait $!
 same "a run tells of a file that dataset.json does not describe" "1 1" "$(grep -c '"data_damaged".*harmed/train/train-000.bin.*dataset.json says' harmed-run/metrics.jsonl) $(grep -c 'train-000.bin' harmed-run/data.jsonl)"
+lockstep run words.yaml --set 'data.train=[{path: harmed/train}]' --set data.audit=false --run-dir trusted-run >/dev/null 2>&1
+check "but not where data.audit is false" test ! -e trusted-run/data.jsonl -a -e trusted-run/final
 check "a run trains on them" lockstep run words.yaml --run-dir words-run
 check "where there was none it names the document token" grep -q '"eos_token": "<|endoftext|>"' words-run/final/tokenizer_config.json
 check "its checkpoint has the tokenizer" cmp $tokenizers/gpt2.json words-run/final/tokenizer.json

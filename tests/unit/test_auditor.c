@@ -83,7 +83,9 @@ static void audit(int lines, int findings, char text[4 * LS_WIRE_TEXT_BYTES]) {
     text[0] = 0;
     if (ls_auditor_start(&run, &config, wake, &auditor, &error)) fail_msg("%s", error.text);
     for (int turns = 0, calm = 0; turns < 3000 && calm < 10; turns++) {
+        uint64_t woken;
         poll(&(struct pollfd){.fd = wake, .events = POLLIN}, 1, 10);
+        (void)!read(wake, &woken, sizeof woken);
         while (ls_auditor_take(auditor, finding)) {
             found++;
             snprintf(text + strlen(text), 4 * LS_WIRE_TEXT_BYTES - strlen(text), "%s\n", finding);

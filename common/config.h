@@ -142,7 +142,8 @@ struct ls_config {
         int arguments_count, wrapper_count, environment_count;
     } launcher;
     struct {
-        bool tensorboard; /* event files beside metrics.jsonl */
+        bool tensorboard;                    /* event files beside metrics.jsonl */
+        char prometheus[LS_CONFIG_PATH_MAX]; /* the folder of node_exporter's textfile collector, absolute; "": none */
     } metrics;
     enum ls_device_choice device;
     struct {

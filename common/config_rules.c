@@ -287,6 +287,8 @@ enum ls_code ls_config_resolve(const struct ls_config_given *given, struct ls_co
         code = make_path_absolute(given, "model.init_from", "the folder", config->model.init_from, error);
     if (code == LS_OK) code = make_absolute(given, "data.train", config->data.train, config->data.train_count, error);
     if (code == LS_OK)
+        code = make_path_absolute(given, "metrics.prometheus", "the folder", config->metrics.prometheus, error);
+    if (code == LS_OK)
         code = make_absolute(given, "data.validation", config->data.validation, config->data.validation_count, error);
     return code;
 }

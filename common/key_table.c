@@ -210,6 +210,9 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"metrics.tensorboard", LS_KEY_BOOLEAN, FIELD(metrics.tensorboard), .standard = "false",
      .meaning = "also write losses, rates and times as TensorBoard's event files, into RUN/tensorboard/",
      .elsewhere = "enable_tensorboard report_to tensorboard_dir tensorboard_log_dir"},
+    {"metrics.prometheus", TEXT(LS_CONFIG_PATH_MAX), FIELD(metrics.prometheus), .otherwise = "", .derived = "none",
+     .meaning = "the folder of node_exporter's textfile collector: lockstep-RUN.prom there holds the run's metrics",
+     .elsewhere = "textfile_directory prometheus_port metrics_port"},
 
     {"checkpoint.every_steps", INTEGER(0, 1000000000), FIELD(checkpoint.every_steps), .standard = "0",
      .meaning = "steps between checkpoints; 0: only the last step, which is always saved",

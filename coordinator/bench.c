@@ -56,7 +56,8 @@ static void __attribute__((format(printf, 2, 3))) add_setting(struct settings *s
     settings->list[settings->count++] = text;
 }
 
-/* Short runs of a constant learning rate, without evaluations and with the one checkpoint that every run ends with.
+/* Short runs of a constant learning rate, without evaluations, untold to Prometheus, and with the one checkpoint that
+ * every run ends with.
  * `global_batch` 0: the configuration's. */
 static void make_settings(const struct bench *bench, int64_t global_batch, struct settings *settings) {
     const struct ls_bench_options *options = bench->options;
@@ -69,6 +70,7 @@ static void make_settings(const struct bench *bench, int64_t global_batch, struc
     add_setting(settings, "lr_schedule.warmup_steps=0");
     add_setting(settings, "evaluation.every_steps=0");
     add_setting(settings, "checkpoint.every_steps=0");
+    add_setting(settings, "metrics.prometheus=null");
 }
 
 /* ---- before the first run ---- */

@@ -5,6 +5,7 @@
 #include "common/checkpoint_folder.h"
 #include "common/corpus.h"
 #include "common/files.h"
+#include "coordinator/prometheus.h"
 #include "worker/advice.h"
 #include "worker/gpus.h"
 #include "worker/model/model.h"
@@ -397,6 +398,9 @@ enum ls_code ls_run_prepare(const struct ls_run_options *options, struct ls_run 
     if (strlen(run->yaml) > LS_WIRE_YAML_BYTES_MAX)
         return ls_fail(error, LS_USAGE, LS_SCOPE_JOB, "the configuration is longer than %d bytes",
                        LS_WIRE_YAML_BYTES_MAX);
+    if (run->config->metrics.prometheus[0] && !options->restarted)
+        code = ls_prometheus_check(run->config->metrics.prometheus, error);
+    if (code != LS_OK) return code;
     ls_config_digest(run->config, run->core.config_digest);
     char name[LS_CONFIG_NAME_SIZE + 32];
     name_run(run, options, name, sizeof name);

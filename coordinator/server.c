@@ -6,6 +6,7 @@
 #include "common/progress.h"
 #include "coordinator/descriptors.h"
 #include "coordinator/launcher.h"
+#include "coordinator/prometheus.h"
 #include "coordinator/server_state.h"
 #include "coordinator/tensorboard.h"
 
@@ -407,6 +408,7 @@ static void observe(void *context, const struct ls_journal_entry *entry) {
     struct ls_server *server = context;
     ls_metrics_write(server->metrics, entry);
     if (server->tensorboard) ls_tensorboard_write(server->tensorboard, entry);
+    if (server->prometheus) ls_prometheus_write(server->prometheus, entry);
     ls_console_show(server->console, entry);
 }
 
@@ -448,6 +450,8 @@ static enum ls_code start(struct ls_server *server, struct ls_error *error) {
     if (code == LS_OK) code = ls_metrics_open(&run->facts, &server->metrics, error);
     if (code == LS_OK && run->config->metrics.tensorboard)
         code = ls_tensorboard_open(&run->facts, !run->core.restarted, &server->tensorboard, error);
+    if (code == LS_OK && run->config->metrics.prometheus[0])
+        code = ls_prometheus_open(run->config->metrics.prometheus, &run->facts, &server->prometheus, error);
     if (code == LS_OK) code = ls_console_open(&run->facts, &server->console, error);
     if (code == LS_OK) code = server_start_watching(server, error);
     if (code == LS_OK) code = ls_zap_start(server->context, &run->keys, &server->zap, error);
@@ -574,12 +578,14 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
         ls_metrics_summarise(server->metrics, &summary);
         ls_metrics_write_summary(server->metrics, code);
         ls_console_show_summary(server->console, &summary);
+        if (server->prometheus) ls_prometheus_end(server->prometheus, code);
         ls_progress_remove(run->directory.run_id, run->attempt.attempt);
         if (server->launcher > 0 && server->channel < 0) ls_launch_end_session(server->launcher, LEAVE_SECONDS);
     }
     ls_console_close(server->console);
     ls_metrics_close(server->metrics);
     ls_tensorboard_close(server->tensorboard);
+    ls_prometheus_close(server->prometheus);
     free(server);
     return code;
 }

@@ -82,6 +82,7 @@ struct ls_server {
     struct ls_stragglers *stragglers;
     struct ls_metrics *metrics;
     struct ls_tensorboard *tensorboard; /* NULL: not wished for */
+    struct ls_prometheus *prometheus;   /* NULL: likewise */
     struct ls_console *console;
     char endpoints[LS_ENDPOINTS_SIZE]; /* that are offered */
     uint8_t *buffer;                   /* of an outgoing message */

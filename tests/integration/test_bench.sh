@@ -6,7 +6,8 @@ config=$PWD/configs/tiny-gpt2.yaml
 cd "$work" || exit 1
 
 expect 0 "^ +2 +8 .*%.*\|.*%" "three rank counts are measured and predicted" \
-    "$lockstep" bench "$config" -n 4,1,2 --steps 4 --warm-up 2 --repeat 2 --output strong
+    "$lockstep" bench "$config" -n 4,1,2 --steps 4 --warm-up 2 --repeat 2 --output strong --set metrics.prometheus=.
+check "Prometheus is told nothing of its runs" bash -c '! ls lockstep-*.prom'
 check "the rows ascend" bash -c "[ \"\$(cut -d, -f1 strong/bench.csv | tr '\n' ' ')\" = 'ranks 1 2 4 ' ]"
 check "every row has the steps of both runs" bash -c "[ \"\$(cut -d, -f5 strong/bench.csv | tr '\n' ' ')\" = 'steps_measured 8 8 8 ' ]"
 check "the folder holds the numbers as JSON" grep -q '"scaling": "strong"' strong/bench.json

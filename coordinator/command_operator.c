@@ -9,23 +9,30 @@
 #include "coordinator/operator.h"
 #include "coordinator/run_directory.h"
 
+#include <jansson.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { ANSWER_SECONDS = 10 };
+enum { ANSWER_SECONDS = 10, OPTION_JSON = 256 };
+
+struct arguments {
+    const char *run;
+    bool json;
+};
 
 static error_t parse_option(int key, char *argument, struct argp_state *state) {
-    const char **run = state->input;
+    struct arguments *arguments = state->input;
     switch (key) {
+    case OPTION_JSON: arguments->json = true; return 0;
     case ARGP_KEY_ARG:
-        if (*run) argp_error(state, "there is a second RUN, '%s'", argument);
-        *run = argument;
+        if (arguments->run) argp_error(state, "there is a second RUN, '%s'", argument);
+        arguments->run = argument;
         return 0;
     case ARGP_KEY_END:
-        if (!*run) argp_error(state, "no RUN is named: it is the run directory");
+        if (!arguments->run) argp_error(state, "no RUN is named: it is the run directory");
         return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
@@ -53,12 +60,12 @@ static enum ls_code ask(const struct ls_run_directory *run, enum ls_wire_request
 
 static int request_command(int argc, char **argv, const char *doc, enum ls_wire_request request) {
     const struct argp argp = {.parser = parse_option, .args_doc = "RUN", .doc = doc};
-    const char *path = NULL;
+    struct arguments arguments = {0};
     struct ls_run_directory run;
     struct ls_message answer;
     struct ls_error error;
-    ls_command_parse(&argp, argc, argv, &path);
-    enum ls_code code = ls_run_directory_find(path, &run, &error);
+    ls_command_parse(&argp, argc, argv, &arguments);
+    enum ls_code code = ls_run_directory_find(arguments.run, &run, &error);
     if (code == LS_OK) code = ask(&run, request, &answer, &error);
     if (code != LS_OK) return ls_report_exit(code, error.text);
     printf("%s\n", answer.answer.text);
@@ -95,42 +102,117 @@ static void print_live(const struct ls_wire_status *status) {
 }
 
 /* What the journal says of a run that is not going on. */
-static enum ls_code print_journal(const struct ls_run_directory *run, struct ls_error *error) {
+struct last_words {
+    struct ls_journal_attempt attempt;
+    struct ls_core_record step, commit, end; /* of kind 0: there is none */
+};
+
+static enum ls_code read_journal(const struct ls_run_directory *run, struct last_words *words, struct ls_error *error) {
     char path[PATH_MAX];
     struct ls_journal *journal;
-    struct ls_core_record record;
+    *words = (struct last_words){0};
     snprintf(path, sizeof path, "%s/journal.db", run->path);
     enum ls_code code = ls_journal_open_existing(path, &journal, error);
     if (code != LS_OK) return code;
-    struct ls_journal_attempt attempt;
-    code = ls_journal_last_attempt(journal, &attempt, error);
-    printf("run         %s, not running, attempt %lld\n", run->path, (long long)attempt.attempt);
-    if (ls_journal_last_record(journal, LS_RECORD_STEP, &record))
-        printf("step        %lld\n", (long long)record.step.step);
-    if (ls_journal_last_record(journal, LS_RECORD_COMMIT, &record))
-        printf("saved       step %lld\n", (long long)record.commit.step);
-    if (ls_journal_last_record(journal, LS_RECORD_END, &record))
-        printf("ended       code %d (%s): %s\n", (int)record.end.code, ls_code_name(record.end.code), record.end.text);
+    code = ls_journal_last_attempt(journal, &words->attempt, error);
+    if (!ls_journal_last_record(journal, LS_RECORD_STEP, &words->step)) words->step.kind = 0;
+    if (!ls_journal_last_record(journal, LS_RECORD_COMMIT, &words->commit)) words->commit.kind = 0;
+    if (!ls_journal_last_record(journal, LS_RECORD_END, &words->end)) words->end.kind = 0;
     ls_journal_close(journal);
     return code;
 }
 
+static void print_last_words(const struct ls_run_directory *run, const struct last_words *words) {
+    printf("run         %s, not running, attempt %lld\n", run->path, (long long)words->attempt.attempt);
+    if (words->step.kind) printf("step        %lld\n", (long long)words->step.step.step);
+    if (words->commit.kind) printf("saved       step %lld\n", (long long)words->commit.commit.step);
+    if (words->end.kind)
+        printf("ended       code %d (%s): %s\n", (int)words->end.end.code, ls_code_name(words->end.end.code),
+               words->end.end.text);
+}
+
+/* ---- as JSON ---- */
+
+static json_t *number(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+/* null where the count is 0: there is none. */
+static json_t *step_number(int64_t step) {
+    return step > 0 ? json_integer(step) : json_null();
+}
+
+static json_t *live_json(const struct ls_run_directory *run, const struct ls_wire_status *status) {
+    return json_pack("{s:b, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:I, s:o, s:o, s:o, s:I, s:I,"
+                     " s:{s:I, s:s, s:I, s:I}}",
+                     "running", true, "run_dir", run->path, "name", status->name, "phase", status->phase, "attempt",
+                     (json_int_t)status->attempt, "restarts", (json_int_t)status->restarts, "max_restarts",
+                     (json_int_t)status->max_restarts, "step", (json_int_t)status->step, "total_steps",
+                     (json_int_t)status->total_steps, "granted_step", (json_int_t)status->granted_step,
+                     "journaled_step", (json_int_t)status->journaled_step, "saved_step",
+                     step_number(status->committed_step), "saving_step", step_number(status->saving_step), "samples",
+                     (json_int_t)status->position, "loss", number(status->loss), "tokens_per_second",
+                     number(status->tokens_per_second), "eta_seconds", number(status->eta_seconds), "ranks",
+                     (json_int_t)status->world_size, "ranks_joined", (json_int_t)status->ranks_joined, "coordinator",
+                     "pid", (json_int_t)status->pid, "host", status->host, "handshakes_failed",
+                     (json_int_t)status->handshakes_failed, "messages_dropped", (json_int_t)status->messages_dropped);
+}
+
+static json_t *last_words_json(const struct ls_run_directory *run, const struct last_words *words) {
+    char plain[LS_WIRE_TEXT_BYTES];
+    json_t *end = words->end.kind ? json_pack("{s:i, s:s, s:s}", "code", (int)words->end.end.code, "reason",
+                                              ls_code_name(words->end.end.code), "text",
+                                              ls_wire_make_plain(plain, sizeof plain, words->end.end.text))
+                                  : json_null();
+    return json_pack("{s:b, s:s, s:I, s:o, s:o, s:o}", "running", false, "run_dir", run->path, "attempt",
+                     (json_int_t)words->attempt.attempt, "step",
+                     step_number(words->step.kind ? words->step.step.step : 0), "saved_step",
+                     step_number(words->commit.kind ? words->commit.commit.step : 0), "ended", end);
+}
+
+/* Prints and frees it. */
+static enum ls_code print_json(json_t *object, struct ls_error *error) {
+    enum ls_code code = LS_OK;
+    if (!object || json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9)))
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for the status as JSON");
+    putchar('\n');
+    json_decref(object);
+    return code;
+}
+
+/* ---- status ---- */
+
 int ls_command_status(int argc, char **argv) {
-    const struct argp argp = {
-        .parser = parse_option, .args_doc = "RUN", .doc = "Shows how a run is doing; exits 1 when it is not running."};
-    const char *path = NULL;
+    static const struct argp_option options[] = {{"json", OPTION_JSON, NULL, 0, "Print JSON", 0}, {0}};
+    const struct argp argp = {.options = options,
+                              .parser = parse_option,
+                              .args_doc = "RUN",
+                              .doc = "Shows how a run is doing; exits 1 when it is not running."};
+    struct arguments arguments = {0};
     struct ls_run_directory run;
     struct ls_message answer;
+    struct last_words words;
     struct ls_error error, minor;
-    ls_command_parse(&argp, argc, argv, &path);
-    enum ls_code code = ls_run_directory_find(path, &run, &error);
+    ls_command_parse(&argp, argc, argv, &arguments);
+    enum ls_code code = ls_run_directory_find(arguments.run, &run, &error);
     if (code == LS_OK) code = ask(&run, LS_WIRE_STATUS, &answer, &error);
     if (code == LS_OK) {
-        print_live(&answer.status);
+        if (arguments.json)
+            code = print_json(live_json(&run, &answer.status), &error);
+        else
+            print_live(&answer.status);
         ls_message_release(&answer);
-        return LS_OK;
+        if (code == LS_OK) code = ls_command_flush(&error);
+        return code == LS_OK ? LS_OK : ls_report_exit(code, error.text);
     }
-    if (code == LS_ERROR && print_journal(&run, &minor) != LS_OK) fprintf(stderr, "lockstep: %s\n", minor.text);
+    if (code == LS_ERROR) {
+        enum ls_code told = read_journal(&run, &words, &minor);
+        if (told == LS_OK && arguments.json)
+            told = print_json(last_words_json(&run, &words), &minor);
+        else if (told == LS_OK)
+            print_last_words(&run, &words);
+        if (told != LS_OK) fprintf(stderr, "lockstep: %s\n", minor.text);
+    }
     fflush(stdout);
     return ls_report_exit(code, error.text);
 }

@@ -1,45 +1,40 @@
-/* Proving what a run was trained on, and showing the samples of a step. */
+/* Proving what a run was trained on. */
 #define _GNU_SOURCE
 #include "coordinator/command_verify.h"
 
 #include "coordinator/command_line.h"
-#include "coordinator/data_inspect.h"
 #include "coordinator/run_ledger.h"
 
-#include <limits.h>
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- command lines ---- */
+/* ---- the command line ---- */
 
 struct arguments {
     const char *run;
-    bool blame, deep;
-    int64_t step;
+    bool deep, json;
 };
 
-enum { OPTION_DEEP = 256, OPTION_STEP };
+enum { OPTION_DEEP = 256, OPTION_JSON };
 
 static error_t parse_option(int key, char *argument, struct argp_state *state) {
     struct arguments *arguments = state->input;
     switch (key) {
     case OPTION_DEEP: arguments->deep = true; return 0;
-    case OPTION_STEP: arguments->step = ls_command_number(state, "--step", argument, 1, LONG_MAX); return 0;
+    case OPTION_JSON: arguments->json = true; return 0;
     case ARGP_KEY_ARG:
         if (arguments->run) argp_error(state, "there is a second RUN, '%s'", argument);
         arguments->run = argument;
         return 0;
     case ARGP_KEY_END:
         if (!arguments->run) argp_error(state, "no RUN is named: it is the run directory");
-        if (arguments->blame && !arguments->step) argp_error(state, "no step is named: give --step S");
         return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
 }
-
-/* ---- verify ---- */
 
 /* Where steps of one generation of the data begin and end in the lineage: [first, *end). */
 static const struct ls_run_ledger_generation *generation_at(const struct ls_run_ledger *run, size_t first,
@@ -49,6 +44,8 @@ static const struct ls_run_ledger_generation *generation_at(const struct ls_run_
     for (*end = first; *end < count && steps[*end].data_generation == steps[first].data_generation;) ++*end;
     return ls_run_ledger_generation(run, steps[first].data_generation);
 }
+
+/* ---- the proof from the tokens ---- */
 
 /* What is there is read first: then what is not there is told. */
 static enum ls_code read_again(struct ls_run_ledger *run, struct ls_error *error) {
@@ -75,6 +72,8 @@ static enum ls_code read_again(struct ls_run_ledger *run, struct ls_error *error
     *error = missing;
     return gone;
 }
+
+/* ---- for people ---- */
 
 /* What no step of the lineage was trained on though its turn had come, and why. */
 static void print_quarantine(const struct ls_run_ledger *run) {
@@ -177,37 +176,148 @@ static void print_use(const char *path, const char *generation, const struct ls_
     printf("  not reached %llu samples\n", (unsigned long long)untouched);
 }
 
-static enum ls_code print_sources_of(const struct ls_run_ledger *run, const struct ls_run_ledger_generation *generation,
-                                     struct ls_error *error) {
+/* What is done with the use of each source of a generation of the data. */
+typedef void take_use(void *context, const struct ls_run_ledger *run, const struct ls_run_ledger_generation *generation,
+                      int source, const struct ls_ledger_use *use);
+
+static enum ls_code take_generation(const struct ls_run_ledger *run, const struct ls_run_ledger_generation *generation,
+                                    take_use *take, void *context, struct ls_error *error) {
     struct ls_ledger_use use[LS_CONFIG_SOURCES_MAX];
     const int sources = generation->config->data.train_count;
-    char words[64] = "";
     enum ls_code code = ls_ledger_count_use(run->ledger, generation->number, generation->order, generation->samples,
                                             sources, use, error);
-    if (run->generations_count > 1)
-        snprintf(words, sizeof words, ", in generation %lld of the data", (long long)generation->number);
-    for (int i = 0; i < sources && code == LS_OK; i++)
-        print_use(generation->config->data.train[i].path, words,
-                  generation->corpus ? generation->corpus->train[i] : NULL, &use[i]);
+    for (int i = 0; i < sources && code == LS_OK; i++) take(context, run, generation, i, &use[i]);
     return code;
 }
 
 /* Of every generation that the lineage has steps of, and of the newest. */
-static enum ls_code print_sources(const struct ls_run_ledger *run, struct ls_error *error) {
+static enum ls_code take_sources(const struct ls_run_ledger *run, take_use *take, void *context,
+                                 struct ls_error *error) {
     size_t count;
     const struct ls_ledger_step *steps = ls_ledger_steps(run->ledger, &count);
     enum ls_code code = LS_OK;
     for (int i = 0; i < run->generations_count && code == LS_OK; i++) {
         bool used = run->generations[i].number == run->newest;
         for (size_t k = 0; k < count && !used; k++) used = steps[k].data_generation == run->generations[i].number;
-        if (used) code = print_sources_of(run, &run->generations[i], error);
+        if (used) code = take_generation(run, &run->generations[i], take, context, error);
     }
     return code;
 }
 
+static void print_source(void *context, const struct ls_run_ledger *run,
+                         const struct ls_run_ledger_generation *generation, int source,
+                         const struct ls_ledger_use *use) {
+    (void)context;
+    char words[64] = "";
+    if (run->generations_count > 1)
+        snprintf(words, sizeof words, ", in generation %lld of the data", (long long)generation->number);
+    print_use(generation->config->data.train[source].path, words,
+              generation->corpus ? generation->corpus->train[source] : NULL, use);
+}
+
+/* ---- as JSON ---- */
+
+static void add_lineage(json_t *object, const struct ls_run_ledger *run) {
+    const struct ls_ledger_summary *summary = &run->summary;
+    json_t *attempts = json_array(), *skipped = json_array();
+    size_t count, bad_count;
+    const struct ls_ledger_step *steps = ls_ledger_steps(run->ledger, &count);
+    const struct ls_ledger_quarantine *bad = ls_ledger_quarantined(run->ledger, &bad_count);
+    for (size_t first = 0, next; first < count; first = next) {
+        for (next = first; next < count && steps[next].attempt == steps[first].attempt;) next++;
+        json_array_append_new(attempts,
+                              json_pack("{s:I, s:I, s:I, s:I}", "attempt", (json_int_t)steps[first].attempt, "ranks",
+                                        (json_int_t)steps[first].world_size, "first_step",
+                                        (json_int_t)steps[first].step, "last_step", (json_int_t)steps[next - 1].step));
+    }
+    for (size_t i = 0; i < bad_count; i++)
+        json_array_append_new(
+            skipped, json_pack("{s:I, s:I, s:I, s:I, s:I}", "data_generation", (json_int_t)bad[i].data_generation,
+                               "first_position", (json_int_t)bad[i].from, "last_position", (json_int_t)bad[i].to - 1,
+                               "attempt", (json_int_t)bad[i].attempt, "step", (json_int_t)bad[i].step));
+    json_object_set_new(object, "steps", json_integer(summary->steps));
+    json_object_set_new(object, "total_steps", json_integer(run->total_steps));
+    json_object_set_new(object, "first_step", count ? json_integer(steps[0].step) : json_null());
+    json_object_set_new(object, "saved_step", json_integer(summary->committed_step));
+    json_object_set_new(object, "sequences", json_integer(summary->sequences));
+    json_object_set_new(object, "steps_given_up", json_integer(summary->given_up));
+    json_object_set_new(object, "updates_skipped", json_integer(summary->skipped));
+    json_object_set_new(object, "checkpoints", json_integer(summary->checkpoints));
+    json_object_set_new(object, "commits", json_integer(summary->commits));
+    json_object_set_new(object, "lineage", attempts);
+    json_object_set_new(object, "quarantine", skipped);
+}
+
+static void add_source(void *sources, const struct ls_run_ledger *run,
+                       const struct ls_run_ledger_generation *generation, int source, const struct ls_ledger_use *use) {
+    (void)run;
+    const uint64_t untouched = use->draws >= use->samples ? 0 : use->samples - use->begun;
+    json_array_append_new(
+        sources, json_pack("{s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "data_generation",
+                           (json_int_t)generation->number, "path", generation->config->data.train[source].path,
+                           "digest", generation->digests[source], "present", generation->corpus != NULL, "samples",
+                           (json_int_t)use->samples, "used", (json_int_t)(use->samples - untouched - use->unused),
+                           "not_reached", (json_int_t)untouched, "uses_least", (json_int_t)use->least, "uses_most",
+                           (json_int_t)use->most, "epochs", (json_int_t)(use->draws / use->samples), "begun",
+                           (json_int_t)use->begun, "in_quarantine", (json_int_t)use->passed_over));
+}
+
+/* Frees it. */
+static enum ls_code print_object(json_t *object, struct ls_error *error) {
+    enum ls_code code = LS_OK;
+    if (json_dumpf(object, stdout, JSON_INDENT(2)))
+        code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "the proof cannot be printed as JSON");
+    putchar('\n');
+    json_decref(object);
+    return code;
+}
+
+/* ---- the command ---- */
+
+static enum ls_code verify(struct ls_run_ledger *run, const struct arguments *arguments, struct ls_error *error) {
+    enum ls_code code = ls_run_ledger_open(arguments->run, run, error);
+    if (code == LS_OK) print_lineage(run);
+    if (code == LS_OK) code = take_sources(run, print_source, NULL, error);
+    fflush(stdout);
+    if (code == LS_OK && arguments->deep) code = read_again(run, error);
+    if (code == LS_OK)
+        printf("proven      every sequence of the lineage was used once, in order%s\n",
+               arguments->deep ? "; the tokens read again give the digests of every step"
+                               : " (--deep also reads the tokens again)");
+    return code;
+}
+
+/* The object has what was found until a difference showed, and the difference. */
+static enum ls_code verify_as_json(struct ls_run_ledger *run, const struct arguments *arguments,
+                                   struct ls_error *error) {
+    struct ls_error minor;
+    json_t *object = json_object(), *sources = json_array();
+    enum ls_code code = ls_run_ledger_open(arguments->run, run, error);
+    if (code != LS_OK && code != LS_DATA) {
+        json_decref(object);
+        json_decref(sources);
+        return code;
+    }
+    json_object_set_new(object, "run_dir", json_string(run->directory.path));
+    json_object_set_new(object, "deep", json_boolean(arguments->deep));
+    if (code == LS_OK) {
+        add_lineage(object, run);
+        code = take_sources(run, add_source, sources, error);
+    }
+    json_object_set_new(object, "sources", sources);
+    if (code == LS_OK && arguments->deep) code = read_again(run, error);
+    json_object_set_new(object, "proven", json_boolean(code == LS_OK));
+    json_object_set_new(object, "difference", code == LS_OK ? json_null() : json_string(error->text));
+    const enum ls_code printed = print_object(object, &minor);
+    if (code == LS_OK && printed != LS_OK) *error = minor;
+    return code == LS_OK ? printed : code;
+}
+
 int ls_command_verify(int argc, char **argv) {
     static const struct argp_option options[] = {
-        {"deep", OPTION_DEEP, NULL, 0, "Read the tokens again and compare every step's digest", 0}, {0}};
+        {"deep", OPTION_DEEP, NULL, 0, "Read the tokens again and compare every step's digest", 0},
+        {"json", OPTION_JSON, NULL, 0, "Print JSON", 0},
+        {0}};
     const struct argp argp = {.options = options,
                               .parser = parse_option,
                               .args_doc = "RUN",
@@ -220,142 +330,9 @@ int ls_command_verify(int argc, char **argv) {
     struct ls_run_ledger run;
     struct ls_error error;
     ls_command_parse(&argp, argc, argv, &arguments);
-    enum ls_code code = ls_run_ledger_open(arguments.run, &run, &error);
-    if (code == LS_OK) print_lineage(&run);
-    if (code == LS_OK) code = print_sources(&run, &error);
-    fflush(stdout);
-    if (code == LS_OK && arguments.deep) code = read_again(&run, &error);
-    if (code == LS_OK)
-        printf("proven      every sequence of the lineage was used once, in order%s\n",
-               arguments.deep ? "; the tokens read again give the digests of every step"
-                              : " (--deep also reads the tokens again)");
+    enum ls_code code = arguments.json ? verify_as_json(&run, &arguments, &error) : verify(&run, &arguments, &error);
     if (code == LS_OK) code = ls_command_flush(&error);
-    ls_run_ledger_close(&run);
-    return code == LS_OK ? LS_OK : ls_report_exit(code, error.text);
-}
-
-/* ---- blame ---- */
-
-enum { WORDS_TOKENS = 48, BACK_TOKENS = 1 << 14, BACK_TOKENS_MAX = 1 << 22 };
-
-/* Tokens of its document before token `offset` of the shard; -1: no document begins within reach. */
-static enum ls_code document_offset(const struct ls_dataset *dataset, size_t shard, int64_t offset, int64_t *tokens,
-                                    struct ls_error *error) {
-    static int32_t piece[BACK_TOKENS];
-    const int32_t mark = (int32_t)ls_dataset_document_token(dataset);
-    /* A token at the end of a document is behind it: the next one begins after. */
-    const bool at_end = ls_dataset_document_token_at_end(dataset);
-    *tokens = -1;
-    if (mark < 0) return LS_OK;
-    for (int64_t end = offset + !at_end; end > 0 && offset - end < BACK_TOKENS_MAX;) {
-        int64_t first = end > BACK_TOKENS ? end - BACK_TOKENS : 0;
-        enum ls_code code = ls_dataset_read_tokens(dataset, shard, first, end - first, piece, error);
-        if (code != LS_OK) return code;
-        for (int64_t t = end; t-- > first;)
-            if (piece[t - first] == mark) {
-                *tokens = offset - t - at_end;
-                return LS_OK;
-            }
-        end = first;
-        if (first == 0) *tokens = offset; /* the shard begins with it */
-    }
-    return LS_OK;
-}
-
-/* Which rank had the step's sequence; with train.reduction: fixed whole micro-batches are dealt. */
-static int rank_of(const struct ls_config *config, const struct ls_ledger_step *step, int64_t sequence) {
-    const int64_t unit = config->train.reduction == LS_REDUCTION_FIXED ? config->train.micro_batch_size : 1;
-    int64_t first, count;
-    for (int rank = 0; rank < step->world_size; rank++) {
-        ls_rank_range((step->sequences + unit - 1) / unit, rank, (int)step->world_size, &first, &count);
-        if (sequence / unit < first + count) return rank;
-    }
-    return -1;
-}
-
-static enum ls_code print_sample(const struct ls_run_ledger_reader *reader, struct ls_tokenizer *const *tokenizers,
-                                 const struct ls_ledger_step *step, int64_t sequence, struct ls_error *error) {
-    const struct ls_config *config = reader->generation->config;
-    const int64_t T = config->data.sequence_length;
-    const uint64_t position = (uint64_t)ls_ledger_position(reader->run->ledger, step, sequence);
-    const struct ls_draw draw = ls_order_at(reader->generation->order, position);
-    const struct ls_dataset *dataset = reader->generation->corpus->train[draw.source];
-    uint32_t shard;
-    uint64_t index;
-    int64_t into;
-    ls_dataset_locate(dataset, (int64_t)draw.sample, &shard, &index);
-    enum ls_code code = document_offset(dataset, shard, (int64_t)index * T, &into, error);
-    if (code == LS_OK) code = ls_run_ledger_read(reader, position, error);
-    if (code != LS_OK) return code;
-    printf("position %llu rank %d source %u shard %s index %llu tokens %lld to %lld", (unsigned long long)position,
-           rank_of(config, step, sequence), draw.source, ls_dataset_shard(dataset, shard)->name,
-           (unsigned long long)index, (long long)((int64_t)index * T), (long long)((int64_t)index * T + T - 1));
-    if (into >= 0) printf(" document offset %lld", (long long)into);
-    printf(" epoch %llu draw %llu\n  begins ", (unsigned long long)draw.epoch, (unsigned long long)draw.draw);
-    ls_data_print_tokens(dataset, tokenizers[draw.source], reader->run->tokens, T < WORDS_TOKENS ? T : WORDS_TOKENS,
-                         stdout);
-    putchar('\n');
-    return LS_OK;
-}
-
-static enum ls_code print_step(struct ls_run_ledger *run, int64_t number, struct ls_error *error) {
-    size_t count;
-    const struct ls_ledger_step *steps = ls_ledger_steps(run->ledger, &count);
-    const struct ls_ledger_step *step = ls_ledger_find(run->ledger, number);
-    if (!step && count && number < steps[0].step)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL,
-                       "step %lld is not known here: the run began with a checkpoint of step %lld from elsewhere. Ask "
-                       "the run that made it.",
-                       (long long)number, (long long)steps[0].step - 1);
-    if (!step)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_CALL, "step %lld has not run: the last one is %lld", (long long)number,
-                       count ? (long long)steps[count - 1].step : 0);
-    struct ls_run_ledger_reader reader = {run, ls_run_ledger_generation(run, step->data_generation)};
-    if (!reader.generation || !reader.generation->corpus)
-        return ls_fail(error, LS_DATA, LS_SCOPE_CALL,
-                       "the samples of step %lld cannot be shown: the datasets of generation %lld of the data are gone "
-                       "or others (%s)",
-                       (long long)number, (long long)step->data_generation,
-                       reader.generation ? reader.generation->gone.text : "the journal does not list them");
-    enum ls_code code = LS_OK;
-    printf("step %lld by attempt %lld on %lld rank%s: %lld sequences from position %lld", (long long)number,
-           (long long)step->attempt, (long long)step->world_size, step->world_size == 1 ? "" : "s",
-           (long long)step->sequences, (long long)step->position);
-    if (run->generations_count > 1) printf(" of generation %lld of the data", (long long)step->data_generation);
-    putchar('\n');
-    for (int i = 0; i < reader.generation->config->data.train_count; i++)
-        printf("source %d %s\n", i, reader.generation->config->data.train[i].path);
-    const int sources = reader.generation->config->data.train_count;
-    struct ls_tokenizer **tokenizers = calloc((size_t)(unsigned)sources, sizeof *tokenizers);
-    if (!tokenizers) return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for %d tokenizers", sources);
-    for (int i = 0; i < sources; i++) /* one that is not there any more: ids are shown */
-        ls_data_open_tokenizer(reader.generation->corpus->train[i], &tokenizers[i], NULL);
-    for (int64_t k = 0; k < step->sequences && code == LS_OK; k++)
-        code = print_sample(&reader, tokenizers, step, k, error);
-    for (int i = 0; i < sources; i++) ls_tokenizer_destroy(tokenizers[i]);
-    free(tokenizers);
     fflush(stdout);
-    if (code == LS_OK) code = ls_ledger_prove_samples(run->ledger, step, ls_run_ledger_sample, &reader, error);
-    if (code == LS_OK) printf("their digest is the one in the journal\n");
-    return code;
-}
-
-int ls_command_blame(int argc, char **argv) {
-    static const struct argp_option options[] = {{"step", OPTION_STEP, "S", 0, "The step", 0}, {0}};
-    const struct argp argp = {
-        .options = options,
-        .parser = parse_option,
-        .args_doc = "RUN --step S",
-        .doc = "Shows the samples of a step: source, shard, place, document, epoch, first words, and "
-               "which rank had them; reads them again and compares their digest with the "
-               "journal's, ending with 3 when it differs."};
-    struct arguments arguments = {.blame = true};
-    struct ls_run_ledger run;
-    struct ls_error error;
-    ls_command_parse(&argp, argc, argv, &arguments);
-    enum ls_code code = ls_run_ledger_open(arguments.run, &run, &error);
-    if (code == LS_OK) code = print_step(&run, arguments.step, &error);
-    if (code == LS_OK) code = ls_command_flush(&error);
     ls_run_ledger_close(&run);
     return code == LS_OK ? LS_OK : ls_report_exit(code, error.text);
 }

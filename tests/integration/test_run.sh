@@ -36,10 +36,27 @@ check "every step has the same samples at 1, 2 and 3 ranks" \
 check "the run directory holds what it should" \
     test -f ranks2/config.yaml -a -f ranks2/journal.db -a -f ranks2/metrics.jsonl -a -f ranks2/console.log -a -f ranks2/logs/rank-00001.log \
     -a -f ranks2/checkpoints/step-00000020/manifest.json -a -e ranks2/final/model.safetensors
-lockstep run "$config" --run-dir shown --set metrics.tensorboard=true >/dev/null 2>&1
+mkdir textfile
+lockstep run "$config" --run-dir shown --set metrics.tensorboard=true --set metrics.prometheus=textfile >/dev/null 2>&1
 check "TensorBoard's file has every step and validation" test \
     "$(cat shown/tensorboard/events.out.tfevents.* | grep -ao 'loss_metrics/global_avg_loss' | wc -l) $(cat shown/tensorboard/events.* | grep -ao 'validation_metrics/loss' | wc -l)" \
     = "20 $(grep -c '"kind":"validation"' shown/metrics.jsonl)"
+check "Prometheus' file, and nothing beside it, tells of the run's last step and its end" python3 - <<'PYTHON'
+import json, os, re
+assert os.listdir("textfile") == ["lockstep-shown.prom"], os.listdir("textfile")
+values = dict(re.findall(r'^lockstep_(\w+)\{run="shown"\} (.*)$', open("textfile/lockstep-shown.prom").read(), re.MULTILINE))
+lines = [json.loads(line) for line in open("shown/metrics.jsonl")]
+steps = [line for line in lines if line["kind"] == "step"]
+validation = [line for line in lines if line["kind"] == "validation"][-1]
+wanted = {"running": 0, "exit_code": 0, "step": 20, "total_steps": 20, "loss": steps[-1]["loss"], "lr": steps[-1]["lr"], "checkpoint_step": 20,
+          "samples": steps[-1]["samples"], "tokens_total": steps[-1]["tokens"], "validation_loss": validation["loss"],
+          "step_seconds_count": 20, "step_seconds_sum": sum(step["step_seconds"] for step in steps)}
+for name, value in wanted.items():
+    assert abs(float(values[name]) - value) <= 1e-7 * abs(value), (name, values[name], value)
+PYTHON
+expect 2 "metrics.prometheus: no file can be made in $work/here/nowhere: No such file" "a folder for Prometheus that is not there is refused" \
+    lockstep run "$config" --run-dir unseen --set metrics.prometheus=nowhere
+check "and no run directory is begun for it" test ! -e unseen
 check "the keys are for their owner only" \
     bash -c '[ "$(stat -c %a ranks2/keys)" = 700 ] && [ "$(stat -c %a ranks2/keys/*.key | sort -u)" = 600 ]'
 check "no key is in a log or the journal" \
@@ -143,6 +160,15 @@ hangup=ignore # as nohup does
 begin live -n 2
 hangup=default
 expect 0 "ranks +2 of 2" "status shows a running job" lockstep status live
+lockstep status --json live >status.json
+check "as JSON too" python3 - <<'PYTHON'
+import json, os
+status = json.load(open("status.json"))
+assert status["running"] is True and status["run_dir"] == os.path.realpath("live") and status["name"] == "tiny-gpt2", status
+assert status["ranks"] == status["ranks_joined"] == 2 and 1 <= status["step"] <= status["total_steps"] and status["attempt"] == 1, status
+assert status["saved_step"] is None and status["loss"] > 0 and status["tokens_per_second"] > 0 and status["eta_seconds"] > 0, status
+assert os.path.exists(f"/proc/{status['coordinator']['pid']}"), status
+PYTHON
 expect 0 "^saved: step [0-9]+" "checkpoint saves now" lockstep checkpoint live
 check "what checkpoint saved is there" bash -c 'ls live/checkpoints | grep -q ^step-'
 expect 4 "is in use" "a second coordinator finds the lock taken" lockstep run "$config" --run-dir live --resume
@@ -171,6 +197,15 @@ expect 2 "port $port .*in use" "a port in use is told before anything is made" \
 kill -TERM $supervisor
 ends 75 "exit 75 .*saved at step" "SIGTERM saves and exits 75" live
 expect 1 "nothing is running" "status of an ended run exits 1" lockstep status live
+expect 1 "nothing is running" "and as JSON" lockstep status --json live
+sed -n '/^{/,/^}/p' ../expect.log >status.json
+check "which says with what it ended" python3 - <<'PYTHON'
+import json
+status = json.load(open("status.json"))
+last = [line for line in map(json.loads, open("live/metrics.jsonl")) if line["kind"] == "step"][-1]["step"]
+assert status["running"] is False and status["step"] == status["saved_step"] == last, (status, last)
+assert status["ended"]["code"] == 75 and "saved at step" in status["ended"]["text"], status
+PYTHON
 expect 1 "nothing is running" "stop of an ended run exits 1" lockstep stop live
 expect 2 "cannot use the run directory nowhere.*runs/NAME" "status of what is no run says what to name" lockstep status nowhere
 saved=$(cat live/latest)

@@ -38,6 +38,21 @@ expect 0 "the tokens read again give the digests" "verify --deep proves it" "$lo
 check "every sample was used as often as 3200 sequences of 621 samples give" \
     grep -q "used      621 of 621 samples: 95 of them 6 times, 526 5 times" "$work/expect.log"
 check "the end of the shard is told" grep -q "20 token.* at the end of 1 shard fill none" "$work/expect.log"
+"$lockstep" verify run --deep --json >proof.json
+check "the same as JSON" python3 - <<'PYTHON'
+import json, os
+proof = json.load(open("proof.json"))
+assert proof["proven"] is True and proof["deep"] is True and proof["difference"] is None and proof["run_dir"] == os.path.realpath("run"), proof
+assert (proof["steps"], proof["total_steps"], proof["first_step"], proof["saved_step"], proof["sequences"]) == (400, 400, 1, 400, 3200), proof
+first, second = proof["lineage"]
+assert (first["attempt"], first["ranks"], first["first_step"]) == (1, 2, 1) and first["last_step"] % 20 == 0, first
+assert (second["attempt"], second["ranks"], second["first_step"], second["last_step"]) == (2, 3, first["last_step"] + 1, 400), second
+assert proof["checkpoints"] == 2 and proof["steps_given_up"] > 0 and proof["updates_skipped"] == 0 and proof["quarantine"] == [], proof
+source, = proof["sources"]
+assert source["path"] == os.path.realpath("data/train") and source["present"] is True, source
+assert (source["samples"], source["used"], source["not_reached"], source["uses_least"], source["uses_most"]) == (621, 621, 0, 5, 6), source
+assert (source["epochs"], source["begun"], source["in_quarantine"]) == (5, 95, 0), source
+PYTHON
 
 # ---- blame ----
 
@@ -50,6 +65,19 @@ check "with the words at that place" bash -c '
     [ "$first" -gt 0 ] || exit 0
     words=$(tail -c +"$first" text | head -c 32 | tr "\n" "~" | sed "s/~/\\\\n/g")
     grep -A 1 "^position 3192 " "'"$work/expect.log"'" | grep -qF "  begins $words"'
+"$lockstep" blame run --step 400 --json >step.json
+check "the same as JSON" python3 - "$work/expect.log" <<'PYTHON'
+import json, re, sys
+step = json.load(open("step.json"))
+assert (step["step"], step["attempt"], step["ranks"], step["sequences"], step["position"], step["proven"]) == (400, 2, 3, 8, 3192, True), step
+lines = open(sys.argv[1]).read().splitlines()
+told = [(line, words.removeprefix("  begins ")) for line, words in zip(lines, lines[1:]) if line.startswith("position ")]
+assert len(told) == len(step["samples"]) == 8, told
+for (line, words), sample in zip(told, step["samples"]):
+    numbers = [int(number) for number in re.findall(r"(?<= )\d+", line.replace(sample["shard"], ""))]
+    assert numbers == [sample[key] for key in ("position", "rank", "source", "index", "first_token", "last_token", "document_offset", "epoch",
+                                               "draw")] and words == sample["begins"], (line, words, sample)
+PYTHON
 expect 2 "the last one is 400" "a step that has not run is refused" "$lockstep" blame run --step 401
 expect 2 "no step is named" "blame needs a step" "$lockstep" blame run
 
@@ -83,6 +111,15 @@ expect 3 "was not trained on the samples" "verify --deep finds tokens that were 
 step=$(sed -n 's/.*: step \([0-9]*\) of attempt .*/\1/p' "$work/expect.log" | head -n 1)
 check "the step it names had the sample of token 6000, number 187" \
     bash -c "'$lockstep' blame run --step ${step:-0} 2>&1 | grep -q ' index 187 '"
+for command in "verify run --deep" "blame run --step ${step:-0}"; do
+    # shellcheck disable=SC2086
+    "$lockstep" $command --json >difference.json 2>difference.err
+    check "${command%% *} --json tells the difference" python3 - $? <<'PYTHON'
+import json, sys
+told, said = json.load(open("difference.json")), open("difference.err").read()
+assert sys.argv[1] == "3" and told["proven"] is False and f"lockstep: {told['difference']}\n" in said, (sys.argv, told, said)
+PYTHON
+done
 cp kept.bin $shard
 expect 0 "^proven .*read again" "with the data put back it is proven again" "$lockstep" verify run --deep
 # Workers that were fed something else: the data were other while they trained, and are as they should be when it is verified.

@@ -168,6 +168,12 @@ refused "no NVIDIA driver is loaded" "a missing driver is named" LS_STANDIN_DRIV
 refused "driver is for CUDA 12.4, this program was built with CUDA 1[3-9]" "a driver that is too old is named" LS_STANDIN_DRIVER=12040 $emulated run "$work/gpt2.yaml" -n 1
 refused "shows no GPU to this process .CUDA_VISIBLE_DEVICES is 'none'" "no visible GPU is named" \
     LS_STANDIN_DEVICES=0 CUDA_VISIBLE_DEVICES=none $emulated run "$work/gpt2.yaml" -n 1
+refused "cudaErrorSystemNotReady .*fabric manager" "NVSwitches that are not ready are named" LS_STANDIN_STATUS=802 $emulated run "$work/gpt2.yaml" -n 1
+refused "Tesla T4.* compute capability 7.5, this program was built for 8.0 and newer" "a GPU that is too old is named" \
+    LS_STANDIN_DEVICES=1 LS_STANDIN_NAME='Tesla T4' LS_STANDIN_CAPABILITY=75 $emulated run "$work/gpt2.yaml" -n 1
+rm -rf "$work/no"
+expect 1 "cudaErrorDevicesUnavailable.*Another process has it for itself" "a GPU that another process has for itself is named" \
+    env LS_STANDIN_DEVICES=1 LS_STANDIN_EXCLUSIVE=1 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no" --set fault.max_restarts=0
 refused "2 ranks run on this node and each sees 3 GPUs" "numbers of ranks and GPUs that do not go together are named" LS_STANDIN_DEVICES=3 $emulated run "$work/gpt2.yaml" -n 2
 refused "ranks 0 and 1 are both on GPU 0000:01:00.0" "two ranks on one GPU are named" LS_STANDIN_DEVICES=1 $emulated run "$work/gpt2.yaml" -n 2
 devices_shown=1 train shared gpt2 2 1 fp32 --set gpu.share=true

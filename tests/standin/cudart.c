@@ -495,12 +495,14 @@ static cudaError_t check_driver(void) {
 
 cudaError_t cudaGetDeviceCount(int *count) {
     if (check_driver()) return answer(cudaErrorInsufficientDriver);
+    if (number("LS_STANDIN_STATUS", "0")) return answer((cudaError_t)number("LS_STANDIN_STATUS", "0"));
     *count = device_count();
     return *count ? cudaSuccess : answer(cudaErrorNoDevice);
 }
 cudaError_t cudaSetDevice(int device) {
     if (check_driver()) return answer(cudaErrorInsufficientDriver);
     if (device < 0 || device >= device_count()) return answer(cudaErrorInvalidDevice);
+    if (setting("LS_STANDIN_EXCLUSIVE", "")[0] == '1') return answer(cudaErrorDevicesUnavailable);
     current_device = device;
     return cudaSuccess;
 }
@@ -512,7 +514,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
     if (device < 0 || device >= device_count()) return answer(cudaErrorInvalidDevice);
     memset(properties, 0, sizeof *properties);
     snprintf(properties->name, sizeof properties->name, "%s", setting("LS_STANDIN_NAME", "Stand-in GPU"));
-    properties->major = 9;
+    properties->major = (int)number("LS_STANDIN_CAPABILITY", "90") / 10;
+    properties->minor = (int)number("LS_STANDIN_CAPABILITY", "90") % 10;
     properties->multiProcessorCount = 4;
     properties->totalGlobalMem = memory_limit();
     properties->warpSize = 32;
@@ -561,6 +564,8 @@ const char *cudaGetErrorName(cudaError_t status) {
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
     case cudaErrorNotReady: return "cudaErrorNotReady";
+    case cudaErrorDevicesUnavailable: return "cudaErrorDevicesUnavailable";
+    case cudaErrorSystemNotReady: return "cudaErrorSystemNotReady";
     default: return "another error";
     }
 }

@@ -9,6 +9,9 @@
  *     LS_STANDIN_MEMORY    bytes of a GPU, 1 GiB
  *     LS_STANDIN_DEVICES   GPUs, 1
  *     LS_STANDIN_NAME      what they are called, "Stand-in GPU"
+ *     LS_STANDIN_CAPABILITY   their compute capability, 90 for 9.0
+ *     LS_STANDIN_EXCLUSIVE=1   another process has them for itself
+ *     LS_STANDIN_STATUS    what the driver answers to the question for GPUs, CUDA's number of the error
  *     LS_STANDIN_DRIVER    the driver's version, 13000; 0: there is no driver
  *     LS_STANDIN_GUARD=1   device memory, but for allocations above 8 MiB, can be touched only by work on streams: the
  *                          host's own access is a SIGSEGV

@@ -13,6 +13,8 @@
 #include <time.h>
 #include <xxhash.h>
 
+enum { CAPABILITY_LEAST = 80 }; /* of the GPUs that the Makefile builds kernels for */
+
 #define X(name)                                                                                                        \
     static cudaError_t run_##name(const void *arguments, cudaStream_t stream) {                                        \
         return ls_cuda_##name(arguments, stream);                                                                      \
@@ -46,11 +48,13 @@ enum ls_code ls_cuda_fail(const struct ls_cuda_device *device, cudaError_t statu
             "its own, or lower train.micro_batch_size.",
             device->index, device->info.name, device->info.bus_id, what,
             (double)ls_device_free_bytes(&device->base) / 1048576, (double)device->info.memory_bytes / 1048576);
-    return ls_fail(error, LS_ERROR, LS_SCOPE_RANK,
-                   "device: GPU %d (%s, %s) failed at %s: %s (%s). Look for Xid in the kernel's log; if there is none, "
-                   "run a short step under compute-sanitizer and report what it says.",
-                   device->index, device->info.name, device->info.bus_id, what, cudaGetErrorName(status),
-                   cudaGetErrorString(status));
+    return ls_fail(error, LS_ERROR, LS_SCOPE_RANK, "device: GPU %d (%s, %s) failed at %s: %s (%s). %s", device->index,
+                   device->info.name, device->info.bus_id, what, cudaGetErrorName(status), cudaGetErrorString(status),
+                   status == cudaErrorDevicesUnavailable
+                       ? "Another process has it for itself, or its compute mode lets nobody in (nvidia-smi -q -d "
+                         "COMPUTE,PIDS): end that process, or take another GPU."
+                       : "Look for Xid in the kernel's log; if there is none, run a short step under compute-sanitizer "
+                         "and report what it says.");
 }
 
 static double seconds_now(void) {
@@ -270,6 +274,21 @@ static int minor_of(int version) {
     return version % 1000 / 10;
 }
 
+/* What helps where the driver is there and has no GPU to show. */
+static const char *remedy_of(cudaError_t status) {
+    switch (status) {
+    case cudaErrorSystemNotReady:
+        return "Start the fabric manager of its NVSwitches (systemctl start nvidia-fabricmanager)";
+    case cudaErrorSystemDriverMismatch:
+        return "Its kernel module and its libraries are of different versions: load the module again, or restart the "
+               "host";
+    case cudaErrorCompatNotSupportedOnDevice:
+        return "Take the libraries of CUDA's forward compatibility (cuda-compat) off the loader's path";
+    case cudaErrorMpsConnectionFailed: return "Start the daemon of MPS, or unset CUDA_MPS_PIPE_DIRECTORY";
+    default: return "Run nvidia-smi";
+    }
+}
+
 static enum ls_code refuse_driver(cudaError_t status, struct ls_error *error) {
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
@@ -286,8 +305,8 @@ static enum ls_code refuse_driver(cudaError_t status, struct ls_error *error) {
                        "Update the driver, build with an older toolkit (make CUDA=PATH), or use device: cpu.",
                        major_of(driver), minor_of(driver), major_of(runtime), minor_of(runtime));
     return ls_fail(error, LS_USAGE, LS_SCOPE_NODE,
-                   "device: the NVIDIA driver does not answer: %s (%s). Run nvidia-smi, or use device: cpu.",
-                   cudaGetErrorName(status), cudaGetErrorString(status));
+                   "device: the NVIDIA driver shows no GPU: %s (%s). %s, or use device: cpu.", cudaGetErrorName(status),
+                   cudaGetErrorString(status), remedy_of(status));
 }
 
 enum ls_code ls_device_count_cuda(int *count, struct ls_error *error) {
@@ -312,15 +331,24 @@ static cudaError_t describe_gpu(struct ls_cuda_device *device) {
     struct cudaDeviceProp properties;
     size_t available = 0, total = 0;
     info_of->kind = LS_DEVICE_KIND_CUDA;
-    cudaError_t status = cudaSetDevice(device->index);
-    if (!status) status = cudaGetDeviceProperties(&properties, device->index);
+    cudaError_t status = cudaGetDeviceProperties(&properties, device->index);
     if (!status) status = cudaDeviceGetPCIBusId(info_of->bus_id, sizeof info_of->bus_id, device->index);
-    if (!status) status = cudaMemGetInfo(&available, &total); /* makes the context */
     if (status) return status;
     snprintf(info_of->name, sizeof info_of->name, "%s", properties.name);
     info_of->capability = properties.major * 10 + properties.minor;
+    status = cudaSetDevice(device->index);
+    if (!status) status = cudaMemGetInfo(&available, &total); /* makes the context */
     info_of->memory_bytes = (int64_t)total;
-    return cudaSuccess;
+    return status;
+}
+
+/* There is no kernel for it, nor one that its driver could make. */
+static enum ls_code refuse_old(const struct ls_cuda_device *device, struct ls_error *error) {
+    return ls_fail(error, LS_USAGE, LS_SCOPE_RANK,
+                   "device: GPU %d (%s, %s) has compute capability %d.%d, this program was built for %d.%d and newer. "
+                   "Use a newer GPU, or device: cpu.",
+                   device->index, device->info.name, device->info.bus_id, device->info.capability / 10,
+                   device->info.capability % 10, CAPABILITY_LEAST / 10, CAPABILITY_LEAST % 10);
 }
 
 /* What the GPU's results depend on. */
@@ -355,6 +383,7 @@ enum ls_code ls_device_create_cuda(int index, bool tf32, struct ls_device **out,
     pthread_mutex_init(&device->lock, NULL);
     const cudaError_t status = describe_gpu(device);
     code = status ? ls_cuda_fail(device, status, "its start", error) : LS_OK;
+    if (!code && device->info.capability < CAPABILITY_LEAST) code = refuse_old(device, error);
     if (!code) code = ls_cuda_gemm_create(device, tf32, &device->gemm, error);
     if (!code) code = ls_cuda_sdpa_create(device, &device->sdpa, error);
     if (code) {

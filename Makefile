@@ -221,6 +221,7 @@ bundle:
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BUILD)/lockstep $(BUILD)/lockstep-worker $(DESTDIR)$(PREFIX)/bin
+	install -D -m 644 scripts/completion/lockstep.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lockstep
 
 format:
 	git ls-files -z '*.c' '*.h' '*.cu' | xargs -0 clang-format -i

@@ -18,7 +18,8 @@ bundle=$work/lockstep-bundle
 
 steps=machine,attention,stages,memory
 [ "$LS_TEST_LONG" = 0 ] || steps=machine,kernels,parity,training,attention,stages,fixed,loss,memory,bench_kernels,bench,sanitizer
-expect 0 'all that ran passed' "its steps pass over the stand-ins" "$bundle/bin/gpu-check" --tiny --seconds 1000 --only $steps -o "$work/report"
+# As on a machine with several GPUs, of which it takes one.
+expect 0 'all that ran passed' "its steps pass over the stand-ins" env LS_STANDIN_DEVICES=4 "$bundle/bin/gpu-check" --tiny --seconds 1000 --only $steps -o "$work/report"
 report=$work/report
 row() { grep -qE "^\| $1 \| .* \| $2 \| [0-9]+ \|$" "$report/report.md"; }
 unsaid=0
@@ -109,6 +110,10 @@ else
     not_ok "the report says what is missing, and has what was measured" "$report/report.md"
 fi
 
+mkdir "$work/old"
+printf '__version__ = "2.4.1"\nclass cuda:\n    is_available = staticmethod(lambda: True)\n' >"$work/old/torch.py"
+expect 1 'no PyTorch: torch 2.4.1 is older than 2.5' "a PyTorch that is too old is no peer" env PYTHONPATH="$work/old" scripts/bench/gpu --tiny --models tiny --lockstep /bin/false
+
 # A peer that prints between its objects, is cut off in the middle of one and then hangs. Lockstep is watched for what it saves.
 cat >"$work/python" <<'PYTHON'
 #!/bin/bash
@@ -135,7 +140,7 @@ exit \$status
 END
 chmod 755 "$work/python" "$work/lockstep"
 expect 3 'Not measured: tiny T32: PyTorch, torch.compile at batch 4' "what PyTorch had not compiled when its time ended is named" \
-    env --default-signal=QUIT scripts/bench/gpu --tiny --models tiny --batches 4 --python "$work/python" --torch-seconds 1 --lockstep "$work/lockstep" --json "$work/bench.json"
+    env --default-signal=QUIT LS_STANDIN_DEVICES=3 CUDA_VISIBLE_DEVICES=2,0 scripts/bench/gpu --tiny --models tiny --batches 4 --python "$work/python" --torch-seconds 1 --lockstep "$work/lockstep" --json "$work/bench.json"
 if grep -qE '^\| tiny T32 \| [0-9,]+ \(B4\) \| . \| 0\.0 \| 512 \(B4, eager\) \| . \| 2\.0 \| [0-9.]+ \|' "$work/expect.log"; then
     ok "what it had measured before is in the table"
 else

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { PAGE = 4096, RUNTIME = CUDART_VERSION, RING_FIRST = 64, GUARDED_MOST = 8 << 20 };
+enum { PAGE = 4096, RUNTIME = CUDART_VERSION, RING_FIRST = 64, GUARDED_MOST = 8 << 20, DEVICES_MOST = 64 };
 
 struct entry {
     enum { RUN, WAIT, STAMP } kind;
@@ -65,8 +65,25 @@ static unsigned long long number(const char *name, const char *standard) {
 static size_t memory_limit(void) {
     return (size_t)number("LS_STANDIN_MEMORY", "1073741824");
 }
+/* The GPUs that this process sees, by their numbers on the machine: all, or those that CUDA_VISIBLE_DEVICES names up to
+ * the first that is none. */
+static int see_devices(int seen[DEVICES_MOST]) {
+    const int there = (int)number("LS_STANDIN_DEVICES", "1");
+    const char *text = getenv("CUDA_VISIBLE_DEVICES");
+    int count = 0;
+    for (; !text && count < there && count < DEVICES_MOST; count++) seen[count] = count;
+    while (text && count < DEVICES_MOST) {
+        char *end;
+        const long device = strtol(text, &end, 10);
+        if (end == text || device < 0 || device >= there) break;
+        seen[count++] = (int)device;
+        text = *end == ',' ? end + 1 : NULL;
+    }
+    return count;
+}
 static int device_count(void) {
-    return (int)number("LS_STANDIN_DEVICES", "1");
+    int seen[DEVICES_MOST];
+    return see_devices(seen);
 }
 static int driver_version(void) {
     return (int)number("LS_STANDIN_DRIVER", "13000");
@@ -533,8 +550,9 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
 }
 /* Domain, bus and device of a PCI address; every GPU has a bus of its own. */
 cudaError_t cudaDeviceGetPCIBusId(char *text, int size, int device) {
-    if (device < 0 || device >= device_count()) return answer(cudaErrorInvalidDevice);
-    snprintf(text, (size_t)size, "0000:%02X:00.0", device + 1);
+    int seen[DEVICES_MOST];
+    if (device < 0 || device >= see_devices(seen)) return answer(cudaErrorInvalidDevice);
+    snprintf(text, (size_t)size, "0000:%02X:00.0", seen[device] + 1);
     return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int *version) {

@@ -7,7 +7,7 @@
  *     LS_STANDIN_ORDER     eager (default): work runs when it is put on a stream; lazy: as late as a synchronising call
  *                          allows, and only what that call needs; hasty: high-priority streams at once, others late
  *     LS_STANDIN_MEMORY    bytes of a GPU, 1 GiB
- *     LS_STANDIN_DEVICES   GPUs, 1
+ *     LS_STANDIN_DEVICES   GPUs, 1; CUDA_VISIBLE_DEVICES names those of them that are seen
  *     LS_STANDIN_NAME      what they are called, "Stand-in GPU"
  *     LS_STANDIN_CAPABILITY   their compute capability, 90 for 9.0
  *     LS_STANDIN_EXCLUSIVE=1   another process has them for itself

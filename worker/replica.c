@@ -41,7 +41,7 @@ struct ls_replica {
     void *tables, *scratch;
     struct ls_replica_layout layout;
     struct ls_loss_scale loss_scale;
-    int64_t bytes;
+    int64_t bytes, comms_bytes;
     uint64_t step, micro_batch; /* for the progress */
 };
 
@@ -76,11 +76,13 @@ enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device 
     struct ls_replica *made = calloc(1, sizeof *made);
     if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the replica's records");
     /* First, while nothing else can have failed on one rank alone. */
+    const int64_t free_before = ls_device_free_bytes(device);
     enum ls_code code = ls_shard_comms_create(config, comm, &made->comms, error);
     if (code) {
         free(made);
         return code;
     }
+    made->comms_bytes = free_before - ls_device_free_bytes(device);
     made->config = config;
     made->device = device;
     made->progress = progress;
@@ -134,6 +136,9 @@ struct ls_loss_scale *ls_replica_loss_scale(struct ls_replica *replica) {
 }
 int64_t ls_replica_bytes(const struct ls_replica *replica) {
     return replica->bytes;
+}
+int64_t ls_replica_comms_bytes(const struct ls_replica *replica) {
+    return replica->comms_bytes;
 }
 
 /* Parameters of another type than fp32 from initial values, which are made in the scratch, and the master from the

@@ -20,7 +20,8 @@ struct ls_replica;
 
 /* Plans and allocates; parameters are zero until ls_replica_initialize() or a checkpoint fills them. `config`
  * (vocab_size set), `device`, `comm` and `progress` (marked as blocks are computed; NULL: nowhere) must outlive the
- * replica. Collective with zero.replicas above 1. Errors: LS_USAGE (shapes), LS_MEMORY. */
+ * replica. Collective with zero.replicas above 1, and on GPUs. Errors: LS_USAGE (shapes), LS_MEMORY,
+ * LS_COMMUNICATION. */
 enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device *device, struct ls_comm *comm,
                                struct ls_progress_record *progress, struct ls_replica **replica,
                                struct ls_error *error);
@@ -36,6 +37,8 @@ struct ls_arena *ls_replica_arena(struct ls_replica *replica);
 struct ls_loss_scale *ls_replica_loss_scale(struct ls_replica *replica);
 /* Bytes of device memory it holds. */
 int64_t ls_replica_bytes(const struct ls_replica *replica);
+/* Bytes of device memory that its communicators took meanwhile, for what a library needs to carry them. */
+int64_t ls_replica_comms_bytes(const struct ls_replica *replica);
 
 /* Collective. Has rank 0 find out how products and attention are computed best, and all ranks compute them so, where
  * the device has more than one way; with train.reduction `fixed`, whose bits are to be the same in every run, by rules

@@ -10,6 +10,7 @@
 #include "worker/gpus.h"
 #include "worker/link.h"
 #include "worker/memory/host_memory.h"
+#include "worker/replica.h"
 #include "worker/reporter.h"
 #include "worker/saving.h"
 #include "worker/session.h"
@@ -62,7 +63,7 @@ struct ls_worker {
     double step_ended;                     /* rank 0: monotonic seconds; before the first step: when it could begin */
     int64_t late_from;                     /* rank 0: the step whose grant may be called late; 0 before the first */
     int64_t memory_planned, memory_before; /* bytes; before: of the process, when nothing of the plan was taken */
-    int64_t nccl_bytes;                    /* of the GPU: what NCCL took for itself */
+    int64_t nccl_bytes;                    /* of the GPU: what NCCL took as it connected the ranks */
 };
 
 static double seconds_now(void) {
@@ -398,10 +399,12 @@ static void log_memory(const struct ls_worker *worker) {
            (long long)worker->memory_planned, (long long)worker->memory_before, (long long)ls_host_memory_resident());
     if (info->kind != LS_DEVICE_KIND_CUDA) return;
     const int64_t held = info->memory_bytes - ls_device_free_bytes(worker->device);
+    const int64_t later = worker->trainer ? ls_replica_comms_bytes(ls_trainer_replica(worker->trainer)) : 0,
+                  of_nccl = worker->nccl_bytes + later;
     ls_log(LS_LOG_INFO,
            "GPU memory: %lld bytes planned, %lld taken, beside %lld of context and libraries and %lld of NCCL",
-           (long long)worker->memory_planned, (long long)(held - info->overhead_bytes - worker->nccl_bytes),
-           (long long)info->overhead_bytes, (long long)worker->nccl_bytes);
+           (long long)worker->memory_planned, (long long)(held - info->overhead_bytes - of_nccl),
+           (long long)info->overhead_bytes, (long long)of_nccl);
 }
 
 static enum ls_code create_trainer(struct ls_worker *worker, struct ls_error *error) {

@@ -215,6 +215,34 @@ static void a_split_makes_parts_that_gather_and_reduce_among_themselves(void **u
     ls_comm_destroy(part);
 }
 
+/* NCCL takes memory with the first collective over a ring, a tree and pairs (LS_STANDIN_NCCL_MEMORY). */
+static void a_warm_up_takes_what_later_collectives_would(void **unused) {
+    (void)unused;
+    enum { COUNT = 1 << 16, TAKEN = 1 << 20 };
+    const size_t bytes = COUNT * sizeof(float);
+    float *values = calloc(1, bytes), *buffer = upload(values, bytes);
+    struct ls_comm *part = NULL;
+    const int64_t before = ls_device_free_bytes(device);
+    const uint64_t sent = ls_comm_wire_bytes(comm);
+    setenv("LS_STANDIN_NCCL_MEMORY", "1048576", 1);
+    assert_int_equal(ls_comm_split(comm, ls_comm_rank(comm) % 2, 0, &part, NULL), LS_OK);
+    assert_int_equal(ls_comm_warm_up(part, 1 << 20, true, true, NULL), LS_OK);
+    const int64_t warm = ls_device_free_bytes(device), members = ls_comm_size(part);
+    assert_int_equal(before - warm, (members > 1 ? 4 : 1) * TAKEN);
+    assert_true(ls_comm_wire_bytes(comm) == sent);
+    ls_comm_all_reduce_sum(part, stream, buffer, 1, LS_COMM_FLOAT, 0);
+    ls_comm_all_reduce_sum(part, stream, buffer, COUNT, LS_COMM_FLOAT, 0);
+    ls_comm_reduce_scatter_sum(part, stream, buffer, COUNT / members, LS_COMM_FLOAT, 0);
+    ls_comm_all_gather(part, stream, buffer, COUNT / members, 0);
+    ls_comm_all_reduce_sum(part, stream, buffer, COUNT, LS_COMM_BF16, 0);
+    assert_int_equal(ls_stream_synchronize(stream, NULL), LS_OK);
+    assert_int_equal(ls_device_free_bytes(device), warm);
+    ls_comm_destroy(part);
+    unsetenv("LS_STANDIN_NCCL_MEMORY");
+    assert_int_equal(ls_device_free_bytes(device), before);
+    free(values), free(download(buffer, bytes));
+}
+
 /* Compute, then communication that waits for it, then compute that waits for communication: in every order of streams.
  */
 static void streams_wait_for_collectives_and_collectives_for_streams(void **unused) {
@@ -328,6 +356,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(an_exchange_brings_everybodys_stretches_in_rank_order),
         cmocka_unit_test(bf16_is_added_in_fp32_and_rounded_once),
         cmocka_unit_test(a_split_makes_parts_that_gather_and_reduce_among_themselves),
+        cmocka_unit_test(a_warm_up_takes_what_later_collectives_would),
         cmocka_unit_test(streams_wait_for_collectives_and_collectives_for_streams),
         cmocka_unit_test(host_collectives_go_on_beside_those_on_the_stream),
         cmocka_unit_test(checks_name_two_ranks_that_disagree),

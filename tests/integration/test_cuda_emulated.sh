@@ -136,6 +136,21 @@ planned=$($emulated plan "$work/gpt2.yaml" -n 2 --gpu h100-sxm --json --set zero
     sed -n 's/.*"needed": *\([0-9]*\).*/\1/p' | head -n 1)
 peaks=$(awk '$2 > 0 { print $2 - 32 * 1048576 }' "$work/memory.txt" | sort -u | tr '\n' ' ')
 if [ "$peaks" = "$planned " ]; then ok "device memory is the plan's to the byte ($planned)"; else not_ok "device memory is the plan's: planned $planned, taken $peaks" "$work/memory.log"; fi
+# NCCL takes memory as ranks are connected and with the first collective over each ring, tree and pair, of every communicator: that is
+# before the arena takes what is left, and told apart from the plan's. Here three communicators have 4 times 8 MiB.
+LS_STANDIN_NCCL_MEMORY=8388608 train connected gpt2 4 3 bf16 --set zero.replicas=2 --set zero.gradient_dtype=bf16
+sed -n 's/.*GPU memory: \([0-9]*\) bytes planned, \(-*[0-9]*\) taken, .* and \([0-9]*\) of NCCL.*/\1 \2 \3/p' "$work"/connected/logs/rank-*.log >"$work/connected.txt"
+if awk '$2 < 0.98 * $1 || $2 > 1.02 * $1 || $3 != 12 * 8388608 { bad = 1 } END { exit bad || NR != 4 }' "$work/connected.txt"; then
+    ok "what NCCL takes with its first collectives is told apart from the plan's"
+else
+    not_ok "what NCCL takes with its first collectives is told apart from the plan's: $(tr '\n' ';' <"$work/connected.txt")" "$work/connected.log"
+fi
+needed=$($emulated plan "$work/wide.yaml" -n 2 --gpu h100-sxm --json --set zero.stage=1 | sed -n 's/.*"needed": *\([0-9]*\).*/\1/p' | head -n 1)
+expect 5 "memory: this rank needs .* and the device does not have them" "with too little for both the plan is refused, not a step's first collective lost" \
+    env LS_STANDIN_DEVICES=2 LS_STANDIN_NCCL_MEMORY=2097152 LS_STANDIN_MEMORY=$((33554432 + needed + 3145728)) \
+    $emulated run "$work/wide.yaml" -n 2 --run-dir "$work/no0" --set zero.stage=1
+expect 5 "NCCL finds no memory on the GPU .*392.0 MiB are free" "with too little for NCCL alone it is named" \
+    env LS_STANDIN_DEVICES=2 LS_STANDIN_NCCL_MEMORY=629145600 $emulated run "$work/gpt2.yaml" -n 2 --run-dir "$work/no3" --set fault.max_restarts=0
 expect 5 "the GPU has for it 0.1 MiB" "what does not fit is refused before it starts" \
     env LS_STANDIN_DEVICES=1 LS_STANDIN_MEMORY=33700000 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no1"
 expect 5 "Stand-in GPU has 1024.0 MiB: 32.0 were held .* are free" "memory that is gone all the same is accounted for" \

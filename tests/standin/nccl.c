@@ -9,6 +9,9 @@
  *     LS_STANDIN_NCCL_DIE=RANK:N        the process is killed inside the collective
  *     LS_STANDIN_NCCL_HANG=RANK:N       the rank does not take part, until it is aborted
  *     LS_STANDIN_NCCL_FAIL=RANK:N       the rank meets ncclRemoteError
+ *     LS_STANDIN_NCCL_MEMORY=BYTES      of the GPU, that a communicator takes when it is made, and again with the first
+ *                                       collective over each of its rings, trees (all-reduces below 64 KiB) and pairs:
+ *                                       NCCL connects what it has not used yet when it is used (NCCL_RUNTIME_CONNECT)
  *
  * Ranks must be those of MPI_COMM_WORLD. */
 #define _GNU_SOURCE
@@ -30,9 +33,10 @@
 #include <unistd.h>
 
 /* How often a communicator that does not block answers "in progress" after a call. */
-enum { BUSY_ANSWERS = 3, GROUP_MAX = 4096, SLEEP_NS = 50000 };
+enum { BUSY_ANSWERS = 3, GROUP_MAX = 4096, SLEEP_NS = 50000, TREE_BYTES = 64 << 10 };
 
 enum kind { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, SEND, RECEIVE };
+enum connection { OWN, RING, TREE, PAIRS, CONNECTIONS };
 
 struct operation {
     enum kind kind;
@@ -52,7 +56,8 @@ struct ncclComm {
     atomic_int error; /* ncclResult_t */
     atomic_bool aborted;
     uint64_t groups;
-    ncclComm_t *child_place; /* a split in progress */
+    void *memory[CONNECTIONS]; /* on the device, that a connection holds */
+    ncclComm_t *child_place;   /* a split in progress */
     ncclComm_t child;
 };
 
@@ -77,7 +82,7 @@ static _Thread_local struct {
     struct operation operations[GROUP_MAX];
 } group;
 
-static _Thread_local char last_error[256];
+static char last_error[256]; /* of the process, as NCCL's */
 
 static ncclResult_t refuse(ncclResult_t result, const char *text) {
     snprintf(last_error, sizeof last_error, "%s", text);
@@ -129,6 +134,17 @@ static ncclResult_t check(ncclComm_t comm) {
     return (ncclResult_t)atomic_load(&comm->error);
 }
 
+/* Takes what a connection needs, once; false: the GPU does not have it, which the communicator says when it is asked.
+ */
+static bool connect_by(ncclComm_t comm, enum connection connection) {
+    const char *text = getenv("LS_STANDIN_NCCL_MEMORY");
+    const size_t bytes = text ? strtoull(text, NULL, 10) : 0;
+    if (bytes == 0 || comm->memory[connection] || !cudaMalloc(&comm->memory[connection], bytes)) return true;
+    snprintf(last_error, sizeof last_error, "Failed to CUDA calloc %zu bytes", bytes);
+    atomic_store(&comm->error, ncclUnhandledCudaError);
+    return false;
+}
+
 static ncclComm_t make(MPI_Comm mpi, bool blocking) {
     ncclComm_t comm = calloc(1, sizeof *comm);
     if (!comm) return NULL;
@@ -138,6 +154,7 @@ static ncclComm_t make(MPI_Comm mpi, bool blocking) {
     MPI_Comm_rank(mpi, &comm->rank);
     MPI_Comm_size(mpi, &comm->size);
     MPI_Comm_rank(MPI_COMM_WORLD, &comm->world_rank);
+    connect_by(comm, OWN);
     return comm;
 }
 
@@ -234,6 +251,7 @@ ncclResult_t ncclCommFinalize(ncclComm_t comm) {
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
     MPI_Comm_free(&comm->mpi);
+    for (int connection = 0; connection < CONNECTIONS; connection++) cudaFree(comm->memory[connection]);
     release(comm);
     return ncclSuccess;
 }
@@ -396,8 +414,15 @@ static bool is_on_device(const void *memory, size_t bytes) {
     return bytes == 0 || ls_standin_is_device_memory(memory, bytes);
 }
 
+static enum connection connection_of(const struct operation *operation) {
+    if (operation->kind >= SEND) return PAIRS;
+    return operation->kind == ALL_REDUCE && operation->count * bytes_of(operation->type) < TREE_BYTES ? TREE : RING;
+}
+
 static ncclResult_t submit(void) {
     const size_t bytes = group.count * sizeof group.operations[0];
+    for (size_t i = 0; i < group.count; i++)
+        if (!connect_by(group.comm, connection_of(&group.operations[i]))) return accept(group.comm);
     struct batch *batch = malloc(sizeof *batch + bytes);
     if (!batch) return refuse(ncclSystemError, "no memory");
     batch->comm = group.comm;

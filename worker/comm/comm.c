@@ -45,6 +45,11 @@ void ls_comm_set_watch(struct ls_comm *comm, struct ls_progress_record *record) 
     comm->watch = record;
 }
 
+enum ls_code ls_comm_warm_up(struct ls_comm *comm, int64_t most, bool slices, bool pairs, struct ls_error *error) {
+    if (comm->size == 1 || !comm->operations->warm_up) return LS_OK;
+    return comm->operations->warm_up(comm, most, slices, pairs, error);
+}
+
 void ls_comm_destroy(struct ls_comm *comm) {
     if (!comm) return;
     free(comm->signatures);

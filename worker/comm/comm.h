@@ -77,6 +77,12 @@ enum ls_code ls_comm_share(struct ls_comm *comm, const struct ls_error *own, int
  * a part are those of `comm`. LS_MEMORY, LS_COMMUNICATION. */
 enum ls_code ls_comm_split(struct ls_comm *comm, int color, int key, struct ls_comm **part, struct ls_error *error);
 
+/* Where a library carries the collectives on streams, it takes memory of the GPU with the first of them: this runs
+ * some of up to `most` bytes, so that what is taken is taken now. `slices`: reduce-scatters and all-gathers too;
+ * `pairs`: what exchanges and sums of bf16 are made of. Nothing counts them. Collective, every rank with the same
+ * arguments; nothing happens over MPI and threads. LS_MEMORY, LS_COMMUNICATION, on all ranks or before a loss. */
+enum ls_code ls_comm_warm_up(struct ls_comm *comm, int64_t most, bool slices, bool pairs, struct ls_error *error);
+
 /* Agreement check: before each collective the ranks compare (number, block, bytes, kind and type), and all of them fail
  * with LS_COMMUNICATION, naming two that differ. On in debug builds (LS_DEBUG). All ranks set the same, while no
  * collective is under way. */

@@ -37,6 +37,8 @@ struct ls_comm_operations {
                            void *all, struct ls_error *error);
     enum ls_code (*split)(struct ls_comm *comm, int rank, int size, const int *members, struct ls_comm **part,
                           struct ls_error *error);
+    /* NULL: there is nothing to take. */
+    enum ls_code (*warm_up)(struct ls_comm *comm, int64_t most, bool slices, bool pairs, struct ls_error *error);
     void (*destroy)(struct ls_comm *comm);
 };
 

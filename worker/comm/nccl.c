@@ -222,6 +222,59 @@ static enum ls_code nccl_enqueue(struct ls_comm *comm, struct ls_stream *stream,
     return code;
 }
 
+/* ---- what NCCL takes with its first collectives ---- */
+
+/* NCCL connects a ring, a tree, or a pair of ranks when it is used for the first time, and takes the buffers of the
+ * connection then; by which of them a collective goes follows from its kind and bytes. */
+enum { FIRST_BYTES = 1 << 10, FIRST_FACTOR = 8 };
+
+/* One element from each to each: buffer[size]. */
+static ncclResult_t put_pairs(struct nccl_comm *comm, const void *argument, cudaStream_t stream) {
+    uint16_t *buffer = *(uint16_t *const *)argument;
+    ncclResult_t result = ncclSuccess;
+    for (int peer = 0; peer < comm->common.size && result == ncclSuccess; peer++)
+        if (peer != comm->common.rank)
+            result = put_pair(comm, peer, buffer + comm->common.rank, 1, buffer + peer, 1, stream);
+    return result;
+}
+
+static enum ls_code put_first(struct nccl_comm *comm, cudaStream_t stream, void *buffer, int64_t bytes, bool slices,
+                              struct ls_error *error) {
+    const int64_t count = bytes / (int64_t)sizeof(float), slice = count / comm->common.size;
+    const struct ls_collective whole = {.kind = LS_ALL_REDUCE, .buffer = buffer, .count = count},
+                               scatter = {.kind = LS_REDUCE_SCATTER, .buffer = buffer, .count = slice},
+                               gather = {.kind = LS_ALL_GATHER, .buffer = buffer, .count = slice};
+    enum ls_code code = run_group(comm, "a first all-reduce", put_reduction, &whole, stream, error);
+    if (!code && slices && slice > 0)
+        code = run_group(comm, "a first reduce-scatter", put_reduction, &scatter, stream, error);
+    if (!code && slices && slice > 0)
+        code = run_group(comm, "a first all-gather", put_all_gather, &gather, stream, error);
+    return code;
+}
+
+static enum ls_code nccl_warm_up(struct ls_comm *comm, int64_t most, bool slices, bool pairs, struct ls_error *error) {
+    struct nccl_comm *nccl = (struct nccl_comm *)comm;
+    struct ls_device *device = nccl->team->options.device;
+    const int64_t room = most > 2 * comm->size ? most : 2 * comm->size;
+    struct ls_stream *stream = ls_stream_create(device, true);
+    uint16_t *buffer = ls_device_allocate(device, (size_t)room);
+    struct ls_error own = {.code = LS_OK};
+    int failed_rank;
+    if (!stream || !buffer)
+        ls_fail(&own, LS_MEMORY, LS_SCOPE_RANK,
+                "communication: no device memory for a first collective of %lld bytes. Give this run a GPU of its own.",
+                (long long)room);
+    enum ls_code code = ls_comm_agree(nccl->host, &own, &failed_rank, error);
+    for (int64_t bytes = FIRST_BYTES; bytes <= most && !code; bytes *= FIRST_FACTOR)
+        code = put_first(nccl, ls_cuda_stream(stream), buffer, bytes, slices, error);
+    if (!code && pairs) code = run_group(nccl, "a first exchange", put_pairs, &buffer, ls_cuda_stream(stream), error);
+    if (!code) code = ls_stream_synchronize(stream, error);
+    if (!code) code = ls_nccl_team_check(nccl->team, error);
+    if (stream) ls_stream_destroy(stream);
+    ls_device_free(device, buffer);
+    return code;
+}
+
 /* ---- the host's collectives: over MPI, as long as the team is whole before and after ---- */
 
 static enum ls_code nccl_sum_u64(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error) {
@@ -342,6 +395,7 @@ static const struct ls_comm_operations nccl_operations = {
     .broadcast = nccl_broadcast,
     .gather = nccl_gather,
     .split = nccl_split,
+    .warm_up = nccl_warm_up,
     .destroy = nccl_destroy,
 };
 

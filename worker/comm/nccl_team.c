@@ -76,10 +76,11 @@ enum ls_code ls_nccl_team_check(struct ls_nccl_team *team, struct ls_error *erro
     if (!atomic_load(&team->failed)) return LS_OK;
     pthread_mutex_lock(&team->mutex);
     if (error) *error = team->failure;
+    const enum ls_code code = team->failure.code;
     const int64_t linger = team->failed_ns + LINGER_MILLISECONDS * INT64_C(1000000) - now_ns();
     pthread_mutex_unlock(&team->mutex);
     if (linger > 0) sleep_ns(linger);
-    return LS_COMMUNICATION;
+    return code;
 }
 
 enum ls_code ls_nccl_team_fail(struct ls_nccl_team *team, const struct ls_error *failure, struct ls_error *error) {
@@ -121,6 +122,14 @@ static void describe_nccl_error(const struct ls_nccl_team *team, ncclResult_t re
         sleep_ns(WATCH_MILLISECONDS * 1000000);
     }
     const char *detail = handle ? team->library->ncclGetLastError(handle) : NULL;
+    if (result == ncclUnhandledCudaError && detail &&
+        (strstr(detail, "out of memory") || strstr(detail, "Failed to CUDA"))) {
+        ls_fail(failure, LS_MEMORY, LS_SCOPE_RANK,
+                "communication: NCCL finds no memory on the GPU in %s (%s), %.1f MiB are free. Lower "
+                "train.micro_batch_size, or end other programs on the device.",
+                call, detail, (double)ls_device_free_bytes(team->options.device) / 1048576);
+        return;
+    }
     ls_fail(failure, LS_COMMUNICATION, LS_SCOPE_JOB,
             "communication: NCCL reports '%s' in %s%s%s. A rank or the network between ranks is lost: see the other "
             "ranks' logs; NCCL_DEBUG=WARN makes NCCL say more.",
@@ -136,7 +145,8 @@ enum ls_code ls_nccl_team_settle(struct ls_nccl_team *team, struct ls_nccl_membe
             sched_yield();
         else
             sleep_ns(POLL_SLEEP_NS);
-        if (ls_nccl_team_check(team, error)) return LS_COMMUNICATION;
+        const enum ls_code code = ls_nccl_team_check(team, error);
+        if (code) return code;
         pthread_mutex_lock(&team->mutex);
         ncclResult_t asked =
             member->handle ? team->library->ncclCommGetAsyncError(member->handle, &result) : ncclSuccess;

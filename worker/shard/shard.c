@@ -6,18 +6,37 @@
 
 #include <stdlib.h>
 
+enum { FIRST_BYTES_MOST = 32 << 20, FIRST_BYTES_SHARED = 64 << 10 };
+
+/* The communicators take of the GPU what they need for collectives of the kinds that a step has, up to about the
+ * largest block's size: before the arena takes what is left, and counted apart from it. */
+static enum ls_code warm_up(const struct ls_config *config, const struct ls_shard_comms *comms,
+                            struct ls_error *error) {
+    const bool fixed = config->train.reduction == LS_REDUCTION_FIXED, slices = config->zero.stage > 0 || fixed,
+               pairs = fixed || config->zero.gradient_dtype == LS_GRADIENT_BF16;
+    const int64_t limit = config->gpu.share ? FIRST_BYTES_SHARED : FIRST_BYTES_MOST,
+                  largest = config->model.vocab_size * config->model.hidden_size * (int64_t)sizeof(float);
+    struct ls_comm *const all[] = {comms->world, comms->group != comms->world ? comms->group : NULL, comms->across};
+    enum ls_code code = LS_OK;
+    for (size_t i = 0; i < sizeof all / sizeof *all && !code; i++)
+        if (all[i]) code = ls_comm_warm_up(all[i], largest < limit ? largest : limit, slices, pairs, error);
+    return code;
+}
+
 enum ls_code ls_shard_comms_create(const struct ls_config *config, struct ls_comm *world, struct ls_shard_comms *comms,
                                    struct ls_error *error) {
     const int replicas = (int)ls_shard_replicas(config), ranks = ls_comm_size(world) / replicas;
     struct ls_shard_comms made = {.world = world, .group = world};
+    enum ls_code code = LS_OK;
     if (replicas > 1) {
         const int rank = ls_comm_rank(world);
-        enum ls_code code = ls_comm_split(world, rank / ranks, rank, &made.group, error);
+        code = ls_comm_split(world, rank / ranks, rank, &made.group, error);
         if (!code) code = ls_comm_split(world, rank % ranks, rank, &made.across, error);
-        if (code) {
-            ls_shard_comms_destroy(&made);
-            return code;
-        }
+    }
+    if (!code) code = warm_up(config, &made, error);
+    if (code) {
+        ls_shard_comms_destroy(&made);
+        return code;
     }
     *comms = made;
     return LS_OK;

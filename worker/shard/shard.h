@@ -57,8 +57,8 @@ int64_t ls_shard_slice_unit(const struct ls_config *config);
 struct ls_shard_comms {
     struct ls_comm *world, *group, *across;
 };
-/* Splits `world`; collective when there are several groups, and then without other ways to fail than a lost rank or
- * no memory. */
+/* Splits `world`, and has all of them take what they need of a GPU (ls_comm_warm_up()); collective when there are
+ * several groups or GPUs, and then without other ways to fail than a lost rank or no memory. */
 enum ls_code ls_shard_comms_create(const struct ls_config *config, struct ls_comm *world, struct ls_shard_comms *comms,
                                    struct ls_error *error);
 void ls_shard_comms_destroy(struct ls_shard_comms *comms);

@@ -18,8 +18,9 @@ bundle=$work/lockstep-bundle
 
 steps=machine,attention,stages,memory
 [ "$LS_TEST_LONG" = 0 ] || steps=machine,kernels,parity,training,attention,stages,fixed,loss,memory,bench_kernels,bench,sanitizer
-# As on a machine with several GPUs, of which it takes one.
-expect 0 'all that ran passed' "its steps pass over the stand-ins" env LS_STANDIN_DEVICES=4 "$bundle/bin/gpu-check" --tiny --seconds 1000 --only $steps -o "$work/report"
+# As on a machine with several GPUs, of which it takes one, in a job of one task.
+expect 0 'all that ran passed' "its steps pass over the stand-ins" env LS_STANDIN_DEVICES=4 SLURM_JOB_ID=7 SLURM_JOB_NODELIST="$(hostname)" \
+    SLURM_TASKS_PER_NODE=1 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 "$bundle/bin/gpu-check" --tiny --seconds 1000 --only $steps -o "$work/report"
 report=$work/report
 row() { grep -qE "^\| $1 \| .* \| $2 \| [0-9]+ \|$" "$report/report.md"; }
 unsaid=0

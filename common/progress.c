@@ -276,8 +276,19 @@ static uint64_t start_time_of(uint64_t pid) {
     return strtoull(next + 1, NULL, 10);
 }
 
+/* What was there before: a run whose folder was removed and made again has attempts of the same name. */
+static void forget(struct ls_progress_record *record) {
+    _Atomic uint64_t *const fields[] = {
+        &record->collective,  &record->collective_done, &record->host_collective, &record->host_collective_done,
+        &record->reported_ns, &record->operations,      &record->attempt_over,    &record->asked_to_end};
+    store(&record->pid, 0); /* nobody's from here on */
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) store(fields[i], 0);
+    for (int i = 0; i < LS_PROGRESS_OPERATIONS; i++) store(&record->ring[i].when_ns, 0);
+}
+
 void ls_progress_enter(struct ls_progress_record *record) {
     uint64_t pid = (uint64_t)getpid();
+    forget(record);
     store(&record->world_rank, UINT64_MAX);
     store(&record->exit_code, UINT64_MAX);
     store(&record->gpu, UINT64_MAX);

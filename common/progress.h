@@ -99,7 +99,8 @@ enum ls_code ls_progress_open_existing(const char *run_id, int64_t attempt, stru
 int ls_progress_ranks(const struct ls_progress *progress);
 /* Valid until the file is closed. */
 struct ls_progress_record *ls_progress_record(struct ls_progress *progress, int local_rank);
-/* Writes this process into its record: pid and start time, phase LS_PHASE_START, no world rank, no exit code. */
+/* Writes this process into its record: pid and start time, phase LS_PHASE_START, no world rank, no exit code, and
+ * nothing of whoever had the record before. */
 void ls_progress_enter(struct ls_progress_record *record);
 /* Stores phase, step, micro-batch and block and counts the beat. */
 void ls_progress_mark(struct ls_progress_record *record, enum ls_phase phase, uint64_t step, uint64_t micro_batch,

@@ -5,6 +5,7 @@
 #include "common/checkpoint_folder.h"
 #include "common/corpus.h"
 #include "common/files.h"
+#include "common/leftovers.h"
 #include "coordinator/prometheus.h"
 #include "worker/advice.h"
 #include "worker/gpus.h"
@@ -14,6 +15,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -228,6 +230,8 @@ static enum ls_code begin_attempt(struct ls_run *run, const struct ls_run_option
         run->unheard_step = last.step;
     }
     wish.attempt = before.attempt + 1;
+    /* Another run that was here before, and is gone with its folder, may have left what this one's will be called. */
+    ls_leftovers_remove_memory(run->directory.run_id, INT64_MAX);
     if (code == LS_OK) code = ls_run_find_start(&wish, &run->start, error);
     if (code != LS_OK) return code;
     run->attempt = run->start.attempt;

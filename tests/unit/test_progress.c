@@ -63,6 +63,32 @@ static void a_record_stays_readable_after_its_process_died(void **unused) {
 }
 
 /* What a rank did last is there for the reader after it is dead: the last 64, the oldest first. */
+/* A run whose folder was removed while it ran, and made again, has attempts of the same name. */
+static void who_enters_takes_nothing_over_from_who_was_there(void **unused) {
+    (void)unused;
+    struct ls_progress *progress;
+    struct ls_progress_view view;
+    assert_int_equal(ls_progress_open(run_id, 3, 1, &progress, NULL), LS_OK);
+    struct ls_progress_record *record = ls_progress_record(progress, 0);
+    ls_progress_enter(record);
+    record->world_rank = 7;
+    record->attempt_over = 1;
+    record->asked_to_end = 1;
+    record->reported_ns = 12;
+    record->exit_code = 6;
+    ls_progress_end_collective(record, true, 90, ls_progress_begin_collective(record, true, 90, 1));
+    ls_progress_begin_collective(record, false, 91, -1);
+    ls_progress_enter(record);
+    ls_progress_read(record, true, &view);
+    assert_true(record->attempt_over == 0 && record->asked_to_end == 0 && record->reported_ns == 0);
+    assert_true(view.world_rank == UINT64_MAX && view.exit_code == UINT64_MAX && view.phase == LS_PHASE_START);
+    assert_true(view.collective == 0 && view.collective_done == 0);
+    assert_true(view.host_collective == 0 && view.host_collective_done == 0);
+    assert_int_equal(view.count, 1); /* that it started */
+    assert_int_equal(view.pid, getpid());
+    ls_progress_close(progress);
+}
+
 static void the_last_operations_stay_readable(void **unused) {
     (void)unused;
     struct ls_progress *progress;
@@ -187,6 +213,7 @@ static void every_phase_has_a_name_and_other_values_are_unknown(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_record_stays_readable_after_its_process_died, make_name, remove_file),
+        cmocka_unit_test_setup_teardown(who_enters_takes_nothing_over_from_who_was_there, make_name, remove_file),
         cmocka_unit_test_setup_teardown(the_last_operations_stay_readable, make_name, remove_file),
         cmocka_unit_test(records_may_be_missing),
         cmocka_unit_test_setup_teardown(a_zombie_is_not_alive, make_name, remove_file),

@@ -41,6 +41,7 @@ struct ls_saver {
     /* Under the mutex, but what the thread writes while WRITING: it reads that itself without. */
     enum phase phase;
     bool closing, given_up;     /* given_up: nobody waits for what is being written */
+    bool awaited;               /* the training thread stands still for what is being written */
     struct saver_block *blocks; /* [block_count] */
     int64_t staged_bytes, drained_bytes;
     char folder[LS_CHECKPOINT_PATH_MAX];
@@ -163,6 +164,17 @@ static enum ls_code write_staged_weights(struct ls_saver *saver, struct job *job
     return code;
 }
 
+/* Tells those who watch this rank that it waits for its disk, and when it goes on. Returns the phase it was in. */
+static uint64_t mark_phase(struct ls_saver *saver, uint64_t phase) {
+    struct ls_progress_record *record = saver->options.progress;
+    if (!record) return 0;
+    const uint64_t before = atomic_load_explicit(&record->phase, memory_order_relaxed);
+    ls_progress_mark(record, (enum ls_phase)phase, atomic_load_explicit(&record->step, memory_order_relaxed),
+                     atomic_load_explicit(&record->micro_batch, memory_order_relaxed),
+                     atomic_load_explicit(&record->block, memory_order_relaxed));
+    return before;
+}
+
 /* Pieces of state that may be read; the mutex is held. Where parameters stay whole, the own slice lies among what a
  * gather is receiving (Open MPI moves it about meanwhile), so state waits for the block's gather. */
 static int64_t count_due_pieces(const struct ls_saver *saver, const struct job *job) {
@@ -180,6 +192,8 @@ static enum turn next_turn(struct ls_saver *saver, struct job *job, int64_t *ava
     const int state_block = (int)(job->piece / LS_CHECKPOINT_KINDS);
     enum turn turn = TURN_DONE;
     pthread_mutex_lock(&saver->mutex);
+    /* A rank whose save gets on does not stand still, however long that takes. */
+    if (saver->awaited) mark_phase(saver, LS_PHASE_CHECKPOINT);
     for (;;) {
         bool weights_due, weights_left;
         if (saver->staged) {
@@ -287,17 +301,6 @@ static bool has_room(const struct ls_saver *saver, int64_t end) {
     return saver->phase != WRITING || end - saver->drained_bytes <= saver->options.weights_bytes;
 }
 
-/* Tells those who watch this rank that it waits for its disk, and when it goes on. Returns the phase it was in. */
-static uint64_t mark_phase(struct ls_saver *saver, uint64_t phase) {
-    struct ls_progress_record *record = saver->options.progress;
-    if (!record) return 0;
-    const uint64_t before = atomic_load_explicit(&record->phase, memory_order_relaxed);
-    ls_progress_mark(record, (enum ls_phase)phase, atomic_load_explicit(&record->step, memory_order_relaxed),
-                     atomic_load_explicit(&record->micro_batch, memory_order_relaxed),
-                     atomic_load_explicit(&record->block, memory_order_relaxed));
-    return before;
-}
-
 /* In the training thread: returns once `condition` holds, or the compute stream has failed. First the stream arrives
  * where the wait is, since what the thread waits for may be queued there; from then on the time is counted. A call on
  * the stream must not wait in its place: the thread copies from the device too, and CUDA may keep its copies behind
@@ -314,7 +317,9 @@ static void wait_until(struct ls_saver *saver, bool (*condition)(const struct ls
     if (!condition(saver, value)) {
         const uint64_t begin = now_ns();
         const uint64_t phase = mark_phase(saver, LS_PHASE_CHECKPOINT);
+        saver->awaited = true;
         while (!condition(saver, value)) pthread_cond_wait(&saver->changed, &saver->mutex);
+        saver->awaited = false;
         mark_phase(saver, phase);
         saver->blocked_ns += now_ns() - begin;
     }
@@ -413,7 +418,9 @@ enum ls_code ls_saver_finish(struct ls_saver *saver, struct ls_file_record *file
         saver->given_up = true;
         pthread_cond_broadcast(&saver->changed);
     }
+    saver->awaited = true;
     while (saver->phase != WRITTEN) pthread_cond_wait(&saver->changed, &saver->mutex);
+    saver->awaited = false;
     if (!code) {
         code = saver->code;
         met = saver->error;

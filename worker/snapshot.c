@@ -19,6 +19,7 @@ struct ls_snapshot {
     float *master, *m, *v; /* [slice_elements] each */
     int64_t slice_elements;
     struct ls_saver *saver;
+    struct ls_progress_record *progress; /* NULL: none */
 };
 
 static int64_t largest_block(const struct ls_model *model) {
@@ -68,6 +69,7 @@ enum ls_code ls_snapshot_create(const struct ls_saver_options *options, struct l
     *made = (struct ls_snapshot){.comm = options->comm,
                                  .device = options->device,
                                  .replica = options->replica,
+                                 .progress = options->progress,
                                  .slice_elements = buffers.slice_elements};
     made->weights = ls_device_allocate_host(made->device, (size_t)buffers.weights_bytes);
     made->master = ls_device_allocate_host(made->device, (size_t)made->slice_elements * sizeof(float));
@@ -139,6 +141,9 @@ static enum ls_code read_piece(struct ls_snapshot *snapshot, const struct source
     enum ls_code code = read_source(source, block, first, count, to.master ? snapshot->master : NULL,
                                     to.m ? snapshot->m : NULL, to.v ? snapshot->v : NULL, error);
     if (code) return code;
+    if (snapshot->progress) /* one that reads gets on, however long all of it takes */
+        ls_progress_mark(snapshot->progress, LS_PHASE_LOAD,
+                         atomic_load_explicit(&snapshot->progress->step, memory_order_relaxed), 0, (uint64_t)block);
     if (to.master) ls_copy_to_device(stream, to.master, snapshot->master, bytes);
     if (to.m) ls_copy_to_device(stream, to.m, snapshot->m, bytes);
     if (to.v) ls_copy_to_device(stream, to.v, snapshot->v, bytes);

@@ -36,6 +36,7 @@ struct run {
     bool bounce;               /* see struct ls_saver_options */
     int unwritable_rank;       /* from 1: this rank finds no folder to save in; 0: none. Weights are not copied then */
     bool evaluate;             /* after the last step */
+    struct ls_progress_record *progress; /* rank 0's, NULL: none */
     void (*after_step)(int rank, int64_t step);
     int flip_rank;     /* from 1: this rank's copy gets a wrong bit ... */
     int64_t flip_step; /* ... before this step, in the first block; 0: none */
@@ -182,6 +183,7 @@ static inline enum ls_code harness_run_rank(struct harness *harness, int rank, s
     struct ls_trainer_options options = {.config = config,
                                          .device = device,
                                          .comm = harness->comms[rank],
+                                         .progress = rank == 0 ? run->progress : NULL,
                                          .start_step = run->start_step,
                                          .start_position =
                                              (uint64_t)(run->start_step * run->config.train.global_batch_size),

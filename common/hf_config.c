@@ -160,11 +160,13 @@ static enum ls_code parse_llama(const json_t *root, struct ls_config *config, st
     const char *activation = text_of(root, "hidden_act");
     if (*activation && strcmp(activation, "silu") != 0)
         return refuse(error, "'hidden_act': '%.60s' is not supported, only silu", activation);
+    /* Of Qwen null is another thing than nothing: as many as there are heads. */
+    const bool few = qwen && !json_object_get(root, "num_key_value_heads");
     enum ls_code code = read_size(root, "hidden_size", NULL, 0, &config->model.hidden_size, error);
     if (!code) code = read_size(root, "num_hidden_layers", NULL, 0, &config->model.num_hidden_layers, error);
     if (!code) code = read_size(root, "num_attention_heads", NULL, 0, &config->model.num_attention_heads, error);
     if (!code)
-        code = read_size(root, "num_key_value_heads", NULL, qwen ? 32 : config->model.num_attention_heads,
+        code = read_size(root, "num_key_value_heads", NULL, few ? 32 : config->model.num_attention_heads,
                          &config->model.num_key_value_heads, error);
     if (!code) code = read_size(root, "intermediate_size", NULL, 0, &config->model.intermediate_size, error);
     if (!code)

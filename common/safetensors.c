@@ -195,12 +195,18 @@ enum ls_code ls_safetensors_parse(const void *bytes, size_t count, int64_t file_
     return LS_OK;
 }
 
+/* Where its storage does not answer nothing is known of the file. */
+static enum ls_code refuse_read(const char *name, int cause, struct ls_error *error) {
+    return ls_fail(error, LS_CHECKPOINT, ls_file_scope(cause, LS_SCOPE_CALL), "cannot read %s: %s", name,
+                   cause == ENODATA ? "the file became shorter" : strerror(cause));
+}
+
 static enum ls_code read_header(int file, const char *name, struct ls_safetensors **result, struct ls_error *error) {
     struct stat status;
     unsigned char prefix[8];
     size_t length = 0;
     if (fstat(file, &status) || (status.st_size >= 8 && ls_pread_all(file, prefix, sizeof prefix, 0)))
-        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "cannot read %s: %s", name, strerror(errno));
+        return refuse_read(name, errno, error);
     size_t available = status.st_size >= 8 ? 8 : 0;
     enum ls_code code = header_length(prefix, available, status.st_size, &length, error);
     if (code) return code;
@@ -209,7 +215,7 @@ static enum ls_code read_header(int file, const char *name, struct ls_safetensor
         return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory for the %zu bytes of the header of %s", length,
                        name);
     if (ls_pread_all(file, bytes, 8 + length, 0))
-        code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "cannot read %s: %s", name, strerror(errno));
+        code = refuse_read(name, errno, error);
     else
         code = ls_safetensors_parse(bytes, 8 + length, status.st_size, result, error);
     free(bytes);
@@ -217,8 +223,9 @@ static enum ls_code read_header(int file, const char *name, struct ls_safetensor
 }
 
 enum ls_code ls_safetensors_open(int folder, const char *name, struct ls_safetensors **result, struct ls_error *error) {
-    int file = ls_file_open_under(folder, name, LS_CHECKPOINT, error);
-    if (file < 0) return LS_CHECKPOINT;
+    struct ls_error own = {.code = LS_OK};
+    int file = ls_file_open_under(folder, name, LS_CHECKPOINT, error ? error : &own);
+    if (file < 0) return error ? error->code : own.code;
     enum ls_code code = read_header(file, name, result, error);
     if (code) {
         close(file);
@@ -258,8 +265,8 @@ enum ls_code ls_safetensors_read(const struct ls_safetensors *safetensors, const
                        (long long)total, (long long)count, (long long)first);
     if (ls_pread_all(safetensors->file, elements, (size_t)(count * size),
                      safetensors->data_offset + tensor->begin + first * size))
-        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL, "cannot read tensor '%.120s': %s", tensor->name,
-                       errno == ENODATA ? "the file became shorter" : strerror(errno));
+        return ls_fail(error, LS_CHECKPOINT, ls_file_scope(errno, LS_SCOPE_CALL), "cannot read tensor '%.120s': %s",
+                       tensor->name, errno == ENODATA ? "the file became shorter" : strerror(errno));
     return LS_OK;
 }
 

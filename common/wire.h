@@ -192,6 +192,7 @@ struct ls_message {
             char text[LS_WIRE_TEXT_BYTES];
             bool replicas_differ; /* behind `step`; rank -1: whose copy is wrong is not known */
             int64_t good_step;
+            bool unloadable; /* the checkpoint that the attempt starts from is no good */
         } fault;
         struct ls_node_report report;
         struct {

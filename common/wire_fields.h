@@ -28,7 +28,7 @@
 #define SAVING_FIELDS(X)      X(step) X(order) X(stop)
 #define PART_FIELDS(X)        X(step) X(rank) X(optimizer_steps) X(seconds)
 #define SAVE_FAILED_FIELDS(X) X(step) X(rank)
-#define FAULT_FIELDS(X)       X(rank) X(step) X(code) X(replicas_differ) X(good_step)
+#define FAULT_FIELDS(X)       X(rank) X(step) X(code) X(replicas_differ) X(good_step) X(unloadable)
 #define REPORT_FIELDS(X)                                                                                               \
     X(beat)                                                                                                            \
     X(pid)                                                                                                             \

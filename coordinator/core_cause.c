@@ -174,7 +174,7 @@ void core_on_fault(struct ls_core *core, const struct ls_core_event *event, stru
                                .scope = LS_SCOPE_JOB,
                                .rank = event->fault.rank};
     bool loading = core->done_step == start && step <= start + 1 && !core->save.open;
-    if (code == LS_CHECKPOINT && start > 0 && loading) blame.below_step = start;
+    if (code == LS_CHECKPOINT && event->fault.unloadable && start > 0 && loading) blame.below_step = start;
     if (code == LS_NONFINITE && core->options.nonfinite == LS_NONFINITE_ROLLBACK && has_room_for(core, step))
         blame.below_step = step;
     core_blame(core, &blame, out, "rank %d on %s, step %lld: %s", event->fault.rank, core_host(core, event->fault.rank),

@@ -303,6 +303,7 @@ static void on_worker(struct ls_server *server, ls_connection name, const struct
         event.fault.step = message->fault.step;
         event.fault.code = (enum ls_code)message->fault.code;
         event.fault.text = message->fault.text;
+        event.fault.unloadable = message->fault.unloadable;
         break;
     case LS_MESSAGE_SAVE_REQUEST:
         event.kind = LS_EVENT_SIGNAL;

@@ -58,7 +58,7 @@ struct report {
             int64_t rank, step;
             int32_t code;
             char text[LS_WIRE_TEXT_BYTES];
-            bool replicas_differ;
+            bool replicas_differ, unloadable;
             int64_t good_step;
         } words; /* FAULT, SAVE_FAILED */
     };
@@ -184,6 +184,7 @@ static bool send_report(struct ls_session *session, const struct report *report)
         message.fault.code = report->words.code;
         message.fault.replicas_differ = report->words.replicas_differ;
         message.fault.good_step = report->words.good_step;
+        message.fault.unloadable = report->words.unloadable;
         memcpy(message.fault.text, report->words.text, sizeof message.fault.text);
         break;
     case LS_MESSAGE_SAVE_FAILED:
@@ -647,20 +648,22 @@ void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int
     end_report(session);
 }
 
-static void say(struct ls_session *session, enum ls_message_kind kind, int64_t rank, int64_t step, int code,
-                const char *text) {
+/* With the mutex locked: the next report, filled but for what only some say. */
+static struct report *begin_words(struct ls_session *session, enum ls_message_kind kind, int64_t rank, int64_t step,
+                                  int code, const char *text) {
     struct report *slot = begin_report(session, kind);
     slot->words.rank = rank;
     slot->words.step = step;
     slot->words.code = code;
-    slot->words.replicas_differ = false;
+    slot->words.replicas_differ = slot->words.unloadable = false;
     slot->words.good_step = 0;
     snprintf(slot->words.text, sizeof slot->words.text, "%s", text);
-    end_report(session);
+    return slot;
 }
 
 void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t rank, const char *text) {
-    say(session, LS_MESSAGE_SAVE_FAILED, rank, step, 0, text);
+    begin_words(session, LS_MESSAGE_SAVE_FAILED, rank, step, 0, text);
+    end_report(session);
 }
 
 void ls_session_request_save(struct ls_session *session) {
@@ -683,19 +686,22 @@ static void await_end(struct ls_session *session) {
 }
 
 void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error) {
-    say(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
+    begin_words(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
+    end_report(session);
+    await_end(session);
+}
+
+void ls_session_unloadable(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error) {
+    begin_words(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text)->words.unloadable = true;
+    end_report(session);
     await_end(session);
 }
 
 void ls_session_replicas_differ(struct ls_session *session, int64_t rank, int64_t step, int64_t good_step,
                                 const struct ls_error *error) {
-    struct report *slot = begin_report(session, LS_MESSAGE_FAULT);
-    slot->words.rank = rank;
-    slot->words.step = step;
-    slot->words.code = error->code;
+    struct report *slot = begin_words(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
     slot->words.replicas_differ = true;
     slot->words.good_step = good_step;
-    snprintf(slot->words.text, sizeof slot->words.text, "%s", error->text);
     end_report(session);
     await_end(session);
 }

@@ -72,6 +72,9 @@ void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t ra
 void ls_session_request_save(struct ls_session *session);
 /* Says that this run ends because of an error of `rank`; waits up to a second for the coordinator to end it. */
 void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error);
+/* The same for a checkpoint: it was read, and is not what it should be, so that the run has to go on from another one.
+ */
+void ls_session_unloadable(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error);
 /* The same for copies of the parameters that differ behind `step`, that of `rank` being wrong (-1: not known), and were
  * last found equal behind `good_step` (-1: never). */
 void ls_session_replicas_differ(struct ls_session *session, int64_t rank, int64_t step, int64_t good_step,

@@ -42,8 +42,9 @@ struct ls_worker {
     struct ls_worker_options options;
     struct ls_comm *comm, *team; /* team: the trainer's, over NCCL where ranks are on GPUs, else the same */
     int rank, failed_rank;
-    int sharers; /* ranks on this rank's GPU; 0: CPUs */
-    bool shared; /* the error is every rank's */
+    int sharers;     /* ranks on this rank's GPU; 0: CPUs */
+    bool shared;     /* the error is every rank's */
+    bool unloadable; /* it is that the checkpoint to start from is no good */
     bool log_is_open;
     bool failed;                /* nothing is left to be said to the coordinator */
     struct ls_session *session; /* rank 0 */
@@ -453,7 +454,11 @@ static enum ls_code load(struct ls_worker *worker, struct ls_error *error) {
     if (!code) code = connect(worker, error);
     if (!code) code = alone(worker, create_trainer, error);
     if (!code) code = ls_trainer_tune(worker->trainer, worker->welcome.run_directory, error);
-    return code ? code : alone(worker, fill, error);
+    if (code) return code;
+    code = alone(worker, fill, error);
+    /* Of storage that does not answer, or keeps this host out, nothing follows for the checkpoint. */
+    worker->unloadable = code == LS_CHECKPOINT && worker->welcome.checkpoint[0] && error->scope != LS_SCOPE_NODE;
+    return code;
 }
 
 static enum ls_code set_up(struct ls_worker *worker, struct ls_error *error) {
@@ -623,9 +628,9 @@ enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
     if (difference && worker->rank == 0 && worker->session)
         ls_session_replicas_differ(worker->session, difference->rank, difference->step, difference->good_step, error);
     else if (worker->rank == 0 && worker->session)
-        ls_session_fault(worker->session, worker->failed_rank >= 0 ? worker->failed_rank : worker->rank,
-                         worker->trainer ? ls_trainer_steps_done(worker->trainer) + 1 : worker->welcome.start_step,
-                         error);
+        (worker->unloadable ? ls_session_unloadable : ls_session_fault)(
+            worker->session, worker->failed_rank >= 0 ? worker->failed_rank : worker->rank,
+            worker->trainer ? ls_trainer_steps_done(worker->trainer) + 1 : worker->welcome.start_step, error);
     return code;
 }
 

@@ -3,12 +3,14 @@
  *     LS_HANG        read: in pread, once the file LS_HANG_FILE exists
  *                    mpi:  in MPI_Init
  *                    open: in the opening of a file whose name contains LS_HANG_NAME
+ *                    fail: not at all, but files whose name contains LS_HANG_NAME cannot be opened: EIO
  *                    slow: not at all, but each pread takes LS_HANG_MICROSECONDS more
  *                    flip: not at all, but once the file LS_HANG_FILE exists, every matrix of the next products has the
  *                          lowest bit of its first number wrong, once each: weights are among them in each forward
  * The hang is a read from a FIFO, LS_HANG_FIFO, that nobody writes to. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -49,9 +51,22 @@ int open(const char *path, int flags, ...) {
     va_end(arguments);
     const char *name = getenv("LS_HANG_NAME");
     if (is_meant("open") && name && strstr(path, name)) hang();
+    if (is_meant("fail") && name && strstr(path, name) && (errno = EIO)) return -1;
     return next(path, flags, mode);
 }
 int open64(const char *path, int flags, ...) __attribute__((alias("open")));
+
+int openat(int folder, const char *path, int flags, ...) {
+    int (*next)(int, const char *, int, ...) = dlsym(RTLD_NEXT, "openat");
+    va_list arguments;
+    va_start(arguments, flags);
+    const mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(arguments, mode_t) : 0;
+    va_end(arguments);
+    const char *name = getenv("LS_HANG_NAME");
+    if (is_meant("fail") && name && strstr(path, name) && (errno = EIO)) return -1;
+    return next(folder, path, flags, mode);
+}
+int openat64(int folder, const char *path, int flags, ...) __attribute__((alias("openat")));
 
 enum { FLIP_PRODUCTS = 64 }; /* at least those of one forward of configs/tiny-gpt2.yaml, which needs every weight */
 

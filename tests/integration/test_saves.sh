@@ -167,6 +167,23 @@ else
     skip "a full disk during a save beside training" "mounting a small tmpfs is not allowed here"
 fi
 
+# ---- storage that does not answer ----
+
+${CC:-cc} -shared -fPIC -O1 -Wall -Wextra -Werror -o fail.so "$source_folder/hang.c" -ldl || exit 1
+blind() { # NAME: rank 0 cannot open files of that name
+    env TMPDIR="$work/here" LD_PRELOAD="$work/here/fail.so" LS_HANG=fail LS_HANG_RANK=0 LS_HANG_NAME="$1" \
+        lockstep run run.yaml --run-dir blind -n 2 --resume "${further[@]}"
+}
+further=(--set train.steps=12 --accept train.steps --set checkpoint.every_steps=4 --set checkpoint.keep=0)
+check "a run with two checkpoints" run blind -n 2 --set train.steps=8 --set checkpoint.every_steps=4 --set checkpoint.keep=0
+there=$(names blind)
+expect 4 "rank 0 .*Input/output error" "a rank whose storage does not answer as it loads ends the run with 4" blind rank-00001.safetensors
+check "and no checkpoint is passed over for it" test "$(names blind)" = "$there"
+expect 4 "does not see the run directory" "nor for a host that does not see the run directory" blind /token
+check "as it says" test "$(names blind)" = "$there"
+expect 0 "steps +12 of 12" "once storage answers the run goes on from the newest one" \
+    lockstep run run.yaml --run-dir blind -n 2 --resume "${further[@]}"
+
 # ---- a crash at any moment ----
 
 # Every process of the run dies at once, as when the host loses power: after a random time while there is always a save under way.
@@ -175,6 +192,21 @@ tree() { # PID: it and its descendants
     echo "$1"
     for child in $(pgrep -P "$1"); do tree "$child"; done
 }
+
+# What the first attempt had in shared memory is there when the next run's first attempt begins.
+begin_run again lockstep run run.yaml --run-dir again -n 2 --set train.steps=1000000
+until_steps again 2
+id=$(tr '\0' '\n' <"/proc/$(worker_pid again 0)/environ" | sed -n 's/^LOCKSTEP_RUN_ID=//p')
+# shellcheck disable=SC2046
+kill -KILL $(tree "${supervisors[again]}") 2>/dev/null
+wait "${supervisors[again]}" 2>/dev/null
+end_watched "${supervisors[again]}"
+until_true 60 "nothing is left of a run that was killed" $$ again.err flock --nonblock again/lock true
+check "but its shared memory" test -e "/dev/shm/lockstep-$id-a1"
+rm -rf again
+expect 0 "steps +24 of 24" "another run in the place of its folder has nothing to do with that" lockstep run run.yaml --run-dir again -n 1 \
+    --set fault.max_restarts=0
+
 saves_or_is_done() { [ "$(events crashed commit)" -gt "$steps_before" ] || grep -q "nothing is left to do" crashed.out; }
 rounds=3 steps=100
 [ "${LS_TEST_LONG:-0}" = 1 ] && rounds=40 steps=1500

@@ -75,6 +75,7 @@ static void rank_faults(struct world *w, int rank, enum ls_code code, const char
     item.event.fault.rank = rank;
     item.event.fault.step = team->done + 1;
     item.event.fault.code = code;
+    item.event.fault.unloadable = code == LS_CHECKPOINT; /* which ranks here meet in loading alone */
     item.event.fault.text = text;
     send_to_core(w, link_of(team, rank), &item);
 }

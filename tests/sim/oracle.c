@@ -241,8 +241,8 @@ static void hear_fault(struct world *w, const struct ls_core_event *event, const
         w->att.complaint = true;
         return;
     }
-    bool loading = event->fault.code == LS_CHECKPOINT && w->begun.step > 0 && before->step == w->begun.step &&
-                   event->fault.step <= w->begun.step + 1;
+    bool loading = event->fault.code == LS_CHECKPOINT && event->fault.unloadable && w->begun.step > 0 &&
+                   before->step == w->begun.step && event->fault.step <= w->begun.step + 1;
     bool rollback = event->fault.code == LS_NONFINITE && w->options.nonfinite == LS_NONFINITE_ROLLBACK &&
                     event->fault.step > w->begun.step && event->fault.step <= before->granted_step;
     exact_cause(w, (int)event->fault.code, loading || rollback,

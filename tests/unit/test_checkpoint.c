@@ -177,6 +177,38 @@ static void weights_in_more_files_than_the_limit_allows_are_read(void **unused) 
     harness_remove(run);
 }
 
+/* A rank without a descriptor left knows nothing of the checkpoint. */
+static void a_lack_of_descriptors_is_no_damaged_checkpoint(void **unused) {
+    (void)unused;
+    char *run = harness_folder();
+    struct ls_config config = harness_gpt2();
+    struct ls_model *model;
+    struct rlimit before;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    harness_checkpoint(run, &config, 2, 1, 1, 1);
+    const char *folder = harness_path(run, "checkpoints/step-00000001");
+    expect_ok(ls_model_create(&config, &model, error));
+    const int next = open("/", O_RDONLY | O_DIRECTORY);
+    close(next);
+    for (int spare = 0;; spare++) { /* of the folder, of state/ and of a file in it */
+        struct ls_checkpoint_reader *reader;
+        const struct rlimit low = {.rlim_cur = (rlim_t)(next + spare), .rlim_max = before.rlim_max};
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+        const enum ls_code code = ls_checkpoint_reader_open(folder, model, &reader, error);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+        if (code == LS_OK) {
+            assert_true(spare >= 3);
+            ls_checkpoint_reader_close(reader);
+            break;
+        }
+        assert_int_equal(code, LS_MEMORY);
+        assert_int_equal(error->code, LS_MEMORY);
+        assert_non_null(strstr(error->text, "Too many open files"));
+    }
+    ls_model_destroy(model);
+    harness_remove(run);
+}
+
 static void a_state_file_missing_from_the_manifest_is_noticed(void **unused) {
     (void)unused;
     char *run = harness_folder(), *json;
@@ -451,6 +483,11 @@ static void what_a_qwen_config_json_leaves_out_is_as_in_transformers(void **unus
     assert_true(config.model.head_dim == 128 && config.model.num_key_value_heads == 32);
     assert_true(config.model.max_position_embeddings == 32768 && !config.model.tie_word_embeddings);
     assert_true(config.model.rope_theta == 10000 && config.model.rms_norm_eps == 1e-6);
+    /* What says that it has none has one key-value head for each head. */
+    static const char null[] = "{\"model_type\":\"qwen2\",\"vocab_size\":9,\"hidden_size\":8,\"num_hidden_layers\":1,"
+                               "\"num_attention_heads\":4,\"num_key_value_heads\":null,\"intermediate_size\":8}";
+    expect_ok(ls_hf_config_parse(null, strlen(null), &config, &tokens, error));
+    assert_int_equal(config.model.num_key_value_heads, 4);
 }
 
 static void config_json_spellings_of_both_worlds_are_read(void **unused) {
@@ -509,6 +546,7 @@ int main(void) {
         cmocka_unit_test(model_files_are_balanced_and_hold_whole_tensors),
         cmocka_unit_test(the_index_counts_the_bytes_of_the_weights),
         cmocka_unit_test(weights_in_more_files_than_the_limit_allows_are_read),
+        cmocka_unit_test(a_lack_of_descriptors_is_no_damaged_checkpoint),
         cmocka_unit_test(a_state_file_missing_from_the_manifest_is_noticed),
         cmocka_unit_test(a_checkpoint_of_another_model_is_refused_with_both_shapes),
         cmocka_unit_test(weights_in_bf16_and_fp16_become_fp32),

@@ -37,6 +37,14 @@ static void blame(int32_t rank, int64_t step, enum ls_code code) {
                                    .fault = {.rank = rank, .step = step, .code = code, .text = "its last words"}});
 }
 
+/* The checkpoint it starts from is no good. */
+static void blame_checkpoint(int32_t rank, int64_t step) {
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_FAULT,
+        .attempt = now().attempt,
+        .fault = {.rank = rank, .step = step, .code = LS_CHECKPOINT, .text = "its last words", .unloadable = true}});
+}
+
 static int further;           /* what PREPARED hands on to the record */
 static int32_t further_fewer; /* what it says of fewer ranks */
 
@@ -317,7 +325,7 @@ static void a_checkpoint_that_does_not_load_is_left_for_the_one_before(void **st
     options.start_step = 6;
     options.start_position = 60;
     begin(options);
-    blame(1, 6, LS_CHECKPOINT);
+    blame_checkpoint(1, 6);
     assert_int_equal(recorded(LS_RECORD_FAULT)->end.below_step, 6);
     sync_journal();
     of_attempt(LS_EVENT_CLEARED);
@@ -334,7 +342,19 @@ static void a_save_that_fails_is_no_damaged_checkpoint(void **state) {
     struct ls_core_event event = step_done(7);
     event.step.end_position = 10;
     happen(&event);
-    blame(1, 8, LS_CHECKPOINT);
+    blame_checkpoint(1, 8);
+    assert_ended(LS_CHECKPOINT, "its last words");
+}
+
+/* A host that does not see the run directory, or whose storage does not answer, ends with the same code. */
+static void trouble_with_files_before_the_first_step_leaves_the_checkpoint_alone(void **state) {
+    (void)state;
+    struct ls_core_options options = restartable();
+    options.start_step = 6;
+    options.start_position = 60;
+    begin(options);
+    blame(1, 6, LS_CHECKPOINT);
+    assert_int_equal(recorded(LS_RECORD_FAULT)->end.below_step, 0);
     assert_ended(LS_CHECKPOINT, "its last words");
 }
 
@@ -841,6 +861,7 @@ int main(void) {
         PROMISE(workers_by_hand_are_waited_for_again),
         PROMISE(a_checkpoint_that_does_not_load_is_left_for_the_one_before),
         PROMISE(a_save_that_fails_is_no_damaged_checkpoint),
+        PROMISE(trouble_with_files_before_the_first_step_leaves_the_checkpoint_alone),
         PROMISE(replicas_that_differ_go_back_to_where_they_were_equal),
         PROMISE(a_loss_that_is_not_finite_takes_its_sequences_out),
         PROMISE(from_a_checkpoint_of_another_generation_the_data_begin_anew),

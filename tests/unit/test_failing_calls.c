@@ -28,7 +28,7 @@ void *__libc_realloc(void *memory, size_t bytes);
 
 /* Calls of this program, libraries left out, until one fails; below 0: none does. */
 static atomic_long files_left = -1, memory_left = -1;
-static atomic_bool failed, scanty, opens_fail_too; /* those under a folder, which saves have some of by the way */
+static atomic_bool failed, scanty, slow, opens_fail_too; /* those under a folder, which saves have some of by the way */
 static atomic_uint turns;
 extern char __executable_start, etext;
 
@@ -61,6 +61,7 @@ ssize_t write(int file, const void *bytes, size_t count) {
 }
 ssize_t pwrite(int file, const void *bytes, size_t count, off_t offset) {
     PASS_ON(ssize_t, pwrite, (int, const void *, size_t, off_t));
+    if (atomic_load(&slow)) usleep(5000);
     return FILE_CALL_FAILS || is_cut(&count) ? -1 : real(file, bytes, count, offset);
 }
 ssize_t pread(int file, void *bytes, size_t count, off_t offset) {
@@ -221,6 +222,65 @@ static void what_cannot_be_read_is_not_called_damaged(void **state) {
     remove_folder(folder);
 }
 
+/* The same for a rank that loads: what it says of storage is that, and not of the checkpoint, which others would then
+ * put aside. */
+static void what_a_rank_cannot_read_is_not_called_damaged_either(void **state) {
+    (void)state;
+    const struct ls_config config = harness_config(yaml);
+    char folder[] = "/tmp/lockstep-failing-XXXXXX", path[64];
+    assert_non_null(mkdtemp(folder));
+    struct run first = {.config = config, .ranks = 2, .steps = 1, .save = folder};
+    harness_run_well(&first);
+    snprintf(path, sizeof path, "%s/checkpoints/step-00000001", folder);
+    int calls = 0, refused = 0;
+    atomic_store(&opens_fail_too, true);
+    for (bool more = true; more; calls++) {
+        struct run second = {.config = config, .ranks = 1, .start_step = 1, .load = path};
+        atomic_store(&failed, false);
+        atomic_store(&files_left, calls);
+        harness_run(&second);
+        atomic_store(&files_left, -1);
+        more = atomic_load(&failed);
+        if (more) {
+            assert_int_equal(second.codes[0], LS_CHECKPOINT);
+            if (second.errors[0].scope != LS_SCOPE_NODE) fail_msg("call %d: %s", calls, second.errors[0].text);
+            assert_non_null(strstr(second.errors[0].text, "Input/output error"));
+            refused++;
+        }
+        harness_free(&second);
+    }
+    atomic_store(&opens_fail_too, false);
+    assert_true(refused > 20 && refused == calls - 1);
+    harness_free(&first);
+    remove_folder(folder);
+}
+
+/* Who watches a rank sees that it gets on, however long all of it takes: by each piece of state or weights. */
+static void a_slow_save_and_a_load_are_no_standstill(void **state) {
+    (void)state;
+    enum { BLOCKS = 4, KINDS = 3, MARKS_OF_A_SAVE = 2 };
+    struct ls_progress_record record = {0};
+    struct ls_config config = harness_config(yaml);
+    char folder[] = "/tmp/lockstep-failing-XXXXXX", path[64];
+    config.zero.stage = 1;
+    assert_non_null(mkdtemp(folder));
+    struct run saves = {.config = config, .ranks = 1, .save = folder, .progress = &record};
+    atomic_store(&slow, true);
+    harness_run_well(&saves);
+    atomic_store(&slow, false);
+    assert_int_equal(record.phase, LS_PHASE_CHECKPOINT);
+    assert_true(record.operations >= MARKS_OF_A_SAVE + BLOCKS * KINDS);
+    memset(&record, 0, sizeof record);
+    snprintf(path, sizeof path, "%s/checkpoints/step-00000000", folder);
+    struct run loads = {.config = config, .ranks = 1, .load = path, .progress = &record};
+    harness_run_well(&loads);
+    assert_int_equal(record.phase, LS_PHASE_LOAD);
+    assert_true(record.operations >= BLOCKS);
+    harness_free(&saves);
+    harness_free(&loads);
+    remove_folder(folder);
+}
+
 static void short_and_interrupted_reads_and_writes_change_nothing(void **state) {
     (void)state;
     const struct ls_config config = harness_config(yaml);
@@ -290,6 +350,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_call_of_a_save_that_fails_is_an_error_and_leaves_a_good_checkpoint),
         cmocka_unit_test(what_cannot_be_read_is_not_called_damaged),
+        cmocka_unit_test(what_a_rank_cannot_read_is_not_called_damaged_either),
+        cmocka_unit_test(a_slow_save_and_a_load_are_no_standstill),
         cmocka_unit_test(short_and_interrupted_reads_and_writes_change_nothing),
         cmocka_unit_test(every_allocation_that_fails_is_told_as_such),
     };

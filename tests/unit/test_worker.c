@@ -30,6 +30,7 @@ struct heard {
     uint64_t order;
     bool stop;
     int32_t code;
+    bool unloadable;
     char text[256];
 };
 
@@ -44,6 +45,9 @@ struct scene {
     int64_t silent_after;      /* when this step is reported: never speaks again */
     bool refuse_save;          /* no commit; the run ends with LS_CHECKPOINT */
     bool wish;                 /* the last rank wishes for a save */
+    int64_t start_step;        /* the run goes on from there ... */
+    const char *checkpoint;    /* ... with this one, NULL: none */
+    const char *token;         /* that every host has to see in the run directory, NULL: none */
     /* the stage */
     char folder[64], endpoint[128], key_path[128];
     struct ls_keys keys;
@@ -147,6 +151,10 @@ static void answer(struct scene *scene, zmq_msg_t *peer, const struct ls_message
         reply.setup.shape.attempt = 1;
         reply.setup.shape.total_steps = reply.setup.shape.end_step = scene->total_steps;
         reply.setup.shape.end_position = UINT64_MAX;
+        reply.setup.shape.start_step = scene->start_step;
+        if (scene->checkpoint)
+            snprintf(reply.setup.shape.checkpoint, sizeof reply.setup.shape.checkpoint, "%s", scene->checkpoint);
+        if (scene->token) snprintf(reply.setup.shape.token, sizeof reply.setup.shape.token, "%s", scene->token);
         snprintf(reply.setup.shape.run_directory, sizeof reply.setup.shape.run_directory, "%s", scene->folder);
         snprintf(reply.setup.shape.run_id, sizeof reply.setup.shape.run_id, "%016lx", (unsigned long)getpid());
         reply.setup.yaml = (char *)(uintptr_t)scene->yaml;
@@ -194,6 +202,7 @@ static bool remember(struct scene *scene, const struct ls_message *message) {
         event.step = message->fault.step;
         event.rank = message->fault.rank;
         event.code = message->fault.code;
+        event.unloadable = message->fault.unloadable;
         snprintf(event.text, sizeof event.text, "%s", message->fault.text);
         break;
     case LS_MESSAGE_HELLO:
@@ -506,6 +515,49 @@ static void a_configuration_that_cannot_be_run_is_told_by_every_rank(void **unus
     close_stage(scene);
 }
 
+static const struct heard *fault_of(const struct scene *scene) {
+    for (int i = 0; i < scene->event_count; i++)
+        if (scene->events[i].kind == LS_MESSAGE_FAULT) return &scene->events[i];
+    fail_msg("no fault was told: %s", story_of(scene));
+    return NULL;
+}
+
+/* A checkpoint is given up for another one only where it is known to be no good. */
+static void a_damaged_checkpoint_is_told_from_one_that_cannot_be_seen(void **unused) {
+    (void)unused;
+    static const char yaml[] = MODEL "train: {steps: 4, global_batch_size: 5, micro_batch_size: 5}\n";
+    char state[LS_CHECKPOINT_PATH_MAX + 32], path[LS_CHECKPOINT_PATH_MAX], token[33];
+    struct scene *first = scene_of(yaml, 2, 4);
+    play(first);
+    assert_int_equal(first->committed, 4);
+    assert_int_equal(ls_checkpoint_path(first->folder, 4, path, NULL), LS_OK);
+
+    struct scene *scene = scene_of(yaml, 2, 8); /* another folder is there instead of the run's */
+    memset(token, '5', 32);
+    token[32] = 0;
+    scene->start_step = scene->granted = 4;
+    scene->checkpoint = path;
+    scene->token = token;
+    play(scene);
+    assert_int_equal(scene->codes[0], LS_CHECKPOINT);
+    assert_non_null(strstr(scene->errors[0].text, "does not see the run directory"));
+    assert_int_equal(fault_of(scene)->code, LS_CHECKPOINT);
+    assert_false(fault_of(scene)->unloadable);
+    close_stage(scene);
+
+    scene = scene_of(yaml, 2, 8); /* it is there, and half of it is gone */
+    scene->start_step = scene->granted = 4;
+    scene->checkpoint = path;
+    snprintf(state, sizeof state, "%s/state/rank-00001.safetensors", path);
+    assert_int_equal(truncate(state, 100), 0);
+    play(scene);
+    assert_int_equal(scene->codes[0], LS_CHECKPOINT);
+    assert_int_equal(fault_of(scene)->code, LS_CHECKPOINT);
+    assert_true(fault_of(scene)->unloadable);
+    close_stage(scene);
+    close_stage(first);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_run_reports_every_step_saves_when_due_and_leaves_with_0),
@@ -517,6 +569,7 @@ int main(void) {
         cmocka_unit_test(a_silent_coordinator_is_left_with_6_when_the_span_is_done),
         cmocka_unit_test(a_step_that_is_not_finite_is_told_as_a_fault),
         cmocka_unit_test(a_configuration_that_cannot_be_run_is_told_by_every_rank),
+        cmocka_unit_test(a_damaged_checkpoint_is_told_from_one_that_cannot_be_seen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,6 +6,7 @@
 #include "common/manifest.h"
 #include "common/safetensors.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -34,6 +35,14 @@ struct ls_checkpoint_reader {
     int *by_name; /* [tensors], sorted by name */
     struct ls_loss_scale loss_scale;
 };
+
+/* What cannot be opened or read is a fault of the checkpoint only where its storage answers. */
+static enum ls_code refuse(const char *action, const char *name, int cause, struct ls_error *error) {
+    const enum ls_scope scope = ls_file_scope(cause, LS_SCOPE_JOB);
+    return ls_fail(error, ls_file_code(cause, LS_CHECKPOINT), scope, "checkpoint: cannot %s %s: %s%s", action, name,
+                   cause == ENODATA ? "it became shorter" : strerror(cause),
+                   scope == LS_SCOPE_NODE ? ". Is its file system there, and open to this user?" : "");
+}
 
 /* Tensors by name. qsort_r's argument is the model. */
 static int compare_tensor_names(const void *left, const void *right, void *model) {
@@ -123,9 +132,7 @@ static enum ls_code add_tensor(struct ls_checkpoint_reader *reader, size_t file,
 static enum ls_code open_header(const struct ls_checkpoint_reader *reader, const char *name,
                                 struct ls_safetensors **header, struct ls_error *error) {
     int state = openat(reader->folder, "state", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (state < 0)
-        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "checkpoint: cannot open its folder state: %s",
-                       strerror(errno));
+    if (state < 0) return refuse("open", "its folder state", errno, error);
     enum ls_code code = ls_safetensors_open(state, strchr(name, '/') + 1, header, error);
     close(state);
     return code;
@@ -153,9 +160,10 @@ struct ls_loss_scale ls_checkpoint_reader_loss_scale(const struct ls_checkpoint_
 }
 
 static enum ls_code read_state_file(struct ls_checkpoint_reader *reader, size_t file, struct ls_error *error) {
-    struct ls_safetensors *header;
+    struct ls_safetensors *header = NULL;
     enum ls_code code = open_header(reader, reader->file_names[file], &header, error);
     if (code) return code;
+    assert(header);
     code = read_loss_scale(reader, file, header, error);
     for (size_t i = 0; i < header->tensor_count && !code; i++)
         code = add_tensor(reader, file, header, &header->tensors[i], error);
@@ -224,8 +232,7 @@ enum ls_code ls_checkpoint_reader_open(const char *folder, const struct ls_model
     reader->model = model;
     reader->folder = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     enum ls_code code = LS_OK;
-    if (reader->folder < 0)
-        code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "checkpoint: cannot open %s: %s", folder, strerror(errno));
+    if (reader->folder < 0) code = refuse("open", folder, errno, error);
     if (!code) code = sort_names(reader, error);
     if (!code) code = read_state_files(reader, error);
     if (!code && reader->slice_count)
@@ -251,15 +258,15 @@ void ls_checkpoint_reader_close(struct ls_checkpoint_reader *reader) {
 static enum ls_code read_slice(const struct ls_checkpoint_reader *reader, const struct slice *slice, int64_t first,
                                int64_t count, float *values, struct ls_error *error) {
     const char *name = reader->file_names[slice->file];
+    struct ls_error own = {.code = LS_OK};
+    if (!error) error = &own;
     int file = ls_manifest_open_file(reader->folder, name, error);
-    if (file < 0) return LS_CHECKPOINT;
+    if (file < 0) return error->code;
     int failed = ls_pread_all(file, values, (size_t)count * sizeof *values,
                               slice->file_offset + (first - slice->first) * (int64_t)sizeof *values);
     int cause = errno;
     close(file);
-    if (!failed) return LS_OK;
-    return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "checkpoint: cannot read %s: %s", name,
-                   cause == ENODATA ? "it became shorter" : strerror(cause));
+    return failed ? refuse("read", name, cause, error) : LS_OK;
 }
 
 /* The first slice of that kind of a tensor. */

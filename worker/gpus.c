@@ -6,17 +6,11 @@
 #include "worker/comm/nccl_environment.h"
 
 #include <assert.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* What the other ranks hear of a rank's device. */
-struct place {
-    char host[64];
-    char bus_id[24]; /* "": CPUs */
-    char name[128];
-};
 
 enum ls_code ls_gpus_pick(int visible, int local_rank, int local_size, bool share, int *gpu, struct ls_error *error) {
     if (share || visible == 1) {
@@ -59,30 +53,55 @@ enum ls_code ls_gpus_open(const struct ls_config *config, const struct ls_comm *
     return code ? code : ls_device_create_cuda(gpu, config->gpu.tf32, device, error);
 }
 
-/* Two ranks that must not go together, and why. */
-static enum ls_code compare(const struct ls_config *config, const struct place *places, int first, int second,
-                            struct ls_error *error) {
-    const struct place *a = &places[first], *b = &places[second];
-    if (!a->bus_id[0] != !b->bus_id[0]) {
-        const int cpu = a->bus_id[0] ? second : first, gpu = a->bus_id[0] ? first : second;
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "device: rank %d on %s computes on CPUs, rank %d on %s on %s. Set device: cuda to hear why the "
-                       "first has no GPU, or device: cpu for all.",
-                       cpu, places[cpu].host, gpu, places[gpu].host, places[gpu].name);
-    }
-    if (!a->bus_id[0] || config->gpu.share || strcmp(a->host, b->host) != 0 || strcmp(a->bus_id, b->bus_id) != 0)
-        return LS_OK;
+static bool is_on_gpu(const struct ls_gpus_place *place) {
+    return place->bus_id[0] != 0;
+}
+
+static bool is_same_gpu(const struct ls_gpus_place *a, const struct ls_gpus_place *b) {
+    return is_on_gpu(a) && strcmp(a->bus_id, b->bus_id) == 0 && strcmp(a->host, b->host) == 0;
+}
+
+/* Ranks by host, GPU and number. qsort_r's argument are the places. */
+static int compare_places(const void *left, const void *right, void *places) {
+    const int first = *(const int *)left, second = *(const int *)right;
+    const struct ls_gpus_place *a = (const struct ls_gpus_place *)places + first,
+                               *b = (const struct ls_gpus_place *)places + second;
+    const int host = strcmp(a->host, b->host), gpu = host ? host : strcmp(a->bus_id, b->bus_id);
+    return gpu ? gpu : first - second;
+}
+
+static enum ls_code refuse_kinds(const struct ls_gpus_place *places, int first, int second, struct ls_error *error) {
+    const int cpu = is_on_gpu(&places[first]) ? second : first, gpu = cpu == first ? second : first;
+    return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                   "device: rank %d on %s computes on CPUs, rank %d on %s on %s. Set device: cuda to hear why the "
+                   "first has no GPU, or device: cpu for all.",
+                   cpu, places[cpu].host, gpu, places[gpu].host, places[gpu].name);
+}
+
+enum ls_code ls_gpus_compare(const struct ls_gpus_place *places, int ranks, bool share, struct ls_error *error) {
+    int other = 1, first = 0, second = ranks;
+    while (other < ranks && is_on_gpu(&places[other]) == is_on_gpu(&places[0])) other++;
+    int *order = calloc((size_t)ranks, sizeof *order);
+    if (!order) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the devices of %d ranks", ranks);
+    for (int rank = 0; rank < ranks; rank++) order[rank] = rank;
+    if (!share) qsort_r(order, (size_t)ranks, sizeof *order, compare_places, (void *)(uintptr_t)places);
+    for (int i = 1; i < ranks && !share; i++)
+        if (is_same_gpu(&places[order[i - 1]], &places[order[i]]) && order[i] < second)
+            first = order[i - 1], second = order[i];
+    free(order);
+    if (other < ranks && other <= second) return refuse_kinds(places, 0, other, error);
+    if (second == ranks) return LS_OK;
     return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
                    "device: ranks %d and %d are both on GPU %s (%s) of %s. Show each rank a GPU of its own "
                    "(CUDA_VISIBLE_DEVICES, srun --gpus-per-task=1), or, for tests, set gpu.share: true.",
-                   first, second, a->bus_id, a->name, a->host);
+                   first, second, places[first].bus_id, places[first].name, places[first].host);
 }
 
 enum ls_code ls_gpus_check(const struct ls_config *config, struct ls_comm *comm, const struct ls_device *device,
                            int *sharers, struct ls_error *error) {
     const int size = ls_comm_size(comm);
     const struct ls_device_info *info = ls_device_info(device);
-    struct place mine, *places = calloc((size_t)size, sizeof *places);
+    struct ls_gpus_place mine, *places = calloc((size_t)size, sizeof *places);
     struct ls_error own = {.code = LS_OK};
     int failed_rank;
     memset(&mine, 0, sizeof mine);
@@ -93,16 +112,9 @@ enum ls_code ls_gpus_check(const struct ls_config *config, struct ls_comm *comm,
     enum ls_code code = ls_comm_agree(comm, &own, &failed_rank, error);
     if (!code) code = ls_comm_gather_bytes(comm, &mine, sizeof mine, places, error);
     assert(code || places);
+    if (!code) code = ls_gpus_compare(places, size, config->gpu.share, error);
     int same = 0;
-    for (int second = 0; second < size && !code; second++) {
-        /* With rank 0 for the kind of device, with the ranks of the same host for the GPU. */
-        for (int first = 0; first < second && !code; first++)
-            if (first == 0 || strcmp(places[first].host, places[second].host) == 0)
-                code = compare(config, places, first, second, error);
-        if (info->kind != LS_DEVICE_KIND_CPU && strcmp(places[second].host, mine.host) == 0 &&
-            strcmp(places[second].bus_id, mine.bus_id) == 0)
-            same++;
-    }
+    for (int rank = 0; rank < size && !code; rank++) same += is_same_gpu(&mine, &places[rank]);
     free(places);
     if (!code) *sharers = same;
     return code;

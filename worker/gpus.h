@@ -21,6 +21,16 @@ bool ls_gpus_expected(const struct ls_config *config);
 enum ls_code ls_gpus_open(const struct ls_config *config, const struct ls_comm *comm, int threads,
                           struct ls_device **device, struct ls_error *error);
 
+/* What the other ranks hear of a rank's device. */
+struct ls_gpus_place {
+    char host[64];
+    char bus_id[24]; /* PCI; "": CPUs */
+    char name[128];
+};
+/* Refuses two of places[ranks] on one GPU unless `share` says so, and GPUs beside CPUs: LS_USAGE names the first rank
+ * that does not go together with one before it, and that one. LS_MEMORY. Pure. */
+enum ls_code ls_gpus_compare(const struct ls_gpus_place *places, int ranks, bool share, struct ls_error *error);
+
 /* Collective. Refuses two ranks on one GPU unless gpu.share says so, and GPUs beside CPUs: LS_USAGE on all ranks,
  * naming both ranks. *sharers: ranks on this rank's GPU, itself included; 0 on CPUs. */
 enum ls_code ls_gpus_check(const struct ls_config *config, struct ls_comm *comm, const struct ls_device *device,

@@ -26,32 +26,30 @@ int ls_replica_parts(const struct ls_config *config, int ranks) {
     return config->zero.stage == 3 ? ranks / (int)config->zero.replicas : 1;
 }
 
-/* Copies that say what `rank`'s says, its own included. */
-static int support(const uint64_t *hashes, int ranks, int parts, int rank) {
-    int count = 0;
-    for (int other = rank % parts; other < ranks; other += parts) count += hashes[other] == hashes[rank];
-    return count;
+/* The hash that more than half of the copies of rank `first`'s part say; false: none does. What is left over when
+ * copies that differ cancel each other out is the only one that can be (Boyer & Moore 1991). */
+static bool find_majority(const uint64_t *hashes, int ranks, int parts, int first, uint64_t *majority) {
+    int surplus = 0, count = 0;
+    for (int rank = first; rank < ranks; rank += parts) {
+        if (surplus == 0) *majority = hashes[rank];
+        surplus += hashes[rank] == *majority ? 1 : -1;
+    }
+    for (int rank = first; rank < ranks; rank += parts) count += hashes[rank] == *majority;
+    return 2 * count > ranks / parts;
 }
 
 bool ls_replica_vote(const uint64_t *hashes, int ranks, int parts, struct ls_replica_difference *difference) {
-    const int copies = ranks / parts;
-    for (int rank = parts; rank < ranks; rank++) {
-        const int first = rank % parts;
-        if (hashes[rank] == hashes[first]) continue;
-        difference->one = first;
-        difference->other = rank;
-        difference->rank = -1;
-        /* What more than half of the copies say is right, and the first that says otherwise is wrong. */
-        for (int other = first; other < ranks && difference->rank < 0; other += parts) {
-            bool majority = false;
-            for (int right = first; right < ranks; right += parts)
-                majority =
-                    majority || (hashes[right] != hashes[other] && 2 * support(hashes, ranks, parts, right) > copies);
-            if (majority) difference->rank = other;
-        }
-        return true;
-    }
-    return false;
+    int rank = parts;
+    while (rank < ranks && hashes[rank] == hashes[rank % parts]) rank++;
+    if (rank >= ranks) return false;
+    uint64_t right = 0;
+    difference->one = rank % parts;
+    difference->other = rank;
+    difference->rank = -1;
+    /* What more than half of the copies say is right, and the first that says otherwise is wrong. */
+    if (find_majority(hashes, ranks, parts, rank % parts, &right))
+        difference->rank = hashes[rank % parts] == right ? rank : rank % parts;
+    return true;
 }
 
 enum ls_code ls_replica_refuse(const struct ls_replica_difference *difference, struct ls_error *error) {

@@ -4,6 +4,9 @@
 
 #include "worker/replica_check.h"
 
+#include <time.h>
+#include <unistd.h>
+
 static const char yaml[] = "model: {model_type: gpt2, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2}\n"
                            "data: {train: [{path: 'synthetic:9000'}], sequence_length: 12}\n"
                            "train: {steps: 50, global_batch_size: 12, micro_batch_size: 3}\n"
@@ -39,6 +42,27 @@ static void fewer_say_what_they_cannot_tell(void **unused) {
         LS_ERROR);
     assert_non_null(strstr(error.text, "behind step 9 ranks 0 and 1 hold different parameters"));
     assert_non_null(strstr(error.text, "three copies"));
+}
+
+/* So many copies that all differ, or say two things in equal numbers, once took hours: each was counted against each.
+ */
+static void a_vote_of_very_many_copies_takes_no_time(void **unused) {
+    (void)unused;
+    enum { RANKS = 98304, SECONDS_MAX = 20 };
+    uint64_t *hashes = malloc(RANKS * sizeof *hashes);
+    assert_non_null(hashes);
+    alarm(SECONDS_MAX * 30); /* or it ends much later */
+    const clock_t begin = clock();
+    for (int i = 0; i < RANKS; i++) hashes[i] = (uint64_t)i * 7;
+    assert_vote(hashes, RANKS, 1, true, -1, 0, 1);
+    assert_vote(hashes, RANKS, 8, true, -1, 0, 8);
+    for (int i = 0; i < RANKS; i++) hashes[i] = (uint64_t)i % 2;
+    assert_vote(hashes, RANKS, 1, true, -1, 0, 1);
+    hashes[RANKS - 1] = 0; /* one more than half */
+    assert_vote(hashes, RANKS, 1, true, 1, 0, 1);
+    assert_true((double)(clock() - begin) / CLOCKS_PER_SEC < SECONDS_MAX);
+    alarm(0);
+    free(hashes);
 }
 
 /* Six ranks in three groups of two: slices 0 on ranks 0, 2, 4; slices 1 on 1, 3, 5. */
@@ -128,6 +152,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(three_copies_tell_which_one_is_wrong),
         cmocka_unit_test(fewer_say_what_they_cannot_tell),
+        cmocka_unit_test(a_vote_of_very_many_copies_takes_no_time),
         cmocka_unit_test(slices_are_compared_with_their_copies),
         cmocka_unit_test(equal_copies_change_nothing),
         cmocka_unit_test(a_flipped_bit_is_laid_to_its_rank),

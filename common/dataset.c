@@ -102,7 +102,8 @@ static enum ls_code open_shard(struct ls_dataset *dataset, size_t number, int fo
                            : openat(folder, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (file < 0 && description) return ls_fail_within(error, "data: %s", folder_path);
     if (file < 0)
-        return ls_fail(error, LS_DATA, LS_SCOPE_JOB, "data: cannot open %s: %s", shard->path, strerror(errno));
+        return ls_fail(error, ls_file_code(errno, LS_DATA), LS_SCOPE_JOB, "data: cannot open %s: %s", shard->path,
+                       strerror(errno));
     shard->tokens.file = file;
     enum ls_code code = ls_token_shard_inspect(file, shard->path, headerless, &shard->tokens, error);
     if (code) return code;

@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -474,6 +475,36 @@ static void many_shards_of_several_datasets_are_open_at_once(void **state) {
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
+/* That there is no descriptor left says nothing of the data, however their files are named. */
+static void shards_beyond_what_may_be_open_are_a_lack_of_memory(void **state) {
+    (void)state;
+    enum { SHARDS = 64 };
+    static const uint32_t tokens[6] = {50256, 1, 2, 3, 4, 5};
+    char name[64], folder[64], pattern[80];
+    snprintf(folder, sizeof folder, "%s", in_test_folder("some"));
+    snprintf(pattern, sizeof pattern, "%s/*.bin", folder);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    for (int i = 0; i < SHARDS; i++) {
+        snprintf(name, sizeof name, "some/%04d.bin", i);
+        write_gpt2_shard(name, tokens, 6);
+    }
+    const pid_t child = fork(); /* a hard limit cannot be taken back */
+    if (child == 0) {
+        const struct rlimit low = {.rlim_cur = 32, .rlim_max = 32};
+        struct ls_dataset *dataset;
+        struct ls_error error;
+        bool fine = setrlimit(RLIMIT_NOFILE, &low) == 0;
+        for (int i = 0; i < 2; i++) {
+            const struct ls_config_source source = test_source(i ? pattern : folder);
+            fine = fine && ls_dataset_open(&source, 5, &dataset, &error) == LS_MEMORY && error.code == LS_MEMORY;
+        }
+        _exit(fine ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 static void what_a_source_says_and_its_files_do_not_is_refused(void **state) {
     (void)state;
     write_token_file("a.bin", 20240801, 7, 3, (uint32_t[]){1, 2, 3}, 3, 4);
@@ -599,6 +630,7 @@ int main(void) {
         TEST(a_file_cut_while_in_use_is_an_error_and_not_a_signal),
         TEST(shards_of_five_gigabytes_are_read_at_their_end),
         TEST(many_shards_of_several_datasets_are_open_at_once),
+        TEST(shards_beyond_what_may_be_open_are_a_lack_of_memory),
         TEST(what_a_source_says_and_its_files_do_not_is_refused),
         TEST(synthetic_tokens_depend_on_their_position_alone),
         TEST(the_digest_changes_with_what_training_sees),

@@ -89,6 +89,20 @@ static void wsd_stays_and_then_falls_with_the_square_root(void **state) {
     expect(&config, 100, 100, 8);
 }
 
+/* 0.07 and 0.14 are not exact in double, and neither are their products with 100: 7.000000000000001 of 100 are 7. */
+static void a_part_of_the_steps_that_is_whole_is_not_rounded_up(void **state) {
+    (void)state;
+    struct ls_config config = schedule(LS_WSD, 0, 0);
+    config.lr_schedule.decay_ratio = 0.07;
+    expect(&config, 100, 94, 8);
+    expect(&config, 100, 101, 0);
+    expect(&config, 100, 95, 8 * (1 - 0.37796447300922722721)); /* p = 1/7 */
+    config.lr_schedule.decay_ratio = 0.14;
+    expect(&config, 100, 87, 8);
+    config.lr_schedule.decay_ratio = 0.071; /* 7.1 of 100 are 8 */
+    expect(&config, 100, 94, 8 * (1 - 0.35355339059327376220));
+}
+
 static void steps_beyond_the_last_keep_the_least_rate(void **state) {
     (void)state;
     for (int type = LS_COSINE; type <= LS_LINEAR; type++) {
@@ -114,6 +128,7 @@ int main(void) {
         cmocka_unit_test(linear_falls_evenly),
         cmocka_unit_test(constant_stays),
         cmocka_unit_test(wsd_stays_and_then_falls_with_the_square_root),
+        cmocka_unit_test(a_part_of_the_steps_that_is_whole_is_not_rounded_up),
         cmocka_unit_test(steps_beyond_the_last_keep_the_least_rate),
         cmocka_unit_test(a_run_shorter_than_its_warm_up_only_warms_up),
     };

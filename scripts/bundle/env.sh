@@ -25,6 +25,18 @@ if [ "${LOCKSTEP_MPI:-}" != site ]; then
     export OPAL_PREFIX="$LOCKSTEP_BUNDLE/mpi"
     export PMIX_INSTALL_PREFIX="$LOCKSTEP_BUNDLE/mpi/pmix" PMIX_MCA_mca_base_component_path="$LOCKSTEP_BUNDLE/mpi/pmix/lib/pmix"
     PATH=$LOCKSTEP_BUNDLE/mpi/bin:$PATH
+    # A site may choose components of its own Open MPI; one that this has not would end every run.
+    unset OMPI_MCA_mca_component_path OMPI_MCA_mca_base_component_path
+    for lockstep_name in $(env | sed -n 's/^\(OMPI_MCA_[a-z]*\)=[^^].*/\1/p'); do
+        eval "lockstep_value=\$$lockstep_name"
+        for lockstep_component in $(echo "$lockstep_value" | tr ',' ' '); do
+            ls "$LOCKSTEP_BUNDLE"/mpi/lib/*/openmpi/lib/*/"mca_${lockstep_name#OMPI_MCA_}_$lockstep_component.so" >/dev/null 2>&1 && continue
+            echo "lockstep: $lockstep_name=$lockstep_value is left out: the bundle's Open MPI has no $lockstep_component (LOCKSTEP_MPI=site takes the machine's)" >&2
+            unset "$lockstep_name"
+            break
+        done
+    done
+    unset lockstep_name lockstep_value lockstep_component
 fi
 export PATH="$LOCKSTEP_BUNDLE/bin:$PATH" LD_LIBRARY_PATH="$lockstep_path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" LOCKSTEP_BUNDLE
 unset lockstep_libc lockstep_needed lockstep_path lockstep_cxx lockstep_newest

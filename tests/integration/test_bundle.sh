@@ -46,10 +46,13 @@ for folder in /usr/lib/*/openmpi /usr/lib/*/pmix2 /usr/share/openmpi /etc/openmp
 for program in mpirun orterun orted; do hide "$(readlink -f "/usr/bin/$program")" /dev/null; done
 cd /
 for arguments in "--version" "run $bundle/configs/tiny-gpt2.yaml -n 2 --run-dir $work/run"; do
-    env -i PATH=/usr/bin:/bin HOME="$work" "$bundle/bin/lockstep" $arguments
+    env -i PATH=/usr/bin:/bin HOME="$work" OMPI_MCA_pml=ucx "$bundle/bin/lockstep" $arguments # as sites have it for their own Open MPI
 done
 if env -i PATH=/usr/bin:/bin "$3" --version; then echo "the system's libraries were not hidden"; exit 9; fi
 HIDDEN
 check "it trains on two ranks with the system's Open MPI, ZeroMQ and the rest hidden" unshare -m bash "$work/hidden" "$bundle" "$work" "$lockstep"
 if grep -q '"kind": *"summary".*"ranks": *2' "$work/run/metrics.jsonl" 2>/dev/null; then ok "both ranks took part, to the end"; else not_ok "both ranks took part, to the end" "$work/check.log"; fi
+expect 0 "OMPI_MCA_pml=ucx is left out: the bundle's Open MPI has no ucx" "what a site chooses for its own Open MPI is left out, and said" \
+    env OMPI_MCA_pml=ucx "$bundle/bin/lockstep" --version
+check "what the bundle's has is not" bash -c "[ \"\$(OMPI_MCA_pml=ob1 $bundle/bin/lockstep --version 2>&1)\" = \"\$($bundle/bin/lockstep --version 2>&1)\" ]"
 expect 0 "a text of|steps|train" "it lists its keys" "$bundle/bin/lockstep" config --keys

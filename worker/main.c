@@ -199,11 +199,18 @@ static _Noreturn void fail(int rank, bool shared, const struct ls_error *error) 
     _exit(error->code);
 }
 
-/* From a watchdog's thread, when the training thread hangs in what cannot be aborted. */
+/* From a watchdog's thread, when the training thread hangs in what cannot be aborted. What is this rank's alone it says
+ * itself. */
 static void leave(const struct ls_error *error) {
+    const bool own = error->scope == LS_SCOPE_RANK;
+    struct ls_progress_record *record = atomic_load(&own_record);
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    fail(rank, rank != 0, error);
+    if (own && record) {
+        atomic_store_explicit(&record->exit_code, (uint64_t)error->code, memory_order_relaxed);
+        ls_progress_mark(record, LS_PHASE_EXIT, atomic_load_explicit(&record->step, memory_order_relaxed), 0, 0);
+    }
+    fail(rank, rank != 0 && !own, error);
 }
 
 /* Creates communicator and worker; everything after MPI_Init until the run begins. */

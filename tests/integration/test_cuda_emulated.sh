@@ -149,8 +149,10 @@ needed=$($emulated plan "$work/wide.yaml" -n 2 --gpu h100-sxm --json --set zero.
 expect 5 "memory: this rank needs .* and the device does not have them" "with too little for both the plan is refused, not a step's first collective lost" \
     env LS_STANDIN_DEVICES=2 LS_STANDIN_NCCL_MEMORY=2097152 LS_STANDIN_MEMORY=$((33554432 + needed + 3145728)) \
     $emulated run "$work/wide.yaml" -n 2 --run-dir "$work/no0" --set zero.stage=1
-expect 5 "NCCL finds no memory on the GPU .*392.0 MiB are free" "with too little for NCCL alone it is named" \
-    env LS_STANDIN_DEVICES=2 LS_STANDIN_NCCL_MEMORY=629145600 $emulated run "$work/gpt2.yaml" -n 2 --run-dir "$work/no3" --set fault.max_restarts=0
+printf '#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 0 ] || export LS_STANDIN_NCCL_MEMORY=629145600\nexec "$@"\n' >"$work/poor"
+chmod 755 "$work/poor"
+expect 5 "exit 5 .*rank 1 .*NCCL finds no memory on the GPU .*392.0 MiB are free" "with too little for NCCL alone on one GPU its rank is named" \
+    env LS_STANDIN_DEVICES=2 $emulated run "$work/gpt2.yaml" -n 2 --run-dir "$work/no3" --set fault.max_restarts=0 --set "launcher.wrapper=[$work/poor]"
 expect 5 "the GPU has for it 0.1 MiB" "what does not fit is refused before it starts" \
     env LS_STANDIN_DEVICES=1 LS_STANDIN_MEMORY=33700000 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no1"
 expect 5 "Stand-in GPU has 1024.0 MiB: 32.0 were held .* are free" "memory that is gone all the same is accounted for" \

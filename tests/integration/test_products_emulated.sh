@@ -103,6 +103,22 @@ LS_STANDIN_CUBLASLT=rising train rising gpt2-40 1 --set train.steps=1
 says "the first way is the fastest" rising "ms by way 1 of 3"
 silent "also of the products that are measured first, on a clock that rises" rising "ms by way [23] of 3"
 
+# A vocabulary of 257 makes the head's three products odd. Behind the table of tokens is that of positions: there is room for 264.
+LS_STANDIN_CUBLASLT=odd train odd gpt2-40 2 --set precision=bf16
+agrees "products that are slow unless they are of multiples of 16 bytes" cpu-gpt2-40-bf16 odd 1e-3
+for product in "32 x 257 x 40:32 x 264 x 40" "257 x 40 x 32:264 x 40 x 32" "32 x 40 x 257:32 x 40 x 264"; do
+    says "are made so where there is room: ${product#*:}" odd "product ${product%:*}: .* ms as one of ${product#*:}, which is taken"
+done
+silent "and are what the steps are made of" odd "was not measured"
+LS_STANDIN_CUBLASLT=odd train odd-again gpt2-40 2 --set precision=bf16 --set train.steps=1
+LS_STANDIN_CUBLASLT=odd train odd-again gpt2-40 2 --set precision=bf16 --resume --accept train.steps
+agrees "a resumed run keeps to them" odd odd-again 0
+check "without measuring again" test "$(cat "$work"/odd-again/logs/rank-00000.log* | grep -c 'as one of')" = 3
+train even gpt2-40 1 --set precision=bf16 --set model.vocab_size=264
+silent "a vocabulary that is even has nothing to spare" even "as one of"
+train untied gpt2-40 1 --set precision=bf16 --set model.tie_word_embeddings=false
+silent "nor has a head of its own, behind which only a norm is" untied "as one of"
+
 # Nothing runs.
 expect 1 "cublasLtMatmul of .* answered 15 for a product of" "a library that runs nothing ends the run and is named" \
     env LS_STANDIN_CUBLASLT=dead LS_STANDIN_DEVICES=1 $emulated run "$work/gpt2-40.yaml" -n 1 --run-dir "$work/dead"

@@ -285,6 +285,7 @@ static void run(void *argument) {
     free(a);
     free(b);
     if (is_set("rising")) rise(p->way);
+    if (is_set("odd") && (p->c.rows | p->c.columns | p->k) % 8) sleep_us(3000);
 }
 
 /* Ways that a library proposes and does not run. */

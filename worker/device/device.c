@@ -26,6 +26,11 @@ static void check_gemm(const struct ls_op_gemm *op) {
     assert(!op->residual || (op->k > 0 && op->epilogue <= LS_EPILOGUE_BIAS && !op->accumulate && !op->c_fp32));
     assert(!op->bias_gradient || (op->m > 0 && op->epilogue == LS_EPILOGUE_NONE && !op->transpose_b &&
                                   op->ldb == op->n && (op->c_fp32 || op->dtype == LS_FP32)));
+    assert(op->spare.m >= 0 && op->spare.n >= 0 && op->spare.k >= 0);
+    assert(op->spare.m + op->spare.n + op->spare.k == 0 ||
+           (op->epilogue == LS_EPILOGUE_NONE && !op->bias_gradient && !op->residual && op->ldc >= op->n + op->spare.n &&
+            op->lda >= (op->transpose_a ? op->m + op->spare.m : op->k + op->spare.k) &&
+            op->ldb >= (op->transpose_b ? op->k + op->spare.k : op->n + op->spare.n)));
     (void)op;
 }
 

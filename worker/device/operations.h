@@ -64,11 +64,17 @@ enum ls_epilogue {
 
 /* c[m, n] = op(a)[m, k] op(b)[k, n] (+ c when accumulate), leading dimensions in elements. With `bias_gradient` (a
  * weight's gradient x^T dy, whose b is dy) also bias_gradient[n] += sum over k of b[k, n]: no epilogue then, b as it
- * is, ldb = n, c in fp32. workspace: ls_op_workspace() of a product with these m and n. */
+ * is, ldb = n, c in fp32. workspace: ls_op_workspace() of a product with these m and n. Without an epilogue a device
+ * may multiply with up to spare.m more rows, spare.n more columns or spare.k more terms, where that is faster: memory
+ * is there. Rows: what they are made of is zero, and c's, to which it is added, are finite and stay as they are.
+ * Columns: c's may become anything. Terms: a's are zero, b's finite. */
 struct ls_op_gemm {
     void *c;
     const void *a, *b;
     int64_t m, n, k, lda, ldb, ldc;
+    struct {
+        int64_t m, n, k;
+    } spare;
     bool transpose_a, transpose_b, accumulate;
     bool c_fp32;               /* c is fp32 whatever `dtype` says: a gradient of parameters; not with an epilogue */
     enum ls_epilogue epilogue; /* not with accumulate; NONE or BIAS with a residual */

@@ -90,6 +90,16 @@ int64_t ls_model_scratch_bytes(const struct ls_model *model, const struct ls_dev
     return head > layer ? head : layer;
 }
 
+/* How many more rows than the vocabulary's, up to a multiple of 16 bytes in a row of logits, products with the
+ * projection and its gradient may take: behind it in its block (for GPT-2's tied head, in the table of positions) are
+ * as many rows of weights, and in rows of logits so many columns whose gradient is zero. */
+static int64_t spare_rows(const struct ls_model *model) {
+    const struct ls_block *block = ls_model_block(model, model->tied ? 0 : ls_model_block_count(model) - 1);
+    const int64_t multiple = 16 / ls_dtype_bytes(model->dtype), V = model->vocabulary, C = model->channels;
+    const int64_t spare = (V + multiple - 1) / multiple * multiple - V;
+    return (V + spare) * C <= block->count ? spare : 0;
+}
+
 void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pass, int64_t rows, float *logits) {
     const int64_t R = pass->sequences * pass->length, C = model->channels, V = model->vocabulary;
     assert(rows >= 1 && rows <= R && model->dtype == LS_FP32);
@@ -105,6 +115,7 @@ void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass
     const int64_t R = pass->sequences * pass->length, C = model->channels, V = model->vocabulary;
     const struct ls_device *device = ls_stream_device(pass->stream);
     const int64_t chunk = ls_model_head_chunk(model, device, R), stride = ls_model_logits_stride(model);
+    const int64_t spare = spare_rows(model);
     /* The token table is the embedding's first tensor, an untied projection the head's first: both [V, C] at offset 0.
      */
     const void *projection = model->tied ? pass->tied_parameters : pass->parameters;
@@ -115,13 +126,17 @@ void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass
     for (int64_t first = 0; first < R; first += chunk) {
         int64_t rows = R - first < chunk ? R - first : chunk;
         model->family->final_norm_forward(model, pass, first, rows, s.statistics, s.normalised);
-        ls_linear_forward(model, pass->stream, s.logits, stride, s.normalised, projection, NULL, rows, C, V);
+        ls_op(pass->stream, gemm, .c = s.logits, .a = s.normalised, .b = projection, .m = rows, .n = V, .k = C,
+              .lda = C, .ldb = C, .ldc = stride, .spare.n = spare, .transpose_b = true, .dtype = model->dtype);
         ls_op(pass->stream, cross_entropy, .logits = s.logits, .loss = pass->loss, .targets = pass->targets + first,
               .gradient_scale = pass->gradient_scale, .row_loss = s.row_loss, .rows = rows, .vocabulary = V,
               .stride = stride, .gradient = pass->gradients != NULL, .dtype = model->dtype);
         if (pass->gradients == NULL) continue;
-        ls_linear_backward(model, pass->stream, s.normalised, projection_gradient, s.logits, stride, s.normalised,
-                           projection, rows, C, V);
+        ls_op(pass->stream, gemm, .c = projection_gradient, .a = s.logits, .b = s.normalised, .m = V, .n = C, .k = rows,
+              .lda = stride, .ldb = C, .ldc = C, .spare.m = spare, .transpose_a = true, .accumulate = true,
+              .c_fp32 = true, .dtype = model->dtype);
+        ls_op(pass->stream, gemm, .c = s.normalised, .a = s.logits, .b = projection, .m = rows, .n = C, .k = V,
+              .lda = stride, .ldb = C, .ldc = C, .spare.k = spare, .dtype = model->dtype);
         model->family->final_norm_backward(model, pass, first, rows, s.statistics, s.normalised, s.workspace);
     }
 }

@@ -71,6 +71,16 @@ struct ls_gemm_shape ls_gemm_shape_of(const struct ls_op_gemm *op, enum ls_gemm_
     return shape;
 }
 
+bool ls_gemm_has_spare(const struct ls_op_gemm *op) {
+    return op->spare.m > 0 || op->spare.n > 0 || op->spare.k > 0;
+}
+
+struct ls_gemm_shape ls_gemm_wide_shape_of(const struct ls_op_gemm *op) {
+    struct ls_gemm_shape shape = ls_gemm_shape_of(op, LS_GEMM_EPILOGUE_NONE);
+    shape.m += op->spare.m, shape.n += op->spare.n, shape.k += op->spare.k;
+    return shape;
+}
+
 static void release_product(const struct ls_cuda_gemm *gemm, struct ls_gemm_product *product) {
     if (product->a) gemm->library->cublasLtMatrixLayoutDestroy(product->a);
     if (product->b) gemm->library->cublasLtMatrixLayoutDestroy(product->b);
@@ -320,12 +330,13 @@ cudaError_t ls_gemm_finish(const struct ls_gemm_product *product, const struct l
     return status;
 }
 
-/* The plan with as much in the library as it takes; where that was measured, as is faster. */
+/* The plan with as much in the library as it takes; where that was measured, as is faster, and as wide as is faster. */
 static enum ls_code plan_product(struct ls_cuda_gemm *gemm, const struct ls_op_gemm *op,
                                  struct ls_gemm_product **product, struct ls_error *error) {
     const struct ls_gemm_shape fused = ls_gemm_shape_of(op, ls_gemm_epilogue_of(op)),
-                               plain = ls_gemm_shape_of(op, LS_GEMM_EPILOGUE_NONE);
+                               plain = ls_gemm_shape_of(op, LS_GEMM_EPILOGUE_NONE), wide = ls_gemm_wide_shape_of(op);
     *product = NULL;
+    if (ls_gemm_has_spare(op) && find_choice(gemm, &wide)) return ls_gemm_find_product(gemm, &wide, product, error);
     if (find_choice(gemm, &fused) || (fused.epilogue != LS_GEMM_EPILOGUE_BIAS_GRADIENT && !find_choice(gemm, &plain))) {
         const enum ls_code code = ls_gemm_find_product(gemm, &fused, product, error);
         if (code || *product) return code;

@@ -72,16 +72,16 @@ static int measure_ways(const struct measurement *m, const struct ls_gemm_produc
     return best;
 }
 
-static void tell_choice(const struct ls_op_gemm *op, enum ls_gemm_epilogue epilogue, const float times[LS_GEMM_WAYS],
+static void tell_choice(const struct ls_op_gemm *op, const struct ls_gemm_shape *shape, const float times[LS_GEMM_WAYS],
                         int best, int count) {
     char first[32] = "none";
     if (times[0] < HUGE_VALF) snprintf(first, sizeof first, "%.3f ms", (double)times[0]);
-    ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s%s: %.3f ms by way %d of %d, %s by the first", (long long)op->m,
-           (long long)op->n, (long long)op->k, op->transpose_a ? " (a transposed)" : "",
+    ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s%s: %.3f ms by way %d of %d, %s by the first",
+           (long long)shape->m, (long long)shape->n, (long long)shape->k, op->transpose_a ? " (a transposed)" : "",
            op->transpose_b ? " (b transposed)" : "",
-           !op->bias_gradient                           ? ""
-           : epilogue == LS_GEMM_EPILOGUE_BIAS_GRADIENT ? ", the bias's gradient with it"
-                                                        : ", the bias's gradient after it",
+           !op->bias_gradient                                  ? ""
+           : shape->epilogue == LS_GEMM_EPILOGUE_BIAS_GRADIENT ? ", the bias's gradient with it"
+                                                               : ", the bias's gradient after it",
            (double)times[best], best + 1, count, first);
 }
 
@@ -105,7 +105,7 @@ static enum ls_code measure_shape(const struct measurement *m, const struct ls_g
     choice->algorithm = proposals[best].algo;
     *time = times[best];
     if (times[best] < HUGE_VALF)
-        tell_choice(m->op, (enum ls_gemm_epilogue)shape->epilogue, times, best, count);
+        tell_choice(m->op, shape, times, best, count);
     else if (shape->epilogue == LS_GEMM_EPILOGUE_NONE)
         return ls_gemm_failed(m->gemm, status, "cublasLtMatmul", shape, error);
     else
@@ -165,6 +165,20 @@ static bool is_right(const struct measurement *m, const struct ls_gemm_choice *c
     return right;
 }
 
+/* Tensor kernels move 16 bytes at a time: a product of a few more rows, columns or terms may be the faster one. */
+static void try_wider(const struct measurement *m, struct ls_gemm_choice *choice, float time) {
+    const struct ls_op_gemm *op = m->op;
+    const struct ls_gemm_shape shape = ls_gemm_wide_shape_of(op);
+    struct ls_gemm_choice wide;
+    struct ls_error error;
+    float wide_time;
+    if (measure_shape(m, &shape, &wide, &wide_time, &error) || wide_time == HUGE_VALF) return;
+    ls_log(LS_LOG_INFO, "product %lld x %lld x %lld: %.3f ms, %.3f ms as one of %lld x %lld x %lld, which is %s",
+           (long long)op->m, (long long)op->n, (long long)op->k, (double)time, (double)wide_time, (long long)shape.m,
+           (long long)shape.n, (long long)shape.k, wide_time < time ? "taken" : "left");
+    if (wide_time < time) *choice = wide;
+}
+
 /* The gradient of a bias is the library's where it comes out right and is faster than a kernel that reads the matrix
  * once more: some products become much slower by it. Anything else is the library's where some way of it runs. */
 static enum ls_code choose_one(const struct measurement *m, struct ls_gemm_choice *choice, struct ls_error *error) {
@@ -172,6 +186,7 @@ static enum ls_code choose_one(const struct measurement *m, struct ls_gemm_choic
                                plain = ls_gemm_shape_of(m->op, LS_GEMM_EPILOGUE_NONE);
     float time;
     enum ls_code code = measure_shape(m, &fused, choice, &time, error);
+    if (!code && ls_gemm_has_spare(m->op)) try_wider(m, choice, time);
     if (code || fused.epilogue == LS_GEMM_EPILOGUE_NONE) return code;
     if (time < HUGE_VALF && fused.epilogue != LS_GEMM_EPILOGUE_BIAS_GRADIENT) return LS_OK;
     struct ls_gemm_choice alone;
@@ -241,7 +256,9 @@ bool ls_cuda_gemm_covers(const struct ls_cuda_gemm *gemm, const void *choices, i
         /* the one that was chosen, or left */
         const struct ls_gemm_shape fused = ls_gemm_shape_of(&gemm->noted[i], ls_gemm_epilogue_of(&gemm->noted[i]));
         const struct ls_gemm_shape plain = ls_gemm_shape_of(&gemm->noted[i], LS_GEMM_EPILOGUE_NONE);
-        if (!is_among(&fused, copies, count) && !is_among(&plain, copies, count)) return false;
+        const struct ls_gemm_shape wide = ls_gemm_wide_shape_of(&gemm->noted[i]);
+        if (!is_among(&fused, copies, count) && !is_among(&plain, copies, count) && !is_among(&wide, copies, count))
+            return false;
     }
     return true;
 }

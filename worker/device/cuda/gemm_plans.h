@@ -66,6 +66,9 @@ enum ls_code ls_gemm_failed(const struct ls_cuda_gemm *gemm, cublasStatus_t stat
 enum ls_gemm_epilogue ls_gemm_epilogue_of(const struct ls_op_gemm *op);
 /* The product that the library computes for `op`; with GELU, that is the sum it is applied to. */
 struct ls_gemm_shape ls_gemm_shape_of(const struct ls_op_gemm *op, enum ls_gemm_epilogue epilogue);
+/* The same with what `op` can spare, and whether that is anything. */
+struct ls_gemm_shape ls_gemm_wide_shape_of(const struct ls_op_gemm *op);
+bool ls_gemm_has_spare(const struct ls_op_gemm *op);
 /* The plan of a shape, made if there is none. NULL and LS_OK: the library refuses the epilogue. */
 enum ls_code ls_gemm_find_product(struct ls_cuda_gemm *gemm, const struct ls_gemm_shape *shape,
                                   struct ls_gemm_product **found, struct ls_error *error);

@@ -82,11 +82,11 @@ static enum ls_code check_model(const struct ls_config_given *given, const struc
         return ls_config_refuse(
             given, "model.num_key_value_heads", error,
             "found %lld, which does not divide model.num_attention_heads %lld. Change one of the two.", groups, heads);
-    if (rotary && width % 2)
+    if (rotary && (width % 2 || width > LS_CONFIG_HEAD_DIM_MAX))
         return ls_config_refuse(given, "model.head_dim", error,
-                                "found %lld, allowed: an even number, because rotary positions turn pairs. Change "
-                                "model.hidden_size, model.num_attention_heads or model.head_dim.",
-                                width);
+                                "found %lld, allowed: an even number up to %d, because rotary positions turn pairs. "
+                                "Change model.hidden_size, model.num_attention_heads or model.head_dim.",
+                                width, LS_CONFIG_HEAD_DIM_MAX);
     if (!config->model.intermediate_size)
         return ls_config_refuse(given, "model.intermediate_size", error,
                                 "not given, and %s has no default for it. Set it, for example to %lld.",

@@ -1,5 +1,7 @@
 /* Reading and writing dataset.json with jansson. */
 #include "common/dataset_json.h"
+
+#include "common/config.h"
 #include "common/digest.h"
 #include "common/files.h"
 
@@ -110,8 +112,9 @@ static enum ls_code read_description(const json_t *root, const char *name, struc
     if (tokenizer && (!json_is_string(tokenizer) || json_string_length(tokenizer) >= sizeof description->tokenizer))
         return reject(error, name, "'tokenizer' has to be a string of at most 255 bytes");
     if (tokenizer) memcpy(description->tokenizer, json_string_value(tokenizer), json_string_length(tokenizer) + 1);
-    if (!read_integer(root, "vocab_size", 1, INT32_MAX, &description->vocab_size) || description->vocab_size == 0)
-        return reject(error, name, "'vocab_size' has to be an integer of 1 to 2147483647");
+    if (!read_integer(root, "vocab_size", 1, LS_CONFIG_VOCABULARY_MAX, &description->vocab_size) ||
+        description->vocab_size == 0)
+        return reject(error, name, "'vocab_size' has to be an integer of 1 to 4194304, as model.vocab_size");
     if (!read_integer(root, "documents", 0, INT64_MAX, &description->documents) ||
         !read_integer(root, "tokens", 0, INT64_MAX, &description->tokens) ||
         !read_integer(root, "text_bytes", 0, INT64_MAX, &description->text_bytes))

@@ -374,6 +374,7 @@ static void rules_between_keys_hold(void **state) {
     refuses_llama("model.num_key_value_heads=3", "found 3", "does not divide model.num_attention_heads 4");
     refuses_llama("model.head_dim=3", "found 3", "even number");
     refuses_llama("model.num_attention_heads=16", "model.head_dim: found 3", "even number");
+    refuses_llama("model.hidden_size=131072", "model.head_dim: found 32768", "up to 16384");
     accepts(MODEL DATA TRAIN, "model.num_attention_heads=16");
     refuses_llama("model.intermediate_size=null", "llama has no default");
     accepts("model: {model_type: llama, hidden_size: 50, num_hidden_layers: 2, num_attention_heads: 4, head_dim: 8, "

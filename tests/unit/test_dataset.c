@@ -321,8 +321,9 @@ static void dataset_json_that_makes_no_sense_is_refused(void **state) {
         {"{\"format\": \"lockstep-dataset\", \"version\": 1, \"tokenizer\": 3}", "'tokenizer'"},
         {"{\"format\": \"lockstep-dataset\", \"version\": 1}", "'vocab_size'"},
         {"{\"format\": \"lockstep-dataset\", \"version\": 1, \"vocab_size\": 0}", "'vocab_size'"},
-        {"{\"format\": \"lockstep-dataset\", \"version\": 1, \"vocab_size\": 2147483648}", "'vocab_size'"},
-        {"{\"format\": \"lockstep-dataset\", \"version\": 1, \"vocab_size\": 5, \"documents\": -1}", "'documents'"},
+        {"{\"format\": \"lockstep-dataset\", \"version\": 1, \"vocab_size\": 4194305}", "'vocab_size'"},
+        {"{\"format\": \"lockstep-dataset\", \"version\": 1, \"vocab_size\": 4194304, \"documents\": -1}",
+         "'documents'"},
         {"{\"format\": \"lockstep-dataset\", \"version\": 1, \"vocab_size\": 5, \"document_token\": 5}",
          "document_token.id"},
         {"{\"format\": \"lockstep-dataset\", \"version\": 1, \"vocab_size\": 5, \"document_token\": {\"id\": 5, "

@@ -158,6 +158,14 @@ expect 5 "the GPU has for it 0.1 MiB" "what does not fit is refused before it st
 expect 5 "Stand-in GPU has 1024.0 MiB: 32.0 were held .* are free" "memory that is gone all the same is accounted for" \
     env LS_STANDIN_DEVICES=1 LS_STANDIN_FAIL=2 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no2"
 
+# A kernel that faults is noticed by whoever calls next, a library mostly, which has no other word for it than that it failed.
+expect 1 "GPU 0 \(Stand-in GPU, 0000:01:00.0\) failed at .*: cudaErrorIllegalAddress .*Xid" "a kernel's fault is not taken for the library's that meets it" \
+    env LS_STANDIN_DEVICES=1 LS_STANDIN_FAULT=250 $emulated run "$work/gpt2.yaml" -n 1 --run-dir "$work/no4" --set fault.max_restarts=0
+printf '#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" = 0 ] || export LS_STANDIN_FAULT=250\nexec "$@"\n' >"$work/faulty"
+chmod 755 "$work/faulty"
+expect 1 "exit 1 .*rank 1 .*GPU 1 .* failed at .*: cudaErrorIllegalAddress" "nor for a lost rank, where NCCL meets it" \
+    env LS_STANDIN_DEVICES=2 $emulated run "$work/gpt2.yaml" -n 2 --run-dir "$work/no5" --set fault.max_restarts=0 --set "launcher.wrapper=[$work/faulty]"
+
 # Heads of 256 channels and no more.
 wide() { LS_STANDIN_DEVICES=1 timeout 120 $emulated run "$work/llama.yaml" -n 1 --run-dir "$work/wide-$1" --set model.head_dim="$1" --set train.steps=1; }
 check "heads of 256 channels are taken" wide 256

@@ -323,6 +323,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
         algorithm.k != p.k || algorithm.extra > alignment_of_extra(&p.d))
         return CUBLAS_STATUS_INVALID_VALUE;
     if (is_refused(&p.d, &algorithm)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (cudaPeekAtLastError() == cudaErrorIllegalAddress)
+        return CUBLAS_STATUS_EXECUTION_FAILED; /* whoever's fault it was */
     p.way = algorithm.way;
     const void *const memory[] = {a_memory, b_memory, c_memory, d_memory};
     for (int i = 0; i < 4; i++) {

@@ -97,6 +97,14 @@ static cudaError_t answer(cudaError_t status) {
     return status;
 }
 
+/* A kernel has faulted: nothing runs any more, and every call says so from now on. */
+static bool is_dead(void) {
+    const unsigned long long fault = number("LS_STANDIN_FAULT", "0");
+    return fault && launches >= fault;
+}
+#define LIVE_OR_ANSWER()                                                                                               \
+    if (is_dead()) return answer(cudaErrorIllegalAddress)
+
 static double seconds_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -165,6 +173,10 @@ static void run_until(struct CUstream_st *target, uint64_t position) {
 }
 
 static void put(struct CUstream_st *stream, struct entry entry) {
+    if (is_dead()) {
+        if (entry.owned) free(entry.argument);
+        return;
+    }
     pthread_mutex_lock(&lock);
     if (!stream->late) {
         stream->submitted++;
@@ -229,6 +241,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 }
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
+    LIVE_OR_ANSWER();
     (void)flags;
     struct CUstream_st *made = malloc(sizeof *made);
     if (!made) return answer(cudaErrorMemoryAllocation);
@@ -249,6 +262,7 @@ cudaError_t cudaStreamCreate(cudaStream_t *stream) {
 
 /* Events may still name it: its record stays. */
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    LIVE_OR_ANSWER();
     if (!stream || stream->destroyed) return answer(cudaErrorInvalidResourceHandle);
     drain(stream);
     stream->destroyed = true;
@@ -259,10 +273,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    LIVE_OR_ANSWER();
     drain(known(stream));
     return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    LIVE_OR_ANSWER();
     struct CUstream_st *s = known(stream);
     if (s->completed == s->submitted) return cudaSuccess;
     pthread_mutex_lock(&lock);
@@ -271,11 +287,13 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
     return cudaErrorNotReady;
 }
 cudaError_t cudaDeviceSynchronize(void) {
+    LIVE_OR_ANSWER();
     drain_all();
     return cudaSuccess;
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
+    LIVE_OR_ANSWER();
     *event = calloc(1, sizeof **event);
     if (!*event) return answer(cudaErrorMemoryAllocation);
     (*event)->timed = !(flags & cudaEventDisableTiming);
@@ -285,6 +303,7 @@ cudaError_t cudaEventCreate(cudaEvent_t *event) {
     return cudaEventCreateWithFlags(event, cudaEventDefault);
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    LIVE_OR_ANSWER();
     pthread_mutex_lock(&lock);
     if (event->timed && event->stream) run_until(event->stream, event->position);
     pthread_mutex_unlock(&lock);
@@ -292,6 +311,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    LIVE_OR_ANSWER();
     struct CUstream_st *on = known(stream);
     if (on->destroyed) return answer(cudaErrorInvalidResourceHandle);
     if (event->timed) {
@@ -303,21 +323,25 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    LIVE_OR_ANSWER();
     pthread_mutex_lock(&lock);
     if (event->stream) run_until(event->stream, event->position);
     pthread_mutex_unlock(&lock);
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+    LIVE_OR_ANSWER();
     return !event->stream || event->stream->completed >= event->position ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+    LIVE_OR_ANSWER();
     if (!begin->timed || !end->timed) return answer(cudaErrorInvalidResourceHandle);
     if (!begin->happened || !end->happened) return cudaErrorNotReady;
     *milliseconds = (float)(1e3 * (end->at - begin->at));
     return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+    LIVE_OR_ANSWER();
     (void)flags;
     struct CUstream_st *waiting = known(stream);
     if (!event->stream || event->stream == waiting) return cudaSuccess;
@@ -330,6 +354,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *argument) {
+    LIVE_OR_ANSWER();
     put(known(stream), (struct entry){.kind = RUN, .function = function, .argument = argument});
     return cudaSuccess;
 }
@@ -402,12 +427,15 @@ static cudaError_t release(void *memory, bool device) {
 }
 
 cudaError_t cudaMalloc(void **memory, size_t bytes) {
+    LIVE_OR_ANSWER();
     return allocate(memory, bytes, true);
 }
 cudaError_t cudaFree(void *memory) {
+    LIVE_OR_ANSWER();
     return release(memory, true);
 }
 cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags) {
+    LIVE_OR_ANSWER();
     (void)flags;
     return allocate(memory, bytes, false);
 }
@@ -415,9 +443,11 @@ cudaError_t cudaMallocHost(void **memory, size_t bytes) {
     return allocate(memory, bytes, false);
 }
 cudaError_t cudaFreeHost(void *memory) {
+    LIVE_OR_ANSWER();
     return release(memory, false);
 }
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    LIVE_OR_ANSWER();
     *total = memory_limit();
     *available = *total - used_bytes;
     return cudaSuccess;
@@ -468,6 +498,7 @@ static cudaError_t check_copy(const struct copy *copy, enum cudaMemcpyKind kind,
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    LIVE_OR_ANSWER();
     const struct copy copy = {.to = to, .from = from, .bytes = bytes};
     bool synchronous = false;
     pthread_mutex_lock(&lock);
@@ -487,6 +518,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpy
     return status;
 }
 cudaError_t cudaMemset2DAsync(void *memory, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream) {
+    LIVE_OR_ANSWER();
     if (height > 0 && !ls_standin_is_device_memory(memory, pitch * (height - 1) + width))
         return answer(cudaErrorInvalidValue);
     ls_standin_enqueue_copy(
@@ -565,12 +597,12 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 }
 
 cudaError_t cudaGetLastError(void) {
-    const cudaError_t status = last_error;
+    const cudaError_t status = is_dead() ? cudaErrorIllegalAddress : last_error;
     last_error = cudaSuccess;
     return status;
 }
 cudaError_t cudaPeekAtLastError(void) {
-    return last_error;
+    return is_dead() ? cudaErrorIllegalAddress : last_error;
 }
 const char *cudaGetErrorName(cudaError_t status) {
     switch (status) {
@@ -583,6 +615,7 @@ const char *cudaGetErrorName(cudaError_t status) {
     case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
     case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorDevicesUnavailable: return "cudaErrorDevicesUnavailable";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorSystemNotReady: return "cudaErrorSystemNotReady";
     default: return "another error";
     }

@@ -477,6 +477,7 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
     if (!ls_standin_is_device_memory(execution.workspace, (size_t)workspace_of(plan->graph)))
         return CUDNN_STATUS_BAD_PARAM_OUT_OF_BOUND;
     const unsigned long before = atomic_fetch_add(is_backward(plan->graph) ? &backwards : &forwards, 1);
+    if (cudaPeekAtLastError() == cudaErrorIllegalAddress) return CUDNN_STATUS_EXECUTION_FAILED;
     if (is("failing") && before >= EXECUTIONS_BEFORE_FAILURE) return CUDNN_STATUS_EXECUTION_FAILED;
     ls_standin_enqueue_copy(handle->stream, run, &execution, sizeof execution);
     return CUDNN_STATUS_SUCCESS;

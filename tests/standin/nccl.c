@@ -421,6 +421,11 @@ static enum connection connection_of(const struct operation *operation) {
 
 static ncclResult_t submit(void) {
     const size_t bytes = group.count * sizeof group.operations[0];
+    if (cudaPeekAtLastError() == cudaErrorIllegalAddress) {
+        snprintf(last_error, sizeof last_error, "Cuda failure 'an illegal memory access was encountered'");
+        atomic_store(&group.comm->error, ncclUnhandledCudaError);
+        return accept(group.comm);
+    }
     for (size_t i = 0; i < group.count; i++)
         if (!connect_by(group.comm, connection_of(&group.operations[i]))) return accept(group.comm);
     struct batch *batch = malloc(sizeof *batch + bytes);

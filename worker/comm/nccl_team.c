@@ -121,6 +121,12 @@ static void describe_nccl_error(const struct ls_nccl_team *team, ncclResult_t re
         }
         sleep_ns(WATCH_MILLISECONDS * 1000000);
     }
+    const struct ls_cuda_device *device = (const struct ls_cuda_device *)team->options.device;
+    const cudaError_t fault = result == ncclUnhandledCudaError ? ls_cuda_fault(device) : cudaSuccess;
+    if (fault) {
+        ls_cuda_fail(device, fault, "a collective, or a kernel before it", failure);
+        return;
+    }
     const char *detail = handle ? team->library->ncclGetLastError(handle) : NULL;
     if (result == ncclUnhandledCudaError && detail &&
         (strstr(detail, "out of memory") || strstr(detail, "Failed to CUDA"))) {

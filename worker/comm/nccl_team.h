@@ -64,8 +64,8 @@ void ls_nccl_team_add(struct ls_nccl_team *team, struct ls_nccl_member *member);
 void ls_nccl_team_remove(struct ls_nccl_team *team, struct ls_nccl_member *member);
 
 /* LS_OK while nothing is lost, else the first failure and its code, LS_COMMUNICATION or, where NCCL found no memory on
- * the GPU, LS_MEMORY, a second after it was noticed: a process that left at once would be taken for the cause by those
- * that had not seen it yet. */
+ * the GPU or a kernel had faulted there, LS_MEMORY or LS_ERROR, a second after it was noticed: a process that left at
+ * once would be taken for the cause by those that had not seen it yet. */
 enum ls_code ls_nccl_team_check(struct ls_nccl_team *team, struct ls_error *error);
 /* Makes `failure` the team's, unless it has one, and returns what check would. */
 enum ls_code ls_nccl_team_fail(struct ls_nccl_team *team, const struct ls_error *failure, struct ls_error *error);

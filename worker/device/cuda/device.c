@@ -57,6 +57,12 @@ enum ls_code ls_cuda_fail(const struct ls_cuda_device *device, cudaError_t statu
                          "and report what it says.");
 }
 
+cudaError_t ls_cuda_fault(const struct ls_cuda_device *device) {
+    size_t available, total;
+    ls_cuda_use(device);
+    return cudaMemGetInfo(&available, &total);
+}
+
 static double seconds_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);

@@ -29,6 +29,9 @@ void ls_cuda_use(const struct ls_cuda_device *device);
 /* CUDA's answer to `what` in words, as LS_MEMORY or LS_ERROR. Clears CUDA's record of the error. */
 enum ls_code ls_cuda_fail(const struct ls_cuda_device *device, cudaError_t status, const char *what,
                           struct ls_error *error);
+/* What a kernel's fault has made of the GPU's context: every call answers so then, a library's in words of its own.
+ * cudaSuccess: nothing. Any thread. */
+cudaError_t ls_cuda_fault(const struct ls_cuda_device *device);
 /* Runs `work` on an otherwise idle stream, again and again for a tenth of a second: the clocks of a GPU that was idle
  * rise meanwhile, and what is measured afterwards is measured alike. Ends early with what `work` returned, if not 0. */
 int ls_cuda_warm_up(cudaStream_t stream, int (*work)(void *context), void *context);

@@ -27,6 +27,8 @@ enum {
 
 enum ls_code ls_gemm_failed(const struct ls_cuda_gemm *gemm, cublasStatus_t status, const char *call,
                             const struct ls_gemm_shape *shape, struct ls_error *error) {
+    const cudaError_t fault = ls_cuda_fault(gemm->device);
+    if (fault) return ls_cuda_fail(gemm->device, fault, "a product, or a kernel before it", error);
     return ls_fail(error, LS_ERROR, LS_SCOPE_RANK,
                    "device: %s of %s answered %d for a product of %lld x %lld x %lld. Is the library made for this GPU "
                    "(%s) and driver? Set LOCKSTEP_CUDA_LIBRARIES to the folder of another one.",

@@ -15,8 +15,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
-enum { ANSWER_SECONDS = 10, OPTION_JSON = 256 };
+enum { ANSWER_SECONDS = 10, SUCCESSOR_SECONDS = 5, LOOK_MS = 20, OPTION_JSON = 256 };
 
 struct arguments {
     const char *run;
@@ -38,12 +40,56 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
     }
 }
 
+/* What the journal says of a run that is not going on. */
+struct last_words {
+    struct ls_journal_attempt attempt;
+    struct ls_core_record step, commit, end; /* of kind 0: there is none */
+};
+
+static enum ls_code read_journal(const struct ls_run_directory *run, struct last_words *words, struct ls_error *error) {
+    char path[PATH_MAX];
+    struct ls_journal *journal;
+    *words = (struct last_words){0};
+    snprintf(path, sizeof path, "%s/journal.db", run->path);
+    enum ls_code code = ls_journal_open_existing(path, &journal, error);
+    if (code != LS_OK) return code;
+    code = ls_journal_last_attempt(journal, &words->attempt, error);
+    if (!ls_journal_last_record(journal, LS_RECORD_STEP, &words->step)) words->step.kind = 0;
+    if (!ls_journal_last_record(journal, LS_RECORD_COMMIT, &words->commit)) words->commit.kind = 0;
+    if (!ls_journal_last_record(journal, LS_RECORD_END, &words->end)) words->end.kind = 0;
+    ls_journal_close(journal);
+    return code;
+}
+
+/* Whether the last attempt ended as attempts end. One whose coordinator was killed did not: another one takes its place
+ * within a second if the run goes on. */
+static bool is_over(const struct ls_run_directory *run) {
+    char path[PATH_MAX];
+    struct last_words words;
+    struct ls_error error;
+    snprintf(path, sizeof path, "%s/journal.db", run->path);
+    if (access(path, F_OK)) return true;
+    if (read_journal(run, &words, &error) != LS_OK) return false; /* somebody has it: the other one */
+    return words.attempt.attempt == 0 || (words.end.kind && words.end.attempt == words.attempt.attempt);
+}
+
+/* Waits for a coordinator that takes the place of one that was killed. */
+static bool find_endpoint(const struct ls_run_directory *run, char *endpoint, size_t size) {
+    const int looks = SUCCESSOR_SECONDS * 1000 / LOOK_MS;
+    for (int look = 0; look < looks; look++) {
+        if (ls_run_directory_is_locked(run) && ls_run_directory_endpoint(run, endpoint, size)) return true;
+        if (look == 0 && is_over(run)) return false;
+        nanosleep(&(struct timespec){.tv_nsec = LOOK_MS * 1000000}, NULL);
+    }
+    return false;
+}
+
 /* Asks the live coordinator of `run`. LS_ERROR when there is none. */
 static enum ls_code ask(const struct ls_run_directory *run, enum ls_wire_request request, struct ls_message *answer,
                         struct ls_error *error) {
     char path[PATH_MAX], endpoint[128];
     struct ls_key key;
-    if (!ls_run_directory_is_locked(run) || !ls_run_directory_endpoint(run, endpoint, sizeof endpoint))
+    if (!find_endpoint(run, endpoint, sizeof endpoint))
         return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
                        "nothing is running in %s. Start it with 'lockstep run CONFIG --resume'.", run->path);
     snprintf(path, sizeof path, "%s/keys/operator.key", run->path);
@@ -99,27 +145,6 @@ static void print_live(const struct ls_wire_status *status) {
     printf("ranks       %lld of %lld\n", (long long)status->ranks_joined, (long long)status->world_size);
     printf("coordinator pid %lld on %s; %llu failed handshakes, %llu dropped messages\n", (long long)status->pid,
            status->host, (unsigned long long)status->handshakes_failed, (unsigned long long)status->messages_dropped);
-}
-
-/* What the journal says of a run that is not going on. */
-struct last_words {
-    struct ls_journal_attempt attempt;
-    struct ls_core_record step, commit, end; /* of kind 0: there is none */
-};
-
-static enum ls_code read_journal(const struct ls_run_directory *run, struct last_words *words, struct ls_error *error) {
-    char path[PATH_MAX];
-    struct ls_journal *journal;
-    *words = (struct last_words){0};
-    snprintf(path, sizeof path, "%s/journal.db", run->path);
-    enum ls_code code = ls_journal_open_existing(path, &journal, error);
-    if (code != LS_OK) return code;
-    code = ls_journal_last_attempt(journal, &words->attempt, error);
-    if (!ls_journal_last_record(journal, LS_RECORD_STEP, &words->step)) words->step.kind = 0;
-    if (!ls_journal_last_record(journal, LS_RECORD_COMMIT, &words->commit)) words->commit.kind = 0;
-    if (!ls_journal_last_record(journal, LS_RECORD_END, &words->end)) words->end.kind = 0;
-    ls_journal_close(journal);
-    return code;
 }
 
 static void print_last_words(const struct ls_run_directory *run, const struct last_words *words) {

@@ -26,8 +26,9 @@ enum ls_accumulate { LS_ACCUMULATE_AUTO, LS_ACCUMULATE_LOCAL, LS_ACCUMULATE_SHAR
 enum ls_nonfinite_policy { LS_POLICY_STOP, LS_POLICY_SKIP, LS_POLICY_ROLLBACK };
 enum ls_gradient_dtype { LS_GRADIENT_FP32, LS_GRADIENT_BF16 };
 
-/* Of model.vocab_size and what a dataset may say of it, and of model.head_dim, given or derived. */
-enum { LS_CONFIG_VOCABULARY_MAX = 1 << 22, LS_CONFIG_HEAD_DIM_MAX = 1 << 14 };
+/* Of model.vocab_size and what a dataset may say of it, of model.head_dim, given or derived, and of
+ * model.num_hidden_layers. */
+enum { LS_CONFIG_VOCABULARY_MAX = 1 << 22, LS_CONFIG_HEAD_DIM_MAX = 1 << 14, LS_CONFIG_LAYERS_MAX = 4096 };
 /* A name of 64 bytes and its NUL. */
 enum { LS_CONFIG_NAME_SIZE = 65 };
 

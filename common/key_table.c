@@ -66,7 +66,7 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "family of the model"},
     {"model.hidden_size", INTEGER(1, 1 << 18), FIELD(model.hidden_size), .identity = true,
      .meaning = "width of the residual stream", .elsewhere = "n_embd d_model dim n_embed embed_dim"},
-    {"model.num_hidden_layers", INTEGER(1, 4096), FIELD(model.num_hidden_layers), .identity = true,
+    {"model.num_hidden_layers", INTEGER(1, LS_CONFIG_LAYERS_MAX), FIELD(model.num_hidden_layers), .identity = true,
      .meaning = "transformer layers", .elsewhere = "n_layer n_layers num_layers layers depth"},
     {"model.num_attention_heads", INTEGER(1, 16384), FIELD(model.num_attention_heads), .identity = true,
      .meaning = "query heads", .elsewhere = "n_head n_heads num_heads heads"},

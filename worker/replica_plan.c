@@ -6,8 +6,11 @@
 /* Of a micro-batch: what a layer keeps of them is counted in 64 bits. */
 static const int64_t tokens_most = INT64_C(1) << 28;
 
-/* An upper bound of what shards and activations reserve for a block. */
-enum { BUFFERS_PER_BLOCK_MAX = 8 };
+/* What shards (6) and activations (3) reserve for a layer; what the two other blocks leave of as many and that of two
+ * more is enough for the rest. */
+enum { BUFFERS_PER_LAYER_MAX = 9 };
+_Static_assert((LS_CONFIG_LAYERS_MAX + 4) * BUFFERS_PER_LAYER_MAX <= LS_ARENA_BUFFERS_MAX,
+               "the arena has too few buffers");
 
 int64_t ls_replica_losses(const struct ls_config *config) {
     const bool fixed = config->train.reduction == LS_REDUCTION_FIXED;
@@ -19,11 +22,6 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
                              struct ls_replica_layout *layout, struct ls_error *error) {
     const int64_t B = config->train.micro_batch_size, T = config->data.sequence_length, C = config->model.hidden_size;
     const int64_t ids = B * T * (int64_t)sizeof(int32_t), residual = B * T * C * ls_dtype_bytes(ls_model_dtype(model));
-    const int blocks = ls_model_block_count(model), buffers = (blocks + 2) * BUFFERS_PER_BLOCK_MAX;
-    if (buffers > LS_ARENA_BUFFERS_MAX)
-        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
-                       "model: %lld layers need about %d buffers, %d are possible. Lower model.num_hidden_layers.",
-                       (long long)config->model.num_hidden_layers, buffers, LS_ARENA_BUFFERS_MAX);
     if (B * T > tokens_most)
         return ls_fail(
             error, LS_USAGE, LS_SCOPE_JOB,

@@ -2,6 +2,7 @@
 #include "trainer_harness.h"
 
 #include "worker/activations.h"
+#include "worker/replica_plan.h"
 
 /* 5 layers: segments of 2 leave a rest, segments of 4 leave one layer. */
 static const char gpt2[] = "model: {model_type: gpt2, hidden_size: 16, num_hidden_layers: 5, num_attention_heads: 2}\n"
@@ -227,6 +228,42 @@ static void what_lives_at_the_same_time_lies_apart(void **unused) {
     }
 }
 
+/* In bf16 with a fixed reduction a layer has most buffers: weights, gradients, master weights, two moments, nodes of
+ * the tree, and its activations. */
+static void the_deepest_model_has_room_for_its_buffers(void **unused) {
+    (void)unused;
+    static const struct mode cases[] = {{LS_CHECKPOINTING_NONE, 1},
+                                        {LS_CHECKPOINTING_SELECTIVE, 1},
+                                        {LS_CHECKPOINTING_FULL, 1},
+                                        {LS_CHECKPOINTING_FULL, 4096}};
+    struct ls_config config = harness_config(llama);
+    struct ls_device *device;
+    struct ls_model *model;
+    struct ls_error error = {0};
+    struct ls_arena_plan *plan = malloc(sizeof *plan);
+    int most = 0;
+    assert_non_null(plan);
+    config.model.num_hidden_layers = 4096;
+    config.model.vocab_size = 11;
+    config.precision = LS_PRECISION_BF16;
+    config.train.reduction = LS_REDUCTION_FIXED;
+    config.train.micro_batch_size = 1;
+    if (ls_model_create(&config, &model, &error)) fail_msg("%s", error.text);
+    assert_int_equal(ls_device_create_cpu(1, LS_STREAMS_EAGER, &device, NULL), LS_OK);
+    for (config.zero.stage = 0; config.zero.stage <= 3; config.zero.stage++)
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            struct ls_replica_layout layout;
+            set_mode(&config, cases[i].mode, cases[i].every);
+            memset(plan, 0, sizeof *plan);
+            if (ls_replica_plan(&config, model, device, 2, plan, &layout, &error)) fail_msg("%s", error.text);
+            if (plan->count > most) most = plan->count;
+        }
+    assert_true(most > 9 * 4096);
+    ls_device_destroy(device);
+    ls_model_destroy(model);
+    free(plan);
+}
+
 static void segments_belong_to_full(void **unused) {
     (void)unused;
     char yaml[1024];
@@ -259,6 +296,7 @@ int main(void) {
         cmocka_unit_test(full_needs_a_fifth_of_the_memory_at_twelve_layers),
         cmocka_unit_test(a_segment_of_all_layers_keeps_everything),
         cmocka_unit_test(what_lives_at_the_same_time_lies_apart),
+        cmocka_unit_test(the_deepest_model_has_room_for_its_buffers),
         cmocka_unit_test(segments_belong_to_full),
         cmocka_unit_test(the_mode_does_not_change_the_run_s_identity),
     };

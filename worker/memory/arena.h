@@ -30,7 +30,7 @@ enum ls_memory_category {
 };
 const char *ls_memory_category_name(enum ls_memory_category category);
 
-enum { LS_ARENA_BUFFERS_MAX = 8192, LS_ARENA_ALIGNMENT = 256 };
+enum { LS_ARENA_BUFFERS_MAX = 40960, LS_ARENA_ALIGNMENT = 256 };
 
 /* A plan is a list of buffers; offsets grow in the order of reservation. */
 struct ls_arena_plan {

@@ -24,7 +24,7 @@ static enum ls_code check_sizes(const struct ls_model *model, struct ls_error *e
     } sizes[] = {
         {"model.vocab_size", model->vocabulary, INT32_MAX},
         {"model.hidden_size", model->channels, 1 << 20},
-        {"model.num_hidden_layers", model->layers, 4096},
+        {"model.num_hidden_layers", model->layers, LS_CONFIG_LAYERS_MAX},
         {"model.num_attention_heads", model->heads, 1 << 14},
         {"model.num_key_value_heads", model->kv_heads, 1 << 14},
         {"model.intermediate_size", model->hidden, 1 << 22},

@@ -108,6 +108,10 @@ static enum ls_code check_cover(const struct ls_safetensors *header, struct ls_e
     return LS_OK;
 }
 
+static int compare_keys(const void *left, const void *right) {
+    return strcmp(((const struct ls_safetensors_pair *)left)->key, ((const struct ls_safetensors_pair *)right)->key);
+}
+
 static enum ls_code parse_metadata(const json_t *metadata, struct ls_safetensors *header, struct ls_error *error) {
     if (!json_is_object(metadata))
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL,
@@ -124,6 +128,7 @@ static enum ls_code parse_metadata(const json_t *metadata, struct ls_safetensors
         header->metadata[header->metadata_count++] =
             (struct ls_safetensors_pair){.key = key, .value = json_string_value(value)};
     }
+    qsort(header->metadata, header->metadata_count, sizeof *header->metadata, compare_keys);
     return LS_OK;
 }
 
@@ -251,9 +256,11 @@ const struct ls_tensor_info *ls_safetensors_find(const struct ls_safetensors *sa
 }
 
 const char *ls_safetensors_metadata(const struct ls_safetensors *safetensors, const char *key) {
-    for (size_t i = 0; i < safetensors->metadata_count; i++)
-        if (strcmp(safetensors->metadata[i].key, key) == 0) return safetensors->metadata[i].value;
-    return NULL;
+    if (safetensors->metadata_count == 0) return NULL;
+    const struct ls_safetensors_pair wanted = {.key = key};
+    const struct ls_safetensors_pair *pair = bsearch(&wanted, safetensors->metadata, safetensors->metadata_count,
+                                                     sizeof *safetensors->metadata, compare_keys);
+    return pair ? pair->value : NULL;
 }
 
 enum ls_code ls_safetensors_read(const struct ls_safetensors *safetensors, const struct ls_tensor_info *tensor,
@@ -377,10 +384,6 @@ enum ls_code ls_safetensors_header(struct ls_tensor_info *tensors, size_t tensor
     *bytes = made;
     *count = total;
     return LS_OK;
-}
-
-static int compare_keys(const void *left, const void *right) {
-    return strcmp(((const struct ls_safetensors_pair *)left)->key, ((const struct ls_safetensors_pair *)right)->key);
 }
 
 static bool names_a_weight_file(const char *name) {

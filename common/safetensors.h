@@ -65,7 +65,7 @@ struct ls_safetensors_pair {
 struct ls_safetensors {
     struct ls_tensor_info *tensors; /* in the order of their bytes */
     size_t tensor_count;
-    struct ls_safetensors_pair *metadata;
+    struct ls_safetensors_pair *metadata; /* in the order of their keys */
     size_t metadata_count;
     int64_t data_offset; /* of the tensors' part in the file: 8 + N */
     int64_t data_bytes;

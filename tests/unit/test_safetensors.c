@@ -3,6 +3,8 @@
 
 #include "common/safetensors.h"
 
+#include <time.h>
+
 /* Parses a file whose header is `json` and whose tensors have `data_bytes` bytes, of which none are there: only the
  * header is read. */
 static enum ls_code parse(const char *json, int64_t data_bytes, struct ls_safetensors **file) {
@@ -125,6 +127,34 @@ static void a_good_header_gives_tensors_in_the_order_of_their_bytes(void **unuse
     assert_string_equal(ls_safetensors_metadata(file, "by"), "hand");
     assert_null(ls_safetensors_metadata(file, "at"));
     ls_safetensors_close(file);
+}
+
+/* State files say of every slice where it begins: a model of thousands of layers has tens of thousands of them. */
+static void metadata_of_very_many_keys_is_looked_up_in_no_time(void **unused) {
+    (void)unused;
+    enum { KEYS = 150000, SECONDS_MAX = 20 };
+    struct ls_safetensors_pair *pairs = calloc(KEYS, sizeof *pairs);
+    char(*keys)[40] = calloc(KEYS, sizeof *keys), *bytes;
+    struct ls_safetensors *file;
+    size_t length;
+    assert_true(pairs && keys);
+    alarm(SECONDS_MAX * 30); /* or it ends much later */
+    const clock_t begin = clock();
+    for (int i = 0; i < KEYS; i++) {
+        snprintf(keys[i], sizeof keys[i], "model.layers.%d.first", (int)(i * INT64_C(7919) % KEYS));
+        pairs[i] = (struct ls_safetensors_pair){.key = keys[i], .value = keys[i]};
+    }
+    expect_ok(ls_safetensors_header(NULL, 0, pairs, KEYS, &bytes, &length, error));
+    expect_ok(ls_safetensors_parse(bytes, length, (int64_t)length, &file, error));
+    for (int i = 0; i < KEYS; i++) assert_string_equal(ls_safetensors_metadata(file, keys[i]), keys[i]);
+    assert_null(ls_safetensors_metadata(file, "a"));
+    assert_null(ls_safetensors_metadata(file, "z"));
+    assert_true((double)(clock() - begin) / CLOCKS_PER_SEC < SECONDS_MAX);
+    alarm(0);
+    ls_safetensors_close(file);
+    free(bytes);
+    free(keys);
+    free(pairs);
 }
 
 static void what_is_written_reads_back_and_is_aligned(void **unused) {
@@ -276,6 +306,7 @@ int main(void) {
         cmocka_unit_test(a_name_of_more_than_511_bytes_is_refused),
         cmocka_unit_test(header_lengths_beyond_the_file_or_the_limit_are_refused),
         cmocka_unit_test(a_good_header_gives_tensors_in_the_order_of_their_bytes),
+        cmocka_unit_test(metadata_of_very_many_keys_is_looked_up_in_no_time),
         cmocka_unit_test(what_is_written_reads_back_and_is_aligned),
         cmocka_unit_test(any_flipped_byte_of_a_header_is_refused_or_stays_inside_the_file),
         cmocka_unit_test(files_that_are_links_fifos_or_elsewhere_are_not_opened),

@@ -188,4 +188,16 @@ executed "and no rank uses cuDNN" one-rank 0 0
 LS_STANDIN_CUDNN=failing train failing gpt2 1
 agrees "a launch that fails in training does not end it" cpu-gpt2 failing
 check "and the log says so" grep -q "answered 5000, .* in attention that it computed before.*They serve from now on" "$work/failing/logs/rank-00000.log"
+
+# A kernel's fault shows in the call behind it: of as many launches in a row as a layer has, one stands in front of attention.
+laid=''
+for launch in 56 57 58 59 60 61 62 63 64 65; do
+    LS_STANDIN_FAULT=$launch train fault-$launch llama 1 --set train.reduction=fixed --set fault.max_restarts=0 || true
+    laid+=$(grep -hoE 'failed at attention, or a kernel before it: cudaErrorIllegalAddress|cuDNN [0-9.]+ answered|steps +3 of 3' "$work/fault-$launch.log" | sort -u)
+done
+if [[ $laid == *'failed at attention'* && $laid != *answered* && $laid != *'of 3'* ]]; then
+    ok "a kernel's fault in front of attention is not laid to cuDNN"
+else
+    not_ok "a kernel's fault in front of attention is not laid to cuDNN ($laid)" "$work/fault-60.log"
+fi
 exit 0

@@ -333,6 +333,11 @@ static bool is_aligned(const void *const *pointers, int count) {
 static bool gave_up(struct ls_cuda_sdpa *sdpa, struct ls_stream *stream, cudnnStatus_t status) {
     struct ls_error error;
     if (!status) return false;
+    const cudaError_t fault = ls_cuda_fault(sdpa->device);
+    if (fault) {
+        ls_cuda_stream_note(stream, fault, "attention, or a kernel before it");
+        return false;
+    }
     ls_fail(&error, LS_ERROR, LS_SCOPE_RANK,
             "device: cuDNN %s answered %d, %s, in attention that it computed before. Look for Xid in the kernel's log; "
             "without cuDNN (LOCKSTEP_CUDA_LIBRARIES) attention is computed by our own kernels.",

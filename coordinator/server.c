@@ -398,6 +398,8 @@ static enum ls_code bind_router(struct ls_server *server, struct ls_error *error
                        ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
                            ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL);
     server->monitor = zmq_socket(server->context, ZMQ_PAIR);
+    /* libzmq's thread never waits for whoever reads: at the end nobody does, while strangers may knock. */
+    if (server->monitor) set_int(server->monitor, ZMQ_RCVHWM, 0);
     if (!server->monitor || zmq_connect(server->monitor, "inproc://server-monitor"))
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot watch the socket: %s", zmq_strerror(errno));
     return listen_at(server, error);

@@ -97,6 +97,7 @@ static enum ls_code make_socket(struct ls_link *link, const struct ls_key *key, 
                            ZMQ_EVENT_CLOSED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CONNECT_RETRIED);
     link->monitor = zmq_socket(link->context, ZMQ_PAIR);
     set_int(link->monitor, ZMQ_LINGER, 0);
+    set_int(link->monitor, ZMQ_RCVHWM, 0); /* libzmq's thread never waits for whoever reads */
     zmq_connect(link->monitor, "inproc://link-monitor");
     return LS_OK;
 }
@@ -122,13 +123,15 @@ bool ls_link_is_loopback(const char *endpoints) {
     return true;
 }
 
+/* The monitor's reader goes after what it reads: libzmq's thread would wait for ever to tell one that is closed of a
+ * connection that breaks now, and whoever closes the socket for that thread. */
 void ls_link_close(struct ls_link *link) {
     if (!link) return;
-    if (link->monitor) zmq_close(link->monitor);
     if (link->socket) {
         zmq_socket_monitor(link->socket, NULL, 0);
         zmq_close(link->socket);
     }
+    if (link->monitor) zmq_close(link->monitor);
     if (link->context) zmq_ctx_term(link->context);
     free(link);
 }

@@ -26,16 +26,11 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
     switch (key) {
     case OPTION_STEP: arguments->step = ls_command_number(state, "--step", argument, 1, LONG_MAX); return 0;
     case OPTION_JSON: arguments->json = true; return 0;
-    case ARGP_KEY_ARG:
-        if (arguments->run) argp_error(state, "there is a second RUN, '%s'", argument);
-        arguments->run = argument;
-        return 0;
-    case ARGP_KEY_END:
-        if (!arguments->run) argp_error(state, "no RUN is named: it is the run directory");
-        if (!arguments->step) argp_error(state, "no step is named: give --step S");
-        return 0;
-    default: return ARGP_ERR_UNKNOWN;
+    default: break;
     }
+    const error_t answer = ls_command_run_argument(key, argument, state, &arguments->run);
+    if (key == ARGP_KEY_END && !arguments->step) argp_error(state, "no step is named: give --step S");
+    return answer;
 }
 
 enum { WORDS_TOKENS = 48, BACK_TOKENS = 1 << 14, BACK_TOKENS_MAX = 1 << 22 };

@@ -119,6 +119,18 @@ static int distance(const char *a, const char *b) {
     return row[m];
 }
 
+error_t ls_command_run_argument(int key, char *argument, struct argp_state *state, const char **run) {
+    if (key == ARGP_KEY_ARG) {
+        if (*run) argp_error(state, "there is a second RUN, '%s'", argument);
+        *run = argument;
+    } else if (key == ARGP_KEY_END) {
+        if (!*run) argp_error(state, "no RUN is named: it is the run directory");
+    } else {
+        return ARGP_ERR_UNKNOWN;
+    }
+    return 0;
+}
+
 enum ls_code ls_command_flush(struct ls_error *error) {
     if (fflush(stdout) == 0 && !ferror(stdout)) return LS_OK;
     return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,

@@ -47,6 +47,10 @@ struct ls_command_common {
  * ARGP_ERR_UNKNOWN for any other key. */
 error_t ls_command_common_option(int key, char *argument, struct argp_state *state, struct ls_command_common *common);
 
+/* The one argument of commands about a run, its directory: a second one, and none, end with usage. ARGP_ERR_UNKNOWN for
+ * any other key. */
+error_t ls_command_run_argument(int key, char *argument, struct argp_state *state, const char **run);
+
 /* Writes what is left to standard output. LS_ERROR when not all of it could be written: a disk that is full, a closed
  * descriptor. */
 enum ls_code ls_command_flush(struct ls_error *error);

@@ -29,14 +29,7 @@ static error_t parse_option(int key, char *argument, struct argp_state *state) {
     struct arguments *arguments = state->input;
     switch (key) {
     case OPTION_JSON: arguments->json = true; return 0;
-    case ARGP_KEY_ARG:
-        if (arguments->run) argp_error(state, "there is a second RUN, '%s'", argument);
-        arguments->run = argument;
-        return 0;
-    case ARGP_KEY_END:
-        if (!arguments->run) argp_error(state, "no RUN is named: it is the run directory");
-        return 0;
-    default: return ARGP_ERR_UNKNOWN;
+    default: return ls_command_run_argument(key, argument, state, &arguments->run);
     }
 }
 

@@ -96,11 +96,11 @@ static inline void *ls_cache_row(const struct ls_model *model, const struct ls_b
     return ls_at(model, pass->cache, pass->cached * 2 * model->kv_heads * model->head_size);
 }
 
-/* y[R, OUT] = x[R, IN] w[OUT, IN]^T (+ residual, unless NULL); rows of y and of residual are `stride` apart. */
-void ls_linear_forward(const struct ls_model *model, struct ls_stream *stream, void *y, int64_t stride, const void *x,
-                       const void *w, const void *residual, int64_t R, int64_t IN, int64_t OUT);
-/* dw += dy^T x, then dx = dy w; dx may be x, and dy has rows of `stride`. */
+/* y[R, OUT] = x[R, IN] w[OUT, IN]^T (+ residual, unless NULL). */
+void ls_linear_forward(const struct ls_model *model, struct ls_stream *stream, void *y, const void *x, const void *w,
+                       const void *residual, int64_t R, int64_t IN, int64_t OUT);
+/* dw += dy^T x, then dx = dy w; dx may be x. */
 void ls_linear_backward(const struct ls_model *model, struct ls_stream *stream, void *dx, float *dw, const void *dy,
-                        int64_t stride, const void *x, const void *w, int64_t R, int64_t IN, int64_t OUT);
+                        const void *x, const void *w, int64_t R, int64_t IN, int64_t OUT);
 
 #endif

@@ -105,8 +105,8 @@ void ls_head_logits(const struct ls_model *model, const struct ls_block_pass *pa
     assert(rows >= 1 && rows <= R && model->dtype == LS_FP32);
     float *normalised = pass->scratch, *statistics = normalised + rows * C;
     model->family->final_norm_forward(model, pass, R - rows, rows, statistics, normalised);
-    ls_linear_forward(model, pass->stream, logits, V, normalised,
-                      model->tied ? pass->tied_parameters : pass->parameters, NULL, rows, C, V);
+    ls_linear_forward(model, pass->stream, logits, normalised, model->tied ? pass->tied_parameters : pass->parameters,
+                      NULL, rows, C, V);
 }
 
 void ls_head_loss(const struct ls_model *model, const struct ls_block_pass *pass) {

@@ -231,16 +231,15 @@ static void llama_layer_forward(const struct ls_model *model, int block, const s
           .dtype = model->dtype);
     project_qkv(model, pass, &s, t);
     ls_attention_forward(model, pass, s.attention, s.lse, s.qk, s.qkv);
-    ls_linear_forward(model, stream, s.mid, C, s.attention, ls_weight(model, pass, &t[O_PROJ]), x, R, Q, C);
+    ls_linear_forward(model, stream, s.mid, s.attention, ls_weight(model, pass, &t[O_PROJ]), x, R, Q, C);
     ls_op(stream, rmsnorm_forward, .output = s.norm_2, .rstd = s.rstd_2, .input = s.mid,
           .weight = ls_weight(model, pass, &t[POST_ATTENTION_LAYERNORM]), .rows = R, .columns = C,
           .epsilon = model->epsilon, .dtype = model->dtype);
-    ls_linear_forward(model, stream, s.gate_up, 2 * I, s.norm_2, ls_weight(model, pass, &t[GATE_PROJ]), NULL, R, C,
-                      2 * I);
+    ls_linear_forward(model, stream, s.gate_up, s.norm_2, ls_weight(model, pass, &t[GATE_PROJ]), NULL, R, C, 2 * I);
     ls_op(stream, swiglu_forward, .output = s.swiglu, .gate_up = s.gate_up, .rows = R, .columns = I,
           .dtype = model->dtype);
     if (pass->output == NULL) return;
-    ls_linear_forward(model, stream, pass->output, C, s.swiglu, ls_weight(model, pass, &t[DOWN_PROJ]), s.mid, R, I, C);
+    ls_linear_forward(model, stream, pass->output, s.swiglu, ls_weight(model, pass, &t[DOWN_PROJ]), s.mid, R, I, C);
 }
 
 static void llama_layer_recompute(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
@@ -282,11 +281,11 @@ static void llama_layer_backward(const struct ls_model *model, int block, const 
 
     /* x' = mid + swiglu(norm_2 [gate_proj, up_proj]^T) down_proj^T */
     void *dswiglu = s.swiglu, *dgate_up = s.gate_up, *dnorm_2 = s.norm_2;
-    ls_linear_backward(model, stream, dswiglu, dw + t[DOWN_PROJ].offset, dx, C, s.swiglu,
+    ls_linear_backward(model, stream, dswiglu, dw + t[DOWN_PROJ].offset, dx, s.swiglu,
                        ls_weight(model, pass, &t[DOWN_PROJ]), R, I, C);
     ls_op(stream, swiglu_backward, .gate_up_gradient = dgate_up, .output_gradient = dswiglu, .gate_up = s.gate_up,
           .rows = R, .columns = I, .dtype = model->dtype);
-    ls_linear_backward(model, stream, dnorm_2, dw + t[GATE_PROJ].offset, dgate_up, 2 * I, s.norm_2,
+    ls_linear_backward(model, stream, dnorm_2, dw + t[GATE_PROJ].offset, dgate_up, s.norm_2,
                        ls_weight(model, pass, &t[GATE_PROJ]), R, C, 2 * I);
     ls_op(stream, rmsnorm_backward, .input_gradient = dx, .workspace = pass->scratch,
           .weight_gradient = dw + t[POST_ATTENTION_LAYERNORM].offset, .output_gradient = dnorm_2, .input = s.mid,
@@ -296,7 +295,7 @@ static void llama_layer_backward(const struct ls_model *model, int block, const 
     /* mid = x + attention(norm_1 [q_proj, k_proj, v_proj]^T) o_proj^T; the gradient of `attention` cannot lie over it:
      * its backward needs both */
     void *dattention = s.swiglu, *dqkv = s.gate_up, *dnorm_1 = s.norm_1;
-    ls_linear_backward(model, stream, dattention, dw + t[O_PROJ].offset, dx, C, s.attention,
+    ls_linear_backward(model, stream, dattention, dw + t[O_PROJ].offset, dx, s.attention,
                        ls_weight(model, pass, &t[O_PROJ]), R, Q, C);
     ls_attention_backward(model, pass, dqkv, dattention, s.attention, s.lse, s.qk, s.qkv);
     rotate(model, pass, dqkv, model->heads + model->kv_heads, W, true);
@@ -308,7 +307,7 @@ static void llama_layer_backward(const struct ls_model *model, int block, const 
     if (model->qkv_bias)
         ls_op(stream, bias_backward, .bias_gradient = dw + t[Q_BIAS].offset, .workspace = pass->scratch,
               .output_gradient = dqkv, .rows = R, .columns = W, .dtype = model->dtype);
-    ls_linear_backward(model, stream, dnorm_1, dw + t[Q_PROJ].offset, dqkv, W, s.norm_1,
+    ls_linear_backward(model, stream, dnorm_1, dw + t[Q_PROJ].offset, dqkv, s.norm_1,
                        ls_weight(model, pass, &t[Q_PROJ]), R, C, W);
     ls_op(stream, rmsnorm_backward, .input_gradient = dx, .workspace = pass->scratch,
           .weight_gradient = dw + t[INPUT_LAYERNORM].offset, .output_gradient = dnorm_1, .input = x,

@@ -317,16 +317,16 @@ int64_t ls_model_recomputed_bytes(const struct ls_model *model, int block, int64
     return recomputed;
 }
 
-void ls_linear_forward(const struct ls_model *model, struct ls_stream *stream, void *y, int64_t stride, const void *x,
-                       const void *w, const void *residual, int64_t R, int64_t IN, int64_t OUT) {
-    ls_op(stream, gemm, .c = y, .a = x, .b = w, .m = R, .n = OUT, .k = IN, .lda = IN, .ldb = IN, .ldc = stride,
+void ls_linear_forward(const struct ls_model *model, struct ls_stream *stream, void *y, const void *x, const void *w,
+                       const void *residual, int64_t R, int64_t IN, int64_t OUT) {
+    ls_op(stream, gemm, .c = y, .a = x, .b = w, .m = R, .n = OUT, .k = IN, .lda = IN, .ldb = IN, .ldc = OUT,
           .transpose_b = true, .residual = residual, .dtype = model->dtype);
 }
 
 void ls_linear_backward(const struct ls_model *model, struct ls_stream *stream, void *dx, float *dw, const void *dy,
-                        int64_t stride, const void *x, const void *w, int64_t R, int64_t IN, int64_t OUT) {
-    ls_op(stream, gemm, .c = dw, .a = dy, .b = x, .m = OUT, .n = IN, .k = R, .lda = stride, .ldb = IN, .ldc = IN,
+                        const void *x, const void *w, int64_t R, int64_t IN, int64_t OUT) {
+    ls_op(stream, gemm, .c = dw, .a = dy, .b = x, .m = OUT, .n = IN, .k = R, .lda = OUT, .ldb = IN, .ldc = IN,
           .transpose_a = true, .accumulate = true, .c_fp32 = true, .dtype = model->dtype);
-    ls_op(stream, gemm, .c = dx, .a = dy, .b = w, .m = R, .n = IN, .k = OUT, .lda = stride, .ldb = IN, .ldc = IN,
+    ls_op(stream, gemm, .c = dx, .a = dy, .b = w, .m = R, .n = IN, .k = OUT, .lda = OUT, .ldb = IN, .ldc = IN,
           .dtype = model->dtype);
 }

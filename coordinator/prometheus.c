@@ -31,7 +31,7 @@ struct ls_prometheus {
     double written; /* CLOCK_MONOTONIC; 0: never */
     double begun;   /* CLOCK_REALTIME, like the other times below */
 
-    bool stepped; /* the next five are of the newest step */
+    bool stepped; /* the next four are of the newest step */
     struct ls_step_report report;
     int64_t step, samples;
     double step_time;
@@ -57,7 +57,7 @@ static double seconds_of(clockid_t clock) {
 
 /* A label's value, quoted. What is no UTF-8 could not be read at all: it becomes '?', as control characters do. */
 static void write_quoted(FILE *out, const char *text) {
-    char plain[LS_WIRE_TEXT_BYTES];
+    char plain[sizeof((struct ls_run_facts *)0)->path]; /* the longest of them */
     fputc('"', out);
     for (const char *c = ls_wire_make_plain(plain, sizeof plain, text); *c; c++) {
         if (*c == '"' || *c == '\\') fputc('\\', out);

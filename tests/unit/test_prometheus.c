@@ -369,6 +369,12 @@ static void names_are_escaped(void **state) {
     read_file("lockstep-a__b__c_d_.prom");
     assert_string_equal(find("running")->run, "a \"b\"\\c?d?");
     assert_string_equal(find("run_info")->run_dir, "/runs/a \"b\"\\c?d?");
+    ls_prometheus_close(prometheus);
+    char long_path[sizeof facts.path] = "";
+    for (size_t length = 0; length + 10 < sizeof long_path; length += 10) strcat(long_path, "/123456789");
+    open_file(long_path);
+    read_file("lockstep-123456789.prom");
+    assert_string_equal(find("run_info")->run_dir, long_path);
 }
 
 static void a_thousand_steps_do_not_make_a_thousand_files(void **state) {

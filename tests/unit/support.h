@@ -123,16 +123,22 @@ static inline void support_close(struct support s) {
     ls_device_destroy(s.device);
 }
 
-/* The end of main(), with how many tests failed: where the CPU device uses a matrix unit, the program runs once more
- * without, so that what other processors compute with is tested as well. */
-static inline int support_again_without_amx(int failed, char **argv) {
+/* The variable that leaves out what multiplies pairs of bf16 on this CPU device; NULL: nothing does. */
+static inline const char *support_pairs(struct support s) {
+    const char *id = ls_device_numerics_id(s.device);
+    return strstr(id, " and amx,") ? "LOCKSTEP_AMX" : strstr(id, " and avx512_bf16,") ? "LOCKSTEP_AVX512_BF16" : NULL;
+}
+
+/* The end of main(), with how many tests failed: where the CPU device multiplies pairs of bf16, the program runs once
+ * more without what does that, until nothing is left, so that what other processors compute with is tested as well. */
+static inline int support_again_without_pairs(int failed, char **argv) {
     if (failed || support_is_cuda()) return failed;
     struct support s = support_open(1, LS_STREAMS_EAGER);
-    const bool amx = strstr(ls_device_numerics_id(s.device), " and amx") != NULL;
+    const char *pairs = support_pairs(s);
     support_close(s);
-    if (!amx) return 0;
+    if (!pairs) return 0;
     fflush(stdout);
-    setenv("LOCKSTEP_AMX", "0", 1);
+    setenv(pairs, "0", 1);
     execv("/proc/self/exe", argv);
     return 1;
 }

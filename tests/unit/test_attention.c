@@ -290,5 +290,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(heads_larger_than_a_piece_are_right),
         cmocka_unit_test(attention_gives_the_same_bits_with_any_number_of_threads),
     };
-    return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
+    return support_again_without_pairs(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

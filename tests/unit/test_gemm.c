@@ -275,5 +275,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(threads_share_the_product_without_gaps),
         cmocka_unit_test(a_weight_s_gradient_takes_its_bias_s_with_it),
     };
-    return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
+    return support_again_without_pairs(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

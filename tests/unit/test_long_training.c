@@ -594,5 +594,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(bf16_follows_double_precision),
         cmocka_unit_test(fp16_follows_double_precision),
     };
-    return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
+    return support_again_without_pairs(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

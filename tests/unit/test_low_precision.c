@@ -172,7 +172,7 @@ static void rotations_round_what_fp32_computes(void **state) {
     }
 }
 
-/* Shapes around and beyond a tile, and the blocks and slabs of a matrix unit, with room behind the rows; results in the
+/* Shapes around and beyond a tile, and the blocks and slabs of pairs, with room behind the rows; results in the
  * type and, for gradients of parameters, in fp32. */
 static void products_round_what_fp32_computes(void **state) {
     (void)state;
@@ -360,11 +360,10 @@ static void embeddings_and_biases_collect_gradients_in_fp32(void **state) {
     }
 }
 
-/* On a matrix unit bf16's products round probabilities and their gradients: each by 2^-9 of itself, and a result is a
- * sum of a few of the largest. */
+/* Where pairs of bf16 are multiplied, products round probabilities and their gradients: each by 2^-9 of itself, and a
+ * result is a sum of a few of the largest. */
 static double attention_slack(int type, struct support s) {
-    const bool amx = strstr(ls_device_numerics_id(s.device), " and amx") != NULL;
-    return amx && types[type] == LS_BF16 ? 0x1p-8 : SUMS;
+    return support_pairs(s) && types[type] == LS_BF16 ? 0x1p-8 : SUMS;
 }
 
 static void attention_rounds_what_fp32_computes(void **state) {
@@ -562,5 +561,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(the_optimizer_rounds_its_copy_from_the_master),
         cmocka_unit_test(clipping_takes_the_loss_scale_off),
     };
-    return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
+    return support_again_without_pairs(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

@@ -221,5 +221,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(initialize),
         cmocka_unit_test(adamw_and_add_give_the_same_bits_however_a_range_is_cut),
     };
-    return support_again_without_amx(cmocka_run_group_tests(tests, NULL, NULL), argv);
+    return support_again_without_pairs(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

@@ -1,29 +1,29 @@
 /* Causal attention in blocks of queries by keys: scores of one block, streaming softmax, product with the values. A
  * block that no query sees (above the diagonal, or before every document's start) is not computed. Keys and values of a
  * block are packed once for all the queries of a task. */
-#include "worker/device/cpu/amx.h"
 #include "worker/device/cpu/exponential.h"
 #include "worker/device/cpu/kernels.h"
 #include "worker/device/cpu/multiply.h"
+#include "worker/device/cpu/pairs.h"
 
 #include <math.h>
 #include <string.h>
 
-/* Some queries by KEYS scores are computed at a time, see query_block(); a forward task has TASK_QUERIES queries of one
- * head; heads larger than CHUNK are taken in pieces. Loops over scores go in whole groups of GROUP, so that they have
- * no scalar rest; rows of scores lie PITCH apart, so that they do not fall on the same cache sets. Fewer queries than
- * FEW do not pay for packed keys. */
+/* Some queries by KEYS scores are computed at a time, see query_block(op->dtype); a forward task has TASK_QUERIES
+ * queries of one head; heads larger than CHUNK are taken in pieces. Loops over scores go in whole groups of GROUP, so
+ * that they have no scalar rest; rows of scores lie PITCH apart, so that they do not fall on the same cache sets. Fewer
+ * queries than FEW do not pay for packed keys. */
 enum { QUERIES_MOST = 64, KEYS = 256, TASK_QUERIES = 256, CHUNK = 128, GROUP = 16, PITCH = KEYS + GROUP, FEW = 8 };
 enum { PANELS = LS_PANEL_FLOATS(KEYS, CHUNK) };
-
-/* Whole tiles of rows: a matrix unit's have 32, others 6 or 12. */
-static int64_t query_block(void) {
-    return ls_amx_available() ? QUERIES_MOST : 48;
-}
 
 /* Whether results are to be in bf16; all that is here is fp32 (kernels.h). */
 static bool rounded(enum ls_dtype dtype) {
     return dtype == LS_BF16;
+}
+
+/* Whole tiles of rows: those of pairs have 32, others 6 or 12. */
+static int64_t query_block(enum ls_dtype dtype) {
+    return ls_pairs_available(rounded(dtype)) ? QUERIES_MOST : 48;
 }
 
 static int64_t min64(int64_t a, int64_t b) {
@@ -136,7 +136,7 @@ static void forward_task(const struct ls_op_attention_forward *op, const struct 
     float keys[PANELS] __attribute__((aligned(64))), values[PANELS] __attribute__((aligned(64)));
     float s[QUERIES_MOST * PITCH] __attribute__((aligned(64))), maximum[TASK_QUERIES], sum[TASK_QUERIES];
     const int64_t first = first_key(t->document_start, t->count), last = t->position + t->count, size = op->head_size;
-    const int64_t queries = query_block();
+    const int64_t queries = query_block(op->dtype);
     for (int64_t i = 0; i < t->count; i++) maximum[i] = -INFINITY, sum[i] = 0.0f;
     for (int64_t k0 = first; k0 < last; k0 += KEYS) {
         const float *k = t->k + k0 * op->kv_stride, *v = t->v + k0 * op->kv_stride;
@@ -289,7 +289,7 @@ static void backward_block(const struct ls_op_attention_backward *op, const stru
 /* One key-value head of one sequence with all its query heads. */
 static void backward_task(const struct ls_op_attention_backward *op, int64_t b, int64_t kv_head) {
     struct packed_keys packed;
-    const int64_t queries = query_block();
+    const int64_t queries = query_block(op->dtype);
     const int64_t group = op->heads / op->kv_heads, size = op->head_size, kv = b * op->kv_batch_stride + kv_head * size;
     struct head head = {.dk = (float *)op->k_gradient + kv,
                         .dv = (float *)op->v_gradient + kv,

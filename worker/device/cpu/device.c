@@ -1,5 +1,5 @@
 /* The CPU device: its memory, its numerics id, and the way from an operation to its kernel. */
-#include "worker/device/cpu/amx.h"
+#include "worker/device/cpu/pairs.h"
 #include "worker/device/cpu/kernels.h"
 #include "worker/device/cpu/low_precision_kernels.h"
 #include "worker/device/cpu/stream.h"
@@ -175,9 +175,10 @@ static const char *instruction_set(void) {
 static void describe(char *text, size_t size) {
     char line[256];
     const dnnl_version_t *onednn = dnnl_version();
-    snprintf(text, size, "cpu; %s; kernels %s%s, %s; %s; oneDNN %d.%d.%d isa %d", cpu_model(line, sizeof line),
-             instruction_set(), ls_amx_available() ? " and amx" : "", __VERSION__, openblas_get_config(), onednn->major,
-             onednn->minor, onednn->patch, (int)dnnl_get_effective_cpu_isa());
+    const char *pairs = ls_pairs_unit();
+    snprintf(text, size, "cpu; %s; kernels %s%s%s, %s; %s; oneDNN %d.%d.%d isa %d", cpu_model(line, sizeof line),
+             instruction_set(), pairs ? " and " : "", pairs ? pairs : "", __VERSION__, openblas_get_config(),
+             onednn->major, onednn->minor, onednn->patch, (int)dnnl_get_effective_cpu_isa());
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < ' ' || (unsigned char)*c > '~') *c = '?';
 }

@@ -1,5 +1,5 @@
-/* Matrix products, each thread's by itself: on the matrix unit where there is one, else on OpenBLAS and oneDNN, one
- * single-threaded library call per thread. */
+/* Matrix products of fp32, each thread's by itself: as pairs of bf16 where there is a matrix unit for them, else by
+ * OpenBLAS and oneDNN, one single-threaded library call per thread. */
 #include "worker/device/cpu/activation.h"
 #include "worker/device/cpu/kernels.h"
 
@@ -8,6 +8,8 @@
 #include <dnnl.h>
 #include <limits.h>
 #include <math.h>
+#include <pthread.h>
+#include <string.h>
 
 /* The unit of cutting between threads; multiply-adds below which threads do not pay. */
 enum { CUT = 32, THREADED_MIN = 1 << 20 };
@@ -16,11 +18,24 @@ enum { CUT = 32, THREADED_MIN = 1 << 20 };
  * for the library to run at full speed. All are powers of two. */
 enum { FIXED_FEW = 8, FIXED_FEW_MIN = 1 << 22, FIXED_MOST = 64, FIXED_MOST_MIN = 1 << 27 };
 
+/* Whether OpenBLAS has kernels of this width for this processor: one that is younger than itself it takes for an older
+ * one, so that its products are half as fast as oneDNN's where that knows AVX-512. */
+static bool openblas_has_avx512;
+
+static void ask_openblas(void) {
+    static const char *const cores[] = {"SkylakeX", "Cooperlake", "SapphireRapids"};
+    for (size_t i = 0; i < sizeof cores / sizeof *cores; i++)
+        openblas_has_avx512 |= strcmp(openblas_get_corename(), cores[i]) == 0;
+}
+
 /* oneDNN is 1.1 to 1.4 times faster, but for weight gradients (a transposed, long k): there OpenBLAS wins on CPUs
- * without AVX-512, and everywhere when the rows of `a` lie a multiple of 4 KiB apart, which oneDNN reads against the
+ * without AVX-512, and on others when the rows of `a` lie a multiple of 4 KiB apart, which oneDNN reads against the
  * cache's grain. */
 static bool prefers_openblas(bool transpose_a, int64_t k, int64_t lda) {
-    return transpose_a && k >= 256 && (lda % 1024 == 0 || !__builtin_cpu_supports("avx512f"));
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    if (!transpose_a || k < 256) return false;
+    pthread_once(&once, ask_openblas);
+    return __builtin_cpu_supports("avx512f") ? openblas_has_avx512 && lda % 1024 == 0 : true;
 }
 
 static void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
@@ -77,11 +92,11 @@ static void epilogue(const struct ls_op_gemm *op, float *c, int64_t stride, int6
     for (int64_t r = r0; r < r1; r++, c += stride) epilogue_row(op, c, r, c0, c1 - c0);
 }
 
-/* Rows [r0, r1) and columns [c0, c1) of the product, on libraries where `amx` is NULL. There the epilogue follows the
+/* Rows [r0, r1) and columns [c0, c1) of the product, on libraries where `pairs` is NULL. There the epilogue follows the
  * whole tile: smaller ones that stay in the cache cost more, because the library packs their rows and columns anew. */
-static void tile(const struct ls_op_gemm *op, ls_amx_finish *amx, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
-    if (amx) {
-        ls_amx_multiply(op, r0, r1, c0, c1, amx);
+static void tile(const struct ls_op_gemm *op, ls_pairs_finish *pairs, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+    if (pairs) {
+        ls_pairs_multiply(op, r0, r1, c0, c1, pairs);
         return;
     }
     const float *a = (const float *)op->a + (op->transpose_a ? r0 : r0 * op->lda);
@@ -94,7 +109,7 @@ static void tile(const struct ls_op_gemm *op, ls_amx_finish *amx, int64_t r0, in
 
 struct grid {
     const struct ls_op_gemm *op;
-    ls_amx_finish *amx;
+    ls_pairs_finish *pairs;
     int64_t rows, columns; /* parts in each direction */
 };
 
@@ -108,14 +123,14 @@ static void tiles(const void *arguments, int64_t begin, int64_t end) {
     const struct ls_op_gemm *op = grid->op;
     for (int64_t i = begin; i < end; i++) {
         const int64_t row = i / grid->columns, column = i % grid->columns;
-        tile(op, grid->amx, cut(op->m, row, grid->rows), cut(op->m, row + 1, grid->rows),
+        tile(op, grid->pairs, cut(op->m, row, grid->rows), cut(op->m, row + 1, grid->rows),
              cut(op->n, column, grid->columns), cut(op->n, column + 1, grid->columns));
     }
 }
 
 /* `parts` tiles, cut so that the rows of a and columns of b that are read more than once are fewest. */
-static struct grid choose_grid(const struct ls_op_gemm *op, ls_amx_finish *amx, int parts) {
-    struct grid best = {op, amx, 1, 1};
+static struct grid choose_grid(const struct ls_op_gemm *op, ls_pairs_finish *pairs, int parts) {
+    struct grid best = {op, pairs, 1, 1};
     double least = HUGE_VAL;
     for (int rows = 1; rows <= parts; rows++) {
         const double read = (double)op->m / rows + (double)op->n * rows / parts;
@@ -124,9 +139,9 @@ static struct grid choose_grid(const struct ls_op_gemm *op, ls_amx_finish *amx, 
     return best;
 }
 
-static void run(int threads, const struct ls_op_gemm *op, ls_amx_finish *amx, int parts) {
+static void run(int threads, const struct ls_op_gemm *op, ls_pairs_finish *pairs, int parts) {
     if (op->m <= 0 || op->n <= 0) return;
-    const struct grid grid = choose_grid(op, amx, parts);
+    const struct grid grid = choose_grid(op, pairs, parts);
     ls_cpu_parallel(threads, grid.rows * grid.columns, 1, tiles, &grid);
 }
 
@@ -135,16 +150,16 @@ static int parts_of(int threads, const struct ls_op_gemm *op) {
 }
 
 void ls_cpu_gemm(int threads, const struct ls_op_gemm *op) {
-    run(threads, op, ls_amx_serves(op->m, op->n, op->k) ? epilogue : NULL, parts_of(threads, op));
+    run(threads, op, ls_pairs_serve(LS_FP32, op->m, op->n, op->k) ? epilogue : NULL, parts_of(threads, op));
 }
 
-void ls_cpu_gemm_amx(int threads, const struct ls_op_gemm *op, ls_amx_finish *finish) {
+void ls_cpu_gemm_pairs(int threads, const struct ls_op_gemm *op, ls_pairs_finish *finish) {
     run(threads, op, finish, parts_of(threads, op));
 }
 
 void ls_cpu_gemm_fixed(int threads, const struct ls_op_gemm *op) {
     int parts = 1;
-    if (ls_amx_serves(op->m, op->n, op->k)) { /* the same bits however it is cut */
+    if (ls_pairs_serve(LS_FP32, op->m, op->n, op->k)) { /* the same bits however it is cut */
         ls_cpu_gemm(threads, op);
         return;
     }

@@ -6,7 +6,7 @@
 #ifndef LS_WORKER_DEVICE_CPU_KERNELS_H
 #define LS_WORKER_DEVICE_CPU_KERNELS_H
 
-#include "worker/device/cpu/amx.h"
+#include "worker/device/cpu/pairs.h"
 #include "worker/device/operations.h"
 
 #include <stddef.h>
@@ -15,8 +15,8 @@
 LS_OPERATIONS(X)
 #undef X
 
-/* gemm of any type that the matrix unit multiplies, on it, cut between threads; the unit has to serve the shape. */
-void ls_cpu_gemm_amx(int threads, const struct ls_op_gemm *op, ls_amx_finish *finish);
+/* gemm of pairs, which have to serve its type and shape, cut between threads. */
+void ls_cpu_gemm_pairs(int threads, const struct ls_op_gemm *op, ls_pairs_finish *finish);
 
 /* gemm in tiles that depend on the shape alone, so that its bits do not depend on `threads` either. */
 void ls_cpu_gemm_fixed(int threads, const struct ls_op_gemm *op);

@@ -322,8 +322,8 @@ static void gemm(const void *arguments, int64_t begin, int64_t end) {
         gemm_tile(op, i / tiles_across(op) * TILE_ROWS, i % tiles_across(op) * TILE_COLUMNS);
 }
 
-static void finish_on_amx(const struct ls_op_gemm *op, float *sums, int64_t stride, int64_t row, int64_t row_end,
-                          int64_t column, int64_t column_end) {
+static void finish_pairs(const struct ls_op_gemm *op, float *sums, int64_t stride, int64_t row, int64_t row_end,
+                         int64_t column, int64_t column_end) {
     if (op->c_fp32) return; /* the sums are there */
     if (op->accumulate)
         for (int64_t i = row; i < row_end; i++)
@@ -334,8 +334,8 @@ static void finish_on_amx(const struct ls_op_gemm *op, float *sums, int64_t stri
 
 void ls_cpu_low_gemm(int threads, const struct ls_op_gemm *op) {
     assert(!op->c_fp32 || (op->epilogue == LS_EPILOGUE_NONE && !op->residual));
-    if (op->dtype == LS_BF16 && ls_amx_serves(op->m, op->n, op->k))
-        ls_cpu_gemm_amx(threads, op, finish_on_amx);
+    if (ls_pairs_serve(op->dtype, op->m, op->n, op->k))
+        ls_cpu_gemm_pairs(threads, op, finish_pairs);
     else
         ls_cpu_parallel(threads, (op->m + TILE_ROWS - 1) / TILE_ROWS * tiles_across(op), 1, gemm, op);
 }

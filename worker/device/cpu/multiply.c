@@ -2,7 +2,7 @@
  * registers; it reaches more than nine tenths of the processor's multiply-add rate. */
 #include "worker/device/cpu/multiply.h"
 
-#include "worker/device/cpu/amx.h"
+#include "worker/device/cpu/pairs.h"
 
 #include <string.h>
 
@@ -73,8 +73,8 @@ static void any_tile(int rows, int64_t k, bool transposed, const float *a, int64
 
 void ls_multiply(bool rounded, int64_t m, int64_t n, int64_t k, bool transposed, const float *a, int64_t lda,
                  const float *panels, int64_t depth, float *c, int64_t ldc, bool add) {
-    if (ls_amx_available()) {
-        ls_amx_multiply_packed(rounded, m, n, k, transposed, a, lda, panels, depth, c, ldc, add);
+    if (ls_pairs_available(rounded)) {
+        ls_pairs_multiply_packed(rounded, m, n, k, transposed, a, lda, panels, depth, c, ldc, add);
         return;
     }
     float edge[LS_PANEL_ROWS * LS_PANEL_COLUMNS];
@@ -98,8 +98,8 @@ void ls_multiply(bool rounded, int64_t m, int64_t n, int64_t k, bool transposed,
 }
 
 void ls_pack(bool rounded, bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels) {
-    if (ls_amx_available()) {
-        ls_amx_pack(rounded, transposed, b, ldb, k, n, panels);
+    if (ls_pairs_available(rounded)) {
+        ls_pairs_pack(rounded, transposed, b, ldb, k, n, panels);
         return;
     }
     enum { AHEAD = 8 }; /* rows are short and far apart: the processor does not foresee them */

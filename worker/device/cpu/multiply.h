@@ -1,7 +1,7 @@
 /* Products of small matrices that fit the caches, from packed panels: what attention is made of. An element of a
  * product depends on its row, its column and k alone, so that the bits of a product are the same however its rows and
- * columns are cut: a chain of fused multiply-adds in the order of k, or what a matrix unit makes of them (amx.h).
- * `rounded` allows a matrix unit to round factors to bf16: for results in bf16. */
+ * columns are cut: a chain of fused multiply-adds in the order of k, or what pairs of bf16 make of them (pairs.h).
+ * `rounded` allows factors to be rounded to bf16: for results in bf16. */
 #ifndef LS_WORKER_DEVICE_CPU_MULTIPLY_H
 #define LS_WORKER_DEVICE_CPU_MULTIPLY_H
 
@@ -21,11 +21,11 @@ static inline int64_t ls_panel_round(int64_t n) {
     return (n + LS_PANEL_COLUMNS - 1) / LS_PANEL_COLUMNS * LS_PANEL_COLUMNS;
 }
 
-/* Room for the panels of a factor [k, n]; k and n are multiples of 32. Three parts of half a float on a matrix unit. */
+/* Room for the panels of a factor [k, n]; k and n are multiples of 32. Three parts of half a float as pairs. */
 #define LS_PANEL_FLOATS(k, n) ((k) * (n) / 2 * 3)
 
 /* Packs b[k, n], or its transpose given as b[n, k], into ls_panel_round(n) / LS_PANEL_COLUMNS panels of [k,
- * LS_PANEL_COLUMNS], one after another; columns beyond n are zero. A matrix unit has panels of its own. `panels` is
+ * LS_PANEL_COLUMNS], one after another; columns beyond n are zero. Pairs have panels of their own. `panels` is
  * aligned to 64 bytes. */
 void ls_pack(bool rounded, bool transposed, const float *b, int64_t ldb, int64_t k, int64_t n, float *panels);
 

@@ -56,17 +56,18 @@ expect 2 'no bundle' "a folder that is no bundle is refused" scripts/gpu-check "
 workers() { # process ids of the bundle's workers
     local exe
     for exe in /proc/[0-9]*/exe; do
-        [ "$(readlink "$exe" 2>/dev/null)" != "$bundle/libexec/lockstep-worker" ] || cut -d / -f 3 <<<"$exe"
+        [ ! "$exe" -ef "$bundle/libexec/lockstep-worker" ] || cut -d / -f 3 <<<"$exe"
     done
 }
 shared_memory() { grep -ohE '/dev/shm/lockstep-[0-9a-f]+-a[0-9]+' "/proc/$1/maps" 2>/dev/null | sort -u; } # PROCESS
-# Once it has taken shared memory.
-stop_a_worker() { [ -n "$(workers)" ] && shared=$(shared_memory "$(workers)") && [ -n "$shared" ] && kill -STOP $(workers); }
-# A worker that is stopped as soon as it is there holds its run up, whose end by signals does not reach it.
+# A worker that is stopped at its first kernel holds its run up, whose end by signals does not reach it.
+export LS_STANDIN_STOP=$work/stop
+is_stopped() { [ ! -e "$LS_STANDIN_STOP" ] && shared=$(shared_memory "$(workers)") && [ -n "$shared" ]; }
+touch "$LS_STANDIN_STOP"
 "$bundle/bin/gpu-check" --tiny --run-seconds 8 --only memory,loss -o "$report" >"$work/stuck.log" 2>&1 </dev/null &
 checker=$!
 end_after 200 $checker
-until_true 60 "a worker is started" $checker "$work/stuck.log" stop_a_worker
+until_true 60 "a worker is started, and stopped" $checker "$work/stuck.log" is_stopped
 status=0
 wait $checker || status=$?
 end_watched $checker
@@ -80,10 +81,11 @@ if grep -qE 'left running and ended: .*lockstep-worker \(process [0-9]+\)' "$rep
 else
     not_ok "what it left running is ended and named ($(workers | tr '\n' ' '))" "$report/report.md"
 fi
+touch "$LS_STANDIN_STOP"
 "$bundle/bin/gpu-check" --tiny --only memory -o "$report" >"$work/left.log" 2>&1 </dev/null &
 checker=$!
 end_after 100 $checker
-until_true 60 "a worker is started" $checker "$work/left.log" stop_a_worker
+until_true 60 "a worker is started, and stopped" $checker "$work/left.log" is_stopped
 kill -TERM $checker
 status=0
 wait $checker || status=$?

@@ -20,6 +20,7 @@
  *     LS_STANDIN_DROP=N    the N-th wait of a stream for an event (from 1) is left out: a planted fault
  *     LS_STANDIN_FAIL=N    the N-th allocation of device memory (from 1) is refused
  *     LS_STANDIN_FAULT=N   the N-th launch (from 1) of a kernel, or of NCCL's, faults; it and what follows does nothing
+ *     LS_STANDIN_STOP=FILE the first launch that finds the file takes it away and stops its process, as SIGSTOP does
  *     LS_STANDIN_LOG=FILE  at exit, a line is appended: peak bytes of device memory, waits, launches
  *     LS_STANDIN_CUBLASLT  what is special about cuBLASLt: gelu (GELU's derivative in fp32 too), first (each first
  *                          proposal is refused when it is to run), late (so is every one with an epilogue), dead (all

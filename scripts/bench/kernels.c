@@ -167,6 +167,34 @@ int main(int argc, char **argv) {
                   .epsilon = 1e-8f, .weight_decay = 0.1f));
     MEASURE("initialize", 0, 4.0 * PARAMETERS, 0,
             ls_op(s, initialize, .output = m, .seed = 3, .count = PARAMETERS, .deviation = 0.02f));
+    /* In bf16, in as many elements, whose values are no longer those of the rows above. */
+    ls_op(s, convert, .output = y, .input = x, .count = ROWS * 4 * C, .dtype = LS_BF16);
+    ls_op(s, convert, .output = z, .input = z, .count = ROWS * 4 * C, .dtype = LS_BF16);
+    ls_op(s, convert, .output = v, .input = w, .count = PARAMETERS, .dtype = LS_BF16);
+    MEASURE("bf16: from fp32", 0, 1.5 * n, 0,
+            ls_op(s, convert, .output = d, .input = x, .count = ROWS * C, .dtype = LS_BF16));
+    MEASURE("bf16: layernorm forward", 0, n, 0,
+            ls_op(s, layernorm_forward, .output = d, .mean = mean, .rstd = rstd, .input = y, .weight = v, .bias = v,
+                  .rows = ROWS, .columns = C, .epsilon = 1e-5f, .dtype = LS_BF16));
+    MEASURE("bf16: layernorm backward, accumulating", 0, 2 * n, 0,
+            ls_op(s, layernorm_backward, .input_gradient = d, .weight_gradient = dw, .bias_gradient = db,
+                  .output_gradient = z, .input = y, .weight = v, .mean = mean, .rstd = rstd, .rows = ROWS, .columns = C,
+                  .accumulate_input = true, .dtype = LS_BF16));
+    MEASURE("bf16: gelu forward, 4C", 0, 4 * n, 0,
+            ls_op(s, gelu_forward, .output = d, .input = y, .count = ROWS * 4 * C, .dtype = LS_BF16));
+    MEASURE("bf16: gelu backward, 4C", 0, 6 * n, 0,
+            ls_op(s, gelu_backward, .input_gradient = d, .output_gradient = z, .input = y, .count = ROWS * 4 * C,
+                  .dtype = LS_BF16));
+    MEASURE("bf16: swiglu backward, 2C", 0, 5 * n, 0,
+            ls_op(s, swiglu_backward, .gate_up_gradient = d, .output_gradient = z, .gate_up = y, .rows = ROWS,
+                  .columns = 2 * C, .dtype = LS_BF16));
+    MEASURE("bf16: add", 0, 1.5 * n, 0, ls_op(s, add, .sum = d, .a = y, .b = z, .count = ROWS * C, .dtype = LS_BF16));
+    MEASURE("bf16: bias gradient, 4C", 0, 2 * n, 0,
+            ls_op(s, bias_backward, .bias_gradient = db, .output_gradient = z, .rows = ROWS, .columns = 4 * C,
+                  .dtype = LS_BF16));
+    MEASURE("bf16: cross-entropy + gradient", 0, 2.0 * ROWS * V * 2, 0,
+            ls_op(s, cross_entropy, .logits = d, .loss = &scalar, .targets = tokens, .gradient_scale = &one,
+                  .row_loss = rstd, .rows = ROWS, .vocabulary = V, .stride = V, .gradient = true, .dtype = LS_BF16));
     if (ls_stream_synchronize(s, &error) != LS_OK) {
         fprintf(stderr, "%s\n", error.text);
         return error.code;

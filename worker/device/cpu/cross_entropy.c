@@ -1,29 +1,33 @@
-/* Softmax cross-entropy: per row the maximum, the sum of exponentials (kept in place of the logits when there is a
- * gradient), the scaling. */
+/* Softmax cross-entropy, written once for all types: per row the maximum, the sum of exponentials, their scaling. The
+ * exponentials of fp32 are kept in place of the logits when there is a gradient; those of other types are computed a
+ * second time, because they would be rounded twice. */
 #include "worker/device/cpu/exponential.h"
 #include "worker/device/cpu/kernels.h"
+#include "worker/device/cpu/low_precision.h"
 
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
 /* Exponentials are added in float within a piece of this many columns and in double across pieces. */
 enum { PIECE = 1024, ELEMENTS_PER_TASK = 8192 };
 
-static float row_maximum(const float *x, int64_t count) {
-    float maximum = x[0];
+INLINE float row_maximum(const enum ls_dtype t, const void *x, int64_t count) {
+    float maximum = ls_load(t, x, 0);
 #pragma omp simd reduction(max : maximum)
-    for (int64_t i = 0; i < count; i++) maximum = x[i] > maximum ? x[i] : maximum;
+    for (int64_t i = 0; i < count; i++) maximum = ls_load(t, x, i) > maximum ? ls_load(t, x, i) : maximum;
     return maximum;
 }
 
-static double row_sum(const float *x, int64_t count, float maximum) {
+INLINE double row_sum(const enum ls_dtype t, const void *x, int64_t count, float maximum) {
     double total = 0.0;
     for (int64_t begin = 0; begin < count; begin += PIECE) {
         const int64_t end = count - begin < PIECE ? count : begin + PIECE;
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; i++) sum += ls_exp(x[i] - maximum);
+        for (int64_t i = begin; i < end; i++) sum += ls_exp(ls_load(t, x, i) - maximum);
         total += (double)sum;
     }
     return total;
@@ -45,28 +49,50 @@ static double row_exponentials(float *x, int64_t count, float maximum) {
     return total;
 }
 
-static void rows(const void *arguments, int64_t begin, int64_t end) {
-    const struct ls_op_cross_entropy *op = arguments;
+/* What `x` holds is the exponentials in fp32, the logits in other types. */
+INLINE void row_gradient(const enum ls_dtype t, void *x, int64_t count, float maximum, float factor, int32_t target,
+                         float scale) {
+    if (t == LS_FP32) {
+        float *gradient = x;
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) gradient[i] *= factor;
+        gradient[target] -= scale;
+        return;
+    }
+    const float p = ls_exp(ls_load(t, x, target) - maximum) * factor;
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) ls_store(t, x, i, ls_exp(ls_load(t, x, i) - maximum) * factor);
+    ls_store(t, x, target, p - scale);
+}
+
+INLINE void some_rows(const enum ls_dtype t, const struct ls_op_cross_entropy *op, int64_t begin, int64_t end) {
     const int64_t vocabulary = op->vocabulary;
-    const float gradient_scale = op->gradient ? op->gradient_scale[0] : 0.0f;
+    const float scale = op->gradient ? op->gradient_scale[0] : 0.0f;
     for (int64_t row = begin; row < end; row++) {
-        float *x = (float *)op->logits + row * op->stride;
+        void *x = ls_element(t, op->logits, row * op->stride);
         const int32_t target = op->targets[row];
         assert(target < vocabulary);
         if (target < 0) {
             op->row_loss[row] = 0.0f;
-            if (op->gradient) memset(x, 0, (size_t)op->stride * sizeof *x);
+            if (op->gradient) memset(x, 0, (size_t)(op->stride * ls_dtype_bytes(t)));
             continue;
         }
-        const float maximum = row_maximum(x, vocabulary), logit = x[target];
-        const double sum = op->gradient ? row_exponentials(x, vocabulary, maximum) : row_sum(x, vocabulary, maximum);
+        const float maximum = row_maximum(t, x, vocabulary), logit = ls_load(t, x, target);
+        const double sum = t == LS_FP32 && op->gradient ? row_exponentials(x, vocabulary, maximum)
+                                                        : row_sum(t, x, vocabulary, maximum);
         op->row_loss[row] = (float)(log(sum) + ((double)maximum - (double)logit));
         if (!op->gradient) continue;
-        const float factor = (float)((double)gradient_scale / sum);
-#pragma omp simd
-        for (int64_t i = 0; i < vocabulary; i++) x[i] *= factor;
-        x[target] -= gradient_scale;
-        memset(x + vocabulary, 0, (size_t)(op->stride - vocabulary) * sizeof *x);
+        row_gradient(t, x, vocabulary, maximum, (float)((double)scale / sum), target, scale);
+        memset(ls_element(t, x, vocabulary), 0, (size_t)((op->stride - vocabulary) * ls_dtype_bytes(t)));
+    }
+}
+
+static void rows(const void *arguments, int64_t begin, int64_t end) {
+    const struct ls_op_cross_entropy *op = arguments;
+    switch (op->dtype) {
+    case LS_FP32: some_rows(LS_FP32, op, begin, end); break;
+    case LS_BF16: some_rows(LS_BF16, op, begin, end); break;
+    case LS_FP16: some_rows(LS_FP16, op, begin, end); break;
     }
 }
 

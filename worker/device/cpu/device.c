@@ -34,17 +34,11 @@ static void (*const kernels[LS_OP_COUNT])(int threads, const void *arguments) = 
 LS_LOW_PRECISION_OPERATIONS(X)
 #undef X
 
-/* For bf16 and fp16; the kernels of head_norm, squared_norm, adamw, convert and widen handle every type themselves. */
+/* For bf16 and fp16; NULL: the operation's kernel handles every type itself. */
 static void (*const low_precision_kernels[LS_OP_COUNT])(int threads, const void *arguments) = {
 #define X(name) [LS_OP_##name] = run_low_##name,
     LS_LOW_PRECISION_OPERATIONS(X)
 #undef X
-        [LS_OP_head_norm_forward] = run_head_norm_forward,
-    [LS_OP_head_norm_backward] = run_head_norm_backward,
-    [LS_OP_squared_norm] = run_squared_norm,
-    [LS_OP_adamw] = run_adamw,
-    [LS_OP_convert] = run_convert,
-    [LS_OP_widen] = run_widen,
 };
 
 /* What a product is asked for beside its result. */
@@ -69,7 +63,7 @@ enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *argu
      * themselves. */
     const int before = omp_get_max_threads();
     if (before != 1) omp_set_num_threads(1);
-    if (dtype != LS_FP32)
+    if (dtype != LS_FP32 && low_precision_kernels[op])
         low_precision_kernels[op](threads, arguments);
     else if (fixed && op == LS_OP_gemm)
         ls_cpu_gemm_fixed(threads, arguments);

@@ -14,16 +14,11 @@
     X(gelu_backward)                                                                                                   \
     X(swiglu_forward)                                                                                                  \
     X(swiglu_backward)                                                                                                 \
-    X(layernorm_forward)                                                                                               \
-    X(layernorm_backward)                                                                                              \
-    X(rmsnorm_forward)                                                                                                 \
-    X(rmsnorm_backward)                                                                                                \
     X(embedding_forward)                                                                                               \
     X(embedding_backward)                                                                                              \
     X(rope)                                                                                                            \
     X(attention_forward)                                                                                               \
     X(attention_backward)                                                                                              \
-    X(cross_entropy)                                                                                                   \
     X(add)
 
 #define X(name) void ls_cpu_low_##name(int threads, const struct ls_op_##name *op);

@@ -1,26 +1,42 @@
-/* Layer and root-mean-square normalisation. Both are one computation: the second takes the mean as zero and has no
- * bias. */
+/* Layer and root-mean-square normalisation, written once for all types: values are read into fp32 and rounded once as
+ * they are stored. Both are one computation: the second takes the mean as zero and has no bias. */
 #include "worker/device/cpu/kernels.h"
+#include "worker/device/cpu/low_precision.h"
 
 #include <math.h>
 #include <stddef.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Calls `function` with the type as a constant, so that its loops have no branch. */
+#define WITH_TYPE(dtype, function, ...)                                                                                \
+    switch (dtype) {                                                                                                   \
+    case LS_FP32: function(LS_FP32, __VA_ARGS__); break;                                                               \
+    case LS_BF16: function(LS_BF16, __VA_ARGS__); break;                                                               \
+    case LS_FP16: function(LS_FP16, __VA_ARGS__); break;                                                               \
+    }
 
 /* Rows added up before they join a parameter's gradient; the order of that sum, hence its bits, follows from the shape
  * alone. */
 enum { ROWS_PER_BLOCK = 32, COLUMNS_PER_TASK = 64, ELEMENTS_PER_TASK = 16384 };
 
 struct norm {
+    enum ls_dtype dtype;
     bool centred;
-    float *output, *mean, *rstd;
-    const float *input, *weight, *bias;
+    void *output;
+    float *mean, *rstd;
+    const void *input, *weight, *bias;
     int64_t rows, columns;
     float epsilon;
 };
 
 struct norm_gradient {
+    enum ls_dtype dtype;
     bool centred, accumulate_input;
-    float *input, *weight, *bias; /* gradients */
-    const float *output_gradient, *x, *scale, *mean, *rstd;
+    void *input;          /* its gradient */
+    float *weight, *bias; /* their gradients */
+    const void *output_gradient, *x, *scale;
+    const float *mean, *rstd;
     int64_t rows, columns;
 };
 
@@ -28,65 +44,82 @@ static int64_t rows_per_task(int64_t columns) {
     return columns >= ELEMENTS_PER_TASK ? 1 : ELEMENTS_PER_TASK / columns;
 }
 
-static void forward(const void *arguments, int64_t begin, int64_t end) {
-    const struct norm *n = arguments;
+INLINE void forward_rows(const enum ls_dtype t, const struct norm *n, int64_t begin, int64_t end) {
     const int64_t columns = n->columns;
+    const void *weight = n->weight, *bias = n->bias;
     for (int64_t row = begin; row < end; row++) {
-        const float *x = n->input + row * columns;
-        float *y = n->output + row * columns;
+        const void *x = ls_element(t, n->input, row * columns);
+        void *y = ls_element(t, n->output, row * columns);
         float mean = 0.0f, square = 0.0f;
         if (n->centred) {
 #pragma omp simd reduction(+ : mean)
-            for (int64_t c = 0; c < columns; c++) mean += x[c];
+            for (int64_t c = 0; c < columns; c++) mean += ls_load(t, x, c);
             mean /= (float)columns;
         }
 #pragma omp simd reduction(+ : square)
-        for (int64_t c = 0; c < columns; c++) square += (x[c] - mean) * (x[c] - mean);
+        for (int64_t c = 0; c < columns; c++) square += (ls_load(t, x, c) - mean) * (ls_load(t, x, c) - mean);
         const float rstd = 1.0f / sqrtf(square / (float)columns + n->epsilon);
-        if (n->bias) {
+        if (bias) {
 #pragma omp simd
-            for (int64_t c = 0; c < columns; c++) y[c] = (x[c] - mean) * rstd * n->weight[c] + n->bias[c];
+            for (int64_t c = 0; c < columns; c++)
+                ls_store(t, y, c, (ls_load(t, x, c) - mean) * rstd * ls_load(t, weight, c) + ls_load(t, bias, c));
         } else {
 #pragma omp simd
-            for (int64_t c = 0; c < columns; c++) y[c] = (x[c] - mean) * rstd * n->weight[c];
+            for (int64_t c = 0; c < columns; c++)
+                ls_store(t, y, c, (ls_load(t, x, c) - mean) * rstd * ls_load(t, weight, c));
         }
         if (n->mean) n->mean[row] = mean;
         if (n->rstd) n->rstd[row] = rstd;
     }
 }
 
+static void forward(const void *arguments, int64_t begin, int64_t end) {
+    const struct norm *n = arguments;
+    WITH_TYPE(n->dtype, forward_rows, n, begin, end)
+}
+
 /* With x^ = (x - mean) rstd and d = dy * weight: dx = rstd (d - mean(d) - x^ mean(d x^)), the second term only where
  * the mean is taken off. */
-static void backward_input(const void *arguments, int64_t begin, int64_t end) {
-    const struct norm_gradient *n = arguments;
+INLINE void backward_input_rows(const enum ls_dtype t, const struct norm_gradient *n, int64_t begin, int64_t end) {
     const int64_t columns = n->columns;
+    const void *weight = n->scale;
     for (int64_t row = begin; row < end; row++) {
-        const float *dy = n->output_gradient + row * columns, *x = n->x + row * columns, *weight = n->scale;
-        float *dx = n->input + row * columns;
+        const void *dy = ls_element(t, n->output_gradient, row * columns), *x = ls_element(t, n->x, row * columns);
+        void *dx = ls_element(t, n->input, row * columns);
         const float mean = n->centred ? n->mean[row] : 0.0f, rstd = n->rstd[row];
         float sum = 0.0f, product = 0.0f;
 #pragma omp simd reduction(+ : sum, product)
         for (int64_t c = 0; c < columns; c++) {
-            const float d = dy[c] * weight[c];
+            const float d = ls_load(t, dy, c) * ls_load(t, weight, c);
             sum += d;
-            product += d * ((x[c] - mean) * rstd);
+            product += d * ((ls_load(t, x, c) - mean) * rstd);
         }
         const float d_mean = n->centred ? sum / (float)columns : 0.0f, d_product = product / (float)columns;
         if (n->accumulate_input) {
 #pragma omp simd
             for (int64_t c = 0; c < columns; c++)
-                dx[c] += rstd * (dy[c] * weight[c] - d_mean - (x[c] - mean) * rstd * d_product);
+                ls_store(t, dx, c,
+                         ls_load(t, dx, c) + rstd * (ls_load(t, dy, c) * ls_load(t, weight, c) - d_mean -
+                                                     (ls_load(t, x, c) - mean) * rstd * d_product));
         } else {
 #pragma omp simd
             for (int64_t c = 0; c < columns; c++)
-                dx[c] = rstd * (dy[c] * weight[c] - d_mean - (x[c] - mean) * rstd * d_product);
+                ls_store(t, dx, c,
+                         rstd * (ls_load(t, dy, c) * ls_load(t, weight, c) - d_mean -
+                                 (ls_load(t, x, c) - mean) * rstd * d_product));
         }
     }
 }
 
+static void backward_input(const void *arguments, int64_t begin, int64_t end) {
+    const struct norm_gradient *n = arguments;
+    WITH_TYPE(n->dtype, backward_input_rows, n, begin, end)
+}
+
 /* Adds one block of rows to the gradients of weight and bias, columns [begin, end): per piece of columns that stays in
  * the first cache, four rows at a time, so that an accumulator is loaded and stored once for four. */
-static void backward_parameters_block(const struct norm_gradient *n, int64_t row, int64_t begin, int64_t end) {
+INLINE void backward_parameters_block(const enum ls_dtype t, const struct norm_gradient *n, int64_t row, int64_t begin,
+                                      int64_t end) {
     enum { PIECE = 512 };
     const int64_t columns = n->columns;
     const int64_t rows = n->rows - row < ROWS_PER_BLOCK ? n->rows - row : ROWS_PER_BLOCK;
@@ -95,26 +128,29 @@ static void backward_parameters_block(const struct norm_gradient *n, int64_t row
         float product[PIECE] = {0}, sum[PIECE] = {0};
         int64_t r = 0;
         for (; r + 4 <= rows; r += 4) {
-            const float *d0 = n->output_gradient + (row + r) * columns + piece,
-                        *x0 = n->x + (row + r) * columns + piece;
-            const float *d1 = d0 + columns, *d2 = d1 + columns, *d3 = d2 + columns;
-            const float *x1 = x0 + columns, *x2 = x1 + columns, *x3 = x2 + columns;
+            const int64_t at = (row + r) * columns + piece;
+            const void *d0 = ls_element(t, n->output_gradient, at), *x0 = ls_element(t, n->x, at);
+            const void *d1 = ls_element(t, d0, columns), *x1 = ls_element(t, x0, columns);
+            const void *d2 = ls_element(t, d1, columns), *x2 = ls_element(t, x1, columns);
+            const void *d3 = ls_element(t, d2, columns), *x3 = ls_element(t, x2, columns);
             const float *s = n->rstd + row + r, none[4] = {0}, *m = n->centred ? n->mean + row + r : none;
             const float s0 = s[0], s1 = s[1], s2 = s[2], s3 = s[3], m0 = m[0], m1 = m[1], m2 = m[2], m3 = m[3];
 #pragma omp simd
             for (int64_t c = 0; c < width; c++) {
-                product[c] += (d0[c] * ((x0[c] - m0) * s0) + d1[c] * ((x1[c] - m1) * s1)) +
-                              (d2[c] * ((x2[c] - m2) * s2) + d3[c] * ((x3[c] - m3) * s3));
-                sum[c] += (d0[c] + d1[c]) + (d2[c] + d3[c]);
+                const float a = ls_load(t, d0, c), b = ls_load(t, d1, c), e = ls_load(t, d2, c), f = ls_load(t, d3, c);
+                product[c] += (a * ((ls_load(t, x0, c) - m0) * s0) + b * ((ls_load(t, x1, c) - m1) * s1)) +
+                              (e * ((ls_load(t, x2, c) - m2) * s2) + f * ((ls_load(t, x3, c) - m3) * s3));
+                sum[c] += (a + b) + (e + f);
             }
         }
         for (; r < rows; r++) {
-            const float *d = n->output_gradient + (row + r) * columns + piece, *x = n->x + (row + r) * columns + piece;
+            const int64_t at = (row + r) * columns + piece;
+            const void *d = ls_element(t, n->output_gradient, at), *x = ls_element(t, n->x, at);
             const float rstd = n->rstd[row + r], mean = n->centred ? n->mean[row + r] : 0.0f;
 #pragma omp simd
             for (int64_t c = 0; c < width; c++) {
-                product[c] += d[c] * ((x[c] - mean) * rstd);
-                sum[c] += d[c];
+                product[c] += ls_load(t, d, c) * ((ls_load(t, x, c) - mean) * rstd);
+                sum[c] += ls_load(t, d, c);
             }
         }
 #pragma omp simd
@@ -126,27 +162,33 @@ static void backward_parameters_block(const struct norm_gradient *n, int64_t row
     }
 }
 
-static void backward_parameters(const void *arguments, int64_t begin, int64_t end) {
-    const struct norm_gradient *n = arguments;
-    for (int64_t row = 0; row < n->rows; row += ROWS_PER_BLOCK) backward_parameters_block(n, row, begin, end);
+static void backward_parameters_rows(const struct norm_gradient *n, int64_t row, int64_t begin, int64_t end) {
+    WITH_TYPE(n->dtype, backward_parameters_block, n, row, begin, end)
 }
 
+static void backward_parameters(const void *arguments, int64_t begin, int64_t end) {
+    const struct norm_gradient *n = arguments;
+    for (int64_t row = 0; row < n->rows; row += ROWS_PER_BLOCK) backward_parameters_rows(n, row, begin, end);
+}
+
+/* The parameters first: the input's gradient may lie over what they read. */
 static void run_backward(int threads, const struct norm_gradient *n) {
     if (threads == 1 ||
         n->rows * n->columns <= ELEMENTS_PER_TASK) { /* both parts while a block is in the cache; the same sums */
         for (int64_t row = 0; row < n->rows; row += ROWS_PER_BLOCK) {
             const int64_t end = n->rows - row < ROWS_PER_BLOCK ? n->rows : row + ROWS_PER_BLOCK;
+            backward_parameters_rows(n, row, 0, n->columns);
             backward_input(n, row, end);
-            backward_parameters_block(n, row, 0, n->columns);
         }
         return;
     }
-    ls_cpu_parallel(threads, n->rows, rows_per_task(n->columns), backward_input, n);
     ls_cpu_parallel(threads, n->columns, COLUMNS_PER_TASK, backward_parameters, n);
+    ls_cpu_parallel(threads, n->rows, rows_per_task(n->columns), backward_input, n);
 }
 
 void ls_cpu_layernorm_forward(int threads, const struct ls_op_layernorm_forward *op) {
-    const struct norm n = {.centred = true,
+    const struct norm n = {.dtype = op->dtype,
+                           .centred = true,
                            .output = op->output,
                            .mean = op->mean,
                            .rstd = op->rstd,
@@ -160,7 +202,8 @@ void ls_cpu_layernorm_forward(int threads, const struct ls_op_layernorm_forward 
 }
 
 void ls_cpu_layernorm_backward(int threads, const struct ls_op_layernorm_backward *op) {
-    const struct norm_gradient n = {.centred = true,
+    const struct norm_gradient n = {.dtype = op->dtype,
+                                    .centred = true,
                                     .accumulate_input = op->accumulate_input,
                                     .input = op->input_gradient,
                                     .weight = op->weight_gradient,
@@ -176,7 +219,8 @@ void ls_cpu_layernorm_backward(int threads, const struct ls_op_layernorm_backwar
 }
 
 void ls_cpu_rmsnorm_forward(int threads, const struct ls_op_rmsnorm_forward *op) {
-    const struct norm n = {.output = op->output,
+    const struct norm n = {.dtype = op->dtype,
+                           .output = op->output,
                            .rstd = op->rstd,
                            .input = op->input,
                            .weight = op->weight,
@@ -187,7 +231,8 @@ void ls_cpu_rmsnorm_forward(int threads, const struct ls_op_rmsnorm_forward *op)
 }
 
 void ls_cpu_rmsnorm_backward(int threads, const struct ls_op_rmsnorm_backward *op) {
-    const struct norm_gradient n = {.accumulate_input = op->accumulate_input,
+    const struct norm_gradient n = {.dtype = op->dtype,
+                                    .accumulate_input = op->accumulate_input,
                                     .input = op->input_gradient,
                                     .weight = op->weight_gradient,
                                     .output_gradient = op->output_gradient,

@@ -293,10 +293,11 @@ enum ls_code ls_launch_find_mpirun(struct ls_error *error) {
 
 /* ---- processes ---- */
 
-/* In the new process: becomes the launcher. Only async-signal-safe calls but for putenv, which is safe as the parent
- * has one thread. */
-static void become(const struct ls_launch *launch, int input, int output) {
+/* In the new process: becomes the launcher, and says on `led` that it leads a session. Only async-signal-safe calls but
+ * for putenv, which is safe as the parent has one thread. */
+static void become(const struct ls_launch *launch, int input, int output, int led) {
     setsid();
+    (void)!write(led, "", 1);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -324,20 +325,41 @@ static void write_header(const struct ls_launch *launch, int output) {
     dprintf(output, "%s%s: %s\n", header_mark, attempt, command);
 }
 
+/* Both pipes or none. */
+static int make_pipes(int first[2], int second[2]) {
+    if (pipe2(first, O_CLOEXEC)) return -1;
+    if (pipe2(second, O_CLOEXEC) == 0) return 0;
+    const int cause = errno;
+    close(first[0]);
+    close(first[1]);
+    errno = cause;
+    return -1;
+}
+
+/* Whoever ends the session looks for its processes: before the new one leads it, none would be found. */
+static void await_session(int led) {
+    char one;
+    while (read(led, &one, 1) < 0 && errno == EINTR)
+        ;
+}
+
 enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_text, const char *log_path, pid_t *pid,
                              struct ls_error *error) {
-    int input[2];
+    int input[2], led[2];
     int output = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (output < 0) return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot open %s: %s", log_path, strerror(errno));
     write_header(launch, output);
-    if (pipe2(input, O_CLOEXEC)) {
+    if (make_pipes(input, led)) {
         close(output);
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot make a pipe: %s", strerror(errno));
     }
     pid_t child = fork();
-    if (child == 0) become(launch, input[0], output);
+    if (child == 0) become(launch, input[0], output, led[1]);
     int cause = errno;
     close(output);
+    close(led[1]);
+    if (child > 0) await_session(led[0]);
+    close(led[0]);
     /* A key fits into the pipe and we hold its other end, so this neither waits nor fails. */
     bool written = child > 0 && ls_write_all(input[1], key_text, strlen(key_text)) == 0;
     close(input[0]);

@@ -62,8 +62,8 @@ bool ls_launch_has_program(const char *program);
 enum ls_code ls_launch_find_mpirun(struct ls_error *error);
 
 /* Starts it in a session of its own; its output is appended to `log_path` behind a line that names the attempt and the
- * command, `key_text` is on its standard input, which
- * mpirun hands to rank 0. *pid is the leader of the session. */
+ * command, `key_text` is on its standard input, which mpirun hands to rank 0. *pid leads the session when this returns.
+ */
 enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_text, const char *log_path, pid_t *pid,
                              struct ls_error *error);
 enum { LS_LAUNCH_LOSSES_MAX = 64 };

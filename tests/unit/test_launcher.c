@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,6 +18,14 @@
 static struct ls_config config;
 static struct ls_allocation allocation;
 static struct ls_launch launch;
+
+/* In the place of the system's: how long a new process takes before it leads its session. */
+static useconds_t before_session_us;
+
+pid_t setsid(void) {
+    usleep(before_session_us);
+    return (pid_t)syscall(SYS_setsid);
+}
 
 /* Two ranks on this host. */
 static struct ls_launch_options usual(void) {
@@ -363,6 +372,25 @@ static void test_the_whole_session_gets_the_key_and_ends(void **state) {
     assert_int_equal(system(command), 0);
 }
 
+/* Killed as a session that nobody is in yet, it would live on. */
+static void test_a_launcher_can_be_ended_the_moment_it_is_started(void **state) {
+    (void)state;
+    struct ls_launch_options options = usual();
+    assert_int_equal(ls_launch_plan(&options, &launch, NULL), LS_OK);
+    char sleep[] = "sleep", seconds[] = "100";
+    char *arguments[] = {sleep, seconds, NULL};
+    memcpy(launch.arguments, arguments, sizeof arguments);
+    launch.arguments_count = 2;
+    pid_t pid;
+    before_session_us = 200000;
+    assert_int_equal(ls_launch_start(&launch, "", "/dev/null", &pid, NULL), LS_OK);
+    before_session_us = 0;
+    const int found = ls_launch_signal_session(pid, SIGKILL);
+    if (!found) kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(found, 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_share_the_cores),
@@ -381,6 +409,7 @@ int main(void) {
         cmocka_unit_test(test_a_command_line_that_is_too_long_is_refused),
         cmocka_unit_test(test_missing_mpirun_names_the_package),
         cmocka_unit_test(test_the_whole_session_gets_the_key_and_ends),
+        cmocka_unit_test(test_a_launcher_can_be_ended_the_moment_it_is_started),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ANSWER_SECONDS = 10, SUCCESSOR_SECONDS = 5, LOOK_MS = 20, OPTION_JSON = 256 };
+enum { ANSWER_SECONDS = 10, SUCCESSOR_SECONDS = 5, START_SECONDS = 60, LOOK_MS = 20, OPTION_JSON = 256 };
 
 struct arguments {
     const char *run;
@@ -66,15 +66,23 @@ static bool is_over(const struct ls_run_directory *run) {
     return words.attempt.attempt == 0 || (words.end.kind && words.end.attempt == words.attempt.attempt);
 }
 
-/* Waits for a coordinator that takes the place of one that was killed. */
-static bool find_endpoint(const struct ls_run_directory *run, char *endpoint, size_t size) {
-    const int looks = SUCCESSOR_SECONDS * 1000 / LOOK_MS;
-    for (int look = 0; look < looks; look++) {
-        if (ls_run_directory_is_locked(run) && ls_run_directory_endpoint(run, endpoint, size)) return true;
-        if (look == 0 && is_over(run)) return false;
+/* Waits for a coordinator that takes the place of one that was killed, and for one that has begun to listen: before
+ * that it may have data to open and a checkpoint to check. */
+static enum ls_code find_endpoint(const struct ls_run_directory *run, char *endpoint, size_t size,
+                                  struct ls_error *error) {
+    int absent = 0;
+    for (int look = 0; look < START_SECONDS * 1000 / LOOK_MS; look++) {
+        const bool locked = ls_run_directory_is_locked(run);
+        if (locked && ls_run_directory_endpoint(run, endpoint, size)) return LS_OK;
+        if (!locked && (absent++ * LOOK_MS >= SUCCESSOR_SECONDS * 1000 || (absent == 1 && is_over(run))))
+            return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
+                           "nothing is running in %s. Start it with 'lockstep run CONFIG --resume'.", run->path);
         nanosleep(&(struct timespec){.tv_nsec = LOOK_MS * 1000000}, NULL);
     }
-    return false;
+    return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_CALL,
+                   "the run %s is still starting: its coordinator does not listen after %d s (it opens the data, or "
+                   "checks a checkpoint). Ask again once it trains.",
+                   run->path, START_SECONDS);
 }
 
 /* Asks the live coordinator of `run`. LS_ERROR when there is none. */
@@ -82,11 +90,10 @@ static enum ls_code ask(const struct ls_run_directory *run, enum ls_wire_request
                         struct ls_error *error) {
     char path[PATH_MAX], endpoint[128];
     struct ls_key key;
-    if (!find_endpoint(run, endpoint, sizeof endpoint))
-        return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
-                       "nothing is running in %s. Start it with 'lockstep run CONFIG --resume'.", run->path);
+    enum ls_code code = find_endpoint(run, endpoint, sizeof endpoint, error);
+    if (code != LS_OK) return code;
     snprintf(path, sizeof path, "%s/keys/operator.key", run->path);
-    enum ls_code code = ls_key_read(path, &key, error);
+    code = ls_key_read(path, &key, error);
     if (code == LS_OK) code = ls_operator_ask(endpoint, &key, request, ANSWER_SECONDS, answer, error);
     explicit_bzero(&key, sizeof key);
     if (code != LS_OK) return code;

@@ -25,7 +25,8 @@ enum ls_code ls_run_directory_make(const char *path, const char *name, bool resu
 enum ls_code ls_run_directory_find(const char *path, struct ls_run_directory *run, struct ls_error *error);
 
 /* Takes RUN/lock (flock; text: host, pid, boot id, endpoint, generation), or says who has it (LS_CHECKPOINT). A
- * coordinator that was killed may take a moment to leave: waits for up to `seconds`. */
+ * coordinator that was killed may take a moment to leave: waits for up to `seconds`. The text then says that its new
+ * owner does not listen yet. */
 enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds, struct ls_error *error);
 /* Writes the generation, and where the coordinator listens ("" while it does not), into the lock that is held. */
 enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t generation, const char *endpoint,

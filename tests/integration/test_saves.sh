@@ -124,6 +124,20 @@ until_events late recovered 1
 lockstep stop late >/dev/null
 ends 130 "" "the run goes on and is stopped" late
 
+# The checkpoint that it would start from is damaged: the next coordinator stands still before it listens.
+is_locked() { ! flock --nonblock "$1/lock" true; } # RUN
+printf x >>"late/checkpoints/$(cat late/latest)/model.safetensors"
+touch hold
+begin_run late held HOLD_REJECTED lockstep run run.yaml --run-dir late -n 1 --set train.steps=1000000 --set checkpoint.every_steps=4 \
+    --set fault.stall_timeout_seconds=600 --resume
+until_true 120 "a run that goes on starts" "${supervisors[late]}" late.err is_locked late
+lockstep stop late >stop.out 2>&1 &
+stopping=$!
+sleep 0.5
+rm hold
+check "a stop that is asked while a run starts is answered once it listens" wait $stopping
+ends 130 "" "and the run ends so" late
+
 # ---- going on under another configuration ----
 
 expect 2 "^lockstep: train.steps differs .*\(30, it was 24\).*--accept train.steps" "a key that changes the numbers is refused by name" \

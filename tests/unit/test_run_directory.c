@@ -151,6 +151,11 @@ static void test_the_lock_has_one_owner_and_says_who(void **state) {
     assert_string_equal(endpoint, "tcp://127.0.0.1:4000");
     ls_run_directory_unlock(&run);
     assert_false(ls_run_directory_is_locked(&run));
+    /* The next owner does not listen where the one before did, and is no older generation. */
+    assert_int_equal(ls_run_directory_lock(&run, 0, &error), LS_OK);
+    assert_false(ls_run_directory_endpoint(&run, endpoint, sizeof endpoint));
+    assert_false(ls_run_directory_is_ours(&run, 3));
+    ls_run_directory_unlock(&run);
 }
 
 static void test_a_newer_generation_fences_an_older_one(void **state) {

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "coordinator/server.h"
 
+#include "common/leftovers.h"
 #include "common/log.h"
 #include "common/progress.h"
 #include "coordinator/descriptors.h"
@@ -29,8 +30,9 @@ enum {
     WATCH_MS = 200,
     TICK_MS_MAX = 1000, /* what the time between two of them counts at most */
     HELD_MS = 5000,
-    GOODBYE_MS = 3000, /* for rank 0 to have heard of the end */
-    LEAVE_SECONDS = 10 /* for orphaned workers */
+    GOODBYE_MS = 3000,  /* for rank 0 to have heard of the end */
+    LEAVE_SECONDS = 10, /* for orphaned workers */
+    GONE_SECONDS = 3    /* for killed ones to be gone */
 };
 
 int64_t server_now_ms(void) {
@@ -553,6 +555,12 @@ static void link_final(const struct ls_server *server) {
                       status.committed_step);
 }
 
+/* The supervisor is dead, who would have ended the workers; maybe before it could say which launcher it had started. */
+static void end_orphans(const struct ls_server *server) {
+    if (server->launcher > 0) ls_launch_end_session(server->launcher, LEAVE_SECONDS);
+    ls_leftovers_remove(server->run->directory.run_id, server->run->attempt.attempt + 1, GONE_SECONDS);
+}
+
 enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct ls_error *reason) {
     struct ls_server *server = calloc(1, sizeof *server);
     if (!server) return ls_fail(reason, LS_MEMORY, LS_SCOPE_JOB, "no memory for the coordinator");
@@ -582,7 +590,7 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
         ls_console_show_summary(server->console, &summary);
         if (server->prometheus) ls_prometheus_end(server->prometheus, code);
         ls_progress_remove(run->directory.run_id, run->attempt.attempt);
-        if (server->launcher > 0 && server->channel < 0) ls_launch_end_session(server->launcher, LEAVE_SECONDS);
+        if (run->core.launched && server->channel < 0) end_orphans(server);
     }
     ls_console_close(server->console);
     ls_metrics_close(server->metrics);

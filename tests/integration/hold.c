@@ -1,10 +1,15 @@
-/* Preloaded into a run: its coordinator stands still in the commit of a checkpoint for as long as a file is there,
- * named by HOLD_BEFORE (before the folder gets its name) or by HOLD_AFTER (behind that). */
+/* Preloaded into a run: it stands still for as long as a file is there, whose name a variable says: the coordinator in
+ * the commit of a checkpoint, before the folder gets its name (HOLD_BEFORE) or behind that (HOLD_AFTER), or where a
+ * damaged one is renamed (HOLD_REJECTED); the supervisor before it tells which launcher it has started (HOLD_STARTED).
+ */
 #define _GNU_SOURCE
+#include "coordinator/channel.h"
+
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 int renameat(int from_folder, const char *from, int to_folder, const char *to);
@@ -23,4 +28,12 @@ int renameat(int from_folder, const char *from, int to_folder, const char *to) {
     const int result = original(from_folder, from, to_folder, to);
     if (commits) hold("HOLD_AFTER");
     return result;
+}
+
+ssize_t send(int channel, const void *bytes, size_t count, int flags) {
+    ssize_t (*original)(int, const void *, size_t, int);
+    *(void **)&original = dlsym(RTLD_NEXT, "send");
+    const struct ls_channel_message *message = bytes;
+    if (count == sizeof *message && message->kind == LS_CHANNEL_LAUNCHER_STARTED) hold("HOLD_STARTED");
+    return original(channel, bytes, count, flags);
 }

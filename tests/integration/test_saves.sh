@@ -71,7 +71,7 @@ expect 2 "no multiple of evaluation.every_steps" "keeping by a loss that most wo
 # ---- a coordinator that is killed in a commit ----
 
 # Built without the name of the checkpoint, or with it and nothing else: `latest`, `final` and `best` come behind it.
-${CC:-cc} -O1 -Wall -Wextra -Werror -shared -fPIC -o hold.so "$source_folder/hold.c" -ldl || exit 1
+${CC:-cc} -O1 -Wall -Wextra -Werror -shared -fPIC -I "$source_folder/../.." -o hold.so "$source_folder/hold.c" -ldl || exit 1
 kill_coordinator() { # RUN
     kill -9 "$(sed -n 's/^pid //p' "$1/lock")"
     until_events "$1" coordinator_restarted 1
@@ -101,6 +101,26 @@ expect 0 "nothing is left to do" "--resume of a complete run" lockstep run run.y
 check "makes them where they are missing" bash -c \
     "[ \"\$(cat behind/latest)\" = step-00000004 ] && [ -e behind/final/manifest.json ] && [ -e behind/best/manifest.json ]"
 
+# ---- a supervisor that is killed before it says which launcher it has started ----
+
+is_locked() { ! flock --nonblock "$1/lock" true; } # RUN
+is_free() { ! is_locked "$1"; }
+remain() { # RUN: processes of it
+    local id
+    id=$(sed -n 's/.*LOCKSTEP_RUN_ID=\([0-9a-f]*\).*/\1/p' "$1/logs/launcher.log")
+    [ -n "$id" ] && grep -qsz "^LOCKSTEP_RUN_ID=$id\$" /proc/[0-9]*/environ
+}
+mkdir never && printf '#!/bin/sh\nexec sleep 1000\n' >never/mpirun && chmod +x never/mpirun
+touch hold
+PATH=$work/here/never:$PATH begin_run orphan held HOLD_STARTED lockstep run run.yaml --run-dir orphan -n 1
+until_true 120 "a launcher is started" "${supervisors[orphan]}" orphan.err remain orphan
+coordinator=$(sed -n 's/^pid //p' orphan/lock)
+kill -9 "$(ps -o ppid= -p "$coordinator")"
+rm hold
+until_true 120 "its coordinator ends" "$coordinator" orphan.err is_free orphan
+if remain orphan; then not_ok "and leaves nothing of the launcher"; else ok "and leaves nothing of the launcher"; fi
+end_watched "${supervisors[orphan]}"
+
 # ---- what comes from elsewhere, or too late ----
 
 begin_run late held HOLD_REJECTED lockstep run run.yaml --run-dir late -n 1 --set train.steps=1000000 --set checkpoint.every_steps=4 \
@@ -125,7 +145,6 @@ lockstep stop late >/dev/null
 ends 130 "" "the run goes on and is stopped" late
 
 # The checkpoint that it would start from is damaged: the next coordinator stands still before it listens.
-is_locked() { ! flock --nonblock "$1/lock" true; } # RUN
 printf x >>"late/checkpoints/$(cat late/latest)/model.safetensors"
 touch hold
 begin_run late held HOLD_REJECTED lockstep run run.yaml --run-dir late -n 1 --set train.steps=1000000 --set checkpoint.every_steps=4 \

@@ -66,6 +66,15 @@ static bool is_over(const struct ls_run_directory *run) {
     return words.attempt.attempt == 0 || (words.end.kind && words.end.attempt == words.attempt.attempt);
 }
 
+static bool has_ended(const void *run) {
+    return !ls_run_directory_is_locked(run) && is_over(run);
+}
+
+static enum ls_code fail_for_ended(const struct ls_run_directory *run, struct ls_error *error) {
+    return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
+                   "nothing is running in %s. Start it with 'lockstep run CONFIG --resume'.", run->path);
+}
+
 /* Waits for a coordinator that takes the place of one that was killed, and for one that has begun to listen: before
  * that it may have data to open and a checkpoint to check. */
 static enum ls_code find_endpoint(const struct ls_run_directory *run, char *endpoint, size_t size,
@@ -75,8 +84,7 @@ static enum ls_code find_endpoint(const struct ls_run_directory *run, char *endp
         const bool locked = ls_run_directory_is_locked(run);
         if (locked && ls_run_directory_endpoint(run, endpoint, size)) return LS_OK;
         if (!locked && (absent++ * LOOK_MS >= SUCCESSOR_SECONDS * 1000 || (absent == 1 && is_over(run))))
-            return ls_fail(error, LS_ERROR, LS_SCOPE_CALL,
-                           "nothing is running in %s. Start it with 'lockstep run CONFIG --resume'.", run->path);
+            return fail_for_ended(run, error);
         nanosleep(&(struct timespec){.tv_nsec = LOOK_MS * 1000000}, NULL);
     }
     return ls_fail(error, LS_COMMUNICATION, LS_SCOPE_CALL,
@@ -94,8 +102,9 @@ static enum ls_code ask(const struct ls_run_directory *run, enum ls_wire_request
     if (code != LS_OK) return code;
     snprintf(path, sizeof path, "%s/keys/operator.key", run->path);
     code = ls_key_read(path, &key, error);
-    if (code == LS_OK) code = ls_operator_ask(endpoint, &key, request, ANSWER_SECONDS, answer, error);
+    if (code == LS_OK) code = ls_operator_ask(endpoint, &key, request, ANSWER_SECONDS, has_ended, run, answer, error);
     explicit_bzero(&key, sizeof key);
+    if (code == LS_ERROR) return fail_for_ended(run, error);
     if (code != LS_OK) return code;
     if (answer->kind == LS_MESSAGE_REFUSED || answer->kind == LS_MESSAGE_ENDED ||
         (answer->kind == LS_MESSAGE_REPLY && answer->answer.code))

@@ -52,14 +52,15 @@ static bool is_answer(enum ls_message_kind kind) {
            kind == LS_MESSAGE_ENDED;
 }
 
-static bool wait_for_answer(void *socket, enum ls_wire_request request, double answer_seconds,
-                            struct ls_message *answer) {
+static enum ls_code wait_for_answer(void *socket, enum ls_wire_request request, double answer_seconds,
+                                    bool (*is_over)(const void *run), const void *run, struct ls_message *answer) {
     double heard = now_seconds();
     while (now_seconds() - heard < answer_seconds) {
         zmq_pollitem_t item = {socket, 0, ZMQ_POLLIN, 0};
         if (zmq_poll(&item, 1, PULSE_MS) <= 0) {
             struct ls_message pulse = {.kind = LS_MESSAGE_PULSE};
             send_message(socket, &pulse);
+            if (is_over && is_over(run)) return LS_ERROR;
             continue;
         }
         zmq_msg_t frame;
@@ -69,18 +70,19 @@ static bool wait_for_answer(void *socket, enum ls_wire_request request, double a
             heard = now_seconds();
             if (is_answer(answer->kind) && answer->protocol == LS_PROTOCOL) {
                 zmq_msg_close(&frame);
-                return true;
+                return LS_OK;
             }
             if (answer->kind == LS_MESSAGE_REJOIN) send_request(socket, request);
             ls_message_release(answer);
         }
         zmq_msg_close(&frame);
     }
-    return false;
+    return LS_COMMUNICATION;
 }
 
 enum ls_code ls_operator_ask(const char *endpoint, const struct ls_key *key, enum ls_wire_request request,
-                             double answer_seconds, struct ls_message *answer, struct ls_error *error) {
+                             double answer_seconds, bool (*is_over)(const void *run), const void *run,
+                             struct ls_message *answer, struct ls_error *error) {
     void *context = zmq_ctx_new();
     void *socket = context ? connect_to(context, endpoint, key) : NULL;
     enum ls_code code = LS_OK;
@@ -89,11 +91,13 @@ enum ls_code ls_operator_ask(const char *endpoint, const struct ls_key *key, enu
             ls_fail(error, LS_COMMUNICATION, LS_SCOPE_CALL, "cannot connect to %s: %s", endpoint, zmq_strerror(errno));
     } else {
         send_request(socket, request);
-        if (!wait_for_answer(socket, request, answer_seconds, answer))
-            code = ls_fail(
-                error, LS_COMMUNICATION, LS_SCOPE_CALL,
-                "the coordinator at %s does not answer. It may be ending, or the operator key is not of this run.",
-                endpoint);
+        code = wait_for_answer(socket, request, answer_seconds, is_over, run, answer);
+        if (code == LS_ERROR)
+            ls_fail(error, code, LS_SCOPE_CALL, "the run ended before the coordinator at %s answered", endpoint);
+        else if (code != LS_OK)
+            ls_fail(error, code, LS_SCOPE_CALL,
+                    "the coordinator at %s does not answer. It may be ending, or the operator key is not of this run.",
+                    endpoint);
         zmq_close(socket);
     }
     if (context) zmq_ctx_term(context);

@@ -121,6 +121,21 @@ until_true 120 "its coordinator ends" "$coordinator" orphan.err is_free orphan
 if remain orphan; then not_ok "and leaves nothing of the launcher"; else ok "and leaves nothing of the launcher"; fi
 end_watched "${supervisors[orphan]}"
 
+# ---- what is asked of a run that has just ended ----
+
+touch hold
+begin_run over held HOLD_ENDED lockstep run run.yaml --run-dir over -n 1 --set train.steps=4
+until_true 120 "a coordinator stands still at its end" "${supervisors[over]}" over.err test -e hold.held
+lockstep stop over >stop.out 2>&1 &
+stopping=$!
+sleep 0.5
+rm hold
+status=0
+wait $stopping || status=$?
+check "a stop that nobody takes any more says so once the run has ended" test "$status" = 1
+check "as one does that is asked behind the end" grep -q "nothing is running" stop.out
+ends 0 "" "and the run ends as it would have" over
+
 # ---- what comes from elsewhere, or too late ----
 
 begin_run late held HOLD_REJECTED lockstep run run.yaml --run-dir late -n 1 --set train.steps=1000000 --set checkpoint.every_steps=4 \

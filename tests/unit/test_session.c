@@ -125,7 +125,8 @@ static enum ls_code open_session(struct stage *stage, const struct ls_key *key, 
 static struct ls_wire_status ask_status(struct stage *stage) {
     struct ls_message answer;
     struct ls_error error;
-    if (ls_operator_ask(stage->endpoint, &stage->keys.operator_, LS_WIRE_STATUS, 20, &answer, &error) != LS_OK)
+    if (ls_operator_ask(stage->endpoint, &stage->keys.operator_, LS_WIRE_STATUS, 20, NULL, NULL, &answer, &error) !=
+        LS_OK)
         fail_msg("%s", error.text);
     assert_int_equal(answer.kind, LS_MESSAGE_STATUS);
     ls_message_release(&answer);
@@ -396,7 +397,8 @@ static void test_a_stop_reaches_the_worker_and_is_saved(void **state) {
     struct ls_session_orders orders;
     struct ls_session *session = join(stage, &welcome);
     train(session, 0, 2);
-    assert_int_equal(ls_operator_ask(stage->endpoint, &stage->keys.operator_, LS_WIRE_STOP, 20, &answer, NULL), LS_OK);
+    assert_int_equal(
+        ls_operator_ask(stage->endpoint, &stage->keys.operator_, LS_WIRE_STOP, 20, NULL, NULL, &answer, NULL), LS_OK);
     assert_int_equal(answer.kind, LS_MESSAGE_REPLY);
     assert_int_equal(answer.answer.code, LS_OK);
     for (ls_session_orders(session, &orders); !orders.stop_id; ls_session_orders(session, &orders))

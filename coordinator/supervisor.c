@@ -581,15 +581,32 @@ static enum ls_code choose_launcher(struct supervisor *supervisor, struct ls_err
     return supervisor->launcher_type == LS_LAUNCH_MPIRUN ? ls_launch_find_mpirun(error) : LS_OK;
 }
 
-/* A descriptor that tells of signals, or -1. nohup's SIGHUP stays ignored, which a blocked one would not be. */
-static int receive_signals(bool of_children) {
-    static const int numbers[] = {SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+/* What ends a run in good order or saves it. nohup's SIGHUP stays ignored, which a blocked one would not be. */
+static void add_wishes(sigset_t *set) {
     struct sigaction hangup;
+    sigaddset(set, SIGTERM);
+    sigaddset(set, SIGUSR1);
+    sigaddset(set, SIGUSR2);
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaddset(set, SIGHUP);
+}
+
+/* A wish that comes while hosts and Slurm are asked waits for the loop. What a terminal sends ends the process: nothing
+ * has begun. */
+static void hold_wishes(void) {
     sigset_t set;
     sigemptyset(&set);
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) sigaddset(&set, numbers[i]);
+    add_wishes(&set);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+/* A descriptor that tells of signals, or -1. */
+static int receive_signals(bool of_children) {
+    sigset_t set;
+    sigemptyset(&set);
+    add_wishes(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGQUIT);
     if (of_children) sigaddset(&set, SIGCHLD);
-    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaddset(&set, SIGHUP);
     sigprocmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
     return signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
@@ -600,6 +617,7 @@ static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_o
     supervisor->options = *options;
     supervisor->options.launched = true;
     supervisor->channel = supervisor->signals = -1;
+    hold_wishes();
     supervisor->config = calloc(1, sizeof *supervisor->config);
     if (!supervisor->config) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the configuration");
     enum ls_code code =

@@ -90,14 +90,17 @@ static void find_words(const char *text, char words[400]) {
 
 /* ---- the processes ---- */
 
-/* The signals that end this process, and have to end what it has started in another session too. */
+/* The signals that end this process, and have to end what it has started in another session too. Those that are held
+ * back already wait for somebody else. */
 static sigset_t ending_signals(void) {
     static const int numbers[] = {SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
-    sigset_t set;
+    sigset_t set, held;
     sigemptyset(&set);
+    sigprocmask(SIG_BLOCK, NULL, &held);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         struct sigaction action;
-        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN) sigaddset(&set, numbers[i]);
+        if (sigismember(&held, numbers[i]) || sigaction(numbers[i], NULL, &action)) continue;
+        if (action.sa_handler != SIG_IGN) sigaddset(&set, numbers[i]);
     }
     return set;
 }

@@ -323,6 +323,18 @@ until_events wished commit 1
 lockstep stop wished >/dev/null
 ends 130 "" "so does SIGUSR2, which saves" wished
 
+# Before the loop is there that hears of signals: the run still asks Slurm, which takes its time, and tries launchers.
+mkdir slow && printf '#!/bin/sh\nexit 1\n' >slow/srun && chmod +x slow/srun
+printf '#!/bin/sh\ntouch slow/asked\nwhile [ -e slow/hold ]; do sleep 0.02; done\n' >slow/squeue && chmod +x slow/squeue
+touch slow/hold
+PATH=$PWD/slow:$PATH begin_run soon env --default-signal=HUP SLURM_JOB_ID=7 SLURM_JOB_NODELIST="$(hostname)" SLURM_NTASKS=2 \
+    lockstep run "$config" --run-dir soon "${endless[@]}"
+until_true 120 "Slurm is asked" "${supervisors[soon]}" soon.err test -e slow/asked
+kill -USR2 "${supervisors[soon]}"
+kill -TERM "${supervisors[soon]}"
+rm slow/hold
+ends 75 "before the first step" "wishes that come as a run starts are heard" soon
+
 # Killed as soon as it is there, before it can be ready: a run that goes on has another one.
 lockstep run "$config" --run-dir steady -n 2 --set train.steps=620 --accept train.steps --resume >early.out 2>early.err &
 early=$!

@@ -3,6 +3,8 @@
 #include "coordinator/channel.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 int ls_channel_pair(int pair[2]) {
@@ -15,6 +17,11 @@ bool ls_channel_send(int channel, const struct ls_channel_message *message) {
         sent = send(channel, message, sizeof *message, MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
     return sent == (ssize_t)sizeof *message;
+}
+
+bool ls_channel_is_read(int channel) {
+    int bytes = 0;
+    return ioctl(channel, SIOCOUTQ, &bytes) == 0 && bytes == 0;
 }
 
 int ls_channel_receive(int channel, struct ls_channel_message *message) {

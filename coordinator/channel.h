@@ -48,6 +48,8 @@ struct ls_channel_message {
 
 /* Sends; false when the other side is gone. Waits for room if the other side is slow. */
 bool ls_channel_send(int channel, const struct ls_channel_message *message);
+/* True when the other side has taken all that was sent: sending does not wait. */
+bool ls_channel_is_read(int channel);
 /* Takes the next message without waiting: 1, 0 when there is none now, -1 when the other side is gone. */
 int ls_channel_receive(int channel, struct ls_channel_message *message);
 /* A connected pair, closed on exec. 0, or -1 with errno. */

@@ -77,6 +77,7 @@ struct supervisor {
     enum ls_core_signal ending_by; /* the strongest one, told to every coordinator: one may die before it is on disk */
     bool ending_told;              /* to the present one */
     int64_t save_wished_ms;        /* when SIGUSR2 came last, 0: never */
+    bool save_waits;               /* to be told */
 };
 
 static int64_t now_ms(void) {
@@ -169,10 +170,11 @@ static bool send_signal(struct supervisor *supervisor, enum ls_core_signal signa
            ls_channel_send(supervisor->channel, &message);
 }
 
-/* One that is not there yet is told by on_ready(). */
+/* Any number of wishes may come, and a coordinator that stands still takes none: it is told of the next one once it has
+ * heard of the last. Where the channel is full nothing else could be told, and no signal would be heard. */
 static void tell_save(struct supervisor *supervisor) {
-    supervisor->save_wished_ms = now_ms();
-    send_signal(supervisor, LS_SIGNAL_SAVE);
+    if (!supervisor->save_waits || supervisor->channel < 0 || !ls_channel_is_read(supervisor->channel)) return;
+    supervisor->save_waits = !send_signal(supervisor, LS_SIGNAL_SAVE);
 }
 
 /* A stop outweighs a requeue, and a second one is at once. */
@@ -393,7 +395,7 @@ static void on_ready(struct supervisor *supervisor, const struct ls_channel_mess
     }
     tell_attempt(supervisor);
     if (supervisor->save_wished_ms && now_ms() - supervisor->save_wished_ms < SAVE_AGAIN_MS)
-        send_signal(supervisor, LS_SIGNAL_SAVE);
+        supervisor->save_waits = true;
     if (supervisor->ending && !supervisor->ending_told)
         supervisor->ending_told = send_signal(supervisor, supervisor->ending_by);
 }
@@ -488,7 +490,10 @@ static void read_signals(struct supervisor *supervisor) {
     while (read(supervisor->signals, &info, sizeof info) == (ssize_t)sizeof info) {
         switch (info.ssi_signo) {
         case SIGCHLD: break; /* reap() is called at every turn */
-        case SIGUSR2: tell_save(supervisor); break;
+        case SIGUSR2:
+            supervisor->save_wished_ms = now_ms();
+            supervisor->save_waits = true;
+            break;
         case SIGINT:
             /* Wrappers such as timeout(1) pass a Ctrl-C on that the terminal has already sent to the whole group. */
             if (supervisor->interrupts > 0 && now_ms() - supervisor->interrupted_ms < SAME_INTERRUPT_MS) break;
@@ -530,6 +535,7 @@ static void turn(struct supervisor *supervisor, int timeout_ms) {
     poll(items, supervisor->channel >= 0 ? 2 : 1, is_ending(supervisor) ? SOON_MS : timeout_ms);
     read_signals(supervisor);
     read_channel(supervisor);
+    tell_save(supervisor);
     reap(supervisor);
     go_on_killing(supervisor);
     start_wanted(supervisor);

@@ -323,6 +323,19 @@ until_events wished commit 1
 lockstep stop wished >/dev/null
 ends 130 "" "so does SIGUSR2, which saves" wished
 
+# A coordinator that stands still hears of no wish: the supervisor stays able to hear of the end.
+begin flood
+coordinator=$(sed -n 's/^pid //p' flood/lock)
+kill -STOP "$coordinator"
+for _ in $(seq 60); do
+    kill -USR2 $supervisor
+    sleep 0.02
+done
+kill -INT $supervisor
+sleep 0.5
+kill -INT $supervisor
+ends 130 "did not answer" "wishes to save that nobody hears keep no second SIGINT from ending a run" flood
+
 # Before the loop is there that hears of signals: the run still asks Slurm, which takes its time, and tries launchers.
 mkdir slow && printf '#!/bin/sh\nexit 1\n' >slow/srun && chmod +x slow/srun
 printf '#!/bin/sh\ntouch slow/asked\nwhile [ -e slow/hold ]; do sleep 0.02; done\n' >slow/squeue && chmod +x slow/squeue

@@ -49,10 +49,29 @@ static void test_the_last_words_of_one_who_left_without_reading_arrive(void **st
     close(pair[1]);
 }
 
+static void test_who_sends_knows_whether_the_other_side_listens(void **state) {
+    (void)state;
+    int pair[2];
+    struct ls_channel_message message = {.kind = LS_CHANNEL_SIGNAL}, received;
+    assert_int_equal(ls_channel_pair(pair), 0);
+    assert_true(ls_channel_is_read(pair[0]));
+    assert_true(ls_channel_send(pair[0], &message));
+    assert_true(ls_channel_send(pair[0], &message));
+    assert_false(ls_channel_is_read(pair[0]));
+    assert_true(ls_channel_is_read(pair[1]));
+    assert_int_equal(ls_channel_receive(pair[1], &received), 1);
+    assert_false(ls_channel_is_read(pair[0]));
+    assert_int_equal(ls_channel_receive(pair[1], &received), 1);
+    assert_true(ls_channel_is_read(pair[0]));
+    close(pair[0]);
+    close(pair[1]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_messages_arrive_whole_and_in_order),
         cmocka_unit_test(test_the_last_words_of_one_who_left_without_reading_arrive),
+        cmocka_unit_test(test_who_sends_knows_whether_the_other_side_listens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,8 +6,12 @@ CLANG ?= clang
 MPICC ?= mpicc
 PREFIX ?= /usr/local
 BUILD ?= build
-# The instruction set of the CPU kernels: native, or x86-64-v3 for a build that has to travel.
+# The instruction set of the CPU kernels: native, or PORTABLE for a build that has to travel.
 ARCH ?= native
+X86 := $(filter x86_64-%,$(shell $(CC) -dumpmachine))
+PORTABLE := $(if $(X86),x86-64-v3,armv8.2-a)
+# gcc 12 for Arm lets variables that live at once share a place on the stack: test_safetensors finds a name overwritten.
+MACHINE_FLAGS := $(if $(X86),-mprefer-vector-width=512,$(if $(findstring clang,$(CC)),,-fstack-reuse=none))
 # auto: with CUDA where nvcc is; 0: without; PATH: with the toolkit there.
 CUDA ?= auto
 CUDA_HOME := $(if $(filter auto,$(CUDA)),$(patsubst %/bin/nvcc,%,$(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc))),$(filter-out 0,$(CUDA)))
@@ -21,7 +25,7 @@ OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 
 CPPFLAGS := -I. -I$(BUILD)/generated -DLS_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PACKAGES)) \
 	$(if $(OPENBLAS),-I$(subst /usr/lib,/usr/include,$(OPENBLAS)))
-CFLAGS := -std=gnu11 -g $(OPTIMISE) $(WARNINGS) $(SANITIZE) -march=$(ARCH) -mprefer-vector-width=512 -fopenmp -fno-math-errno -fno-trapping-math -pthread
+CFLAGS := -std=gnu11 -g $(OPTIMISE) $(WARNINGS) $(SANITIZE) -march=$(ARCH) $(MACHINE_FLAGS) -fopenmp -fno-math-errno -fno-trapping-math -pthread
 LDFLAGS := $(SANITIZE) -fopenmp -pthread
 LDLIBS := $(shell pkg-config --libs $(PACKAGES)) -ldnnl \
 	$(if $(OPENBLAS),-L$(OPENBLAS) -Wl$(comma)-rpath$(comma)$(OPENBLAS)) -l:libopenblas.so.0 -lm
@@ -210,7 +214,7 @@ tsan:
 	$(MAKE) BUILD=$(BUILD)/tsan CC=clang OPTIMISE='-O1 -DLS_DEBUG' SANITIZE='-fsanitize=thread' all tests
 
 # A relocatable folder with everything a run needs but CUDA's libraries, packed (docs/gpu.md).
-BUNDLE_ARCH ?= x86-64-v3
+BUNDLE_ARCH ?= $(PORTABLE)
 bundle:
 	$(MAKE) BUILD=$(BUILD)/bundle ARCH=$(BUNDLE_ARCH) all gpu-programs
 	scripts/bundle/make $(BUILD)/bundle $(BUILD)/lockstep-bundle

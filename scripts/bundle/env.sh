@@ -11,13 +11,18 @@ if ! lockstep_has "${lockstep_libc:-0}" "$lockstep_needed"; then
     echo "lockstep: this machine's C library is ${lockstep_libc:-not glibc}, the bundle needs glibc $lockstep_needed or newer. Build a bundle ('make bundle') on a system as old as this one, or run it in a container that is newer." >&2
     exit 1
 fi
-if ! grep -qw avx2 /proc/cpuinfo || ! grep -qw fma /proc/cpuinfo; then
+lockstep_machine=$(cat "$LOCKSTEP_BUNDLE/lib/MACHINE")
+if [ "$(uname -m)" != "$lockstep_machine" ]; then
+    echo "lockstep: this machine is $(uname -m), the bundle is for $lockstep_machine. Build one ('make bundle') on a machine of this kind." >&2
+    exit 1
+fi
+if [ "$lockstep_machine" = x86_64 ] && { ! grep -qw avx2 /proc/cpuinfo || ! grep -qw fma /proc/cpuinfo; }; then
     echo "lockstep: this processor has no AVX2 and FMA (x86-64-v3), for which the bundle was built. Build one with 'make bundle BUNDLE_ARCH=x86-64'." >&2
     exit 1
 fi
 lockstep_path=$LOCKSTEP_BUNDLE/lib
 # The machine's C++ library unless it is older than what is needed.
-lockstep_cxx=$({ ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null; } | awk '/libstdc\+\+\.so\.6 .*x86-64/ {print $NF; exit}')
+lockstep_cxx=$({ ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null; } | awk '/libstdc\+\+\.so\.6 .*(x86-64|AArch64)/ {print $NF; exit}')
 lockstep_newest=$([ -n "$lockstep_cxx" ] && grep -aoE 'GLIBCXX_[0-9]+\.[0-9]+\.[0-9]+' "$lockstep_cxx" | sort -uV | tail -n 1 | cut -c 9-)
 if ! lockstep_has "${lockstep_newest:-0}" "$(cat "$LOCKSTEP_BUNDLE/lib/GLIBCXX")"; then lockstep_path=$lockstep_path:$LOCKSTEP_BUNDLE/lib/fallback; fi
 if [ "${LOCKSTEP_MPI:-}" != site ]; then
@@ -39,4 +44,4 @@ if [ "${LOCKSTEP_MPI:-}" != site ]; then
     unset lockstep_name lockstep_value lockstep_component
 fi
 export PATH="$LOCKSTEP_BUNDLE/bin:$PATH" LD_LIBRARY_PATH="$lockstep_path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" LOCKSTEP_BUNDLE
-unset lockstep_libc lockstep_needed lockstep_path lockstep_cxx lockstep_newest
+unset lockstep_libc lockstep_needed lockstep_machine lockstep_path lockstep_cxx lockstep_newest

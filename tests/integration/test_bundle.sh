@@ -21,6 +21,9 @@ cp "$bundle/lib/GLIBC" "$work/glibc"
 echo 2.99 >"$bundle/lib/GLIBC"
 expect 1 "C library is [0-9.]+, the bundle needs glibc 2.99" "an older C library is named" "$bundle/bin/lockstep" --version
 cp "$work/glibc" "$bundle/lib/GLIBC"
+echo pdp11 >"$bundle/lib/MACHINE"
+expect 1 "this machine is $(uname -m), the bundle is for pdp11" "a machine of another kind is named" "$bundle/bin/lockstep" --version
+uname -m >"$bundle/lib/MACHINE"
 
 if ! unshare -m true 2>"$work/unshare"; then
     skip "it trains with the system's Open MPI and ZeroMQ hidden" "no mount namespaces here: $(head -c 100 "$work/unshare")"

@@ -42,7 +42,7 @@ static void make_tokens(int32_t *tokens) {
 /* -log softmax(logits)[target], in double. */
 static double negative_log_likelihood(const float *logits, int32_t target) {
     double sum = 0, top = (double)logits[0];
-    for (int i = 1; i < VOCABULARY; i++) top = fmax(top, (double)logits[i]);
+    for (int i = 1; i < VOCABULARY; i++) top = (double)logits[i] > top ? (double)logits[i] : top;
     for (int i = 0; i < VOCABULARY; i++) sum += exp((double)logits[i] - top);
     return log(sum) + top - (double)logits[target];
 }

@@ -102,7 +102,10 @@ static void drop(struct pair pair) {
 /* `low` is `wide` rounded; `slack` is what sums in another order may add, relative to the largest value. */
 static void check_rounded(const char *what, int type, struct pair pair, double slack) {
     double largest = 0;
-    for (int64_t i = 0; i < pair.count; i++) largest = fmax(largest, fabs((double)pair.wide[i]));
+    for (int64_t i = 0; i < pair.count; i++) {
+        const double size = fabs((double)pair.wide[i]);
+        largest = size > largest ? size : largest; /* gcc 12 for Arm ends with an internal error at fmax here */
+    }
     for (int64_t i = 0; i < pair.count; i++) {
         const double wide = (double)pair.wide[i], low = value_of(type, pair.low[i]);
         const double allowed = units[type] * fabs(wide) + slack * largest + 0x1p-25; /* fp16's smallest is 2^-24 */

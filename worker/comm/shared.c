@@ -81,8 +81,10 @@ static bool reached(_Atomic uint32_t *counter, uint32_t goal) {
 static void await(struct place *place, _Atomic uint32_t *counter, uint32_t goal) {
     for (int look = 0; look < LOOKS; look++) {
         if (reached(counter, goal)) return;
-#ifdef __x86_64__
+#if defined(__x86_64__)
         __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
 #endif
     }
     for (int yield = 0; yield < YIELDS; yield++) {

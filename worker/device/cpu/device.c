@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { CACHE_LINE = 64, HUGE_PAGE = 2 << 20 };
+enum { CACHE_LINE = 64, HUGE_PAGE = 2 << 20, MODEL_BYTES = 256 };
 
 #define X(name)                                                                                                        \
     static void run_##name(int threads, const void *arguments) {                                                       \
@@ -145,15 +145,22 @@ static const struct ls_backend backend = {
     .workspace = workspace,
 };
 
-static const char *cpu_model(char *line, size_t size) {
+/* The first processor's name or, where Linux has none (Arm), the numbers of its maker, design and revision. */
+static void cpu_model(char model[MODEL_BYTES]) {
+    static const char *const parts[] = {"model name", "CPU implementer", "CPU variant", "CPU part", "CPU revision"};
     FILE *file = fopen("/proc/cpuinfo", "r");
-    const char *model = NULL;
-    while (file && !model && fgets(line, (int)size, file)) {
+    char line[8192]; /* room for the names of all features */
+    size_t length = 0;
+    while (file && fgets(line, sizeof line, file) && line[0] != '\n') {
+        const char *value = line + strcspn(line, ":\n");
         line[strcspn(line, "\n")] = '\0';
-        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) model = strchr(line, ':') + 2;
+        value += strspn(value, ": ");
+        for (size_t i = 0; i < sizeof parts / sizeof *parts && length < MODEL_BYTES; i++)
+            if (strncmp(line, parts[i], strlen(parts[i])) == 0)
+                length += (size_t)snprintf(model + length, MODEL_BYTES - length, "%s%s", length ? " " : "", value);
     }
     if (file) fclose(file);
-    return model ? model : "unknown CPU";
+    if (!length) snprintf(model, MODEL_BYTES, "unknown CPU");
 }
 
 static const char *instruction_set(void) {
@@ -161,18 +168,23 @@ static const char *instruction_set(void) {
     return "avx512";
 #elif defined(__AVX2__)
     return "avx2";
+#elif defined(__ARM_FEATURE_SVE)
+    return "sve";
+#elif defined(__ARM_NEON)
+    return "neon";
 #else
     return "baseline";
 #endif
 }
 
 static void describe(char *text, size_t size) {
-    char line[256];
+    char model[MODEL_BYTES];
     const dnnl_version_t *onednn = dnnl_version();
     const char *pairs = ls_pairs_unit();
-    snprintf(text, size, "cpu; %s; kernels %s%s%s, %s; %s; oneDNN %d.%d.%d isa %d", cpu_model(line, sizeof line),
-             instruction_set(), pairs ? " and " : "", pairs ? pairs : "", __VERSION__, openblas_get_config(),
-             onednn->major, onednn->minor, onednn->patch, (int)dnnl_get_effective_cpu_isa());
+    cpu_model(model);
+    snprintf(text, size, "cpu; %s; kernels %s%s%s, %s; %s; oneDNN %d.%d.%d isa %d", model, instruction_set(),
+             pairs ? " and " : "", pairs ? pairs : "", __VERSION__, openblas_get_config(), onednn->major, onednn->minor,
+             onednn->patch, (int)dnnl_get_effective_cpu_isa());
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < ' ' || (unsigned char)*c > '~') *c = '?';
 }

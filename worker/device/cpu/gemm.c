@@ -18,6 +18,7 @@ enum { CUT = 32, THREADED_MIN = 1 << 20 };
  * for the library to run at full speed. All are powers of two. */
 enum { FIXED_FEW = 8, FIXED_FEW_MIN = 1 << 22, FIXED_MOST = 64, FIXED_MOST_MIN = 1 << 27 };
 
+#ifdef __x86_64__
 /* Whether OpenBLAS has kernels of this width for this processor: one that is younger than itself it takes for an older
  * one, so that its products are half as fast as oneDNN's where that knows AVX-512. */
 static bool openblas_has_avx512;
@@ -27,15 +28,21 @@ static void ask_openblas(void) {
     for (size_t i = 0; i < sizeof cores / sizeof *cores; i++)
         openblas_has_avx512 |= strcmp(openblas_get_corename(), cores[i]) == 0;
 }
+#endif
 
-/* oneDNN is 1.1 to 1.4 times faster, but for weight gradients (a transposed, long k): there OpenBLAS wins on CPUs
- * without AVX-512, and on others when the rows of `a` lie a multiple of 4 KiB apart, which oneDNN reads against the
- * cache's grain. */
+/* oneDNN is 1.1 to 1.4 times faster on x86, but for weight gradients (a transposed, long k): there OpenBLAS wins on
+ * CPUs without AVX-512, and on others when the rows of `a` lie a multiple of 4 KiB apart, which oneDNN reads against
+ * the cache's grain. On other processors it has no kernels of its own. */
 static bool prefers_openblas(bool transpose_a, int64_t k, int64_t lda) {
+#ifdef __x86_64__
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     if (!transpose_a || k < 256) return false;
     pthread_once(&once, ask_openblas);
     return __builtin_cpu_supports("avx512f") ? openblas_has_avx512 && lda % 1024 == 0 : true;
+#else
+    (void)transpose_a, (void)k, (void)lda;
+    return true;
+#endif
 }
 
 static void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,

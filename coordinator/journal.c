@@ -436,6 +436,21 @@ enum ls_code ls_journal_inherit(struct ls_journal *journal, int64_t data_generat
     return code;
 }
 
+enum ls_code ls_journal_complete(struct ls_journal *journal, int64_t attempt, int64_t step, const char *text,
+                                 struct ls_error *error) {
+    struct ls_journal_entry entry = {
+        .record = {
+            .kind = LS_RECORD_END, .attempt = (uint32_t)attempt, .sequence = 1, .end = {.rank = -1, .step = step}}};
+    snprintf(entry.record.end.text, sizeof entry.record.end.text, "%s", text);
+    enum ls_code code = ls_journal_begin_generation(journal, attempt, &entry.record.generation, error);
+    sqlite3_stmt *row = NULL;
+    if (code == LS_OK &&
+        (sqlite3_prepare_v2(journal->database, insert, -1, &row, NULL) != SQLITE_OK || !insert_entry(row, &entry)))
+        code = journal_failed(journal, error);
+    sqlite3_finalize(row);
+    return code;
+}
+
 static void *journal_thread(void *argument) {
     struct ls_journal *journal = argument;
     struct ls_error error;

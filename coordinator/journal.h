@@ -118,6 +118,10 @@ enum ls_code ls_journal_inherit(struct ls_journal *journal, int64_t data_generat
 /* Registers this coordinator: *generation is one more than the last one's. Durable on return. */
 enum ls_code ls_journal_begin_generation(struct ls_journal *journal, int64_t attempt, uint32_t *generation,
                                          struct ls_error *error);
+/* Adds the END, with LS_OK, of an attempt that was killed behind its last save, by a coordinator that only looked.
+ * Durable on return. */
+enum ls_code ls_journal_complete(struct ls_journal *journal, int64_t attempt, int64_t step, const char *text,
+                                 struct ls_error *error);
 /* Calls `take` for every record of `attempt` in the order written, until it returns something else than LS_OK. */
 typedef enum ls_code ls_journal_take(void *context, const struct ls_core_record *record, struct ls_error *error);
 enum ls_code ls_journal_read_records(struct ls_journal *journal, int64_t attempt, ls_journal_take *take, void *context,

@@ -125,6 +125,7 @@ struct last_words {
     int64_t below_step; /* it is not to be started again from this step on; INT64_MAX: nothing was said */
     int64_t step;       /* the last one in the journal */
     bool ended;         /* there is a record of the end */
+    bool done;          /* and it says that nothing is left to do */
 };
 
 static enum ls_code note_last_words(void *context, const struct ls_core_record *record, struct ls_error *error) {
@@ -133,6 +134,7 @@ static enum ls_code note_last_words(void *context, const struct ls_core_record *
     if (record->kind == LS_RECORD_FAULT && record->end.below_step) last->below_step = record->end.below_step;
     if (record->kind == LS_RECORD_STEP) last->step = record->step.step;
     last->ended = record->kind == LS_RECORD_END;
+    last->done = last->ended && record->end.code == LS_OK;
     return LS_OK;
 }
 
@@ -214,6 +216,13 @@ void ls_run_tell_complete(const struct ls_run *run, char *text, size_t size) {
         snprintf(text, size, "complete: step %lld of %lld is saved, %s", step, (long long)run->total_steps, nothing);
 }
 
+/* The attempt that made the last save was killed before it could say so, or was told to end at once. */
+static enum ls_code end_last(const struct ls_run *run, int64_t attempt, struct ls_error *error) {
+    char text[LS_CORE_TEXT_BYTES];
+    ls_run_tell_complete(run, text, sizeof text);
+    return ls_journal_complete(run->journal, attempt, run->attempt.start_step, text, error);
+}
+
 /* A new attempt, from the newest good checkpoint or from step 0. */
 static enum ls_code begin_attempt(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     struct ls_journal_attempt before;
@@ -237,7 +246,8 @@ static enum ls_code begin_attempt(struct ls_run *run, const struct ls_run_option
     run->attempt = run->start.attempt;
     run->attempt.attempt = wish.attempt;
     run->attempt.world_size = run->ranks;
-    return begin_on_data(run, options, &before, error);
+    code = begin_on_data(run, options, &before, error);
+    return code == LS_OK && run->complete && before.attempt && !last.done ? end_last(run, before.attempt, error) : code;
 }
 
 static enum ls_code begin(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {

@@ -100,6 +100,16 @@ expect 0 "nothing is left to do" "--resume of a complete run" lockstep run run.y
     --set checkpoint.every_steps=4 --set evaluation.every_steps=4 --set checkpoint.keep_best=1
 check "makes them where they are missing" bash -c \
     "[ \"\$(cat behind/latest)\" = step-00000004 ] && [ -e behind/final/manifest.json ] && [ -e behind/best/manifest.json ]"
+# shellcheck disable=SC2046
+${CC:-cc} -o edit_database "$source_folder/edit_database.c" $(pkg-config --cflags --libs sqlite3) || exit 1
+check "the end can be taken out of the journal, as if everything had been killed before it" \
+    ./edit_database behind/journal.db "DELETE FROM records WHERE kind='end'"
+for again in 1 2; do
+    expect 0 "nothing is left to do" "--resume finds such a run complete, time $again" lockstep run run.yaml --run-dir behind -n 1 --resume \
+        --set train.steps=4 --set checkpoint.every_steps=4 --set evaluation.every_steps=4 --set checkpoint.keep_best=1
+    expect 1 "^ended +code 0 \(done\): complete: step 4 of 4 is saved" "and status says so from then on" lockstep status behind
+done
+check "its ledger is whole" lockstep verify behind
 
 # ---- a supervisor that is killed before it says which launcher it has started ----
 

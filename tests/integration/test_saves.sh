@@ -126,7 +126,7 @@ PATH=$work/here/never:$PATH begin_run orphan held HOLD_STARTED lockstep run run.
 until_true 120 "a launcher is started" "${supervisors[orphan]}" orphan.err remain orphan
 coordinator=$(sed -n 's/^pid //p' orphan/lock)
 kill -9 "$(ps -o ppid= -p "$coordinator")"
-rm hold
+rm -f hold hold.held
 until_true 120 "its coordinator ends" "$coordinator" orphan.err is_free orphan
 if remain orphan; then not_ok "and leaves nothing of the launcher"; else ok "and leaves nothing of the launcher"; fi
 end_watched "${supervisors[orphan]}"

@@ -100,7 +100,9 @@ enum ls_code ls_progress_open(const char *run_id, int64_t attempt, int ranks, st
     /* Allocated before it is mapped: a full /dev/shm is an error here, not a SIGBUS later. Several ranks may do this at
      * once. */
     if (!code) {
-        int failed = posix_fallocate(file, 0, (off_t)bytes);
+        int failed;
+        do failed = posix_fallocate(file, 0, (off_t)bytes);
+        while (failed == EINTR);
         if (failed)
             code = ls_fail(error, LS_ERROR, LS_SCOPE_NODE, "progress: cannot allocate %zu bytes of %s: %s", bytes, path,
                            strerror(failed));

@@ -500,7 +500,6 @@ struct count {
     uint64_t *used;   /* a bit for each sample: drawn in the epoch that has begun */
     uint64_t *passed; /* [passed_count]: the sample of each draw that was passed over */
     size_t passed_count, passed_capacity;
-    uint64_t begun_passed; /* of them in the epoch that has begun */
 };
 
 static enum ls_code pass_over(struct count *count, uint64_t sample, struct ls_error *error) {
@@ -508,7 +507,6 @@ static enum ls_code pass_over(struct count *count, uint64_t sample, struct ls_er
         reserve((void **)&count->passed, count->passed_count, &count->passed_capacity, sizeof *count->passed, error);
     if (code != LS_OK) return code;
     count->passed[count->passed_count++] = sample;
-    count->begun_passed++;
     return LS_OK;
 }
 
@@ -529,24 +527,38 @@ static enum ls_code count_draw(const struct ls_draw *draw, bool passed_over, str
         if (code != LS_OK) return code;
     }
     if (++use->begun < use->samples) return LS_OK;
-    use->begun = count->begun_passed = 0;
+    use->begun = 0;
     memset(count->used, 0, (use->samples + 63) / 64 * sizeof *count->used);
     return LS_OK;
 }
 
-/* How often a sample was used at least and at most: as often as it was drawn, less the times it was passed over. */
-static void find_extremes(const struct count *count, struct ls_ledger_use *use) {
-    uint64_t whole = use->draws / use->samples;
-    use->least = whole;
-    use->most = whole + (use->begun > count->begun_passed);
-    for (size_t i = 0; i < count->passed_count; i++) {
-        uint64_t sample = count->passed[i], uses = whole + (count->used[sample / 64] >> sample % 64 & 1);
-        bool seen = false;
-        for (size_t k = 0; k < count->passed_count; k++) uses -= count->passed[k] == sample;
-        for (size_t k = 0; k < i; k++) seen |= count->passed[k] == sample;
-        if (uses < use->least) use->least = uses;
-        use->unused += uses == 0 && !seen;
+static void note_uses(struct ls_ledger_use *use, uint64_t uses) {
+    if (uses < use->least) use->least = uses;
+    if (uses > use->most) use->most = uses;
+}
+
+static int compare_samples(const void *left, const void *right) {
+    const uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
+    return (a > b) - (a < b);
+}
+
+/* How often a sample was used at least and at most: as often as it was drawn, less the times it was passed over. Those
+ * that never were have had `whole` turns, and one more where the epoch that is begun has had them. */
+static void find_extremes(struct count *count, struct ls_ledger_use *use) {
+    const uint64_t whole = use->draws / use->samples;
+    uint64_t begun = use->begun, waiting = use->samples - use->begun;
+    use->least = UINT64_MAX;
+    use->most = 0;
+    if (count->passed_count > 0) qsort(count->passed, count->passed_count, sizeof *count->passed, compare_samples);
+    for (size_t i = 0, next; i < count->passed_count; i = next) {
+        const uint64_t sample = count->passed[i], extra = count->used[sample / 64] >> sample % 64 & 1;
+        for (next = i + 1; next < count->passed_count && count->passed[next] == sample;) next++;
+        note_uses(use, whole + extra - (next - i));
+        use->unused += whole + extra == next - i;
+        *(extra ? &begun : &waiting) -= 1;
     }
+    if (begun > 0) note_uses(use, whole + 1);
+    if (waiting > 0) note_uses(use, whole);
 }
 
 /* The draws of positions [from, to), of step `step`. */

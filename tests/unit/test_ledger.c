@@ -480,29 +480,37 @@ static void test_a_quarantine_that_is_no_step_is_named(void **state) {
     refuse(&story, "attempt 1 put step 13 into quarantine", "");
 }
 
-static void test_a_sample_passed_over_once_is_used_once_less(void **state) {
+/* 52 turns of so many samples: 52 of 60 have one, 40 one or two, or one sample has several of the turns that are
+ * passed over. */
+static void test_a_sample_is_used_as_often_less_as_it_is_passed_over(void **state) {
     (void)state;
     struct story story = with_quarantine();
     struct ls_ledger *ledger = hand_in(&story);
     struct ls_ledger_summary summary;
-    struct ls_ledger_use use;
-    const uint64_t samples = 20; /* two epochs of 20, and 12 of the third: 52 turns */
-    struct ls_order *order;
-    assert_int_equal(ls_order_create(7, &samples, NULL, 1, &order, NULL), LS_OK);
     assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
-    assert_int_equal(ls_ledger_count_use(ledger, 0, order, &samples, 1, &use, NULL), LS_OK);
-    int uses[20] = {0}, least = 99, most = 0; /* the same by hand */
-    for (uint64_t position = 0; position < 52; position++)
-        uses[ls_order_at(order, position).sample] += position < 24 || position >= 28;
-    for (int i = 0; i < 20; i++) {
-        if (uses[i] < least) least = uses[i];
-        if (uses[i] > most) most = uses[i];
+    const uint64_t sizes[] = {60, 40, 20, 3, 2, 1};
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+        const uint64_t samples = sizes[k];
+        struct ls_ledger_use use;
+        struct ls_order *order;
+        assert_int_equal(ls_order_create(7, &samples, NULL, 1, &order, NULL), LS_OK);
+        assert_int_equal(ls_ledger_count_use(ledger, 0, order, &samples, 1, &use, NULL), LS_OK);
+        int uses[60] = {0}, turns[60] = {0}, least = 99, most = 0, unused = 0; /* the same by hand */
+        for (uint64_t position = 0; position < 52; position++) {
+            turns[ls_order_at(order, position).sample]++;
+            uses[ls_order_at(order, position).sample] += position < 24 || position >= 28;
+        }
+        for (uint64_t i = 0; i < samples; i++) {
+            if (uses[i] < least) least = uses[i];
+            if (uses[i] > most) most = uses[i];
+            unused += turns[i] > 0 && uses[i] == 0;
+        }
+        assert_int_equal(use.draws, 52);
+        assert_int_equal(use.least, least);
+        assert_int_equal(use.most, most);
+        assert_int_equal(use.unused, unused);
+        ls_order_destroy(order);
     }
-    assert_int_equal(use.draws, 52);
-    assert_int_equal(use.least, least);
-    assert_int_equal(use.most, most);
-    assert_int_equal(use.unused, 0);
-    ls_order_destroy(order);
     ls_ledger_destroy(ledger);
 }
 
@@ -694,7 +702,7 @@ int main(void) {
         cmocka_unit_test(test_what_is_in_quarantine_is_passed_over),
         cmocka_unit_test(test_training_on_what_is_in_quarantine_is_named),
         cmocka_unit_test(test_a_quarantine_that_is_no_step_is_named),
-        cmocka_unit_test(test_a_sample_passed_over_once_is_used_once_less),
+        cmocka_unit_test(test_a_sample_is_used_as_often_less_as_it_is_passed_over),
         cmocka_unit_test(test_uses_are_counted_by_source),
         cmocka_unit_test(test_a_generation_begins_at_position_0_and_the_chain_goes_on),
         cmocka_unit_test(test_a_generation_that_begins_elsewhere_is_named),

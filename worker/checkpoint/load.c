@@ -5,6 +5,7 @@
 #include "common/files.h"
 #include "common/manifest.h"
 #include "common/safetensors.h"
+#include "worker/checkpoint/names.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -32,7 +33,7 @@ struct ls_checkpoint_reader {
     size_t file_count;
     struct slice *slices; /* sorted by tensor, kind, first */
     size_t slice_count, slice_capacity;
-    int *by_name; /* [tensors], sorted by name */
+    struct ls_tensor_names *names;
     struct ls_loss_scale loss_scale;
 };
 
@@ -42,35 +43,6 @@ static enum ls_code refuse(const char *action, const char *name, int cause, stru
     return ls_fail(error, ls_file_code(cause, LS_CHECKPOINT), scope, "checkpoint: cannot %s %s: %s%s", action, name,
                    cause == ENODATA ? "it became shorter" : strerror(cause),
                    scope == LS_SCOPE_NODE ? ". Is its file system there, and open to this user?" : "");
-}
-
-/* Tensors by name. qsort_r's argument is the model. */
-static int compare_tensor_names(const void *left, const void *right, void *model) {
-    return strcmp(ls_model_tensor(model, *(const int *)left)->name, ls_model_tensor(model, *(const int *)right)->name);
-}
-
-static enum ls_code sort_names(struct ls_checkpoint_reader *reader, struct ls_error *error) {
-    int count = ls_model_tensor_count(reader->model);
-    reader->by_name = calloc((size_t)count + 1, sizeof *reader->by_name);
-    if (!reader->by_name) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for the names");
-    for (int i = 0; i < count; i++) reader->by_name[i] = i;
-    qsort_r(reader->by_name, (size_t)count, sizeof *reader->by_name, compare_tensor_names, (void *)reader->model);
-    return LS_OK;
-}
-
-/* The tensor of that name, or -1. */
-static int find_tensor(const struct ls_checkpoint_reader *reader, const char *name) {
-    int low = 0, high = ls_model_tensor_count(reader->model);
-    while (low < high) {
-        int middle = low + (high - low) / 2;
-        int order = strcmp(ls_model_tensor(reader->model, reader->by_name[middle])->name, name);
-        if (order == 0) return reader->by_name[middle];
-        if (order < 0)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return -1;
 }
 
 /* Splits "exp_avg:NAME". */
@@ -109,7 +81,7 @@ static enum ls_code add_tensor(struct ls_checkpoint_reader *reader, size_t file,
                                const struct ls_tensor_info *info, struct ls_error *error) {
     const char *name = "";
     struct slice slice = {.file = file, .kind = parse_kind(info->name, &name)};
-    slice.tensor = slice.kind < 0 ? -1 : find_tensor(reader, name);
+    slice.tensor = slice.kind < 0 ? -1 : ls_tensor_names_find(reader->names, name);
     if (slice.tensor < 0)
         return ls_fail(
             error, LS_CHECKPOINT, LS_SCOPE_JOB,
@@ -233,7 +205,7 @@ enum ls_code ls_checkpoint_reader_open(const char *folder, const struct ls_model
     reader->folder = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     enum ls_code code = LS_OK;
     if (reader->folder < 0) code = refuse("open", folder, errno, error);
-    if (!code) code = sort_names(reader, error);
+    if (!code) code = ls_tensor_names_create(reader->model, &reader->names, error);
     if (!code) code = read_state_files(reader, error);
     if (!code && reader->slice_count)
         qsort(reader->slices, reader->slice_count, sizeof *reader->slices, compare_slices);
@@ -251,7 +223,7 @@ void ls_checkpoint_reader_close(struct ls_checkpoint_reader *reader) {
     if (reader->folder >= 0) close(reader->folder);
     free(reader->file_names);
     free(reader->slices);
-    free(reader->by_name);
+    ls_tensor_names_destroy(reader->names);
     free(reader);
 }
 

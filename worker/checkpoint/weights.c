@@ -3,6 +3,7 @@
 #include "common/files.h"
 #include "common/safetensors.h"
 #include "worker/checkpoint/load.h"
+#include "worker/checkpoint/names.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +24,7 @@ struct place {
 
 struct ls_weights {
     const struct ls_model *model;
+    struct ls_tensor_names *names;
     struct ls_safetensors **files;
     size_t file_count;
     struct place *places; /* [tensors] */
@@ -46,12 +48,6 @@ static bool is_ignorable(const struct ls_model *model, const char *name) {
            (strcmp(name, "lm_head.weight") == 0 && ls_model_head_is_tied(model));
 }
 
-static int find_tensor(const struct ls_model *model, const char *name) {
-    for (int i = 0; i < ls_model_tensor_count(model); i++)
-        if (strcmp(ls_model_tensor(model, i)->name, name) == 0) return i;
-    return -1;
-}
-
 static bool shapes_agree(const struct ls_tensor_info *info, const struct ls_tensor *tensor) {
     if (info->dimensions != tensor->dimensions) return false;
     for (int i = 0; i < info->dimensions; i++)
@@ -69,7 +65,7 @@ static void describe_shape(const int64_t *shape, int dimensions, char text[96]) 
 static enum ls_code place_tensor(struct ls_weights *weights, const struct ls_safetensors *file,
                                  const struct ls_tensor_info *info, struct ls_error *error) {
     const char *name = without_prefix(info->name);
-    int found = find_tensor(weights->model, name);
+    int found = ls_tensor_names_find(weights->names, name);
     if (found < 0 && is_ignorable(weights->model, name)) return LS_OK;
     if (found < 0)
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL,
@@ -142,6 +138,15 @@ static enum ls_code add_indexed_files(struct ls_weights *weights, int folder, st
     return code;
 }
 
+static enum ls_code add_files(struct ls_weights *weights, int folder, struct ls_error *error) {
+    if (has_file(folder, index_name)) return add_indexed_files(weights, folder, error);
+    if (has_file(folder, single_name)) return add_file(weights, folder, single_name, error);
+    return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL,
+                   "weights: there is neither %s nor %s. Only safetensors are read: what has other files "
+                   "(pytorch_model.bin) is saved so by transformers' save_pretrained().",
+                   single_name, index_name);
+}
+
 static enum ls_code check_complete(const struct ls_weights *weights, struct ls_error *error) {
     for (int i = 0; i < ls_model_tensor_count(weights->model); i++)
         if (!weights->places[i].info)
@@ -168,15 +173,8 @@ enum ls_code ls_weights_open(const char *folder, const struct ls_model *model, s
     }
     if (!weights || !weights->files || !weights->places)
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "weights: no memory");
-    else if (has_file(descriptor, index_name))
-        code = add_indexed_files(weights, descriptor, error);
-    else if (has_file(descriptor, single_name))
-        code = add_file(weights, descriptor, single_name, error);
-    else
-        code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_CALL,
-                       "weights: there is neither %s nor %s. Only safetensors are read: what has other files "
-                       "(pytorch_model.bin) is saved so by transformers' save_pretrained().",
-                       single_name, index_name);
+    if (!code) code = ls_tensor_names_create(model, &weights->names, error);
+    if (!code) code = add_files(weights, descriptor, error);
     if (!code) code = check_complete(weights, error);
     close(descriptor);
     if (code) {
@@ -190,6 +188,7 @@ enum ls_code ls_weights_open(const char *folder, const struct ls_model *model, s
 void ls_weights_close(struct ls_weights *weights) {
     if (!weights) return;
     for (size_t i = 0; i < weights->file_count; i++) ls_safetensors_close(weights->files[i]);
+    ls_tensor_names_destroy(weights->names);
     free(weights->files);
     free(weights->places);
     free(weights);

@@ -19,6 +19,7 @@ WITH_AMX static void begin(void) {
         uint8_t rows[16];
     } configuration = {.palette = 1};
     for (int i = 0; i < 8; i++) configuration.row_bytes[i] = 64, configuration.rows[i] = TILE;
+    __asm__ volatile("" ::"m"(configuration)); /* the compiler knows of the first eight bytes only that they are read */
     _tile_loadconfig(&configuration);
 }
 

@@ -492,7 +492,7 @@ static void stop(struct ls_server *server) {
     ls_stall_destroy(server->stall);
     ls_watcher_destroy(server->watcher);
     if (server->wake >= 0) close(server->wake);
-    free(server->parts.files);
+    ls_save_parts_drop(&server->parts);
     ls_connections_release(&server->connections);
     free(server->ranks);
     free(server->buffer);

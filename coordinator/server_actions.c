@@ -50,40 +50,10 @@ static void journal(struct ls_server *server, const struct ls_core_record *recor
 
 /* ---- checkpoints ---- */
 
-static void drop_parts(struct ls_server *server) {
-    free(server->parts.files);
-    server->parts = (struct server_parts){0};
-}
-
 /* Keeps the files of the PART being handled; `first`: and of none before it. */
 static void keep_part(struct ls_server *server, int64_t step, bool first) {
-    const struct ls_message *message = server->current;
-    struct server_parts *parts = &server->parts;
-    if (first) drop_parts(server);
-    parts->step = step;
-    size_t count = (size_t)message->part.files_count;
-    if (parts->files_count + count > parts->files_capacity) {
-        size_t capacity = parts->files_capacity * 2 + count + 16;
-        struct ls_file_record *grown =
-            capacity <= SERVER_FILES_MAX * 2 ? realloc(parts->files, capacity * sizeof *grown) : NULL;
-        if (!grown) {
-            ls_log(LS_LOG_ERROR, "checkpoint: no memory for the list of files of step %lld", (long long)step);
-            parts->incomplete = true; /* files that are not listed would be removed: nothing is committed */
-            return;
-        }
-        parts->files = grown;
-        parts->files_capacity = capacity;
-    }
-    for (size_t i = 0; i < count; i++) {
-        struct ls_file_record *record = &parts->files[parts->files_count++];
-        const struct ls_part_file *file = &message->part.files[i];
-        snprintf(record->name, sizeof record->name, "%s", file->name);
-        record->bytes = file->bytes;
-        parts->bytes += file->bytes;
-        memcpy(record->hash, file->hash, sizeof record->hash);
-    }
-    if (message->part.rank == 0) parts->optimizer_steps = message->part.optimizer_steps;
-    if (message->part.seconds > parts->seconds) parts->seconds = message->part.seconds;
+    if (first) ls_save_parts_drop(&server->parts);
+    ls_save_parts_keep(&server->parts, step, server->current);
 }
 
 static void commit_failed(struct ls_server *server, int64_t step, const char *text) {
@@ -95,7 +65,7 @@ static void commit_failed(struct ls_server *server, int64_t step, const char *te
 
 static void commit(struct ls_server *server, const struct ls_core_action *action) {
     const struct ls_run *run = server->run;
-    struct server_parts *parts = &server->parts;
+    struct ls_save_parts *parts = &server->parts;
     struct ls_commit_job job = {.files = parts->files, .files_count = parts->files_count};
     struct ls_trainer_state *state = &job.state;
     state->step = (uint64_t)action->commit.step;
@@ -128,12 +98,12 @@ static void commit(struct ls_server *server, const struct ls_core_action *action
     server->saved = (struct server_saved){action->commit.step, parts->seconds, parts->bytes};
     if (parts->step != action->commit.step)
         commit_failed(server, action->commit.step, "its parts are not known here");
-    else if (parts->incomplete)
-        commit_failed(server, action->commit.step, "no memory for the list of its files");
+    else if (parts->missing)
+        commit_failed(server, action->commit.step, parts->missing);
     else if (!ls_committer_begin(server->committer, &job))
         commit_failed(server, action->commit.step, "another one is being committed");
     else
-        *parts = (struct server_parts){0}; /* the committer has the files now */
+        *parts = (struct ls_save_parts){0}; /* the committer has the files now */
 }
 
 /* ---- the end ---- */

@@ -10,6 +10,7 @@
 #include "common/connections.h"
 #include "coordinator/console.h"
 #include "coordinator/run_setup.h"
+#include "coordinator/save_parts.h"
 #include "coordinator/server.h"
 #include "coordinator/stall.h"
 #include "coordinator/straggler.h"
@@ -20,7 +21,6 @@
 
 enum {
     SERVER_SILENCE_MS = 15000, /* a connection not heard for so long is lost; pulses come every second */
-    SERVER_FILES_MAX = 65536,  /* of one checkpoint */
     SERVER_VALIDATIONS = LS_CORE_WINDOW_STEPS
 };
 
@@ -28,17 +28,6 @@ enum {
 struct server_count {
     uint64_t total, told;
     int64_t told_ms; /* -1: never */
-};
-
-/* The files of the save in flight, by the rank that wrote them. */
-struct server_parts {
-    int64_t step;
-    struct ls_file_record *files; /* of all ranks, [files_count] */
-    size_t files_count, files_capacity;
-    bool incomplete; /* there was no memory for some of them */
-    int64_t optimizer_steps;
-    double seconds; /* of the rank that took longest */
-    int64_t bytes;
 };
 
 /* The save that was handed to the committer last. */
@@ -88,7 +77,7 @@ struct ls_server {
     uint8_t *buffer;                   /* of an outgoing message */
     struct ls_core_rank *ranks;
     struct ls_connections connections;
-    struct server_parts parts;
+    struct ls_save_parts parts; /* of the save in flight */
     struct server_saved saved;
     /* The newest validations, of step s in place s % SERVER_VALIDATIONS; -1: none. A step is committed when later ones
      * may have been validated. */

@@ -309,6 +309,9 @@ static enum ls_code refuse_out_of_place(const struct ls_config_given *given, con
         return ls_config_refuse(
             given, key->name, error,
             "has no meaning without model.rope_scaling.rope_type: llama3. Take it out or set that.");
+    if (key->scope == LS_KEY_BF16)
+        return ls_config_refuse(given, key->name, error,
+                                "has no meaning without precision: bf16. Take it out or set that.");
     return ls_config_refuse(given, key->name, error,
                             "has no meaning for model.model_type: %s. Take it out, or set it to null.",
                             ls_model_type_name(config->model.model_type));

@@ -86,6 +86,7 @@ struct ls_config {
     struct {
         enum ls_optimizer_type type;
         double lr, beta1, beta2, eps, weight_decay;
+        bool stochastic_rounding; /* bf16: no master weights, updates are rounded stochastically */
     } optimizer;
     struct {
         enum ls_schedule_type type;

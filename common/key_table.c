@@ -149,7 +149,7 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "how gradients are summed over the ranks: fast, or fixed: in an order that gives the same bits at any "
                 "rank count up to global_batch_size / micro_batch_size, ZeRO stage and number of threads"},
     {"train.seed", INTEGER(0, INT64_MAX), FIELD(train.seed), .standard = "0", .identity = true,
-     .meaning = "keys the initial weights", .elsewhere = "seed random_seed"},
+     .meaning = "keys the initial weights and stochastic rounding", .elsewhere = "seed random_seed"},
 
     {"precision", CHOICE(PRECISIONS), FIELD(precision), .standard = "fp32", .identity = true,
      .meaning = "type of weights and activations; sums, statistics, loss and master weights are fp32",
@@ -166,6 +166,11 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "added to the root of the second moment", .elsewhere = "epsilon adam_eps adam_epsilon"},
     {"optimizer.weight_decay", NUMBER(0, 1000), FIELD(optimizer.weight_decay), .standard = "0.1", .identity = true,
      .meaning = "decoupled weight decay of the matrices", .elsewhere = "wd decay"},
+    {"optimizer.stochastic_rounding", LS_KEY_BOOLEAN, FIELD(optimizer.stochastic_rounding), .scope = LS_KEY_BF16,
+     .standard = "false", .identity = true,
+     .meaning = "no fp32 master weights: updates are added to the bf16 weights and rounded up or down by chance, keyed "
+                "by train.seed, so that they are right on average; 4 bytes a parameter less",
+     .elsewhere = "bf16_stochastic_round use_master_weights master_weights"},
 
     {"lr_schedule.type", CHOICE(SCHEDULES), FIELD(lr_schedule.type), .standard = "cosine", .identity = true,
      .meaning = "course of the learning rate after the warm-up", .elsewhere = "lr_decay_style decay_type scheduler"},
@@ -437,6 +442,7 @@ bool ls_key_applies(const struct ls_key *key, const struct ls_config *config) {
     case LS_KEY_GPT2: return config->model.model_type == LS_GPT2;
     case LS_KEY_LLAMA: return config->model.model_type != LS_GPT2;
     case LS_KEY_LLAMA3_ROPE: return config->model.model_type != LS_GPT2 && config->model.rope_scaling.llama3;
+    case LS_KEY_BF16: return config->precision == LS_PRECISION_BF16;
     }
     return false;
 }

@@ -25,8 +25,8 @@ struct ls_choice {
 };
 
 /* Where a key has a meaning; elsewhere it is neither accepted nor written. LS_KEY_LLAMA: Llama and its relatives, that
- * is all but GPT-2. */
-enum ls_key_scope { LS_KEY_ALWAYS, LS_KEY_GPT2, LS_KEY_LLAMA, LS_KEY_LLAMA3_ROPE };
+ * is all but GPT-2. LS_KEY_BF16: with precision: bf16. */
+enum ls_key_scope { LS_KEY_ALWAYS, LS_KEY_GPT2, LS_KEY_LLAMA, LS_KEY_LLAMA3_ROPE, LS_KEY_BF16 };
 
 struct ls_key {
     const char *name; /* dotted: "train.steps" */

@@ -28,6 +28,7 @@ static const char *const numbers_keys[] = {
     "optimizer.betas",
     "optimizer.eps",
     "optimizer.weight_decay",
+    "optimizer.stochastic_rounding",
     "lr_schedule.type",
     "lr_schedule.warmup_steps",
     "lr_schedule.min_lr_ratio",

@@ -146,10 +146,13 @@ static struct ls_cost_block plan_block(const struct ls_config *config, const str
     return cost;
 }
 
-/* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12, and a copy of another type. Zeroing the gradient: 4. */
-static double update_bytes_per_parameter(const struct ls_model *model) {
+/* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12, and a copy of another type; without a master it reads and
+ * writes 4 less there and the copy. Zeroing the gradient: 4. */
+static double update_bytes_per_parameter(const struct ls_config *config, const struct ls_model *model) {
     const enum ls_dtype dtype = ls_model_dtype(model);
-    return 36 + (dtype == LS_FP32 ? 0 : (double)ls_dtype_bytes(dtype));
+    const double copy = (double)ls_dtype_bytes(dtype);
+    if (config->optimizer.stochastic_rounding) return 28 + 2 * copy;
+    return 36 + (dtype == LS_FP32 ? 0 : copy);
 }
 
 static enum ls_code plan_work(const struct ls_config *config, const struct ls_model *model,
@@ -173,7 +176,7 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
                                        .micro_batches = plan->micro_batches,
                                        .gathers_always = config->zero.stage == 3,
                                        .update_bytes = (double)plan->parameters / (double)slices *
-                                                       update_bytes_per_parameter(model)};
+                                                       update_bytes_per_parameter(config, model)};
     return LS_OK;
 }
 

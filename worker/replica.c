@@ -141,9 +141,8 @@ int64_t ls_replica_comms_bytes(const struct ls_replica *replica) {
     return replica->comms_bytes;
 }
 
-/* Parameters of another type than fp32 from initial values, which are made in the scratch, and the master from the
- * same.
- */
+/* Parameters of another type than fp32 from initial values, which are made in the scratch, and the master, where there
+ * is one, from the same. */
 static void initialize_low_precision(struct ls_replica *replica, int block, const struct ls_shard_held *held) {
     const enum ls_dtype dtype = ls_model_dtype(replica->model);
     const uint64_t seed = replica->config->train.seed;
@@ -154,8 +153,9 @@ static void initialize_low_precision(struct ls_replica *replica, int block, cons
               .input = held->m, .count = count, .dtype = dtype);
     }
     ls_fill_zero(replica->stream, held->m, (size_t)held->scratch_count * sizeof *held->m);
-    ls_model_initialize(replica->model, block, held->state_first, held->state_count, seed, replica->stream,
-                        held->master);
+    if (held->master)
+        ls_model_initialize(replica->model, block, held->state_first, held->state_count, seed, replica->stream,
+                            held->master);
 }
 
 void ls_replica_initialize(struct ls_replica *replica) {

@@ -78,11 +78,12 @@ struct job {
     int weights_block;
 };
 
-static const float *source_of(const struct ls_saver *saver, int64_t piece, size_t *bytes) {
+static const void *source_of(const struct ls_saver *saver, int64_t piece, size_t *bytes) {
+    const enum ls_checkpoint_kind kind = (enum ls_checkpoint_kind)(piece % LS_CHECKPOINT_KINDS);
     const struct ls_shard_slice slice = ls_shard_slice(saver->shard, (int)(piece / LS_CHECKPOINT_KINDS));
-    const float *const sources[LS_CHECKPOINT_KINDS] = {slice.master, slice.m, slice.v};
-    *bytes = (size_t)slice.count * sizeof(float);
-    return sources[piece % LS_CHECKPOINT_KINDS];
+    const void *const sources[LS_CHECKPOINT_KINDS] = {slice.master, slice.m, slice.v};
+    *bytes = (size_t)(slice.count * ls_dtype_bytes(ls_checkpoint_state_dtype(saver->options.config, kind)));
+    return sources[kind];
 }
 
 static void mark_read(struct ls_saver *saver, bool *read) {
@@ -93,12 +94,12 @@ static void mark_read(struct ls_saver *saver, bool *read) {
 }
 
 /* Has the piece in a slice's buffer, and two more on their way. */
-static enum ls_code bounce(struct ls_saver *saver, struct job *job, const float **values, struct ls_error *error) {
+static enum ls_code bounce(struct ls_saver *saver, struct job *job, const void **values, struct ls_error *error) {
     const int64_t most = job->piece + LS_CHECKPOINT_KINDS;
     for (; job->copied_pieces < job->due_pieces && job->copied_pieces < most; job->copied_pieces++) {
         size_t bytes;
         const int place = (int)(job->copied_pieces % LS_CHECKPOINT_KINDS);
-        const float *from = source_of(saver, job->copied_pieces, &bytes);
+        const void *from = source_of(saver, job->copied_pieces, &bytes);
         ls_copy_to_host(saver->copies, saver->options.slices[place], from, bytes);
         ls_event_record(saver->copied[place], saver->copies);
     }
@@ -111,7 +112,7 @@ static enum ls_code write_state(struct ls_saver *saver, struct job *job, struct 
     const enum ls_checkpoint_kind kind = (enum ls_checkpoint_kind)(job->piece % LS_CHECKPOINT_KINDS);
     const bool last = kind + 1 == LS_CHECKPOINT_KINDS;
     size_t bytes;
-    const float *values = source_of(saver, job->piece, &bytes);
+    const void *values = source_of(saver, job->piece, &bytes);
     enum ls_code code = LS_OK;
     if (saver->bounce) {
         code = bounce(saver, job, &values, error);

@@ -176,12 +176,10 @@ static enum ls_code read_block(struct ls_snapshot *snapshot, const struct source
                                struct ls_error *error) {
     const struct ls_shard_held held = ls_shard_held(ls_replica_shard(snapshot->replica), block);
     enum ls_code code = read_parameters(snapshot, source, block, &held, error);
-    /* In fp32 the master was read with the parameters. */
-    const bool apart = ls_model_dtype(ls_replica_model(snapshot->replica)) != LS_FP32;
     const int64_t most = snapshot->slice_elements;
     for (int64_t done = 0; done < held.state_count && !code; done += most) {
         const int64_t count = held.state_count - done < most ? held.state_count - done : most;
-        const struct destination to = {apart ? held.master + done : NULL, held.m + done, held.v + done};
+        const struct destination to = {held.master ? held.master + done : NULL, held.m + done, held.v + done};
         code = read_piece(snapshot, source, block, held.state_first + done, count, to, error);
         if (!code) code = ls_stream_synchronize(ls_replica_stream(snapshot->replica), error);
     }

@@ -314,6 +314,10 @@ static void measure_rest(struct bench *bench) {
             ls_op(s, adamw, .parameter = b->master, .m = b->m, .v = b->v, .low_precision = d, .gradient = g,
                   .factor = one, .learning_rate = one, .step = b->step, .count = parameters, .decay_count = 0,
                   .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
+    MEASURE("adamw, rounding stochastically", 0, 24 * p, 0,
+            ls_op(s, adamw, .m = b->m, .v = b->v, .low_precision = d, .gradient = g, .factor = one,
+                  .learning_rate = one, .step = b->step, .count = parameters, .decay_count = 0, .beta1 = 0.9f,
+                  .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
 }
 
 static void release_buffers(struct bench *bench) {

@@ -165,6 +165,15 @@ int main(int argc, char **argv) {
             ls_op(s, adamw, .parameter = w, .m = m, .v = v, .gradient = g, .factor = &one, .learning_rate = &rate,
                   .step = &step, .count = PARAMETERS, .decay_count = PARAMETERS, .beta1 = 0.9f, .beta2 = 0.95f,
                   .epsilon = 1e-8f, .weight_decay = 0.1f));
+    ls_op(s, convert, .output = y, .input = w, .count = PARAMETERS, .dtype = LS_BF16);
+    MEASURE("adamw and a copy in bf16", 0, 30.0 * PARAMETERS, 0,
+            ls_op(s, adamw, .parameter = w, .low_precision = y, .m = m, .v = v, .gradient = g, .factor = &one,
+                  .learning_rate = &rate, .step = &step, .count = PARAMETERS, .decay_count = PARAMETERS, .beta1 = 0.9f,
+                  .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
+    MEASURE("adamw in bf16, rounding stochastically", 0, 24.0 * PARAMETERS, 0,
+            ls_op(s, adamw, .low_precision = y, .m = m, .v = v, .gradient = g, .factor = &one, .learning_rate = &rate,
+                  .step = &step, .count = PARAMETERS, .decay_count = PARAMETERS, .beta1 = 0.9f, .beta2 = 0.95f,
+                  .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
     MEASURE("initialize", 0, 4.0 * PARAMETERS, 0,
             ls_op(s, initialize, .output = m, .seed = 3, .count = PARAMETERS, .deviation = 0.02f));
     /* In bf16, in as many elements, whose values are no longer those of the rows above. */

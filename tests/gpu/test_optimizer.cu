@@ -184,6 +184,60 @@ static void philox(const uint32_t counter[4], uint64_t seed, uint32_t word[4]) {
     }
 }
 
+/* Without a master: the same sums as with one, plus the element's 16 random bits, cut off. `first` moves the elements
+ * over groups of four, `offset` moves the weights off 128 bits; a NaN and both infinities stay. */
+static void rounding_case(int64_t count, int64_t first, int64_t offset) {
+    const float factor = 0.5f, rate = 1e-3f;
+    const int64_t step = 1 + random_below(100000);
+    const uint64_t seed = random_bits();
+    const uint32_t tensor = (uint32_t)random_below(1000);
+    struct array p = make_array(LS_FP32, count, 1.0), m = make_array(LS_FP32, count, 1.0),
+                 v = make_array(LS_FP32, count, 1.0), g = make_array(LS_FP32, count, 1.0),
+                 narrow = make_array(LS_BF16, count, 1.0, offset);
+    for (int64_t i = 0; i < count; i++) v.value[i] = fabs(v.value[i]);
+    if (count > 3) narrow.value[1] = INFINITY, narrow.value[2] = -INFINITY, narrow.value[3] = NAN;
+    send(&v), send(&narrow);
+    memcpy(p.value, narrow.value, (size_t)count * sizeof(double));
+    send(&p);
+    struct array m2 = make_array(LS_FP32, count, 1.0), v2 = make_array(LS_FP32, count, 1.0);
+    memcpy(m2.value, m.value, (size_t)count * sizeof(double)),
+        memcpy(v2.value, v.value, (size_t)count * sizeof(double));
+    send(&m2), send(&v2);
+    float *factors = put_values(&factor, 1), *rates = put_values(&rate, 1);
+    int64_t *steps = put_values(&step, 1);
+    struct ls_op_adamw op = {};
+    op.parameter = (float *)p.device, op.m = (float *)m.device, op.v = (float *)v.device;
+    op.gradient = (const float *)g.device, op.factor = factors, op.learning_rate = rates, op.step = steps;
+    op.count = count, op.decay_count = count / 3, op.seed = seed, op.first = (uint64_t)first, op.tensor = tensor;
+    op.beta1 = 0.9f, op.beta2 = 0.95f, op.epsilon = 1e-8f, op.weight_decay = 0.1f, op.dtype = LS_BF16;
+    check_cuda(ls_cuda_adamw(&op, 0));
+    op.parameter = NULL, op.low_precision = narrow.device, op.m = (float *)m2.device, op.v = (float *)v2.device;
+    check_cuda(ls_cuda_adamw(&op, 0));
+    fetch(&p), fetch(&narrow), fetch(&m), fetch(&v);
+    check_close("m", &m2, m.value, 0.0, 0.0);
+    check_close("v", &v2, v.value, 0.0, 0.0);
+    for (int64_t i = 0; i < count; i++) {
+        const uint64_t element = (uint64_t)(first + i);
+        const uint32_t counter[4] = {(uint32_t)(element / 4), (uint32_t)(element / 4 >> 32), tensor, (uint32_t)step};
+        const float sum = (float)p.value[i], found = (float)narrow.value[i];
+        uint32_t word[4], bits, found_bits;
+        philox(counter, seed, word);
+        memcpy(&bits, &sum, sizeof bits), memcpy(&found_bits, &found, sizeof found_bits);
+        if (isnan(sum) && isnan(found)) continue;
+        const uint32_t expected = isinf(sum) ? bits : (bits + (word[element % 4] >> 16)) & 0xffff0000u;
+        if (found_bits != expected) fail("element %d of %d is not rounded by its key", (int)i, (int)count);
+    }
+    struct array *all[] = {&p, &m, &v, &g, &narrow, &m2, &v2};
+    for (struct array *a : all) free_array(a);
+    device_free(factors), device_free(rates), device_free(steps);
+}
+static void without_a_master_the_sum_is_rounded_by_the_key(void) {
+    for (const int64_t size : sizes)
+        for (int64_t first = 0; first < 4; first++)
+            for (int64_t offset = 0; offset < 2; offset++)
+                rounding_case(size, first + ((int64_t)random_below(3) << 34), offset);
+}
+
 static void initial_weights_follow_the_counter(void) {
     const uint32_t zero[4] = {0, 0, 0, 0};
     const uint32_t known[4] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
@@ -226,6 +280,7 @@ int main(void) {
     run_test("a piece has the same bits wherever it lies", a_piece_has_the_same_bits_wherever_it_lies);
     run_test("clip factors are right", clip_factors_are_right);
     run_test("AdamW follows its formula", adamw_follows_its_formula);
+    run_test("without a master the sum is rounded by the key", without_a_master_the_sum_is_rounded_by_the_key);
     run_test("initial weights follow the counter", initial_weights_follow_the_counter);
     return end_tests();
 }

@@ -119,6 +119,17 @@ train fixed-1 gpt2 1 0 bf16 --set train.reduction=fixed
 train fixed-4 gpt2 4 3 bf16 --set train.reduction=fixed
 same "reduction: fixed leaves the same weights on 1 GPU and at stage 3 on 4" fixed-1 fixed-4
 
+# Without master weights. A sum in fp32 that is another is rounded to the other side in one of 2^16 draws for each unit in its last
+# place: no more than the roundings above.
+bare=(--set optimizer.stochastic_rounding=true --set train.reduction=fixed)
+train bare-cpu llama 1 0 bf16 "${bare[@]}" --set device=cpu || not_ok "without master weights on CPUs" "$work/bare-cpu.log"
+train bare-1 llama 1 0 bf16 "${bare[@]}"
+LS_STANDIN_ORDER=lazy train bare-3 llama 3 3 bf16 "${bare[@]}"
+LS_STANDIN_ORDER=hasty train bare-2 llama 2 1 bf16 "${bare[@]}"
+agrees "bf16 without master weights agrees with a CPU" bare-cpu bare-1 "${limit[bf16]}"
+same "it leaves the same weights on 1 GPU and at stage 3 on 3" bare-1 bare-3
+same "and at stage 1 on 2" bare-1 bare-2
+
 # Checkpoints go from GPUs to CPUs and back.
 for from in cuda cpu; do
     to=cpu

@@ -435,6 +435,11 @@ static void keys_without_meaning_for_the_model_are_refused(void **state) {
     refuses_llama("model.rope_scaling={rope_type: llama3, factor: 8, low_freq_factor: 4, high_freq_factor: 4, "
                   "original_max_position_embeddings: 8}",
                   "less than high_freq_factor 4");
+    refuses_set("optimizer.stochastic_rounding=true",
+                "has no meaning without precision: bf16. Take it out or set that.");
+    refuses(MODEL DATA TRAIN "precision: fp16\noptimizer: {stochastic_rounding: false}\n", "has no meaning");
+    assert_int_equal(parse(MODEL DATA TRAIN "optimizer: {stochastic_rounding: true}\nprecision: bf16\n"), LS_OK);
+    assert_true(config.optimizer.stochastic_rounding);
     accepts(LLAMA DATA TRAIN, "model.rope_scaling={rope_type: default}");
     accepts(LLAMA DATA TRAIN, "model.rope_scaling=null");
 }
@@ -622,6 +627,11 @@ static void the_digest_covers_what_changes_the_result_and_nothing_else(void **st
                                          "data.train=[{path: /moved/train}]",
                                          "data.validation=[{path: /v}]"};
     char plain[33], changed[33];
+    accepts(MODEL DATA TRAIN "precision: bf16\n", NULL);
+    ls_config_digest(&config, plain);
+    accepts(MODEL DATA TRAIN "precision: bf16\n", "optimizer.stochastic_rounding=true");
+    ls_config_digest(&config, changed);
+    assert_string_not_equal(plain, changed);
     digest_of(NULL, plain);
     for (size_t i = 0; i < sizeof IDENTITY / sizeof *IDENTITY; i++) {
         digest_of(IDENTITY[i], changed);

@@ -145,6 +145,127 @@ static float expected_normal(uint64_t seed, uint64_t tensor, uint64_t element, f
     return (float)((double)mean + (double)deviation * radius * (element % 2 ? sin(angle) : cos(angle)));
 }
 
+static uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* `count` values that bf16 holds, as it holds them and as floats. */
+static uint16_t *random_bf16(int64_t count, float *wide) {
+    uint16_t *narrow = calloc((size_t)count, sizeof *narrow);
+    for (int64_t i = 0; i < count; i++) {
+        narrow[i] = (uint16_t)(bits_of(wide[i]) >> 16);
+        const uint32_t bits = (uint32_t)narrow[i] << 16;
+        memcpy(&wide[i], &bits, sizeof bits);
+    }
+    return narrow;
+}
+
+/* What the update makes of bf16 weights is what it makes of the same weights in fp32, plus the 16 bits of the element's
+ * word, cut off; the same bits in pieces of any size and by any number of threads; an infinite or NaN weight stays one.
+ */
+static void without_a_master_the_sum_is_rounded_by_the_key(void **state) {
+    (void)state;
+    const int64_t count = 9001, decayed = 4000;
+    const uint64_t seed = random_bits(), first = random_bits() >> 24;
+    const uint32_t tensor = (uint32_t)random_below(300);
+    const int64_t step = 1 + random_below(1000);
+    const float factor = 0.5f, rate = 1e-3f;
+    float *master = random_floats(count, 1), *gradient = random_floats(count, 1), *m = random_floats(count, 1),
+          *v = random_floats(count, 1);
+    master[17] = INFINITY, master[18] = -INFINITY, master[19] = NAN;
+    for (int64_t i = 0; i < count; i++) v[i] = fabsf(v[i]);
+    uint16_t *start = random_bf16(count, master), *whole = malloc((size_t)count * 2),
+             *pieces = malloc((size_t)count * 2);
+    memcpy(whole, start, (size_t)count * 2), memcpy(pieces, start, (size_t)count * 2);
+    float *ms[3] = {m, copy_floats(m, count), copy_floats(m, count)};
+    float *vs[3] = {v, copy_floats(v, count), copy_floats(v, count)};
+    struct ls_op_adamw op = {.m = m,
+                             .v = v,
+                             .gradient = gradient,
+                             .factor = &factor,
+                             .learning_rate = &rate,
+                             .step = &step,
+                             .count = count,
+                             .decay_count = decayed,
+                             .beta1 = 0.9f,
+                             .beta2 = 0.95f,
+                             .epsilon = 1e-8f,
+                             .weight_decay = 0.1f,
+                             .dtype = LS_BF16,
+                             .seed = seed,
+                             .first = first,
+                             .tensor = tensor};
+    struct support s = support_open(1, LS_STREAMS_EAGER), s3 = support_open(3, LS_STREAMS_EAGER);
+    op.parameter = master;
+    ls_stream_submit(s.stream, LS_OP_adamw, &op, sizeof op);
+    op.parameter = NULL, op.low_precision = whole, op.m = ms[1], op.v = vs[1];
+    ls_stream_submit(s3.stream, LS_OP_adamw, &op, sizeof op);
+    int64_t up = 0, inexact = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint64_t element = first + (uint64_t)i;
+        const uint32_t counter[4] = {(uint32_t)(element / 4), (uint32_t)(element / 4 >> 32), tensor, (uint32_t)step};
+        const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)}, bits = bits_of(master[i]);
+        uint32_t word[4];
+        philox(counter, key, word);
+        if (isnan(master[i])) {
+            assert_true((whole[i] & 0x7f80) == 0x7f80 && (whole[i] & 0x7f));
+        } else {
+            const uint16_t expected =
+                (uint16_t)(isinf(master[i]) ? bits >> 16 : (bits + (word[element % 4] >> 16)) >> 16);
+            assert_int_equal(whole[i], expected);
+            inexact += (bits & 0xffff) != 0, up += expected != (uint16_t)(bits >> 16);
+        }
+    }
+    /* The rest of a sum is about uniform, so half of them go up: 9000 draws are within 0.03 of that. */
+    assert_true(inexact > 8500 && fabs((double)up / (double)inexact - 0.5) < 0.03);
+    check_same_bits("m", ms[1], m, count);
+    check_same_bits("v", vs[1], v, count);
+    for (int64_t i = 0, length; i < count; i += length) {
+        length = 1 + random_below(1500);
+        if (length > count - i) length = count - i;
+        struct ls_op_adamw part = op;
+        part.low_precision = pieces + i, part.m = ms[2] + i, part.v = vs[2] + i, part.gradient = gradient + i;
+        part.first = first + (uint64_t)i, part.count = length;
+        part.decay_count = i < decayed ? (decayed - i < length ? decayed - i : length) : 0;
+        ls_stream_submit(s.stream, LS_OP_adamw, &part, sizeof part);
+    }
+    assert_memory_equal(pieces, whole, (size_t)count * 2);
+    support_close(s), support_close(s3);
+    for (int i = 1; i < 3; i++) free(ms[i]), free(vs[i]);
+    free(master), free(gradient), free(m), free(v), free(start), free(whole), free(pieces);
+}
+
+/* Updates of a thousandth of the distance between two bf16 numbers: to the nearest nothing would ever change. After
+ * 1000 steps each weight is where 1000 draws put it, and their mean where the updates add up to, within 6 deviations of
+ * the mean of 20,000 sums of 1000 draws of variance 0.001: 0.0424 of a distance. */
+static void small_updates_add_up_on_average(void **state) {
+    (void)state;
+    const int64_t count = 20000, steps = 1000;
+    const double distance = 0x1p-7; /* of bf16 numbers from 1 to 2 */
+    const float rate = (float)(distance / 1000), factor = 1.0f;
+    uint16_t *weights = malloc((size_t)count * 2);
+    float *gradient = calloc((size_t)count, 4), *m = calloc((size_t)count, 4), *v = calloc((size_t)count, 4);
+    for (int64_t i = 0; i < count; i++) weights[i] = 0x3fc0, gradient[i] = -1.0f; /* 1.5 */
+    struct support s = support_open(2, LS_STREAMS_EAGER);
+    for (int64_t step = 1; step <= steps; step++)
+        ls_op(s.stream, adamw, .low_precision = weights, .m = m, .v = v, .gradient = gradient, .factor = &factor,
+              .learning_rate = &rate, .step = &step, .count = count, .beta1 = 0.9f, .beta2 = 0.9f, .epsilon = 1e-8f,
+              .dtype = LS_BF16, .seed = 7);
+    support_close(s);
+    double mean = 0.0;
+    int64_t apart = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const double moved = ((double)weights[i] - 0x3fc0); /* distances */
+        mean += moved / (double)count;
+        apart += moved != (double)weights[0] - 0x3fc0;
+    }
+    assert_true(fabs(mean - 1.0) < 6.0 * sqrt(0.001 * 0.999 * (double)steps / (double)count));
+    assert_true(apart > count / 4); /* each element draws for itself */
+    free(weights), free(gradient), free(m), free(v);
+}
+
 static void initialisation_depends_on_seed_tensor_and_index_alone(void **state) {
     (void)state;
     const uint64_t seed = random_bits(), tensor = random_bits();
@@ -194,6 +315,8 @@ int main(void) {
         cmocka_unit_test(clip_scales_only_norms_above_the_maximum),
         cmocka_unit_test(adamw_follows_the_algorithm_and_decays_only_the_first_part),
         cmocka_unit_test(the_reference_philox_gives_the_published_answers),
+        cmocka_unit_test(without_a_master_the_sum_is_rounded_by_the_key),
+        cmocka_unit_test(small_updates_add_up_on_average),
         cmocka_unit_test(initialisation_depends_on_seed_tensor_and_index_alone),
         cmocka_unit_test(initialisation_is_normal),
     };

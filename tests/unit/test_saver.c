@@ -28,7 +28,7 @@ struct split {
     int stage, ranks, replicas;
     enum ls_precision precision;
     enum ls_stream_order order;
-    bool bounce;
+    bool bounce, stochastic_rounding;
 };
 
 static struct run start(const char *yaml, struct split split, int64_t steps) {
@@ -40,6 +40,7 @@ static struct run start(const char *yaml, struct split split, int64_t steps) {
     run.config.zero.stage = split.stage;
     run.config.zero.replicas = split.replicas ? split.replicas : 1;
     run.config.precision = split.precision;
+    run.config.optimizer.stochastic_rounding = split.stochastic_rounding;
     return run;
 }
 
@@ -114,14 +115,25 @@ static bool is_long(void) {
 static void saves_beside_training_hold_the_bytes_of_saves_it_waits_for(void **unused) {
     (void)unused;
     static const struct split pairs[] = {
-        {0, 1, 0, LS_PRECISION_FP32, LS_STREAMS_EAGER, false}, {0, 2, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, true},
-        {0, 4, 0, LS_PRECISION_FP16, LS_STREAMS_HASTY, false}, {1, 1, 0, LS_PRECISION_BF16, LS_STREAMS_HASTY, true},
-        {1, 2, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, false},  {1, 4, 2, LS_PRECISION_FP32, LS_STREAMS_EAGER, true},
-        {1, 3, 0, LS_PRECISION_FP16, LS_STREAMS_EAGER, false}, {2, 2, 0, LS_PRECISION_FP16, LS_STREAMS_LAZY, false},
-        {2, 3, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, true},  {2, 4, 0, LS_PRECISION_FP32, LS_STREAMS_HASTY, false},
-        {3, 1, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, true},   {3, 2, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, false},
-        {3, 3, 0, LS_PRECISION_FP32, LS_STREAMS_HASTY, true},  {3, 4, 0, LS_PRECISION_FP32, LS_STREAMS_EAGER, false},
-        {3, 4, 2, LS_PRECISION_FP16, LS_STREAMS_LAZY, false},
+        {0, 1, 0, LS_PRECISION_FP32, LS_STREAMS_EAGER, false, false},
+        {0, 2, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, true, false},
+        {0, 4, 0, LS_PRECISION_FP16, LS_STREAMS_HASTY, false, false},
+        {1, 1, 0, LS_PRECISION_BF16, LS_STREAMS_HASTY, true, false},
+        {1, 2, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, false, false},
+        {1, 4, 2, LS_PRECISION_FP32, LS_STREAMS_EAGER, true, false},
+        {1, 3, 0, LS_PRECISION_FP16, LS_STREAMS_EAGER, false, false},
+        {2, 2, 0, LS_PRECISION_FP16, LS_STREAMS_LAZY, false, false},
+        {2, 3, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, true, false},
+        {2, 4, 0, LS_PRECISION_FP32, LS_STREAMS_HASTY, false, false},
+        {3, 1, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, true, false},
+        {3, 2, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, false, false},
+        {3, 3, 0, LS_PRECISION_FP32, LS_STREAMS_HASTY, true, false},
+        {3, 4, 0, LS_PRECISION_FP32, LS_STREAMS_EAGER, false, false},
+        {3, 4, 2, LS_PRECISION_FP16, LS_STREAMS_LAZY, false, false},
+        {0, 3, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, true, true},
+        {1, 3, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, false, true},
+        {2, 4, 2, LS_PRECISION_BF16, LS_STREAMS_HASTY, true, true},
+        {3, 3, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, true, true},
     };
     for (int family = 0; family < 2; family++) {
         if (!is_long()) {
@@ -131,12 +143,12 @@ static void saves_beside_training_hold_the_bytes_of_saves_it_waits_for(void **un
         }
         for (int stage = 0; stage <= 3; stage++)
             for (int ranks = 1; ranks <= 4; ranks++)
-                for (int precision = 0; precision < 3; precision++)
+                for (int kind = 0; kind < 4; kind++)
                     check_saves(families[family],
-                                (struct split){stage, ranks, stage > 0 && ranks == 4 && precision == 1 ? 2 : 0,
-                                               (enum ls_precision)precision,
-                                               (enum ls_stream_order)((stage + ranks + precision + family) % 3),
-                                               (ranks + precision) % 2 == family},
+                                (struct split){stage, ranks, stage > 0 && ranks == 4 && kind % 2 == 1 ? 2 : 0,
+                                               kind == 3 ? LS_PRECISION_BF16 : (enum ls_precision)kind,
+                                               (enum ls_stream_order)((stage + ranks + kind + family) % 3),
+                                               (ranks + kind) % 2 == family, kind == 3},
                                 7, 3);
     }
 }

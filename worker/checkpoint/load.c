@@ -15,12 +15,13 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { STATE_KINDS = 3 };
+enum { KIND_MASTER, KIND_EXP_AVG, KIND_EXP_AVG_SQ, STATE_KINDS };
 static const char *const state_kinds[STATE_KINDS] = {"master", "exp_avg", "exp_avg_sq"};
 
 /* Elements [first, first + count) of one kind of one tensor, in one file. */
 struct slice {
     int tensor, kind;
+    bool bf16; /* else fp32 */
     int64_t first, count;
     size_t file;         /* index into file_names */
     int64_t file_offset; /* bytes */
@@ -90,13 +91,13 @@ static enum ls_code add_tensor(struct ls_checkpoint_reader *reader, size_t file,
     const struct ls_tensor *tensor = ls_model_tensor(reader->model, slice.tensor);
     slice.count = ls_tensor_elements(info);
     slice.file_offset = header->data_offset + info->begin;
-    if (info->type != LS_TENSOR_F32 || info->dimensions != 1 ||
+    slice.bf16 = info->type == LS_TENSOR_BF16 && slice.kind == KIND_MASTER;
+    if ((info->type != LS_TENSOR_F32 && !slice.bf16) || info->dimensions != 1 ||
         !parse_first(ls_safetensors_metadata(header, name), &slice.first) || slice.first > tensor->count ||
         slice.count > tensor->count - slice.first)
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
-                       "checkpoint: '%.120s' in %s is no fp32 slice of the model's tensor of %lld elements. Is it the "
-                       "checkpoint of "
-                       "another model?",
+                       "checkpoint: '%.120s' in %s is no slice of the model's tensor of %lld elements, in fp32 or, for "
+                       "master weights, in bf16. Is it the checkpoint of another model?",
                        info->name, reader->file_names[file], (long long)tensor->count);
     return slice.count ? add_slice(reader, slice, error) : LS_OK;
 }
@@ -227,6 +228,18 @@ void ls_checkpoint_reader_close(struct ls_checkpoint_reader *reader) {
     free(reader);
 }
 
+/* The upper halves of `count` floats, which lie in the upper half of their memory, to those floats: each is read before
+ * something is written there. */
+static void widen(float *values, int64_t count) {
+    const char *halves = (const char *)values + count * 2;
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t half;
+        memcpy(&half, halves + i * 2, sizeof half);
+        const uint32_t bits = (uint32_t)half << 16;
+        memcpy(&values[i], &bits, sizeof bits);
+    }
+}
+
 static enum ls_code read_slice(const struct ls_checkpoint_reader *reader, const struct slice *slice, int64_t first,
                                int64_t count, float *values, struct ls_error *error) {
     const char *name = reader->file_names[slice->file];
@@ -234,10 +247,12 @@ static enum ls_code read_slice(const struct ls_checkpoint_reader *reader, const 
     if (!error) error = &own;
     int file = ls_manifest_open_file(reader->folder, name, error);
     if (file < 0) return error->code;
-    int failed = ls_pread_all(file, values, (size_t)count * sizeof *values,
-                              slice->file_offset + (first - slice->first) * (int64_t)sizeof *values);
+    const int64_t element = slice->bf16 ? 2 : 4;
+    int failed = ls_pread_all(file, (char *)values + count * (4 - element), (size_t)(count * element),
+                              slice->file_offset + (first - slice->first) * element);
     int cause = errno;
     close(file);
+    if (!failed && slice->bf16) widen(values, count);
     return failed ? refuse("read", name, cause, error) : LS_OK;
 }
 

@@ -21,6 +21,14 @@ static const char *const state_kinds[LS_CHECKPOINT_KINDS] = {
     [LS_CHECKPOINT_MASTER] = "master", [LS_CHECKPOINT_EXP_AVG] = "exp_avg", [LS_CHECKPOINT_EXP_AVG_SQ] = "exp_avg_sq"};
 static const int64_t model_file_bytes_standard = 64 << 20;
 
+enum ls_dtype ls_checkpoint_state_dtype(const struct ls_config *config, enum ls_checkpoint_kind kind) {
+    return kind == LS_CHECKPOINT_MASTER && config->optimizer.stochastic_rounding ? LS_BF16 : LS_FP32;
+}
+
+static enum ls_tensor_type tensor_type(enum ls_dtype dtype) {
+    return dtype == LS_BF16 ? LS_TENSOR_BF16 : dtype == LS_FP16 ? LS_TENSOR_F16 : LS_TENSOR_F32;
+}
+
 struct ls_checkpoint_writer {
     struct ls_checkpoint_writer_options options;
     int *owners; /* [tensors] the rank that writes the tensor's weights */
@@ -128,9 +136,7 @@ static enum ls_code begin_model_part(struct ls_checkpoint_writer *writer, struct
         const struct ls_tensor *tensor = ls_model_tensor(model, i);
         if (writer->owners[i] != writer->options.rank) continue;
         infos[count++] = (struct ls_tensor_info){.name = tensor->name,
-                                                 .type = dtype == LS_BF16   ? LS_TENSOR_BF16
-                                                         : dtype == LS_FP16 ? LS_TENSOR_F16
-                                                                            : LS_TENSOR_F32,
+                                                 .type = tensor_type(dtype),
                                                  .dimensions = tensor->dimensions,
                                                  .shape = {tensor->shape[0], tensor->shape[1]}};
     }
@@ -171,7 +177,9 @@ static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct
         code = ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "checkpoint: no memory for a header");
     for (int b = 0; b < ls_model_block_count(model) && !code; b++) {
         const struct ls_block *block = ls_model_block(model, b);
-        for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++)
+        for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++) {
+            const enum ls_tensor_type type =
+                tensor_type(ls_checkpoint_state_dtype(writer->options.config, (enum ls_checkpoint_kind)kind));
             for (int i = block->first_tensor; i < block->first_tensor + block->tensor_count; i++) {
                 const struct ls_tensor *tensor = ls_model_tensor(model, i);
                 int64_t first, elements;
@@ -181,9 +189,10 @@ static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct
                 if (kind == 0)
                     metadata[pairs++] = (struct ls_safetensors_pair){.key = tensor->name, .value = names[count].first};
                 infos[count] = (struct ls_tensor_info){
-                    .name = names[count].name, .type = LS_TENSOR_F32, .dimensions = 1, .shape = {elements}};
+                    .name = names[count].name, .type = type, .dimensions = 1, .shape = {elements}};
                 count++;
             }
+        }
     }
     if (!code && writer->options.loss_scale.factor) {
         snprintf(factor, sizeof factor, "%" PRId64, writer->options.loss_scale.factor);
@@ -222,8 +231,9 @@ enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_optio
 }
 
 enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer, int block,
-                                            enum ls_checkpoint_kind kind, const float *values, struct ls_error *error) {
+                                            enum ls_checkpoint_kind kind, const void *values, struct ls_error *error) {
     const struct ls_checkpoint_writer_options *options = &writer->options;
+    const int64_t element = ls_dtype_bytes(ls_checkpoint_state_dtype(options->config, kind));
     const struct ls_block *description = ls_model_block(options->model, block);
     int64_t begin, length;
     assert(block == writer->next_block && kind == writer->next_kind);
@@ -236,8 +246,8 @@ enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer,
         const struct ls_tensor *tensor = ls_model_tensor(options->model, description->first_tensor + i);
         int64_t first, count;
         if (!meet(writer, tensor, &first, &count)) continue;
-        code = ls_part_write(&writer->state, values + (tensor->offset + first - begin), (size_t)count * sizeof *values,
-                             error);
+        code = ls_part_write(&writer->state, (const char *)values + (tensor->offset + first - begin) * element,
+                             (size_t)(count * element), error);
     }
     return code;
 }

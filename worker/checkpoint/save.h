@@ -4,7 +4,8 @@
  *     model-00001-of-00004.safetensors ...     whole tensors, dealt to the first ranks by size, and
  *     model.safetensors.index.json             which says where each is (rank 0)
  *     config.json, tokenizer.json, tokenizer_config.json    what Hugging Face needs beside the weights (rank 0)
- *     state/rank-00000.safetensors             this rank's slices of master weights and moments, fp32 (every rank)
+ *     state/rank-00000.safetensors             this rank's slices of master weights and moments (every rank), fp32,
+ *                                              master weights bf16 under optimizer.stochastic_rounding
  *
  * Every block's flat parameters are cut into one slice per rank (ls_checkpoint_slice). A slice meets some of the
  * block's tensors; for each the state file holds three 1-D tensors, `master:NAME`, `exp_avg:NAME` and
@@ -62,10 +63,13 @@ int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);
 enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_options *options,
                                          struct ls_checkpoint_writer **writer, struct ls_error *error);
 
-/* Master weights and moments of `block`: `values` points to the first element of the rank's slice. Blocks come in
- * order, for each all kinds in order, each once. Host memory, free after the call. */
+/* The type in which a state file holds what is of this kind. */
+enum ls_dtype ls_checkpoint_state_dtype(const struct ls_config *config, enum ls_checkpoint_kind kind);
+
+/* Master weights and moments of `block`: `values`, of that type, points to the first element of the rank's slice.
+ * Blocks come in order, for each all kinds in order, each once. Host memory, free after the call. */
 enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer, int block,
-                                            enum ls_checkpoint_kind kind, const float *values, struct ls_error *error);
+                                            enum ls_checkpoint_kind kind, const void *values, struct ls_error *error);
 
 /* The next `count` bytes of the tensors that ls_checkpoint_deal() gave to this rank, in the order of the model, in the
  * model's type; beside the state, in any order with it. Host memory, free after the call. */

@@ -303,15 +303,23 @@ struct ls_op_clip {
 /* AdamW (Loshchilov & Hutter 2019, algorithm 2) on a flat range: g = gradient * factor[0]; m, v; parameter -= lr (m_hat
  * / (sqrt(v_hat) + eps) + decay
  * * parameter). step[0] counts from 1. Nothing changes when found_inf[0]. The first `decay_count` elements decay, the
- * rest do not. `dtype` is the copy's. */
+ * rest do not. `dtype` is the copy's.
+ *
+ * Without a master the parameter is `low_precision` itself, in bf16, and the sum, in fp32, is rounded stochastically:
+ * away from zero with the probability of its distance from the bf16 below in magnitude. Element `first` + i adds the
+ * upper half of word (first + i) % 4 of Philox 4x32-10 to the 16 bits that bf16 has not, which carry or do not, and are
+ * cut off; the counter is ((first + i) / 4, its upper half, tensor, step[0]), the key `seed`. The same bits however the
+ * tensor is cut. What is not finite stays so. */
 struct ls_op_adamw {
-    float *parameter, *m, *v; /* fp32 master, moments */
+    float *parameter, *m, *v; /* fp32 master, or NULL; moments */
     void *low_precision;      /* NULL, or a copy of the parameter in `dtype` */
     const float *gradient;
     const float *factor, *learning_rate;
     const int64_t *step;
     const int32_t *found_inf;
     int64_t count, decay_count;
+    uint64_t seed, first; /* without a master */
+    uint32_t tensor;
     float beta1, beta2, epsilon, weight_decay;
     enum ls_dtype dtype;
 };

@@ -178,7 +178,9 @@ struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int index) {
     ls_checkpoint_slice(block->count, ls_comm_rank(shard->comms.world), ls_comm_size(shard->comms.world),
                         ls_shard_replicas(shard->config), ls_shard_slice_unit(shard->config), &slice.first,
                         &slice.count);
-    slice.master = block->master + (slice.first - block->own_first);
+    slice.master = cut->master_apart ? (char *)block->master : (char *)ls_shard_own_parameters(cut, block);
+    slice.master = (char *)slice.master +
+                   (slice.first - block->own_first) * (cut->master_apart ? cut->state_bytes : cut->parameter_bytes);
     slice.m = element(block, block->m, cut->state_sliced, slice.first);
     slice.v = element(block, block->v, cut->state_sliced, slice.first);
     return slice;

@@ -18,7 +18,8 @@ struct ls_shard_cut {
     int64_t parameter_bytes;  /* of an element: what blocks compute with, also on the wire */
     int64_t gradient_bytes;   /* what is accumulated: fp32 */
     int64_t wire_bytes;       /* of a gradient on the wire */
-    int64_t state_bytes;      /* m and v, each, and the master parameters, which are apart unless parameters are fp32 */
+    int64_t state_bytes;      /* m and v, each, and the master parameters where they are apart */
+    bool master_apart;        /* else updates go to the parameters themselves: fp32, or bf16 rounded stochastically */
     enum ls_dtype dtype;      /* of parameters */
     enum ls_dtype wire_dtype; /* of gradients on the wire */
     /* train.reduction: fixed */
@@ -61,7 +62,7 @@ struct shard_block {
     int64_t slice, padded;        /* elements: of a slice, and of all slices */
     int64_t own_first, own_count; /* of the block, what this rank updates, without padding */
     void *parameters;             /* [padded], or the own slice */
-    float *master;                /* fp32, of the own slice; where parameters are fp32 it lies over these */
+    float *master;                /* fp32, of the own slice; NULL where it is not apart from the parameters */
     float *gradients;             /* [padded], or what the own slice accumulates */
     float *m, *v;                 /* of the own slice */
     float *passing;               /* the whole gradient, while it is in a buffer of the pool; else NULL */

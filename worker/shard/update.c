@@ -37,18 +37,21 @@ static void sum_squares(struct ls_shard *shard) {
     ls_op(shard->compute, ordered_sum, .result = &scalars->squared, .input = shard->norms, .count = shard->cut.ranks);
 }
 
-static void update_block(struct ls_shard *shard, const struct shard_block *block) {
+static void update_block(struct ls_shard *shard, const struct shard_block *block, int index) {
     const struct scalars *scalars = shard->scalars;
+    void *own = ls_shard_own_parameters(&shard->cut, block);
     int64_t decayed = block->decay_count - block->own_first;
     if (decayed < 0) decayed = 0;
     if (decayed > block->own_count) decayed = block->own_count;
-    ls_op(shard->compute, adamw, .parameter = block->master,
-          .low_precision = shard->cut.dtype == LS_FP32 ? NULL : ls_shard_own_parameters(&shard->cut, block),
-          .m = block->m, .v = block->v, .gradient = ls_shard_own_gradients(shard, block), .factor = &scalars->factor,
+    ls_op(shard->compute, adamw, .parameter = shard->cut.dtype == LS_FP32 ? own : block->master,
+          .low_precision = shard->cut.dtype == LS_FP32 ? NULL : own, .m = block->m, .v = block->v,
+          .gradient = ls_shard_own_gradients(shard, block), .factor = &scalars->factor,
           .learning_rate = &scalars->learning_rate, .step = &scalars->step, .found_inf = &scalars->found_inf,
-          .count = block->own_count, .decay_count = decayed, .beta1 = (float)shard->config->optimizer.beta1,
-          .beta2 = (float)shard->config->optimizer.beta2, .epsilon = (float)shard->config->optimizer.eps,
-          .weight_decay = (float)shard->config->optimizer.weight_decay, .dtype = shard->cut.dtype);
+          .count = block->own_count, .decay_count = decayed, .seed = (uint64_t)shard->config->train.seed,
+          .first = (uint64_t)block->own_first, .tensor = (uint32_t)index,
+          .beta1 = (float)shard->config->optimizer.beta1, .beta2 = (float)shard->config->optimizer.beta2,
+          .epsilon = (float)shard->config->optimizer.eps, .weight_decay = (float)shard->config->optimizer.weight_decay,
+          .dtype = shard->cut.dtype);
 }
 
 /* Stages 1 and 2: the block's updated slices come together beside what follows. */
@@ -91,7 +94,7 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_sca
         struct shard_block *block = &shard->blocks[i];
         assert(!shard->reading || !block->passing_by);
         if (shard->reading) shard->reader.release(shard->reader.context, i);
-        update_block(shard, block);
+        update_block(shard, block, i);
         if (shard->cut.parameters_sliced)
             renew_pool(shard, i);
         else if (shard->cut.state_sliced)

@@ -1,30 +1,20 @@
 /* Counter-based normal numbers: Philox 4x32-10 and Box-Muller, in double, so that the value of an element is the
  * rounding of an exact rule. */
 #include "worker/device/cpu/kernels.h"
+#include "worker/device/philox.h"
 
 #include <math.h>
 
 enum { ELEMENTS_PER_TASK = 4096 };
 
-/* Philox 4x32-10 (Salmon et al. 2011, section 3.3): ten rounds of two 32-bit multiplications; the key grows by Weyl
- * constants. */
-static void philox(uint32_t counter[4], uint64_t seed) {
-    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    for (int round = 0; round < 10; round++) {
-        const uint64_t first = (uint64_t)0xD2511F53 * counter[0], second = (uint64_t)0xCD9E8D57 * counter[2];
-        const uint32_t next[4] = {(uint32_t)(second >> 32) ^ counter[1] ^ key[0], (uint32_t)second,
-                                  (uint32_t)(first >> 32) ^ counter[3] ^ key[1], (uint32_t)first};
-        for (int i = 0; i < 4; i++) counter[i] = next[i];
-        key[0] += 0x9E3779B9;
-        key[1] += 0xBB67AE85;
-    }
-}
-
 /* Normals 4 group .. 4 group + 3 of a tensor: (radius cos, radius sin) of words 0, 1, then of words 2, 3 (Box & Muller
  * 1958). */
 static void normals(const struct ls_op_initialize *op, uint64_t group, double normal[4]) {
-    uint32_t word[4] = {(uint32_t)group, (uint32_t)(group >> 32), (uint32_t)op->tensor, (uint32_t)(op->tensor >> 32)};
-    philox(word, op->seed);
+    const struct ls_philox words =
+        ls_philox_draw((struct ls_philox){(uint32_t)group, (uint32_t)(group >> 32), (uint32_t)op->tensor,
+                                          (uint32_t)(op->tensor >> 32)},
+                       op->seed);
+    const uint32_t word[4] = {words.a, words.b, words.c, words.d};
     for (int pair = 0; pair < 4; pair += 2) {
         const double radius = sqrt(-2.0 * log(((double)word[pair] + 1.0) * 0x1p-32)); /* of a number in (0, 1] */
         const double angle = 2.0 * M_PI * ((double)word[pair + 1] * 0x1p-32);

@@ -1,11 +1,13 @@
 /* The optimizer's step on flat ranges: gradient norm, clip factor, AdamW in one pass over memory. */
 #include "worker/device/cpu/kernels.h"
 #include "worker/device/cpu/low_precision.h"
+#include "worker/device/philox.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
-enum { NORM_PIECE = 1024, ELEMENTS_PER_TASK = 16384 };
+enum { NORM_PIECE = 1024, ROUNDED_PIECE = 1024, ELEMENTS_PER_TASK = 16384 };
 
 /* A function of its own, so that the compiler makes one order of additions and not several for the places of call. */
 static __attribute__((noinline)) double sum_of_squares(const float *x, int64_t count) {
@@ -60,15 +62,17 @@ struct adamw {
     float factor, rate, decay, momentum_scale, variance_scale; /* rate: lr; scales: 1 / bias correction */
 };
 
-static void adamw_range(const struct adamw *a, int64_t begin, int64_t end, float decay) {
+/* Elements [begin, end) of the range; `parameter` is that of the first of them. */
+static __attribute__((noinline)) void adamw_range(const struct adamw *a, float *parameter, int64_t begin, int64_t end,
+                                                  float decay) {
     const struct ls_op_adamw *op = a->op;
-    float *parameter = op->parameter, *m = op->m, *v = op->v;
-    const float *gradient = op->gradient;
+    float *m = op->m + begin, *v = op->v + begin;
+    const float *gradient = op->gradient + begin;
     const float beta1 = op->beta1, beta2 = op->beta2, epsilon = op->epsilon;
     const float factor = a->factor, rate = a->rate, momentum_scale = a->momentum_scale,
                 variance_scale = a->variance_scale;
 #pragma omp simd
-    for (int64_t i = begin; i < end; i++) {
+    for (int64_t i = 0; i < end - begin; i++) {
         const float g = gradient[i] * factor;
         const float first = beta1 * m[i] + (1.0f - beta1) * g;
         const float second = beta2 * v[i] + (1.0f - beta2) * (g * g);
@@ -79,17 +83,65 @@ static void adamw_range(const struct adamw *a, int64_t begin, int64_t end, float
     }
 }
 
+static void update(const struct adamw *a, float *parameter, int64_t begin, int64_t end) {
+    const int64_t decayed = a->op->decay_count, undecayed = begin > decayed ? begin : decayed;
+    if (begin < decayed) adamw_range(a, parameter, begin, end < decayed ? end : decayed, a->decay);
+    if (end > decayed) adamw_range(a, parameter + (undecayed - begin), undecayed, end, 0.0f);
+}
+
+/* The random words of `groups` groups of four elements from `group` on. */
+static void draw(const struct ls_op_adamw *op, uint64_t group, int64_t groups, uint32_t words[ROUNDED_PIECE + 8]) {
+    const uint64_t seed = op->seed;
+    const uint32_t tensor = op->tensor, step = (uint32_t)*op->step;
+#pragma omp simd
+    for (int64_t j = 0; j < groups; j++) {
+        const uint64_t at = group + (uint64_t)j;
+        const struct ls_philox word =
+            ls_philox_draw((struct ls_philox){(uint32_t)at, (uint32_t)(at >> 32), tensor, step}, seed);
+        words[4 * j] = word.a;
+        words[4 * j + 1] = word.b;
+        words[4 * j + 2] = word.c;
+        words[4 * j + 3] = word.d;
+    }
+}
+
+/* Each value becomes the bf16 below in magnitude, or above where the random bits carry. */
+static void round_by(const float *values, const uint32_t *words, int64_t count, uint16_t *rounded) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = ls_bits_of_float(values[i]), sum = (bits + (words[i] >> 16)) >> 16;
+        rounded[i] = (uint16_t)((bits & 0x7f800000) == 0x7f800000 ? ls_bf16_narrow(values[i]) : sum);
+    }
+}
+
+/* Elements [begin, end), ROUNDED_PIECE at most, whose only copy is in bf16. */
+static void update_rounded(const struct adamw *a, int64_t begin, int64_t end) {
+    const struct ls_op_adamw *op = a->op;
+    float values[ROUNDED_PIECE];
+    uint32_t words[ROUNDED_PIECE + 8];
+    uint16_t *parameter = (uint16_t *)op->low_precision + begin;
+    const uint64_t first = op->first + (uint64_t)begin, last = first + (uint64_t)(end - begin) - 1;
+    ls_widen(LS_BF16, values, parameter, end - begin);
+    update(a, values, begin, end);
+    draw(op, first / 4, (int64_t)(last / 4 - first / 4) + 1, words);
+    round_by(values, words + first % 4, end - begin, parameter);
+}
+
 static void adamw(const void *arguments, int64_t begin, int64_t end) {
     const struct adamw *a = arguments;
-    const int64_t decayed = a->op->decay_count;
-    if (begin < decayed) adamw_range(a, begin, end < decayed ? end : decayed, a->decay);
-    if (end > decayed) adamw_range(a, begin > decayed ? begin : decayed, end, 0.0f);
+    if (!a->op->parameter) {
+        for (; begin < end; begin += ROUNDED_PIECE)
+            update_rounded(a, begin, end - begin < ROUNDED_PIECE ? end : begin + ROUNDED_PIECE);
+        return;
+    }
+    update(a, a->op->parameter + begin, begin, end);
     if (a->op->low_precision)
         ls_narrow(a->op->dtype, ls_element(a->op->dtype, a->op->low_precision, begin), a->op->parameter + begin,
                   end - begin);
 }
 
 void ls_cpu_adamw(int threads, const struct ls_op_adamw *op) {
+    assert(op->parameter || (op->low_precision && op->dtype == LS_BF16));
     if (op->found_inf && *op->found_inf) return;
     const double step = (double)*op->step;
     const struct adamw a = {.op = op,

@@ -2,26 +2,11 @@
  * differ by at most two units in the last place of a double, so an element is the same float, or, once in some hundred
  * million, the next. */
 #include "worker/device/cuda/element.h"
+#include "worker/device/philox.h"
 
 namespace {
 
 constexpr int THREADS = 256;
-
-/* Philox 4x32-10 (Salmon et al. 2011, section 3.3). */
-__device__ __forceinline__ void philox(uint32_t (&counter)[4], uint64_t seed) {
-    uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const uint64_t first = static_cast<uint64_t>(0xD2511F53) * counter[0];
-        const uint64_t second = static_cast<uint64_t>(0xCD9E8D57) * counter[2];
-        counter[0] = static_cast<uint32_t>(second >> 32) ^ counter[1] ^ key[0];
-        counter[1] = static_cast<uint32_t>(second);
-        counter[2] = static_cast<uint32_t>(first >> 32) ^ counter[3] ^ key[1];
-        counter[3] = static_cast<uint32_t>(first);
-        key[0] += 0x9E3779B9u;
-        key[1] += 0xBB67AE85u;
-    }
-}
 
 /* A thread makes a group of four normals: elements 4 group .. 4 group + 3 of the tensor, of which some lie outside what
  * is asked for. */
@@ -29,9 +14,11 @@ __global__ void __launch_bounds__(THREADS) normal(struct ls_op_initialize op, in
     const double two_pi = 6.283185307179586476925286766559;
     for (int64_t i = ls_grid_thread(); i < groups; i += ls_grid_threads()) {
         const uint64_t group = static_cast<uint64_t>(first_group + i);
-        uint32_t word[4] = {static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
-                            static_cast<uint32_t>(op.tensor), static_cast<uint32_t>(op.tensor >> 32)};
-        philox(word, op.seed);
+        const struct ls_philox words =
+            ls_philox_draw({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32),
+                            static_cast<uint32_t>(op.tensor), static_cast<uint32_t>(op.tensor >> 32)},
+                           op.seed);
+        const uint32_t word[4] = {words.a, words.b, words.c, words.d};
 #pragma unroll
         for (int pair = 0; pair < 4; pair += 2) {
             const double radius = sqrt(-2.0 * log((static_cast<double>(word[pair]) + 1.0) * 0x1p-32));

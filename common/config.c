@@ -309,6 +309,12 @@ static enum ls_code refuse_out_of_place(const struct ls_config_given *given, con
         return ls_config_refuse(
             given, key->name, error,
             "has no meaning without model.rope_scaling.rope_type: llama3. Take it out or set that.");
+    if (key->scope == LS_KEY_ADAMW || key->scope == LS_KEY_SGD || key->scope == LS_KEY_NOT_SGD)
+        return ls_config_refuse(given, key->name, error,
+                                "has no meaning for optimizer.type: %s. Take it out, or set it to null.",
+                                config->optimizer.type == LS_ADAMW  ? "adamw"
+                                : config->optimizer.type == LS_LION ? "lion"
+                                                                    : "sgd");
     if (key->scope == LS_KEY_BF16)
         return ls_config_refuse(given, key->name, error,
                                 "has no meaning without precision: bf16. Take it out or set that.");

@@ -69,6 +69,12 @@ static void derive_model(const struct ls_config_given *given, struct ls_config *
         config->model.tie_word_embeddings = gpt2;
 }
 
+static void derive_optimizer(const struct ls_config_given *given, struct ls_config *config) {
+    if (given_value(given, "optimizer.betas")) return;
+    config->optimizer.beta1 = 0.9;
+    config->optimizer.beta2 = config->optimizer.type == LS_LION ? 0.99 : 0.95;
+}
+
 static enum ls_code check_model(const struct ls_config_given *given, const struct ls_config *config,
                                 struct ls_error *error) {
     long long hidden = config->model.hidden_size, heads = config->model.num_attention_heads;
@@ -160,10 +166,12 @@ static enum ls_code check_training(const struct ls_config_given *given, const st
 /* Moments are fp32: what is 1 there never decays, and divides by nothing in the correction of their bias. */
 static enum ls_code check_optimizer(const struct ls_config_given *given, const struct ls_config *config,
                                     struct ls_error *error) {
-    const double larger =
-        config->optimizer.beta1 > config->optimizer.beta2 ? config->optimizer.beta1 : config->optimizer.beta2;
+    const bool sgd = config->optimizer.type == LS_SGD;
+    const double larger = sgd                                                 ? config->optimizer.momentum
+                          : config->optimizer.beta1 > config->optimizer.beta2 ? config->optimizer.beta1
+                                                                              : config->optimizer.beta2;
     if ((float)larger < 1) return LS_OK;
-    return ls_config_refuse(given, "optimizer.betas", error,
+    return ls_config_refuse(given, sgd ? "optimizer.momentum" : "optimizer.betas", error,
                             "found %.12g, which is 1 in fp32, the type of the moments. Use 0.9999999 at most.", larger);
 }
 
@@ -274,6 +282,7 @@ static enum ls_code make_absolute(const struct ls_config_given *given, const cha
 
 enum ls_code ls_config_resolve(const struct ls_config_given *given, struct ls_config *config, struct ls_error *error) {
     derive_model(given, config);
+    derive_optimizer(given, config);
     enum ls_code code = resolve_name(given, config, error);
     if (code == LS_OK) code = check_model(given, config, error);
     if (code == LS_OK) code = check_sources(given, config, error);

@@ -146,13 +146,14 @@ static struct ls_cost_block plan_block(const struct ls_config *config, const str
     return cost;
 }
 
-/* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12, and a copy of another type; without a master it reads and
- * writes 4 less there and the copy. Zeroing the gradient: 4. */
+/* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12, and a copy of another type; rules without a second moment read
+ * and write 4 less each, and so do all without a master, but for the copy. Zeroing the gradient: 4. */
 static double update_bytes_per_parameter(const struct ls_config *config, const struct ls_model *model) {
     const enum ls_dtype dtype = ls_model_dtype(model);
     const double copy = (double)ls_dtype_bytes(dtype);
-    if (config->optimizer.stochastic_rounding) return 28 + 2 * copy;
-    return 36 + (dtype == LS_FP32 ? 0 : copy);
+    const double moments = config->optimizer.type == LS_ADAMW ? 16 : 8;
+    if (config->optimizer.stochastic_rounding) return 12 + moments + 2 * copy;
+    return 20 + moments + (dtype == LS_FP32 ? 0 : copy);
 }
 
 static enum ls_code plan_work(const struct ls_config *config, const struct ls_model *model,

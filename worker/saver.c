@@ -82,7 +82,10 @@ static const void *source_of(const struct ls_saver *saver, int64_t piece, size_t
     const enum ls_checkpoint_kind kind = (enum ls_checkpoint_kind)(piece % LS_CHECKPOINT_KINDS);
     const struct ls_shard_slice slice = ls_shard_slice(saver->shard, (int)(piece / LS_CHECKPOINT_KINDS));
     const void *const sources[LS_CHECKPOINT_KINDS] = {slice.master, slice.m, slice.v};
-    *bytes = (size_t)(slice.count * ls_dtype_bytes(ls_checkpoint_state_dtype(saver->options.config, kind)));
+    const int64_t element = ls_checkpoint_holds(saver->options.config, kind)
+                                ? ls_dtype_bytes(ls_checkpoint_state_dtype(saver->options.config, kind))
+                                : 0;
+    *bytes = (size_t)(slice.count * element);
     return sources[kind];
 }
 
@@ -100,7 +103,7 @@ static enum ls_code bounce(struct ls_saver *saver, struct job *job, const void *
         size_t bytes;
         const int place = (int)(job->copied_pieces % LS_CHECKPOINT_KINDS);
         const void *from = source_of(saver, job->copied_pieces, &bytes);
-        ls_copy_to_host(saver->copies, saver->options.slices[place], from, bytes);
+        if (bytes > 0) ls_copy_to_host(saver->copies, saver->options.slices[place], from, bytes);
         ls_event_record(saver->copied[place], saver->copies);
     }
     *values = saver->options.slices[job->piece % LS_CHECKPOINT_KINDS];

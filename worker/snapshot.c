@@ -53,7 +53,11 @@ static struct buffers buffers_of(const struct ls_config *config, const struct ls
 int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks,
                                bool bounce) {
     const struct buffers buffers = buffers_of(config, model, ranks, bounce);
-    const int64_t state = LS_CHECKPOINT_KINDS * (int64_t)sizeof(float) * (ls_model_parameter_count(model) / ranks);
+    int64_t state = 0;
+    for (enum ls_checkpoint_kind kind = 0; kind < LS_CHECKPOINT_KINDS; kind++)
+        if (ls_checkpoint_holds(config, kind))
+            state +=
+                ls_dtype_bytes(ls_checkpoint_state_dtype(config, kind)) * (ls_model_parameter_count(model) / ranks);
     return buffers.weights_bytes + LS_CHECKPOINT_KINDS * buffers.slice_elements * (int64_t)sizeof(float) +
            (state >= LS_PART_LARGE_BYTES ? 2 * LS_PART_BUFFER_BYTES : 0);
 }
@@ -179,7 +183,8 @@ static enum ls_code read_block(struct ls_snapshot *snapshot, const struct source
     const int64_t most = snapshot->slice_elements;
     for (int64_t done = 0; done < held.state_count && !code; done += most) {
         const int64_t count = held.state_count - done < most ? held.state_count - done : most;
-        const struct destination to = {held.master ? held.master + done : NULL, held.m + done, held.v + done};
+        const struct destination to = {held.master ? held.master + done : NULL, held.m + done,
+                                       held.v ? held.v + done : NULL};
         code = read_piece(snapshot, source, block, held.state_first + done, count, to, error);
         if (!code) code = ls_stream_synchronize(ls_replica_stream(snapshot->replica), error);
     }

@@ -311,11 +311,11 @@ static void measure_rest(struct bench *bench) {
     MEASURE("squared norm", 0, 4 * p, 1,
             ls_op(s, squared_norm, .result = sum, .input = g, .count = parameters, .partial = b->partial));
     MEASURE("adamw", 0, 30 * p, 1,
-            ls_op(s, adamw, .parameter = b->master, .m = b->m, .v = b->v, .low_precision = d, .gradient = g,
+            ls_op(s, update, .parameter = b->master, .m = b->m, .v = b->v, .low_precision = d, .gradient = g,
                   .factor = one, .learning_rate = one, .step = b->step, .count = parameters, .decay_count = 0,
                   .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
     MEASURE("adamw, rounding stochastically", 0, 24 * p, 0,
-            ls_op(s, adamw, .m = b->m, .v = b->v, .low_precision = d, .gradient = g, .factor = one,
+            ls_op(s, update, .m = b->m, .v = b->v, .low_precision = d, .gradient = g, .factor = one,
                   .learning_rate = one, .step = b->step, .count = parameters, .decay_count = 0, .beta1 = 0.9f,
                   .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
 }

@@ -162,16 +162,16 @@ int main(int argc, char **argv) {
     MEASURE("squared norm", 0, 4.0 * PARAMETERS, 1,
             ls_op(s, squared_norm, .result = &scalar, .input = g, .count = PARAMETERS, .partial = (double *)y));
     MEASURE("adamw", 0, 28.0 * PARAMETERS, 1,
-            ls_op(s, adamw, .parameter = w, .m = m, .v = v, .gradient = g, .factor = &one, .learning_rate = &rate,
+            ls_op(s, update, .parameter = w, .m = m, .v = v, .gradient = g, .factor = &one, .learning_rate = &rate,
                   .step = &step, .count = PARAMETERS, .decay_count = PARAMETERS, .beta1 = 0.9f, .beta2 = 0.95f,
                   .epsilon = 1e-8f, .weight_decay = 0.1f));
     ls_op(s, convert, .output = y, .input = w, .count = PARAMETERS, .dtype = LS_BF16);
     MEASURE("adamw and a copy in bf16", 0, 30.0 * PARAMETERS, 0,
-            ls_op(s, adamw, .parameter = w, .low_precision = y, .m = m, .v = v, .gradient = g, .factor = &one,
+            ls_op(s, update, .parameter = w, .low_precision = y, .m = m, .v = v, .gradient = g, .factor = &one,
                   .learning_rate = &rate, .step = &step, .count = PARAMETERS, .decay_count = PARAMETERS, .beta1 = 0.9f,
                   .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
     MEASURE("adamw in bf16, rounding stochastically", 0, 24.0 * PARAMETERS, 0,
-            ls_op(s, adamw, .low_precision = y, .m = m, .v = v, .gradient = g, .factor = &one, .learning_rate = &rate,
+            ls_op(s, update, .low_precision = y, .m = m, .v = v, .gradient = g, .factor = &one, .learning_rate = &rate,
                   .step = &step, .count = PARAMETERS, .decay_count = PARAMETERS, .beta1 = 0.9f, .beta2 = 0.95f,
                   .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
     MEASURE("initialize", 0, 4.0 * PARAMETERS, 0,

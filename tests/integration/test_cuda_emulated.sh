@@ -119,6 +119,13 @@ train fixed-1 gpt2 1 0 bf16 --set train.reduction=fixed
 train fixed-4 gpt2 4 3 bf16 --set train.reduction=fixed
 same "reduction: fixed leaves the same weights on 1 GPU and at stage 3 on 4" fixed-1 fixed-4
 
+# A sign is another one only where a sum is nearly nothing, and with it the gradient.
+for optimizer in lion sgd; do
+    train cpu-$optimizer gpt2 1 0 fp32 --set optimizer.type=$optimizer --set device=cpu || not_ok "$optimizer on CPUs" "$work/cpu-$optimizer.log"
+    train $optimizer gpt2 2 3 fp32 --set optimizer.type=$optimizer
+    agrees "$optimizer at stage 3 on 2 emulated GPUs agrees with a CPU" cpu-$optimizer $optimizer "${limit[fp32]}"
+done
+
 # Without master weights. A sum in fp32 that is another is rounded to the other side in one of 2^16 draws for each unit in its last
 # place: no more than the roundings above.
 bare=(--set optimizer.stochastic_rounding=true --set train.reduction=fixed)

@@ -82,6 +82,33 @@ awk -F '"step":' '/"kind":"step"/ {line[$2 + 0] = $0} END {for (i = 1; i <= 8; i
 near "and stays within a hundredth of fp32's losses" tiny-gpt2-plain mind-last
 check "verify finds every sample used once" "$lockstep" verify "$work/mind" --deep
 
+# Other optimizers: they learn, are the same at other stages and rank counts when they go on, and keep no second moment.
+for optimizer in '{type: lion, lr: 3.0e-3}' '{type: sgd, lr: 0.5, momentum: 0.9}'; do
+    name=$(sed 's/{type: \([a-z]*\),.*/\1/' <<<"$optimizer")
+    more=(--set optimizer="$optimizer" --set train.reduction=fixed --set checkpoint.every_steps=4 --set train.micro_batch_size=2)
+    run "$name" tiny-llama -n 2 "${more[@]}" --set zero.stage=2
+    losses "$name" >"$work/learned"
+    if awk 'NR == 1 {first = $2} {last = $2} END {exit !(NR == 8 && last < first - 0.2)}' "$work/learned"; then
+        ok "$name learns"
+    else
+        not_ok "$name learns" "$work/learned"
+    fi
+    cp -r "$work/$name" "$work/$name-again"
+    rm -r "$work/$name-again/checkpoints/step-00000008"
+    check "$name is resumed on one rank at stage 0" "$lockstep" run configs/tiny-llama.yaml --run-dir "$work/$name-again" \
+        --set train.steps=8 "${more[@]}" --set zero.stage=0 -n 1 --resume
+    sed -i '/"attempt":1,.*"step":[5-8],/d; /"step":[5-8],"attempt":1,/d' "$work/$name-again/metrics.jsonl"
+    same "and goes on with the same digits" "$name" "$name-again"
+    check "to the same weights" cmp "$work/$name/final/model.safetensors" "$work/$name-again/final/model.safetensors"
+    if head -c 4096 "$work/$name/final/state/rank-00000.safetensors" | grep -aqF '"exp_avg_sq:'; then
+        not_ok "$name keeps no second moment"
+    else
+        ok "$name keeps no second moment"
+    fi
+done
+expect 2 "optimizer.type" "a run does not go on with another optimizer" "$lockstep" run configs/tiny-llama.yaml --run-dir "$work/lion" \
+    --set train.steps=9 --accept train.steps --accept optimizer --resume -n 2 --set train.micro_batch_size=2 --set train.reduction=fixed
+
 # Weights of the size of 2 and two targets a step: gradients leave fp16's range at the first loss scale.
 overflow=(--set precision=fp16 --set model.initializer_range=2 --set data.sequence_length=1 --set model.max_position_embeddings=1
     --set train.global_batch_size=2 --set train.micro_batch_size=1 --set evaluation.every_steps=0)

@@ -289,7 +289,7 @@ static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
     refuses_set("optimizer.betas=[0.9]", "a list of two numbers");
     refuses_set("optimizer.betas=[0.9, 0.9, 0.9]", "a list of two numbers");
     refuses_set("optimizer.betas=0.9", "a list of two numbers");
-    refuses_set("optimizer.type=sgd", "found sgd", "only adamw");
+    refuses_set("optimizer.type=muon", "found muon", "one of adamw, lion, sgd");
     refuses_set("lr_schedule.type=exponential", "one of cosine, linear, constant, wsd");
     refuses_set("lr_schedule.type=[cosine]", "found a list");
     refuses_set("lr_schedule.min_lr_ratio=1.01", "a number from 0 to 1");
@@ -435,6 +435,17 @@ static void keys_without_meaning_for_the_model_are_refused(void **state) {
     refuses_llama("model.rope_scaling={rope_type: llama3, factor: 8, low_freq_factor: 4, high_freq_factor: 4, "
                   "original_max_position_embeddings: 8}",
                   "less than high_freq_factor 4");
+    refuses_set("optimizer.momentum=0.9", "optimizer.momentum: has no meaning for optimizer.type: adamw");
+    refuses(MODEL DATA TRAIN "optimizer: {type: lion, eps: 1.0e-8}\n", "has no meaning for optimizer.type: lion");
+    refuses(MODEL DATA TRAIN "optimizer: {type: sgd, betas: [0.9, 0.9]}\n", "has no meaning for optimizer.type: sgd");
+    refuses(MODEL DATA TRAIN "optimizer: {type: sgd, momentum: 1}\n", "less than 1");
+    refuses(MODEL DATA TRAIN "optimizer: {type: sgd, momentum: 0.99999999}\n", "which is 1 in fp32");
+    assert_int_equal(parse(MODEL DATA TRAIN "optimizer: {type: sgd}\n"), LS_OK);
+    assert_true(config.optimizer.momentum == 0.9);
+    assert_int_equal(parse(MODEL DATA TRAIN "optimizer: {type: lion}\n"), LS_OK);
+    assert_true(config.optimizer.beta1 == 0.9 && config.optimizer.beta2 == 0.99);
+    assert_int_equal(parse(MODEL DATA TRAIN "optimizer: {type: lion, betas: [0.5, 0]}\n"), LS_OK);
+    assert_true(config.optimizer.beta1 == 0.5 && config.optimizer.beta2 == 0.0);
     refuses_set("optimizer.stochastic_rounding=true",
                 "has no meaning without precision: bf16. Take it out or set that.");
     refuses(MODEL DATA TRAIN "precision: fp16\noptimizer: {stochastic_rounding: false}\n", "has no meaning");

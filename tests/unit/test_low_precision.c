@@ -489,26 +489,26 @@ static void the_optimizer_rounds_its_copy_from_the_master(void **state) {
         int32_t found_inf = 1;
         uint16_t *before = calloc(COUNT, sizeof *before), *expected = calloc(COUNT, sizeof *expected);
         memcpy(before, copy.low, COUNT * sizeof *before);
-        const struct ls_op_adamw op = {.parameter = parameter,
-                                       .m = m,
-                                       .v = v,
-                                       .low_precision = copy.low,
-                                       .gradient = gradient,
-                                       .factor = &factor,
-                                       .learning_rate = &rate,
-                                       .step = &step,
-                                       .found_inf = &found_inf,
-                                       .count = COUNT,
-                                       .decay_count = 100,
-                                       .beta1 = 0.9f,
-                                       .beta2 = 0.95f,
-                                       .epsilon = 1e-8f,
-                                       .weight_decay = 0.1f,
-                                       .dtype = types[type]};
-        ls_stream_submit(s.stream, LS_OP_adamw, &op, sizeof op);
+        const struct ls_op_update op = {.parameter = parameter,
+                                        .m = m,
+                                        .v = v,
+                                        .low_precision = copy.low,
+                                        .gradient = gradient,
+                                        .factor = &factor,
+                                        .learning_rate = &rate,
+                                        .step = &step,
+                                        .found_inf = &found_inf,
+                                        .count = COUNT,
+                                        .decay_count = 100,
+                                        .beta1 = 0.9f,
+                                        .beta2 = 0.95f,
+                                        .epsilon = 1e-8f,
+                                        .weight_decay = 0.1f,
+                                        .dtype = types[type]};
+        ls_stream_submit(s.stream, LS_OP_update, &op, sizeof op);
         assert_memory_equal(before, copy.low, COUNT * sizeof *before);
         found_inf = 0;
-        ls_stream_submit(s.stream, LS_OP_adamw, &op, sizeof op);
+        ls_stream_submit(s.stream, LS_OP_update, &op, sizeof op);
         ls_op(s.stream, convert, .output = expected, .input = parameter, .count = COUNT, .dtype = types[type]);
         assert_memory_equal(expected, copy.low, COUNT * sizeof *expected);
         assert_int_equal(copy.low[COUNT], 0x1234);

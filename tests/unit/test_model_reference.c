@@ -327,7 +327,7 @@ static double optimizer_step(struct harness *h, struct optimizer *o, const struc
           .maximum = (float)config->train.gradient_clipping);
     for (int i = 0; i < h->blocks; i++) {
         const struct ls_block *block = ls_model_block(h->model, i);
-        ls_op(h->stream, adamw, .parameter = h->parameters[i], .m = o->m[i], .v = o->v[i], .gradient = h->gradients[i],
+        ls_op(h->stream, update, .parameter = h->parameters[i], .m = o->m[i], .v = o->v[i], .gradient = h->gradients[i],
               .factor = o->factor, .learning_rate = o->learning_rate, .step = o->step, .found_inf = o->found_inf,
               .count = block->count, .decay_count = block->decay_count, .beta1 = (float)config->optimizer.beta1,
               .beta2 = (float)config->optimizer.beta2, .epsilon = (float)config->optimizer.eps,

@@ -72,7 +72,7 @@ static void adamw_follows_the_algorithm_and_decays_only_the_first_part(void **st
         for (int64_t step = 1; step <= 3; step++) {
             float *gradient = random_floats(count, 1);
             const int32_t found_inf = 0;
-            ls_op(s.stream, adamw, .parameter = parameter, .m = m, .v = v, .low_precision = low_precision,
+            ls_op(s.stream, update, .parameter = parameter, .m = m, .v = v, .low_precision = low_precision,
                   .gradient = gradient, .factor = &factor, .learning_rate = &rate, .step = &step,
                   .found_inf = &found_inf, .count = count, .decay_count = decayed, .beta1 = beta1, .beta2 = beta2,
                   .epsilon = epsilon, .weight_decay = decay);
@@ -95,12 +95,55 @@ static void adamw_follows_the_algorithm_and_decays_only_the_first_part(void **st
         const int32_t found_inf = 1;
         const int64_t step = 4;
         float *before = copy_floats(parameter, count);
-        ls_op(s.stream, adamw, .parameter = parameter, .m = m, .v = v, .gradient = before, .factor = &factor,
+        ls_op(s.stream, update, .parameter = parameter, .m = m, .v = v, .gradient = before, .factor = &factor,
               .learning_rate = &rate, .step = &step, .found_inf = &found_inf, .count = count, .decay_count = decayed,
               .beta1 = beta1, .beta2 = beta2, .epsilon = epsilon, .weight_decay = decay);
         check_same_bits("parameter after found_inf", parameter, before, count);
         support_close(s);
         free(parameter), free(m), free(v), free(low_precision), free(p), free(pm), free(pv), free(before);
+    }
+}
+
+/* Three steps of Lion (Chen et al. 2023, algorithm 2) and of SGD with momentum, in double. Lion's step is a whole one
+ * whatever is left of a sum, so where that is nearly nothing either sign is right; where it is nothing there is none.
+ */
+static void lion_and_sgd_follow_their_formulas(void **state) {
+    (void)state;
+    for (int rule = LS_UPDATE_LION; rule <= LS_UPDATE_SGD; rule++) {
+        const int64_t count = 40001, decayed = count / 3;
+        const float beta1 = 0.9f, beta2 = 0.99f, decay = 0.1f, factor = 0.5f, rate = 1e-2f;
+        float *parameter = random_floats(count, 1), *m = calloc((size_t)count, 4);
+        double *p = zero_doubles(count), *pm = zero_doubles(count);
+        bool *unsure = calloc((size_t)count, sizeof *unsure);
+        for (int64_t i = 0; i < count; i++) p[i] = (double)parameter[i];
+        struct support s = support_open(2, LS_STREAMS_EAGER);
+        for (int64_t step = 1; step <= 3; step++) {
+            float *gradient = random_floats(count, 1);
+            gradient[5] = 0.0f;
+            ls_op(s.stream, update, .rule = (enum ls_update_rule)rule, .parameter = parameter, .m = m,
+                  .gradient = gradient, .factor = &factor, .learning_rate = &rate, .step = &step, .count = count,
+                  .decay_count = decayed, .beta1 = beta1, .beta2 = beta2, .weight_decay = decay);
+            for (int64_t i = 0; i < count; i++) {
+                const double g = (double)gradient[i] * (double)factor, b1 = (double)beta1, b2 = (double)beta2;
+                double direction = pm[i] = rule == LS_UPDATE_SGD ? b1 * pm[i] + g : pm[i];
+                if (rule == LS_UPDATE_LION) {
+                    const double mixed = b1 * pm[i] + (1.0 - b1) * g;
+                    unsure[i] |= mixed != 0.0 && fabs(mixed) < 1e-6;
+                    direction = (mixed > 0.0) - (mixed < 0.0);
+                    pm[i] = b2 * pm[i] + (1.0 - b2) * g;
+                }
+                p[i] -= (double)rate * (direction + (i < decayed ? (double)decay * p[i] : 0.0));
+            }
+            free(gradient);
+        }
+        support_close(s);
+        for (int64_t i = 0; i < count; i++)
+            if (unsure[i]) p[i] = (double)parameter[i];
+        assert_true(rule == LS_UPDATE_SGD || fabs((double)parameter[5] - p[5]) < 1e-6);
+        check_close("m", m, pm, count,
+                    2e-6); /* 1 - beta2 in float is off by up to 2^-25 / (1 - beta2) = 3e-6 of itself */
+        check_close("parameter", parameter, p, count, 8.0 * ROUNDING);
+        free(parameter), free(m), free(p), free(pm), free(unsure);
     }
 }
 
@@ -165,8 +208,7 @@ static uint16_t *random_bf16(int64_t count, float *wide) {
 /* What the update makes of bf16 weights is what it makes of the same weights in fp32, plus the 16 bits of the element's
  * word, cut off; the same bits in pieces of any size and by any number of threads; an infinite or NaN weight stays one.
  */
-static void without_a_master_the_sum_is_rounded_by_the_key(void **state) {
-    (void)state;
+static void check_rounding(enum ls_update_rule rule) {
     const int64_t count = 9001, decayed = 4000;
     const uint64_t seed = random_bits(), first = random_bits() >> 24;
     const uint32_t tensor = (uint32_t)random_below(300);
@@ -181,27 +223,28 @@ static void without_a_master_the_sum_is_rounded_by_the_key(void **state) {
     memcpy(whole, start, (size_t)count * 2), memcpy(pieces, start, (size_t)count * 2);
     float *ms[3] = {m, copy_floats(m, count), copy_floats(m, count)};
     float *vs[3] = {v, copy_floats(v, count), copy_floats(v, count)};
-    struct ls_op_adamw op = {.m = m,
-                             .v = v,
-                             .gradient = gradient,
-                             .factor = &factor,
-                             .learning_rate = &rate,
-                             .step = &step,
-                             .count = count,
-                             .decay_count = decayed,
-                             .beta1 = 0.9f,
-                             .beta2 = 0.95f,
-                             .epsilon = 1e-8f,
-                             .weight_decay = 0.1f,
-                             .dtype = LS_BF16,
-                             .seed = seed,
-                             .first = first,
-                             .tensor = tensor};
+    struct ls_op_update op = {.rule = rule,
+                              .m = m,
+                              .v = v,
+                              .gradient = gradient,
+                              .factor = &factor,
+                              .learning_rate = &rate,
+                              .step = &step,
+                              .count = count,
+                              .decay_count = decayed,
+                              .beta1 = 0.9f,
+                              .beta2 = 0.95f,
+                              .epsilon = 1e-8f,
+                              .weight_decay = 0.1f,
+                              .dtype = LS_BF16,
+                              .seed = seed,
+                              .first = first,
+                              .tensor = tensor};
     struct support s = support_open(1, LS_STREAMS_EAGER), s3 = support_open(3, LS_STREAMS_EAGER);
     op.parameter = master;
-    ls_stream_submit(s.stream, LS_OP_adamw, &op, sizeof op);
+    ls_stream_submit(s.stream, LS_OP_update, &op, sizeof op);
     op.parameter = NULL, op.low_precision = whole, op.m = ms[1], op.v = vs[1];
-    ls_stream_submit(s3.stream, LS_OP_adamw, &op, sizeof op);
+    ls_stream_submit(s3.stream, LS_OP_update, &op, sizeof op);
     int64_t up = 0, inexact = 0;
     for (int64_t i = 0; i < count; i++) {
         const uint64_t element = first + (uint64_t)i;
@@ -225,16 +268,21 @@ static void without_a_master_the_sum_is_rounded_by_the_key(void **state) {
     for (int64_t i = 0, length; i < count; i += length) {
         length = 1 + random_below(1500);
         if (length > count - i) length = count - i;
-        struct ls_op_adamw part = op;
+        struct ls_op_update part = op;
         part.low_precision = pieces + i, part.m = ms[2] + i, part.v = vs[2] + i, part.gradient = gradient + i;
         part.first = first + (uint64_t)i, part.count = length;
         part.decay_count = i < decayed ? (decayed - i < length ? decayed - i : length) : 0;
-        ls_stream_submit(s.stream, LS_OP_adamw, &part, sizeof part);
+        ls_stream_submit(s.stream, LS_OP_update, &part, sizeof part);
     }
     assert_memory_equal(pieces, whole, (size_t)count * 2);
     support_close(s), support_close(s3);
     for (int i = 1; i < 3; i++) free(ms[i]), free(vs[i]);
     free(master), free(gradient), free(m), free(v), free(start), free(whole), free(pieces);
+}
+
+static void without_a_master_the_sum_is_rounded_by_the_key(void **state) {
+    (void)state;
+    for (int rule = LS_UPDATE_ADAMW; rule <= LS_UPDATE_SGD; rule++) check_rounding((enum ls_update_rule)rule);
 }
 
 /* Updates of a thousandth of the distance between two bf16 numbers: to the nearest nothing would ever change. After
@@ -250,7 +298,7 @@ static void small_updates_add_up_on_average(void **state) {
     for (int64_t i = 0; i < count; i++) weights[i] = 0x3fc0, gradient[i] = -1.0f; /* 1.5 */
     struct support s = support_open(2, LS_STREAMS_EAGER);
     for (int64_t step = 1; step <= steps; step++)
-        ls_op(s.stream, adamw, .low_precision = weights, .m = m, .v = v, .gradient = gradient, .factor = &factor,
+        ls_op(s.stream, update, .low_precision = weights, .m = m, .v = v, .gradient = gradient, .factor = &factor,
               .learning_rate = &rate, .step = &step, .count = count, .beta1 = 0.9f, .beta2 = 0.9f, .epsilon = 1e-8f,
               .dtype = LS_BF16, .seed = 7);
     support_close(s);
@@ -314,6 +362,7 @@ int main(void) {
         cmocka_unit_test(squared_norm_adds_ordered_sums_in_double),
         cmocka_unit_test(clip_scales_only_norms_above_the_maximum),
         cmocka_unit_test(adamw_follows_the_algorithm_and_decays_only_the_first_part),
+        cmocka_unit_test(lion_and_sgd_follow_their_formulas),
         cmocka_unit_test(the_reference_philox_gives_the_published_answers),
         cmocka_unit_test(without_a_master_the_sum_is_rounded_by_the_key),
         cmocka_unit_test(small_updates_add_up_on_average),

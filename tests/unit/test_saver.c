@@ -29,6 +29,7 @@ struct split {
     enum ls_precision precision;
     enum ls_stream_order order;
     bool bounce, stochastic_rounding;
+    enum ls_optimizer_type optimizer;
 };
 
 static struct run start(const char *yaml, struct split split, int64_t steps) {
@@ -41,6 +42,7 @@ static struct run start(const char *yaml, struct split split, int64_t steps) {
     run.config.zero.replicas = split.replicas ? split.replicas : 1;
     run.config.precision = split.precision;
     run.config.optimizer.stochastic_rounding = split.stochastic_rounding;
+    run.config.optimizer.type = split.optimizer;
     return run;
 }
 
@@ -115,25 +117,25 @@ static bool is_long(void) {
 static void saves_beside_training_hold_the_bytes_of_saves_it_waits_for(void **unused) {
     (void)unused;
     static const struct split pairs[] = {
-        {0, 1, 0, LS_PRECISION_FP32, LS_STREAMS_EAGER, false, false},
-        {0, 2, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, true, false},
-        {0, 4, 0, LS_PRECISION_FP16, LS_STREAMS_HASTY, false, false},
-        {1, 1, 0, LS_PRECISION_BF16, LS_STREAMS_HASTY, true, false},
-        {1, 2, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, false, false},
-        {1, 4, 2, LS_PRECISION_FP32, LS_STREAMS_EAGER, true, false},
-        {1, 3, 0, LS_PRECISION_FP16, LS_STREAMS_EAGER, false, false},
-        {2, 2, 0, LS_PRECISION_FP16, LS_STREAMS_LAZY, false, false},
-        {2, 3, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, true, false},
-        {2, 4, 0, LS_PRECISION_FP32, LS_STREAMS_HASTY, false, false},
-        {3, 1, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, true, false},
-        {3, 2, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, false, false},
-        {3, 3, 0, LS_PRECISION_FP32, LS_STREAMS_HASTY, true, false},
-        {3, 4, 0, LS_PRECISION_FP32, LS_STREAMS_EAGER, false, false},
-        {3, 4, 2, LS_PRECISION_FP16, LS_STREAMS_LAZY, false, false},
-        {0, 3, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, true, true},
-        {1, 3, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, false, true},
-        {2, 4, 2, LS_PRECISION_BF16, LS_STREAMS_HASTY, true, true},
-        {3, 3, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, true, true},
+        {0, 1, 0, LS_PRECISION_FP32, LS_STREAMS_EAGER, false, false, LS_ADAMW},
+        {0, 2, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, true, false, LS_ADAMW},
+        {0, 4, 0, LS_PRECISION_FP16, LS_STREAMS_HASTY, false, false, LS_ADAMW},
+        {1, 1, 0, LS_PRECISION_BF16, LS_STREAMS_HASTY, true, false, LS_ADAMW},
+        {1, 2, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, false, false, LS_ADAMW},
+        {1, 4, 2, LS_PRECISION_FP32, LS_STREAMS_EAGER, true, false, LS_ADAMW},
+        {1, 3, 0, LS_PRECISION_FP16, LS_STREAMS_EAGER, false, false, LS_ADAMW},
+        {2, 2, 0, LS_PRECISION_FP16, LS_STREAMS_LAZY, false, false, LS_ADAMW},
+        {2, 3, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, true, false, LS_ADAMW},
+        {2, 4, 0, LS_PRECISION_FP32, LS_STREAMS_HASTY, false, false, LS_ADAMW},
+        {3, 1, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, true, false, LS_ADAMW},
+        {3, 2, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, false, false, LS_ADAMW},
+        {3, 3, 0, LS_PRECISION_FP32, LS_STREAMS_HASTY, true, false, LS_ADAMW},
+        {3, 4, 0, LS_PRECISION_FP32, LS_STREAMS_EAGER, false, false, LS_ADAMW},
+        {3, 4, 2, LS_PRECISION_FP16, LS_STREAMS_LAZY, false, false, LS_ADAMW},
+        {0, 3, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, true, true, LS_ADAMW},
+        {1, 3, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, false, true, LS_LION},
+        {2, 4, 2, LS_PRECISION_BF16, LS_STREAMS_HASTY, true, true, LS_SGD},
+        {3, 3, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, true, true, LS_LION},
     };
     for (int family = 0; family < 2; family++) {
         if (!is_long()) {
@@ -148,7 +150,8 @@ static void saves_beside_training_hold_the_bytes_of_saves_it_waits_for(void **un
                                 (struct split){stage, ranks, stage > 0 && ranks == 4 && kind % 2 == 1 ? 2 : 0,
                                                kind == 3 ? LS_PRECISION_BF16 : (enum ls_precision)kind,
                                                (enum ls_stream_order)((stage + ranks + kind + family) % 3),
-                                               (ranks + kind) % 2 == family, kind == 3},
+                                               (ranks + kind) % 2 == family, kind == 3,
+                                               (enum ls_optimizer_type)((stage + kind) % 3)},
                                 7, 3);
     }
 }

@@ -147,9 +147,13 @@ OPERATION(squared_norm, ls_op(stream, squared_norm, .dtype = dtype, .result = (d
 static const int64_t step = 7;
 static const int32_t found_inf = 0;
 OPERATION(adamw, for (int i = 0; i < PLACE; i++) m[2][i] = fabsf(m[2][i]);
-          ls_op(stream, adamw, .parameter = m[0], .m = m[1], .v = m[2], .gradient = m[3], .factor = m[4],
+          ls_op(stream, update, .parameter = m[0], .m = m[1], .v = m[2], .gradient = m[3], .factor = m[4],
                 .learning_rate = m[5], .step = &step, .found_inf = &found_inf, .count = ROWS * COLUMNS,
                 .decay_count = 77777, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f))
+OPERATION(lion,
+          ls_op(stream, update, .rule = LS_UPDATE_LION, .parameter = m[0], .m = m[1], .gradient = m[3], .factor = m[4],
+                .learning_rate = m[5], .step = &step, .found_inf = &found_inf, .count = ROWS * COLUMNS,
+                .decay_count = 77777, .beta1 = 0.9f, .beta2 = 0.99f, .weight_decay = 0.1f))
 OPERATION(initialize, ls_op(stream, initialize, .output = m[0], .seed = 3, .tensor = 5, .first = 7,
                             .count = ROWS * COLUMNS, .deviation = 0.02f))
 
@@ -166,14 +170,14 @@ static void adamw_and_add_give_the_same_bits_however_a_range_is_cut(void **state
 #define STEP                                                                                                           \
     .factor = &x[3][0], .learning_rate = &x[3][1], .step = &step, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f,     \
     .weight_decay = 0.1f
-    ls_op(s.stream, adamw, .parameter = whole, .m = m, .v = v, .gradient = x[4], .count = COUNT, .decay_count = DECAYED,
-          STEP);
+    ls_op(s.stream, update, .parameter = whole, .m = m, .v = v, .gradient = x[4], .count = COUNT,
+          .decay_count = DECAYED, STEP);
     ls_op(s.stream, add, .sum = sum, .a = whole, .b = x[4], .count = COUNT);
     for (int64_t begin = 0, end; begin < COUNT; begin = end) {
         end = begin + 1 + random_below(70);
         if (end > COUNT) end = COUNT;
         const int64_t decayed = DECAYED < begin ? 0 : DECAYED < end ? DECAYED - begin : end - begin;
-        ls_op(s.stream, adamw, .parameter = x[0] + begin, .m = x[1] + begin, .v = x[2] + begin,
+        ls_op(s.stream, update, .parameter = x[0] + begin, .m = x[1] + begin, .v = x[2] + begin,
               .gradient = x[4] + begin, .count = end - begin, .decay_count = decayed, STEP);
     }
     check_same_bits("parameter", whole, x[0], COUNT);
@@ -218,6 +222,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(add),
         cmocka_unit_test(squared_norm),
         cmocka_unit_test(adamw),
+        cmocka_unit_test(lion),
         cmocka_unit_test(initialize),
         cmocka_unit_test(adamw_and_add_give_the_same_bits_however_a_range_is_cut),
     };

@@ -34,6 +34,7 @@ struct ls_checkpoint_reader {
     size_t file_count;
     struct slice *slices; /* sorted by tensor, kind, first */
     size_t slice_count, slice_capacity;
+    bool second_moments; /* some slice is one */
     struct ls_tensor_names *names;
     struct ls_loss_scale loss_scale;
 };
@@ -75,6 +76,7 @@ static enum ls_code add_slice(struct ls_checkpoint_reader *reader, struct slice 
         reader->slice_capacity = capacity;
     }
     reader->slices[reader->slice_count++] = slice;
+    reader->second_moments |= slice.kind == KIND_EXP_AVG_SQ;
     return LS_OK;
 }
 
@@ -179,11 +181,11 @@ static int compare_slices(const void *left, const void *right) {
     return a->first == b->first ? 0 : a->first < b->first ? -1 : 1;
 }
 
-/* Every kind of every tensor must be there exactly once. */
+/* Every kind of every tensor must be there exactly once; second moments may be missing altogether. */
 static enum ls_code check_cover(const struct ls_checkpoint_reader *reader, struct ls_error *error) {
     const struct slice *next = reader->slices, *end = reader->slices + reader->slice_count;
     for (int i = 0; i < ls_model_tensor_count(reader->model); i++)
-        for (int kind = 0; kind < STATE_KINDS; kind++) {
+        for (int kind = 0; kind < (reader->second_moments ? STATE_KINDS : KIND_EXP_AVG_SQ); kind++) {
             const struct ls_tensor *tensor = ls_model_tensor(reader->model, i);
             int64_t covered = 0;
             for (; next < end && next->tensor == i && next->kind == kind && next->first == covered; next++)
@@ -290,6 +292,11 @@ enum ls_code ls_checkpoint_reader_read(const struct ls_checkpoint_reader *reader
     const struct ls_block *description = ls_model_block(reader->model, block);
     float *targets[STATE_KINDS] = {parameters, m, v};
     enum ls_code code = LS_OK;
+    if (v && !reader->second_moments)
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                       "checkpoint: its state files hold no second moments (exp_avg_sq), which optimizer.type: adamw "
+                       "needs. Go on with the optimizer that wrote it, or start from its weights with "
+                       "model.init_from.");
     for (int kind = 0; kind < STATE_KINDS; kind++) {
         if (!targets[kind]) continue;
         memset(targets[kind], 0, (size_t)count * sizeof(float));

@@ -21,6 +21,10 @@ static const char *const state_kinds[LS_CHECKPOINT_KINDS] = {
     [LS_CHECKPOINT_MASTER] = "master", [LS_CHECKPOINT_EXP_AVG] = "exp_avg", [LS_CHECKPOINT_EXP_AVG_SQ] = "exp_avg_sq"};
 static const int64_t model_file_bytes_standard = 64 << 20;
 
+bool ls_checkpoint_holds(const struct ls_config *config, enum ls_checkpoint_kind kind) {
+    return kind != LS_CHECKPOINT_EXP_AVG_SQ || config->optimizer.type == LS_ADAMW;
+}
+
 enum ls_dtype ls_checkpoint_state_dtype(const struct ls_config *config, enum ls_checkpoint_kind kind) {
     return kind == LS_CHECKPOINT_MASTER && config->optimizer.stochastic_rounding ? LS_BF16 : LS_FP32;
 }
@@ -178,6 +182,7 @@ static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct
     for (int b = 0; b < ls_model_block_count(model) && !code; b++) {
         const struct ls_block *block = ls_model_block(model, b);
         for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++) {
+            if (!ls_checkpoint_holds(writer->options.config, (enum ls_checkpoint_kind)kind)) continue;
             const enum ls_tensor_type type =
                 tensor_type(ls_checkpoint_state_dtype(writer->options.config, (enum ls_checkpoint_kind)kind));
             for (int i = block->first_tensor; i < block->first_tensor + block->tensor_count; i++) {
@@ -239,6 +244,7 @@ enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer,
     assert(block == writer->next_block && kind == writer->next_kind);
     writer->next_kind = (kind + 1) % LS_CHECKPOINT_KINDS;
     writer->next_block += writer->next_kind == 0;
+    if (!ls_checkpoint_holds(options->config, kind)) return LS_OK;
     ls_checkpoint_slice(description->count, options->rank, options->world_size, options->replicas, options->unit,
                         &begin, &length);
     enum ls_code code = LS_OK;

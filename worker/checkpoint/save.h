@@ -8,10 +8,10 @@
  *                                              master weights bf16 under optimizer.stochastic_rounding
  *
  * Every block's flat parameters are cut into one slice per rank (ls_checkpoint_slice). A slice meets some of the
- * block's tensors; for each the state file holds three 1-D tensors, `master:NAME`, `exp_avg:NAME` and
- * `exp_avg_sq:NAME`, and in its metadata under NAME the element of the whole tensor they start at. So any number of
- * ranks can read what any other number wrote. Errors are LS_CHECKPOINT; a full disk is noticed before the first byte
- * where the file system can reserve space. */
+ * block's tensors; for each the state file holds 1-D tensors `master:NAME`, `exp_avg:NAME` (the first moment, or the
+ * only one) and, of AdamW, `exp_avg_sq:NAME`, and in its metadata under NAME the element of the whole tensor they start
+ * at. So any number of ranks can read what any other number wrote. Errors are LS_CHECKPOINT; a full disk is noticed
+ * before the first byte where the file system can reserve space. */
 #ifndef LS_WORKER_CHECKPOINT_SAVE_H
 #define LS_WORKER_CHECKPOINT_SAVE_H
 
@@ -63,11 +63,14 @@ int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);
 enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_options *options,
                                          struct ls_checkpoint_writer **writer, struct ls_error *error);
 
+/* Whether state files of this configuration hold this kind. */
+bool ls_checkpoint_holds(const struct ls_config *config, enum ls_checkpoint_kind kind);
 /* The type in which a state file holds what is of this kind. */
 enum ls_dtype ls_checkpoint_state_dtype(const struct ls_config *config, enum ls_checkpoint_kind kind);
 
-/* Master weights and moments of `block`: `values`, of that type, points to the first element of the rank's slice.
- * Blocks come in order, for each all kinds in order, each once. Host memory, free after the call. */
+/* Master weights and moments of `block`: `values`, of that type, points to the first element of the rank's slice; NULL
+ * for a kind that is not held. Blocks come in order, for each all kinds in order, each once. Host memory, free after
+ * the call. */
 enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer, int block,
                                             enum ls_checkpoint_kind kind, const void *values, struct ls_error *error);
 

@@ -134,7 +134,7 @@ static const size_t dtype_offset[LS_OP_COUNT] = {
     D(cross_entropy),
     D(add),
     D(squared_norm),
-    D(adamw),
+    D(update),
     D(convert),
     D(widen),
 #undef D

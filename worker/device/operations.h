@@ -34,7 +34,7 @@
     X(squared_norm)                                                                                                    \
     X(ordered_sum)                                                                                                     \
     X(clip)                                                                                                            \
-    X(adamw)                                                                                                           \
+    X(update)                                                                                                          \
     X(initialize)                                                                                                      \
     X(convert)                                                                                                         \
     X(widen)
@@ -300,19 +300,29 @@ struct ls_op_clip {
     float maximum, loss_scale;
 };
 
-/* AdamW (Loshchilov & Hutter 2019, algorithm 2) on a flat range: g = gradient * factor[0]; m, v; parameter -= lr (m_hat
- * / (sqrt(v_hat) + eps) + decay
- * * parameter). step[0] counts from 1. Nothing changes when found_inf[0]. The first `decay_count` elements decay, the
- * rest do not. `dtype` is the copy's.
+/* An optimizer's rule, with g = gradient * factor[0], lr = learning_rate[0], and for the first `decay_count` elements
+ * `decay` = weight_decay, for the rest 0:
+ *
+ *     ADAMW   m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, u = m_hat / (sqrt(v_hat) + epsilon), where
+ *             x_hat = x / (1 - beta^step) (Loshchilov & Hutter 2019, algorithm 2)
+ *     LION    u = sign(beta1 m + (1 - beta1) g), then m = beta2 m + (1 - beta2) g (Chen et al. 2023, algorithm 2)
+ *     SGD     m = beta1 m + g, u = m (Sutskever et al. 2013, equation 1, with the rate outside)
+ *
+ * and then parameter -= lr (u + decay * parameter). */
+enum ls_update_rule { LS_UPDATE_ADAMW, LS_UPDATE_LION, LS_UPDATE_SGD };
+
+/* One update of a flat range. step[0] counts from 1. Nothing changes when found_inf[0]. `dtype` is the copy's.
  *
  * Without a master the parameter is `low_precision` itself, in bf16, and the sum, in fp32, is rounded stochastically:
  * away from zero with the probability of its distance from the bf16 below in magnitude. Element `first` + i adds the
  * upper half of word (first + i) % 4 of Philox 4x32-10 to the 16 bits that bf16 has not, which carry or do not, and are
  * cut off; the counter is ((first + i) / 4, its upper half, tensor, step[0]), the key `seed`. The same bits however the
  * tensor is cut. What is not finite stays so. */
-struct ls_op_adamw {
-    float *parameter, *m, *v; /* fp32 master, or NULL; moments */
-    void *low_precision;      /* NULL, or a copy of the parameter in `dtype` */
+struct ls_op_update {
+    enum ls_update_rule rule;
+    float *parameter;    /* fp32 master, or NULL */
+    float *m, *v;        /* moments; v NULL where the rule has none */
+    void *low_precision; /* NULL, or a copy of the parameter in `dtype` */
     const float *gradient;
     const float *factor, *learning_rate;
     const int64_t *step;

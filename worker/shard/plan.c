@@ -37,6 +37,7 @@ struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks) 
         .wire_bytes = config->zero.gradient_dtype == LS_GRADIENT_BF16 ? sizeof(uint16_t) : sizeof(float),
         .wire_dtype = config->zero.gradient_dtype == LS_GRADIENT_BF16 ? LS_BF16 : LS_FP32,
         .state_bytes = sizeof(float),
+        .second_moment = config->optimizer.type == LS_ADAMW,
         .master_apart = config->precision != LS_PRECISION_FP32 && !config->optimizer.stochastic_rounding,
         .dtype = ls_model_dtype_of(config),
     };
@@ -66,7 +67,7 @@ void ls_shard_place_block(struct ls_shard_placer *placer, const struct ls_shard_
     block->gradients = place(placer, LS_MEMORY_GRADIENTS, gradients * cut->gradient_bytes);
     if (cut->master_apart) block->master = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
     block->m = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
-    block->v = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
+    if (cut->second_moment) block->v = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
     if (cut->tree_buffers > 0)
         block->nodes = place(placer, LS_MEMORY_REDUCTION, cut->tree_buffers * block->padded * cut->gradient_bytes);
 }

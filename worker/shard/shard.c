@@ -182,7 +182,7 @@ struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int index) {
     slice.master = (char *)slice.master +
                    (slice.first - block->own_first) * (cut->master_apart ? cut->state_bytes : cut->parameter_bytes);
     slice.m = element(block, block->m, cut->state_sliced, slice.first);
-    slice.v = element(block, block->v, cut->state_sliced, slice.first);
+    slice.v = cut->second_moment ? element(block, block->v, cut->state_sliced, slice.first) : NULL;
     return slice;
 }
 

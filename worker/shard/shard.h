@@ -114,7 +114,8 @@ enum ls_code ls_shard_check(struct ls_shard *shard, struct ls_error *error);
 double ls_shard_exposed_seconds(const struct ls_shard *shard);
 
 /* This rank's part [first, first + count) of the block's master parameters, m and v, for checkpoints; device memory.
- * Where there is no master apart from the parameters `master` points to those, in their type.
+ * Where there is no master apart from the parameters `master` points to those, in their type; v is NULL where the
+ * optimizer has none.
  * The ranks' parts cover the block's count (without padding), each element once; some ranks may have nothing. It is
  * ls_checkpoint_slice() of ls_shard_replicas() and ls_shard_slice_unit(). */
 struct ls_shard_slice {
@@ -152,8 +153,9 @@ struct ls_shard_copy ls_shard_copy(struct ls_shard *shard, int block);
 
 /* This rank's memory for the block, for filling: elements [first, first + count) of the parameters, in the model's
  * type, and [state_first, state_first + state_count) of master parameters, m and v, padding left out. `master` is NULL
- * where there is none apart from the parameters. `m` has room for `scratch_count` fp32 elements on their way to
- * parameters of another type, before it is filled itself. The compute stream must be synchronised after filling. */
+ * where there is none apart from the parameters, v where the optimizer has none. `m` has room for `scratch_count` fp32
+ * elements on their way to parameters of another type, before it is filled itself. The compute stream must be
+ * synchronised after filling. */
 struct ls_shard_held {
     int64_t first, count;
     void *parameters;

@@ -19,6 +19,7 @@ struct ls_shard_cut {
     int64_t gradient_bytes;   /* what is accumulated: fp32 */
     int64_t wire_bytes;       /* of a gradient on the wire */
     int64_t state_bytes;      /* m and v, each, and the master parameters where they are apart */
+    bool second_moment;       /* v is there: AdamW */
     bool master_apart;        /* else updates go to the parameters themselves: fp32, or bf16 rounded stochastically */
     enum ls_dtype dtype;      /* of parameters */
     enum ls_dtype wire_dtype; /* of gradients on the wire */
@@ -64,7 +65,7 @@ struct shard_block {
     void *parameters;             /* [padded], or the own slice */
     float *master;                /* fp32, of the own slice; NULL where it is not apart from the parameters */
     float *gradients;             /* [padded], or what the own slice accumulates */
-    float *m, *v;                 /* of the own slice */
+    float *m, *v;                 /* of the own slice; v NULL where the optimizer has none */
     float *passing;               /* the whole gradient, while it is in a buffer of the pool; else NULL */
     int passing_slot;
     bool accumulated;          /* the slice holds gradients of an earlier micro-batch of the step */

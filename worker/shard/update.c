@@ -37,21 +37,32 @@ static void sum_squares(struct ls_shard *shard) {
     ls_op(shard->compute, ordered_sum, .result = &scalars->squared, .input = shard->norms, .count = shard->cut.ranks);
 }
 
+static enum ls_update_rule rule_of(const struct ls_config *config) {
+    switch (config->optimizer.type) {
+    case LS_ADAMW: return LS_UPDATE_ADAMW;
+    case LS_LION: return LS_UPDATE_LION;
+    case LS_SGD: return LS_UPDATE_SGD;
+    }
+    return LS_UPDATE_ADAMW;
+}
+
 static void update_block(struct ls_shard *shard, const struct shard_block *block, int index) {
     const struct scalars *scalars = shard->scalars;
     void *own = ls_shard_own_parameters(&shard->cut, block);
     int64_t decayed = block->decay_count - block->own_first;
     if (decayed < 0) decayed = 0;
     if (decayed > block->own_count) decayed = block->own_count;
-    ls_op(shard->compute, adamw, .parameter = shard->cut.dtype == LS_FP32 ? own : block->master,
+    const bool sgd = shard->config->optimizer.type == LS_SGD;
+    ls_op(shard->compute, update, .rule = rule_of(shard->config),
+          .parameter = shard->cut.dtype == LS_FP32 ? own : block->master,
           .low_precision = shard->cut.dtype == LS_FP32 ? NULL : own, .m = block->m, .v = block->v,
           .gradient = ls_shard_own_gradients(shard, block), .factor = &scalars->factor,
           .learning_rate = &scalars->learning_rate, .step = &scalars->step, .found_inf = &scalars->found_inf,
           .count = block->own_count, .decay_count = decayed, .seed = (uint64_t)shard->config->train.seed,
           .first = (uint64_t)block->own_first, .tensor = (uint32_t)index,
-          .beta1 = (float)shard->config->optimizer.beta1, .beta2 = (float)shard->config->optimizer.beta2,
-          .epsilon = (float)shard->config->optimizer.eps, .weight_decay = (float)shard->config->optimizer.weight_decay,
-          .dtype = shard->cut.dtype);
+          .beta1 = (float)(sgd ? shard->config->optimizer.momentum : shard->config->optimizer.beta1),
+          .beta2 = (float)shard->config->optimizer.beta2, .epsilon = (float)shard->config->optimizer.eps,
+          .weight_decay = (float)shard->config->optimizer.weight_decay, .dtype = shard->cut.dtype);
 }
 
 /* Stages 1 and 2: the block's updated slices come together beside what follows. */

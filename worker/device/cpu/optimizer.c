@@ -1,4 +1,4 @@
-/* The optimizer's step on flat ranges: gradient norm, clip factor, AdamW in one pass over memory. */
+/* The optimizer's step on flat ranges: gradient norm, clip factor, the rules, each in one pass over memory. */
 #include "worker/device/cpu/kernels.h"
 #include "worker/device/cpu/low_precision.h"
 #include "worker/device/philox.h"
@@ -57,22 +57,22 @@ void ls_cpu_clip(int threads, const struct ls_op_clip *op) {
     *op->found_inf = !isfinite(norm);
 }
 
-struct adamw {
-    const struct ls_op_adamw *op;
-    float factor, rate, decay, momentum_scale, variance_scale; /* rate: lr; scales: 1 / bias correction */
+/* What a rule needs beside the operation. */
+struct update {
+    const struct ls_op_update *op;
+    float factor, rate, momentum_scale, variance_scale; /* rate: lr; scales: 1 / bias correction */
 };
 
-/* Elements [begin, end) of the range; `parameter` is that of the first of them. */
-static __attribute__((noinline)) void adamw_range(const struct adamw *a, float *parameter, int64_t begin, int64_t end,
-                                                  float decay) {
-    const struct ls_op_adamw *op = a->op;
-    float *m = op->m + begin, *v = op->v + begin;
-    const float *gradient = op->gradient + begin;
-    const float beta1 = op->beta1, beta2 = op->beta2, epsilon = op->epsilon;
+/* The rules, for `count` elements of which `parameter`, `m`, `v` and `gradient` are the first. Functions of their own,
+ * so that the compiler makes one order of operations and not several for the places of call. */
+
+static __attribute__((noinline)) void adamw(const struct update *a, float *parameter, float *m, float *v,
+                                            const float *gradient, int64_t count, float decay) {
+    const float beta1 = a->op->beta1, beta2 = a->op->beta2, epsilon = a->op->epsilon;
     const float factor = a->factor, rate = a->rate, momentum_scale = a->momentum_scale,
                 variance_scale = a->variance_scale;
 #pragma omp simd
-    for (int64_t i = 0; i < end - begin; i++) {
+    for (int64_t i = 0; i < count; i++) {
         const float g = gradient[i] * factor;
         const float first = beta1 * m[i] + (1.0f - beta1) * g;
         const float second = beta2 * v[i] + (1.0f - beta2) * (g * g);
@@ -83,14 +83,48 @@ static __attribute__((noinline)) void adamw_range(const struct adamw *a, float *
     }
 }
 
-static void update(const struct adamw *a, float *parameter, int64_t begin, int64_t end) {
+static __attribute__((noinline)) void lion(const struct update *a, float *parameter, float *m, const float *gradient,
+                                           int64_t count, float decay) {
+    const float beta1 = a->op->beta1, beta2 = a->op->beta2, factor = a->factor, rate = a->rate;
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        const float g = gradient[i] * factor, mixed = beta1 * m[i] + (1.0f - beta1) * g;
+        const float update = mixed > 0.0f ? 1.0f : mixed < 0.0f ? -1.0f : 0.0f;
+        m[i] = beta2 * m[i] + (1.0f - beta2) * g;
+        parameter[i] -= rate * (update + decay * parameter[i]);
+    }
+}
+
+static __attribute__((noinline)) void sgd(const struct update *a, float *parameter, float *m, const float *gradient,
+                                          int64_t count, float decay) {
+    const float beta1 = a->op->beta1, factor = a->factor, rate = a->rate;
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        const float update = beta1 * m[i] + gradient[i] * factor;
+        m[i] = update;
+        parameter[i] -= rate * (update + decay * parameter[i]);
+    }
+}
+
+/* Elements [begin, end) of the range; `parameter` is that of the first of them. */
+static void apply_rule(const struct update *a, float *parameter, int64_t begin, int64_t end, float decay) {
+    const struct ls_op_update *op = a->op;
+    const float *gradient = op->gradient + begin;
+    switch (op->rule) {
+    case LS_UPDATE_ADAMW: adamw(a, parameter, op->m + begin, op->v + begin, gradient, end - begin, decay); break;
+    case LS_UPDATE_LION: lion(a, parameter, op->m + begin, gradient, end - begin, decay); break;
+    case LS_UPDATE_SGD: sgd(a, parameter, op->m + begin, gradient, end - begin, decay); break;
+    }
+}
+
+static void apply(const struct update *a, float *parameter, int64_t begin, int64_t end) {
     const int64_t decayed = a->op->decay_count, undecayed = begin > decayed ? begin : decayed;
-    if (begin < decayed) adamw_range(a, parameter, begin, end < decayed ? end : decayed, a->decay);
-    if (end > decayed) adamw_range(a, parameter + (undecayed - begin), undecayed, end, 0.0f);
+    if (begin < decayed) apply_rule(a, parameter, begin, end < decayed ? end : decayed, a->op->weight_decay);
+    if (end > decayed) apply_rule(a, parameter + (undecayed - begin), undecayed, end, 0.0f);
 }
 
 /* The random words of `groups` groups of four elements from `group` on. */
-static void draw(const struct ls_op_adamw *op, uint64_t group, int64_t groups, uint32_t words[ROUNDED_PIECE + 8]) {
+static void draw(const struct ls_op_update *op, uint64_t group, int64_t groups, uint32_t words[ROUNDED_PIECE + 8]) {
     const uint64_t seed = op->seed;
     const uint32_t tensor = op->tensor, step = (uint32_t)*op->step;
 #pragma omp simd
@@ -115,40 +149,39 @@ static void round_by(const float *values, const uint32_t *words, int64_t count, 
 }
 
 /* Elements [begin, end), ROUNDED_PIECE at most, whose only copy is in bf16. */
-static void update_rounded(const struct adamw *a, int64_t begin, int64_t end) {
-    const struct ls_op_adamw *op = a->op;
+static void apply_rounded(const struct update *a, int64_t begin, int64_t end) {
+    const struct ls_op_update *op = a->op;
     float values[ROUNDED_PIECE];
     uint32_t words[ROUNDED_PIECE + 8];
     uint16_t *parameter = (uint16_t *)op->low_precision + begin;
     const uint64_t first = op->first + (uint64_t)begin, last = first + (uint64_t)(end - begin) - 1;
     ls_widen(LS_BF16, values, parameter, end - begin);
-    update(a, values, begin, end);
+    apply(a, values, begin, end);
     draw(op, first / 4, (int64_t)(last / 4 - first / 4) + 1, words);
     round_by(values, words + first % 4, end - begin, parameter);
 }
 
-static void adamw(const void *arguments, int64_t begin, int64_t end) {
-    const struct adamw *a = arguments;
+static void update(const void *arguments, int64_t begin, int64_t end) {
+    const struct update *a = arguments;
     if (!a->op->parameter) {
         for (; begin < end; begin += ROUNDED_PIECE)
-            update_rounded(a, begin, end - begin < ROUNDED_PIECE ? end : begin + ROUNDED_PIECE);
+            apply_rounded(a, begin, end - begin < ROUNDED_PIECE ? end : begin + ROUNDED_PIECE);
         return;
     }
-    update(a, a->op->parameter + begin, begin, end);
+    apply(a, a->op->parameter + begin, begin, end);
     if (a->op->low_precision)
         ls_narrow(a->op->dtype, ls_element(a->op->dtype, a->op->low_precision, begin), a->op->parameter + begin,
                   end - begin);
 }
 
-void ls_cpu_adamw(int threads, const struct ls_op_adamw *op) {
+void ls_cpu_update(int threads, const struct ls_op_update *op) {
     assert(op->parameter || (op->low_precision && op->dtype == LS_BF16));
     if (op->found_inf && *op->found_inf) return;
     const double step = (double)*op->step;
-    const struct adamw a = {.op = op,
-                            .factor = op->factor ? *op->factor : 1.0f,
-                            .rate = *op->learning_rate,
-                            .decay = op->weight_decay,
-                            .momentum_scale = (float)(1.0 / (1.0 - pow((double)op->beta1, step))),
-                            .variance_scale = (float)(1.0 / (1.0 - pow((double)op->beta2, step)))};
-    ls_cpu_parallel(threads, op->count, ELEMENTS_PER_TASK, adamw, &a);
+    const struct update a = {.op = op,
+                             .factor = op->factor ? *op->factor : 1.0f,
+                             .rate = *op->learning_rate,
+                             .momentum_scale = (float)(1.0 / (1.0 - pow((double)op->beta1, step))),
+                             .variance_scale = (float)(1.0 / (1.0 - pow((double)op->beta2, step)))};
+    ls_cpu_parallel(threads, op->count, ELEMENTS_PER_TASK, update, &a);
 }

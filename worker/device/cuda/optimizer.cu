@@ -1,4 +1,4 @@
-/* AdamW in one pass over memory. */
+/* The optimizers' rules, each in one pass over memory. */
 #include "worker/device/cuda/element.h"
 #include "worker/device/philox.h"
 
@@ -10,7 +10,7 @@ constexpr int THREADS = 256, BLOCKS_MAX = 2048, N = 4;
 /* The random words of WIDTH elements from `element` on: those of its group of four, and of the next where the elements
  * reach into that. */
 template <int WIDTH>
-__device__ __forceinline__ void draw(const struct ls_op_adamw &op, uint64_t element, uint32_t step,
+__device__ __forceinline__ void draw(const struct ls_op_update &op, uint64_t element, uint32_t step,
                                      uint32_t (&word)[WIDTH]) {
     const uint64_t group = element / 4;
     const unsigned skipped = element % 4;
@@ -43,27 +43,46 @@ __device__ __forceinline__ float round_by(float value, uint32_t word) {
     return value;
 }
 
-template <int WIDTH, typename T, bool MASTER>
-__device__ __forceinline__ void adamw_pack(const struct ls_op_adamw &op, int64_t i, float factor, float rate,
-                                           float momentum_scale, float variance_scale) {
-    float p[WIDTH], m[WIDTH], v[WIDTH], g[WIDTH];
+/* What all elements share. */
+struct shared {
+    float factor, rate, momentum_scale, variance_scale; /* rate: lr; scales: 1 / bias correction */
+};
+
+/* The rule for one element; returns what is added to the decay. */
+template <enum ls_update_rule RULE>
+__device__ __forceinline__ float direction(const struct ls_op_update &op, const struct shared &s, float g, float &m,
+                                           float &v) {
+    if constexpr (RULE == LS_UPDATE_ADAMW) {
+        m = op.beta1 * m + (1.0f - op.beta1) * g;
+        v = op.beta2 * v + (1.0f - op.beta2) * (g * g);
+        return m * s.momentum_scale / (sqrtf(v * s.variance_scale) + op.epsilon);
+    } else if constexpr (RULE == LS_UPDATE_LION) {
+        const float mixed = op.beta1 * m + (1.0f - op.beta1) * g;
+        m = op.beta2 * m + (1.0f - op.beta2) * g;
+        return mixed > 0.0f ? 1.0f : mixed < 0.0f ? -1.0f : 0.0f;
+    } else {
+        return m = op.beta1 * m + g;
+    }
+}
+
+template <enum ls_update_rule RULE, int WIDTH, typename T, bool MASTER>
+__device__ __forceinline__ void update_pack(const struct ls_op_update &op, int64_t i, const struct shared &s) {
+    float p[WIDTH], m[WIDTH], v[WIDTH] = {}, g[WIDTH];
     if constexpr (MASTER)
         ls_load(p, op.parameter + i);
     else
         ls_load(p, static_cast<const T *>(op.low_precision) + i);
     ls_load(m, op.m + i);
-    ls_load(v, op.v + i);
+    if constexpr (RULE == LS_UPDATE_ADAMW) ls_load(v, op.v + i);
     ls_load(g, op.gradient + i);
 #pragma unroll
     for (int k = 0; k < WIDTH; k++) {
-        const float gradient = g[k] * factor, decay = i + k < op.decay_count ? op.weight_decay : 0.0f;
-        m[k] = op.beta1 * m[k] + (1.0f - op.beta1) * gradient;
-        v[k] = op.beta2 * v[k] + (1.0f - op.beta2) * (gradient * gradient);
-        const float update = m[k] * momentum_scale / (sqrtf(v[k] * variance_scale) + op.epsilon);
-        p[k] -= rate * (update + decay * p[k]);
+        const float decay = i + k < op.decay_count ? op.weight_decay : 0.0f;
+        const float update = direction<RULE>(op, s, g[k] * s.factor, m[k], v[k]);
+        p[k] -= s.rate * (update + decay * p[k]);
     }
     ls_store(op.m + i, m);
-    ls_store(op.v + i, v);
+    if constexpr (RULE == LS_UPDATE_ADAMW) ls_store(op.v + i, v);
     if constexpr (MASTER) {
         ls_store(op.parameter + i, p);
     } else {
@@ -75,39 +94,50 @@ __device__ __forceinline__ void adamw_pack(const struct ls_op_adamw &op, int64_t
     if (op.low_precision) ls_store(static_cast<T *>(op.low_precision) + i, p);
 }
 
-template <typename T, bool MASTER>
-__global__ void __launch_bounds__(THREADS) adamw(struct ls_op_adamw op, bool aligned) {
-    LS_SHARED(float, scales, [2]);
+template <enum ls_update_rule RULE, typename T, bool MASTER>
+__global__ void __launch_bounds__(THREADS) update(struct ls_op_update op, bool aligned) {
     if (op.found_inf && *op.found_inf) return;
-    if (threadIdx.x == 0) {
-        const double step = static_cast<double>(*op.step);
-        scales[0] = static_cast<float>(1.0 / (1.0 - pow(static_cast<double>(op.beta1), step)));
-        scales[1] = static_cast<float>(1.0 / (1.0 - pow(static_cast<double>(op.beta2), step)));
+    float momentum_scale = 1.0f, variance_scale = 1.0f;
+    if constexpr (RULE == LS_UPDATE_ADAMW) {
+        LS_SHARED(float, scales, [2]);
+        if (threadIdx.x == 0) {
+            const double step = static_cast<double>(*op.step);
+            scales[0] = static_cast<float>(1.0 / (1.0 - pow(static_cast<double>(op.beta1), step)));
+            scales[1] = static_cast<float>(1.0 / (1.0 - pow(static_cast<double>(op.beta2), step)));
+        }
+        __syncthreads();
+        momentum_scale = scales[0], variance_scale = scales[1];
     }
-    __syncthreads();
-    const float factor = op.factor ? *op.factor : 1.0f, rate = *op.learning_rate;
-    const float momentum_scale = scales[0], variance_scale = scales[1];
+    const struct shared s = {op.factor ? *op.factor : 1.0f, *op.learning_rate, momentum_scale, variance_scale};
     for (int64_t i = ls_grid_thread() * N; i < op.count; i += ls_grid_threads() * N) {
         if (aligned && i + N <= op.count)
-            adamw_pack<N, T, MASTER>(op, i, factor, rate, momentum_scale, variance_scale);
+            update_pack<RULE, N, T, MASTER>(op, i, s);
         else
-            for (int64_t k = i; k < i + N && k < op.count; k++)
-                adamw_pack<1, T, MASTER>(op, k, factor, rate, momentum_scale, variance_scale);
+            for (int64_t k = i; k < i + N && k < op.count; k++) update_pack<RULE, 1, T, MASTER>(op, k, s);
     }
 }
 
-} // namespace
-
-cudaError_t ls_cuda_adamw(const struct ls_op_adamw *op, cudaStream_t stream) {
-    if (op->count <= 0) return cudaSuccess;
+template <enum ls_update_rule RULE> cudaError_t launch(const struct ls_op_update *op, cudaStream_t stream) {
     const bool aligned = ls_aligned(op->parameter, op->m, op->v, op->gradient, op->low_precision);
     const unsigned blocks = ls_blocks(op->count, THREADS * N, BLOCKS_MAX);
     if (!op->parameter) {
         if (!op->low_precision || op->dtype != LS_BF16) return cudaErrorInvalidValue;
-        return LS_LAUNCH((adamw<__nv_bfloat16, false>), blocks, THREADS, 0, stream, *op, aligned);
+        return LS_LAUNCH((update<RULE, __nv_bfloat16, false>), blocks, THREADS, 0, stream, *op, aligned);
     }
     return ls_by_type(op->dtype, [=](auto element) {
         using T = decltype(element);
-        return LS_LAUNCH((adamw<T, true>), blocks, THREADS, 0, stream, *op, aligned);
+        return LS_LAUNCH((update<RULE, T, true>), blocks, THREADS, 0, stream, *op, aligned);
     });
+}
+
+} // namespace
+
+cudaError_t ls_cuda_update(const struct ls_op_update *op, cudaStream_t stream) {
+    if (op->count <= 0) return cudaSuccess;
+    switch (op->rule) {
+    case LS_UPDATE_ADAMW: return launch<LS_UPDATE_ADAMW>(op, stream);
+    case LS_UPDATE_LION: return launch<LS_UPDATE_LION>(op, stream);
+    case LS_UPDATE_SGD: return launch<LS_UPDATE_SGD>(op, stream);
+    }
+    return cudaErrorInvalidValue;
 }

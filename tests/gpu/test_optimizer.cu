@@ -231,7 +231,7 @@ static void philox(const uint32_t counter[4], uint64_t seed, uint32_t word[4]) {
 }
 
 /* Without a master: the same sums as with one, plus the element's 16 random bits, cut off. `first` moves the elements
- * over groups of four, `offset` moves the weights off 128 bits; a NaN and both infinities stay. */
+ * over groups of eight, `offset` moves the weights off 128 bits; a NaN and both infinities stay. */
 static void rounding_case(enum ls_update_rule rule, int64_t count, int64_t first, int64_t offset) {
     const float factor = 0.5f, rate = 1e-3f;
     const int64_t step = 1 + random_below(100000);
@@ -264,13 +264,14 @@ static void rounding_case(enum ls_update_rule rule, int64_t count, int64_t first
     check_close("v", &v2, v.value, 0.0, 0.0);
     for (int64_t i = 0; i < count; i++) {
         const uint64_t element = (uint64_t)(first + i);
-        const uint32_t counter[4] = {(uint32_t)(element / 4), (uint32_t)(element / 4 >> 32), tensor, (uint32_t)step};
+        const uint32_t counter[4] = {(uint32_t)(element / 8), (uint32_t)(element / 8 >> 32), tensor, (uint32_t)step};
         const float sum = (float)p.value[i], found = (float)narrow.value[i];
         uint32_t word[4], bits, found_bits;
         philox(counter, seed, word);
         memcpy(&bits, &sum, sizeof bits), memcpy(&found_bits, &found, sizeof found_bits);
         if (isnan(sum) && isnan(found)) continue;
-        const uint32_t expected = isinf(sum) ? bits : (bits + (word[element % 4] >> 16)) & 0xffff0000u;
+        const uint32_t expected =
+            isinf(sum) ? bits : (bits + (word[element % 8 / 2] >> 16 * (element % 2) & 0xffff)) & 0xffff0000u;
         if (found_bits != expected) fail("element %d of %d is not rounded by its key", (int)i, (int)count);
     }
     struct array *all[] = {&p, &m, &v, &g, &narrow, &m2, &v2};
@@ -279,7 +280,7 @@ static void rounding_case(enum ls_update_rule rule, int64_t count, int64_t first
 }
 static void without_a_master_the_sum_is_rounded_by_the_key(void) {
     for (const int64_t size : sizes)
-        for (int64_t first = 0; first < 4; first++)
+        for (int64_t first = 0; first < 8; first++)
             for (int64_t offset = 0; offset < 2; offset++)
                 rounding_case((enum ls_update_rule)random_below(3), size, first + ((int64_t)random_below(3) << 34),
                               offset);

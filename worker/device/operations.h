@@ -314,10 +314,10 @@ enum ls_update_rule { LS_UPDATE_ADAMW, LS_UPDATE_LION, LS_UPDATE_SGD };
 /* One update of a flat range. step[0] counts from 1. Nothing changes when found_inf[0]. `dtype` is the copy's.
  *
  * Without a master the parameter is `low_precision` itself, in bf16, and the sum, in fp32, is rounded stochastically:
- * away from zero with the probability of its distance from the bf16 below in magnitude. Element `first` + i adds the
- * upper half of word (first + i) % 4 of Philox 4x32-10 to the 16 bits that bf16 has not, which carry or do not, and are
- * cut off; the counter is ((first + i) / 4, its upper half, tensor, step[0]), the key `seed`. The same bits however the
- * tensor is cut. What is not finite stays so. */
+ * away from zero with the probability of its distance from the bf16 below in magnitude. Element e = `first` + i adds 16
+ * random bits to those that bf16 has not, which carry or do not, and are cut off: of word e / 2 % 4 of Philox 4x32-10
+ * the lower half where e is even, else the upper one. The counter is (e / 8, its upper half, tensor, step[0]), the key
+ * `seed`. The same bits however the tensor is cut. What is not finite stays so. */
 struct ls_op_update {
     enum ls_update_rule rule;
     float *parameter;    /* fp32 master, or NULL */

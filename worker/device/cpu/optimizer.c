@@ -123,8 +123,15 @@ static void apply(const struct update *a, float *parameter, int64_t begin, int64
     if (end > decayed) apply_rule(a, parameter + (undecayed - begin), undecayed, end, 0.0f);
 }
 
-/* The random words of `groups` groups of four elements from `group` on. */
-static void draw(const struct ls_op_update *op, uint64_t group, int64_t groups, uint32_t words[ROUNDED_PIECE + 8]) {
+/* Random bits for ROUNDED_PIECE elements that begin anywhere in a group of eight; a group's lie in four words. */
+union random_bits {
+    uint32_t words[(ROUNDED_PIECE + 16) / 2];
+    uint16_t halves[ROUNDED_PIECE + 16];
+};
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lower half of a word comes first");
+
+/* Those of `groups` groups from `group` on. */
+static void draw(const struct ls_op_update *op, uint64_t group, int64_t groups, union random_bits *bits) {
     const uint64_t seed = op->seed;
     const uint32_t tensor = op->tensor, step = (uint32_t)*op->step;
 #pragma omp simd
@@ -132,18 +139,18 @@ static void draw(const struct ls_op_update *op, uint64_t group, int64_t groups, 
         const uint64_t at = group + (uint64_t)j;
         const struct ls_philox word =
             ls_philox_draw((struct ls_philox){(uint32_t)at, (uint32_t)(at >> 32), tensor, step}, seed);
-        words[4 * j] = word.a;
-        words[4 * j + 1] = word.b;
-        words[4 * j + 2] = word.c;
-        words[4 * j + 3] = word.d;
+        bits->words[4 * j] = word.a;
+        bits->words[4 * j + 1] = word.b;
+        bits->words[4 * j + 2] = word.c;
+        bits->words[4 * j + 3] = word.d;
     }
 }
 
 /* Each value becomes the bf16 below in magnitude, or above where the random bits carry. */
-static void round_by(const float *values, const uint32_t *words, int64_t count, uint16_t *rounded) {
+static void round_by(const float *values, const uint16_t *random, int64_t count, uint16_t *rounded) {
 #pragma omp simd
     for (int64_t i = 0; i < count; i++) {
-        const uint32_t bits = ls_bits_of_float(values[i]), sum = (bits + (words[i] >> 16)) >> 16;
+        const uint32_t bits = ls_bits_of_float(values[i]), sum = (bits + random[i]) >> 16;
         rounded[i] = (uint16_t)((bits & 0x7f800000) == 0x7f800000 ? ls_bf16_narrow(values[i]) : sum);
     }
 }
@@ -152,13 +159,13 @@ static void round_by(const float *values, const uint32_t *words, int64_t count, 
 static void apply_rounded(const struct update *a, int64_t begin, int64_t end) {
     const struct ls_op_update *op = a->op;
     float values[ROUNDED_PIECE];
-    uint32_t words[ROUNDED_PIECE + 8];
+    union random_bits bits;
     uint16_t *parameter = (uint16_t *)op->low_precision + begin;
     const uint64_t first = op->first + (uint64_t)begin, last = first + (uint64_t)(end - begin) - 1;
     ls_widen(LS_BF16, values, parameter, end - begin);
     apply(a, values, begin, end);
-    draw(op, first / 4, (int64_t)(last / 4 - first / 4) + 1, words);
-    round_by(values, words + first % 4, end - begin, parameter);
+    draw(op, first / 8, (int64_t)(last / 8 - first / 8) + 1, &bits);
+    round_by(values, bits.halves + first % 8, end - begin, parameter);
 }
 
 static void update(const void *arguments, int64_t begin, int64_t end) {

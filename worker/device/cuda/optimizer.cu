@@ -7,38 +7,42 @@ namespace {
 /* Each block computes the bias corrections in double, so there are a few per multiprocessor and no more. */
 constexpr int THREADS = 256, BLOCKS_MAX = 2048, N = 4;
 
-/* The random words of WIDTH elements from `element` on: those of its group of four, and of the next where the elements
- * reach into that. */
+/* 16 random bits for each of WIDTH elements from `element` on: from its group of eight, and the next one where the
+ * elements reach into that. */
 template <int WIDTH>
 __device__ __forceinline__ void draw(const struct ls_op_update &op, uint64_t element, uint32_t step,
-                                     uint32_t (&word)[WIDTH]) {
-    const uint64_t group = element / 4;
-    const unsigned skipped = element % 4;
+                                     uint32_t (&random)[WIDTH]) {
+    const uint64_t group = element / 8;
+    const unsigned skipped = element % 8;
     const struct ls_philox own =
         ls_philox_draw({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32), op.tensor, step}, op.seed);
     struct ls_philox next = {};
-    if (skipped + WIDTH > 4)
+    if (skipped + WIDTH > 8)
         next = ls_philox_draw(
             {static_cast<uint32_t>(group + 1), static_cast<uint32_t>((group + 1) >> 32), op.tensor, step}, op.seed);
     uint32_t words[8] = {own.a, own.b, own.c, own.d, next.a, next.b, next.c, next.d};
-    if (skipped & 1) {
-#pragma unroll
-        for (int k = 0; k < 7; k++) words[k] = words[k + 1];
-    }
-    if (skipped & 2) {
+    if (skipped & 4) {
 #pragma unroll
         for (int k = 0; k < 6; k++) words[k] = words[k + 2];
     }
+    if (skipped & 2) {
 #pragma unroll
-    for (int k = 0; k < WIDTH; k++) word[k] = words[k];
+        for (int k = 0; k < 7; k++) words[k] = words[k + 1];
+    }
+    if (skipped & 1) {
+#pragma unroll
+        for (int k = 0; k < 7; k++) words[k] = words[k] >> 16 | words[k + 1] << 16;
+    }
+#pragma unroll
+    for (int k = 0; k < WIDTH; k++) random[k] = words[k / 2] >> 16 * (k % 2) & 0xffffu;
 }
 
 /* The bf16 below in magnitude, or above where the random bits carry, as a float. */
-__device__ __forceinline__ float round_by(float value, uint32_t word) {
+__device__ __forceinline__ float round_by(float value, uint32_t random) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     if ((bits & 0x7f800000u) == 0x7f800000u) return value;
-    bits = (bits + (word >> 16)) & 0xffff0000u;
+    bits = (bits + random) & 0xffff0000u;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
@@ -86,10 +90,10 @@ __device__ __forceinline__ void update_pack(const struct ls_op_update &op, int64
     if constexpr (MASTER) {
         ls_store(op.parameter + i, p);
     } else {
-        uint32_t word[WIDTH];
-        draw(op, op.first + static_cast<uint64_t>(i), static_cast<uint32_t>(*op.step), word);
+        uint32_t random[WIDTH];
+        draw(op, op.first + static_cast<uint64_t>(i), static_cast<uint32_t>(*op.step), random);
 #pragma unroll
-        for (int k = 0; k < WIDTH; k++) p[k] = round_by(p[k], word[k]);
+        for (int k = 0; k < WIDTH; k++) p[k] = round_by(p[k], random[k]);
     }
     if (op.low_precision) ls_store(static_cast<T *>(op.low_precision) + i, p);
 }

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 FOLDER = pathlib.Path(__file__).resolve().parent
 BATCH, LENGTH, STEPS = 3, 23, 10
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "gradient_clipping": 1.0}
+SGD = {"lr": 3e-2, "momentum": 0.9}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}
 
@@ -119,6 +120,31 @@ def named(model):
     return {name.removeprefix("transformer."): parameter for name, parameter in model.named_parameters()}
 
 
+def take_step(model, optimizer, tokens, targets, starts):
+    """Returns the loss before it and the norm of its gradient before clipping."""
+    optimizer.zero_grad()
+    loss = loss_of(model, tokens, targets, starts)
+    loss.backward()
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
+    for parameter in model.parameters():
+        parameter.grad *= min(1.0, ADAMW["gradient_clipping"] / norm)
+    optimizer.step()
+    return loss.detach(), norm
+
+
+def add_sgd_steps(model, initial, tensors, batches):
+    """The same ten steps by SGD with momentum. PyTorch adds weight decay to the gradient, which is another rule than ours: none."""
+    with torch.no_grad():
+        for parameter, values in zip(model.parameters(), initial):
+            parameter.copy_(values)
+    optimizer = torch.optim.SGD(model.parameters(), lr=SGD["lr"], momentum=SGD["momentum"], foreach=False)
+    steps = [take_step(model, optimizer, *(part[step] for part in batches)) for step in range(1, STEPS + 1)]
+    tensors["sgd_losses"] = torch.stack([loss for loss, _ in steps])
+    tensors["sgd_gradient_norms"] = torch.tensor([norm for _, norm in steps], dtype=torch.float64)
+    for key, parameter in named(model).items():
+        tensors["sgd_final/" + key] = parameter.detach().float().clone()
+
+
 def write(name, model, described):
     with torch.no_grad():  # rounded to float, so that both sides start from the same numbers
         for parameter in model.parameters():
@@ -142,6 +168,7 @@ def write(name, model, described):
     for key, parameter in named(model).items():
         tensors["gradient/" + key] = parameter.grad.float().clone()
 
+    initial = [parameter.detach().clone() for parameter in model.parameters()]
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -149,19 +176,15 @@ def write(name, model, described):
         lr=ADAMW["lr"], betas=(ADAMW["beta1"], ADAMW["beta2"]), eps=ADAMW["eps"], foreach=False)
     norms = []
     for step in range(1, STEPS + 1):
-        optimizer.zero_grad()
-        loss = loss_of(model, tokens[step], targets[step], starts[step])
-        loss.backward()
-        norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
-        for parameter in model.parameters():
-            parameter.grad *= min(1.0, ADAMW["gradient_clipping"] / norm)
-        optimizer.step()
-        losses.append(loss.detach())
+        loss, norm = take_step(model, optimizer, tokens[step], targets[step], starts[step])
+        losses.append(loss)
         norms.append(norm)
     tensors["losses"] = torch.stack(losses)
     tensors["gradient_norms"] = torch.tensor(norms, dtype=torch.float64)
     for key, parameter in named(model).items():
         tensors["final/" + key] = parameter.detach().float().clone()
+    if described["model_type"] == "gpt2":
+        add_sgd_steps(model, initial, tensors, (tokens, targets, starts))
 
     metadata = {"config": json.dumps(described), "optimizer": json.dumps(ADAMW),
                 "versions": f"torch {torch.__version__}, transformers {transformers.__version__}"}

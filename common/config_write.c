@@ -177,6 +177,7 @@ static bool write_keys(FILE *out, const struct ls_config *config, bool identity)
         if (!ls_key_applies(key, config) || (identity && !key->identity)) continue;
         /* A path that is not given is no part of what is trained. */
         if (identity && key->type == LS_KEY_TEXT && !*((const char *)config + key->offset)) continue;
+        if (identity && key->only_if_true && !*(const bool *)((const char *)config + key->offset)) continue;
         write_name(out, key->name, before);
         fine = ls_key_write_value(out, key, config, identity) && fine;
         fputc('\n', out);

@@ -176,7 +176,7 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"optimizer.weight_decay", NUMBER(0, 1000), FIELD(optimizer.weight_decay), .standard = "0.1", .identity = true,
      .meaning = "decoupled weight decay of the matrices", .elsewhere = "wd decay"},
     {"optimizer.stochastic_rounding", LS_KEY_BOOLEAN, FIELD(optimizer.stochastic_rounding), .scope = LS_KEY_BF16,
-     .standard = "false", .identity = true,
+     .standard = "false", .identity = true, .only_if_true = true,
      .meaning = "no fp32 master weights: updates are added to the bf16 weights and rounded up or down by chance, keyed "
                 "by train.seed, so that they are right on average; 4 bytes a parameter less",
      .elsewhere = "bf16_stochastic_round use_master_weights master_weights"},

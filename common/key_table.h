@@ -54,6 +54,7 @@ struct ls_key {
     const char *standard;  /* the default, as YAML; NULL: required, or it follows from other keys (`derived`) */
     const char *derived;   /* in words, where the default follows from other keys */
     bool identity;         /* part of the run's identity: changes what is trained */
+    bool only_if_true;     /* of a boolean's identity: false is none, so that runs from before the key keep theirs */
     const char *meaning;   /* one line */
     const char *elsewhere; /* what other systems call it, separated by spaces; for hints only. May be NULL */
 };

@@ -92,7 +92,7 @@ void core_begin_attempt(struct ls_core *core) {
     core->cause_below = 0;
     core->cause_host[0] = 0;
     core->cause_since_ms = -1;
-    core->launcher_exited = core->rank_killed_early = false;
+    core->launcher_exited = core->rank_ended_early = false;
     core->bad = (struct ls_quarantine_range){0, 0};
     core->fault_sequence = 0;
 }

@@ -287,7 +287,10 @@ struct ls_core_event {
         struct {
             int status;     /* exit status, or minus the signal that killed it: then it is the cause */
             char said[200]; /* the first line of its output, told when no rank ever came; "": none */
-            int killed_by;  /* the signal that killed a rank before it joined, where it does not say which; 0: none */
+            int code; /* of a rank that made it end, as it says; 0: it says nothing of one. The rest goes with it: */
+            int32_t rank;     /* -1: it does not say which */
+            int killed_by;    /* the signal that the code stands for; 0: none */
+            const char *host; /* where it was started, if it has not joined; "" or NULL: not known. For the call only */
         } launcher_exited;
         struct {
             int64_t step, position, samples; /* of the newest good checkpoint; 0: none */

@@ -12,7 +12,7 @@ static bool is_mendable(const struct ls_core *core) {
     if (core->cause_code == LS_STALL) return true;
     if (core->cause_code != LS_COMMUNICATION) return false;
     /* What never came together does not come together by being done again. */
-    if (core->cause == CAUSE_LAUNCHER) return core->ever_joined || core->rank_killed_early;
+    if (core->cause == CAUSE_LAUNCHER) return core->ever_joined || core->rank_ended_early;
     if (core->cause == CAUSE_EXACT) return core->ever_assembled && (core->assembled || core->options.launched);
     return true;
 }
@@ -241,6 +241,35 @@ void core_on_replica_differs(struct ls_core *core, const struct ls_core_event *e
         (long long)step, who, (long long)good_step);
 }
 
+/* The launcher's word that a rank made it end. */
+static void blame_ended_rank(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
+    enum { SHELL_CANNOT_EXECUTE = 126, SHELL_CANNOT_FIND = 127 };
+    const int32_t rank = event->launcher_exited.rank;
+    const int code = event->launcher_exited.code, killed_by = event->launcher_exited.killed_by;
+    const bool joined = rank >= 0 && rank < core->world_size && core->ranks[rank].known;
+    const char *host = joined ? core->ranks[rank].host : event->launcher_exited.host;
+    const char *said = core->assembled ? "" : event->launcher_exited.said;
+    char who[LS_CORE_HOST_BYTES + 32] = "a rank", how[64], log[32] = "ranks without a log";
+    if (rank >= 0) snprintf(who, sizeof who, "rank %d%s%s", rank, host && host[0] ? " on " : "", host ? host : "");
+    if (rank >= 0) snprintf(log, sizeof log, "the end of rank-%05d.log", rank);
+    snprintf(how, sizeof how, killed_by ? "was killed by signal %d" : "ended with code %d",
+             killed_by ? killed_by : code);
+    if (!core->assembled && code != SHELL_CANNOT_EXECUTE && code != SHELL_CANNOT_FIND) core->rank_ended_early = true;
+    core_blame(core,
+               &(struct core_blame){.cause = CAUSE_LAUNCHER,
+                                    .code = LS_COMMUNICATION,
+                                    .scope = LS_SCOPE_RANK,
+                                    .rank = rank,
+                                    .host = host ? host : ""},
+               out,
+               "communication: %s %s%s, at step %lld of %lld, says the launcher%s, and gave no reason%s%s%s. Look in "
+               "logs/ at launcher.log and %s%s%s.",
+               who, how, joined || core->assembled ? "" : " before it joined", (long long)core->done_step + 1,
+               (long long)core->end_step, rank >= 0 ? "" : " (not which one)", said[0] ? "; it says first '" : "", said,
+               said[0] ? "'" : "", log, joined ? "" : ", and at what starts it (launcher.wrapper)",
+               killed_by ? ", and for killed processes in the kernel's log (dmesg)" : "");
+}
+
 void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     core->launcher_exited = true;
     if (!core->cause && core_end_if_saved(core, out)) return;
@@ -250,16 +279,8 @@ void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *e
                   -event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step);
         return;
     }
-    if (event->launcher_exited.killed_by && !core->assembled) {
-        core->rank_killed_early = true;
-        core_blame(
-            core,
-            &(struct core_blame){.cause = CAUSE_LAUNCHER, .code = LS_COMMUNICATION, .scope = LS_SCOPE_RANK, .rank = -1},
-            out,
-            "communication: a rank was killed by signal %d before it joined, at step %lld of %lld; the launcher "
-            "does not say which. Look for ranks without a log in logs/, at what starts them (launcher.wrapper), "
-            "and for killed processes in the kernel's log (dmesg).",
-            event->launcher_exited.killed_by, (long long)core->done_step + 1, (long long)core->end_step);
+    if (event->launcher_exited.code && (event->launcher_exited.rank >= 0 || !core->assembled)) {
+        blame_ended_rank(core, event, out);
         return;
     }
     const char *said = core->assembled ? "" : event->launcher_exited.said;

@@ -146,7 +146,7 @@ struct ls_core {
     char cause_text[LS_CORE_TEXT_BYTES];
     int64_t cause_since_ms; /* -1: not seen by a TICK yet */
     bool launcher_exited, journal_failed;
-    bool rank_killed_early; /* by a signal before it joined: the launcher works, doing it again may help */
+    bool rank_ended_early; /* before it joined: the launcher works, doing it again may help */
 
     bool ended;
     uint64_t old_attempt, duplicates, unplaced, refused;

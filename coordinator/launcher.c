@@ -435,6 +435,30 @@ static bool read_ranks(const char *list, struct ls_launch_loss *loss) {
     return loss->count > 0;
 }
 
+/* "srun: error: node-2: task 5: Exited with exit code 3" */
+static bool read_srun_exit(const char *line, struct ls_launch_exit *exited) {
+    struct ls_launch_loss ranks;
+    char list[128];
+    if (sscanf(line, "srun: error: %63[^:]: task%*[s ]%127[0-9,-]: Exited with exit code %d", exited->host, list,
+               &exited->code) != 3 ||
+        !read_ranks(list, &ranks))
+        return false;
+    exited->rank = ranks.ranks[0];
+    return exited->code != 0 && exited->code != LS_COMMUNICATION;
+}
+
+/* "  Process name: [[23928,1],1]", and in the line behind it "  Exit code:    3"; newer ones say [prterun-h2-7@1,1] */
+static bool read_mpirun_exit(const char *line, struct ls_launch_exit *exited) {
+    const char *last = strrchr(line, ',');
+    if (strstr(line, "Process name: [") && last) {
+        exited->rank = (int32_t)strtol(last + 1, NULL, 10);
+        exited->host[0] = 0;
+        return false;
+    }
+    if (exited->rank < 0 || sscanf(line, " Exit code: %d", &exited->code) != 1) return false;
+    return exited->code != 0 && exited->code != LS_COMMUNICATION;
+}
+
 /* "srun: error: node-2: task 5: Killed", "srun: error: node-2: tasks 4-5: Killed" */
 static bool read_srun(const char *line, struct ls_launch_loss *loss) {
     char how[32], list[128];
@@ -522,26 +546,42 @@ static char *read_since(const char *log_path, int64_t attempt) {
 
 bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss) {
     struct hints hints = {.daemon_gone = false};
+    struct ls_launch_exit first;
     char *text = read_since(log_path, attempt);
-    bool found = false;
-    for (char *line = text, *next; line && !found; line = next) {
+    bool found = false, ended = false; /* srun ends the other tasks behind one with a code: they are not lost */
+    for (char *line = text, *next; line && !found && !ended; line = next) {
         next = strchr(line, '\n');
         if (next) *next++ = 0;
         found = read_words(line, loss, &hints);
+        ended = read_srun_exit(line, &first);
     }
     free(text);
     return found || take_hints(&hints, loss);
 }
 
-int ls_launch_read_signal(const char *log_path, int64_t attempt, int status) {
-    static const char mark[] = "Primary job  terminated normally, but ";
+static int signal_of(int code) {
     static const int numbers[] = {SIGKILL, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGTERM, SIGTRAP, SIGSYS};
-    bool killed = false;
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) killed |= status == 128 + numbers[i];
-    char *text = killed ? read_since(log_path, attempt) : NULL;
-    const bool told = text && strstr(text, mark);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (code == 128 + numbers[i]) return numbers[i];
+    return 0;
+}
+
+bool ls_launch_read_exit(const char *log_path, int64_t attempt, int status, struct ls_launch_exit *exited) {
+    static const char unnamed[] = "Primary job  terminated normally, but ";
+    struct ls_launch_exit read = {.rank = -1};
+    char *text = status > 0 ? read_since(log_path, attempt) : NULL;
+    const bool some = text && strstr(text, unnamed) && status != LS_COMMUNICATION;
+    bool named = false;
+    for (char *line = text, *next; line && !named; line = next) {
+        next = strchr(line, '\n');
+        if (next) *next++ = 0;
+        named = read_srun_exit(line, &read) || read_mpirun_exit(line, &read);
+    }
     free(text);
-    return told ? status - 128 : 0;
+    if (!named) read = (struct ls_launch_exit){.rank = -1, .code = status};
+    read.killed_by = signal_of(read.code);
+    if (named || some) *exited = read;
+    return named || some;
 }
 
 /* The session of process `pid`, or -1. */

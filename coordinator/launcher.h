@@ -81,9 +81,17 @@ bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch
 /* How many bytes of the output at `log_path` come before what was written since `attempt` was started; -1 when its
  * start is not there, or too far from the end. */
 int64_t ls_launch_find_output(const char *log_path, int64_t attempt);
-/* The signal that killed a rank of `attempt` before MPI knew it, of which mpirun, ending with `status`, says that there
- * was one and not which; 0: it says nothing of that. */
-int ls_launch_read_signal(const char *log_path, int64_t attempt, int status);
+
+/* A rank of which the launcher says that it made all end, by its exit code. */
+struct ls_launch_exit {
+    int32_t rank;  /* -1: it does not say which, as of one that mpirun had not noted yet */
+    int code;      /* not 0 */
+    int killed_by; /* the signal that a shell's code (128 and it) stands for; 0: none */
+    char host[64]; /* "": not said */
+};
+/* Finds it in what the launcher, which ended with `status`, has said since `attempt` was started; false when that is
+ * nothing of a rank. One with code 6 has lost another, and is not meant. */
+bool ls_launch_read_exit(const char *log_path, int64_t attempt, int status, struct ls_launch_exit *exited);
 
 /* Sends `signal` to every process of the session led by `leader`, however its groups are; returns how many there were.
  * 0: only counts. */

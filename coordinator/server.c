@@ -162,15 +162,26 @@ static void tell_held(struct ls_server *server) {
 /* What a rank said on its standard error comes first: it may have reached nobody else. */
 static void on_launcher_exited(struct ls_server *server, const struct ls_channel_message *message) {
     struct ls_watcher_loss loss;
-    char path[PATH_MAX];
+    struct ls_launch_exit exited;
+    char path[PATH_MAX], host[LS_HOST_NAME_SIZE];
     snprintf(path, sizeof path, "%s/logs/launcher.log", server->run->directory.path);
     if (message->status && ls_watcher_read_launcher(server->watcher, &loss)) tell_fault(server, &loss);
     if (!server->ended) tell_launchers_verdict(server, message->attempt);
-    tell_held(server);
-    if (server->ended) return;
     struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message->attempt};
     event.launcher_exited.status = message->status;
-    event.launcher_exited.killed_by = ls_launch_read_signal(path, message->attempt, message->status);
+    if (ls_launch_read_exit(path, message->attempt, message->status, &exited)) {
+        if (exited.host[0])
+            snprintf(host, sizeof host, "%s", joined_name(server, exited.host));
+        else
+            server_find_host(server, exited.rank, host, sizeof host);
+        event.launcher_exited.code = exited.code;
+        event.launcher_exited.rank = exited.rank;
+        event.launcher_exited.killed_by = exited.killed_by;
+        event.launcher_exited.host = host;
+        server->held_ms = 0; /* it was ended for that one */
+    }
+    tell_held(server);
+    if (server->ended) return;
     if (message->status)
         ls_watcher_read_first_words(server->watcher, event.launcher_exited.said, sizeof event.launcher_exited.said);
     server_note_loss(server, 0);

@@ -111,18 +111,40 @@ static void ask_hosts(struct ls_server *server) {
     room->silent_count = ls_allocation_find_lost(server->run->allocation, room->silent, LS_CORE_HOSTS_MAX);
 }
 
+/* The hosts that do not answer and those left out; returns how many. */
+static int list_left_out(const struct ls_server *server, const char *without[2 * LS_CORE_HOSTS_MAX]) {
+    const char *name;
+    int count = server->room.silent_count;
+    for (int i = 0; i < count; i++) without[i] = server->room.silent[i];
+    for (int i = 0; i < LS_CORE_HOSTS_MAX && (name = ls_core_excluded(server->run->machine, i)); i++)
+        without[count++] = name;
+    return count;
+}
+
+void server_find_host(const struct ls_server *server, int32_t rank, char *host, size_t size) {
+    const struct ls_run *run = server->run;
+    const char *without[2 * LS_CORE_HOSTS_MAX];
+    host[0] = 0;
+    if (!has_hosts(server)) snprintf(host, size, "%s", run->facts.host);
+    if (!has_hosts(server) || run->config->launcher.arguments_count) return;
+    const struct ls_allocation *allocation = run->allocation;
+    int64_t *counts = calloc((size_t)allocation->hosts.count, sizeof *counts), before = 0;
+    if (counts && ls_hosts_deal(&allocation->hosts, run->ranks, allocation->ranks_per_node, without,
+                                list_left_out(server, without), counts, NULL) == LS_OK)
+        for (int i = 0; i < allocation->hosts.count; before += counts[i++])
+            if (rank >= before && rank < before + counts[i]) snprintf(host, size, "%s", allocation->hosts.list[i].name);
+    free(counts);
+}
+
 /* Ranks that the hosts which answer have room for, without those left out and with them; -1 where hosts are not ours to
  * choose. */
 static void count_slots(const struct ls_server *server, int32_t *slots, int32_t *slots_all) {
     const struct ls_allocation *allocation = server->run->allocation;
     const struct server_room *room = &server->room;
-    const char *without[2 * LS_CORE_HOSTS_MAX], *name;
-    int count = room->silent_count;
+    const char *without[2 * LS_CORE_HOSTS_MAX];
     *slots = *slots_all = -1;
     if (!has_hosts(server)) return;
-    for (int i = 0; i < count; i++) without[i] = room->silent[i];
-    for (int i = 0; i < LS_CORE_HOSTS_MAX && (name = ls_core_excluded(server->run->machine, i)); i++)
-        without[count++] = name;
+    const int count = list_left_out(server, without);
     *slots = fitting_ranks(server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, without, count));
     *slots_all = fitting_ranks(
         server, ls_hosts_room(&allocation->hosts, allocation->ranks_per_node, room->silent, room->silent_count));

@@ -152,6 +152,8 @@ void server_kill(struct ls_server *server, uint32_t attempt);
 void server_kill_at_end(struct ls_server *server);
 /* Says CLEARED once the processes are gone and no commit is under way. */
 void server_check_cleared(struct ls_server *server);
+/* The host that the launcher was told to start `rank` on; "" where that is not known. */
+void server_find_host(const struct ls_server *server, int32_t rank, char *host, size_t size);
 /* Looks for where the attempt after action->attempt can start; PREPARED follows from server_take_start(). */
 void server_prepare(struct ls_server *server, const struct ls_core_action *action);
 void server_take_start(struct ls_server *server);

@@ -102,6 +102,8 @@ void ls_watcher_read_first_words(const struct ls_watcher *watcher, char *text, s
     for (char *rest, *line = strtok_r(tail, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         /* The line of our own that begins an attempt, and rules. */
         if (strncmp(line, "---", 3) == 0 || !line[strspn(line, " \t\r")]) continue;
+        /* mpirun's only words where a rank ended with a code: the status says as much. */
+        if (strncmp(line, "Primary job ", strlen("Primary job ")) == 0) return;
         size_t length = strlen(ls_wire_make_plain(text, size, line));
         while (length > 0 && strchr(". \t\r", text[length - 1])) text[--length] = 0;
         return;

@@ -30,6 +30,10 @@ pairs=$!
 sed '/until\|sleep/d' broken >at-once && chmod +x at-once
 run early --set fault.min_ranks=2 --set "launcher.wrapper=[$work/at-once]" &
 early=$!
+# By itself, with a code and no word, as a container that does not start.
+sed 's/kill -KILL.*/exit 3/' broken >ends && chmod +x ends
+run coded --set fault.min_ranks=2 --set "launcher.wrapper=[$work/ends]" &
+coded=$!
 
 wait $fewer
 status=$?
@@ -52,6 +56,12 @@ status=$?
 check "a run goes on though mpirun may not say which rank died so early" test $status -eq 0
 check "with two ranks after three losses" \
     bash -c "[ \"\$(grep -cE 'rank 2 on $(hostname) was lost|a rank was killed by signal 9 before it joined' early.out)\" -ge 3 ] && grep -q '^attempt 4: resuming at step 0 of 20 on 2 ranks' early.out"
+
+wait $coded
+status=$?
+check "a run goes on with two ranks where the third ends with a code at every start" test $status -eq 0
+check "named with host and code each time, and no other rank" \
+    bash -c "[ \"\$(grep -c '^communication: rank 2 on $(hostname) ended with code 3 before it joined' coded.out)\" = 3 ] && ! grep -q 'rank [01] on' coded.out"
 
 wait $pairs
 status=$?

@@ -68,6 +68,16 @@ static void kill_rank(struct world *w, int rank) {
     push_plain(w, ITEM_DEATH, between(w, 300, 2500), 0, 0);
 }
 
+/* A rank ends with a code and without a word; of one that ends at once its launcher may not say which. */
+static bool end_rank(struct world *w, int rank) {
+    static const int codes[] = {3, 126, 127, 137};
+    if (!w->team.running || !w->team.launched) return false;
+    w->launcher_code = codes[below(w, (int64_t)(sizeof codes / sizeof *codes))];
+    w->launcher_rank = chance(w, 60) ? rank : -1;
+    leave(w, w->launcher_code);
+    return true;
+}
+
 static void rank_faults(struct world *w, int rank, enum ls_code code, const char *text) {
     struct team *team = &w->team;
     if (!team->running || team->dead[rank]) return;
@@ -256,8 +266,8 @@ static void differ(struct world *w, int rank) {
 static bool needs_team(enum fault_kind kind) {
     return kind < FAULT_COORDINATOR_CRASHES || (kind >= FAULT_RANK_KILLED && kind <= FAULT_IMPOSTOR) ||
            kind == FAULT_NONSENSE || kind == FAULT_NONFINITE || kind == FAULT_OUT_OF_MEMORY || kind == FAULT_STALL ||
-           kind == FAULT_REPLICA_DIFFERS || kind == FAULT_LAUNCHER_DIES || kind == FAULT_DIGEST_CHANGES ||
-           kind == FAULT_STEP_NOT_GRANTED || kind == FAULT_OLD_ATTEMPT_SPEAKS;
+           kind == FAULT_REPLICA_DIFFERS || kind == FAULT_LAUNCHER_DIES || kind == FAULT_RANK_ENDS ||
+           kind == FAULT_DIGEST_CHANGES || kind == FAULT_STEP_NOT_GRANTED || kind == FAULT_OLD_ATTEMPT_SPEAKS;
 }
 
 static void inject(struct world *w, enum fault_kind kind) {
@@ -351,6 +361,7 @@ static void inject(struct world *w, enum fault_kind kind) {
     case FAULT_STEP_NOT_GRANTED:
         if (alive) disobey(w);
         break;
+    case FAULT_RANK_ENDS: counted = end_rank(w, rank); break;
     case FAULT_LAUNCHER_DIES: leave(w, chance(w, 50) ? 1 : -9); break;
     case FAULT_SIGNAL_SAVE: signal_core(w, LS_SIGNAL_SAVE, 0); break;
     case FAULT_SIGNAL_REQUEUE: signal_core(w, LS_SIGNAL_REQUEUE, 0); break;
@@ -439,6 +450,7 @@ static void plan_faults(struct world *w) {
         if (fatal && chance(w, storm ? 97 : 60))
             kind = chance(w, 50) ? FAULT_CONNECTION_BREAKS : FAULT_COORDINATOR_CRASHES;
         bool early = kind >= FAULT_RANK_NEVER_JOINS && kind <= FAULT_WRONG_WORLD_SIZE;
+        early |= kind == FAULT_RANK_ENDS && chance(w, 50);
         int64_t span_ms = 2000 + w->end_step * STEP_MS_MAX / 2;
         if (storm) span_ms *= 4;
         push_plain(w, ITEM_FAULT, early ? 100 : between(w, 0, span_ms), 0, (int)kind);

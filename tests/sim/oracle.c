@@ -299,6 +299,10 @@ static void oracle_hears(struct world *w, const struct ls_core_event *event, con
         if (!current) break;
         w->att.excuse = w->att.launcher_exited = true;
         w->att.launcher_killed |= event->launcher_exited.status < 0;
+        w->att.ended_code = event->launcher_exited.code;
+        w->att.ended_rank = event->launcher_exited.rank;
+        w->att.ended_early |= event->launcher_exited.code && !w->att.assembled && event->launcher_exited.code != 126 &&
+                              event->launcher_exited.code != 127;
         break;
     case LS_EVENT_CLEARED:
         if (event->attempt == w->begun.attempt && w->att.kill_asked) w->att.cleared = true;

@@ -6,12 +6,26 @@
 static bool may_be_mended(const struct world *w) {
     if (w->att.exact_code) return w->att.exact_mendable;
     if (w->att.launcher_killed || w->att.lost_rank >= 0 || w->att.lost_host >= 0 || w->att.complaint) return true;
-    if (w->att.launcher_exited) return w->seen.ever_joined;
+    if (w->att.launcher_exited) return w->seen.ever_joined || w->att.ended_early;
     return w->seen.ever_assembled && (w->att.assembled || w->options.launched);
 }
 
 static void name_host(char name[16], int host) {
     snprintf(name, 16, "host-%d", host);
+}
+
+/* A rank of which only the launcher knows is named, with its host; where the launcher does not say which, none is. */
+static void judge_ended_rank(struct world *w, const struct ls_core_record *record) {
+    char name[48];
+    const int rank = w->att.ended_rank;
+    if (rank < 0) {
+        if (record->end.rank >= 0) violate(w, "nobody knows which rank it was: %s", record->end.text);
+        return;
+    }
+    snprintf(name, sizeof name, "rank %d on host-%d", rank, w->team.host[rank]);
+    if (!strstr(record->end.text, name)) violate(w, "%s ended: %s", name, record->end.text);
+    if (record->end.scope != LS_SCOPE_RANK || record->end.rank != rank || strcmp(record->end.host, strchr(name, 'h')))
+        violate(w, "%s ended, the record has rank %d on %s", name, record->end.rank, record->end.host);
 }
 
 /* A loss is told with the rank or host that was lost, and nothing is called lost that is there. */
@@ -33,6 +47,7 @@ static void judge_loss(struct world *w, const struct ls_core_record *record) {
             violate(w, "%s is lost, the record names %s: %s", name, record->end.host, text);
         return;
     }
+    if (w->att.lost_rank < 0 && !w->att.complaint && w->att.ended_code) judge_ended_rank(w, record);
     if (w->att.lost_rank < 0) return;
     char name[32], host[16];
     snprintf(name, sizeof name, "rank %d on host", w->att.lost_rank);

@@ -266,6 +266,16 @@ static void take_welcome(struct world *w, int index, const struct ls_core_action
     if (team->started) repeat_reports(w, index);
 }
 
+static void say_why_launcher_ended(const struct world *w, struct item *item) {
+    static const char *const names[HOSTS_MAX] = {"host-0", "host-1", "host-2", "host-3"};
+    item->event.launcher_exited.status = w->launcher_status;
+    item->event.launcher_exited.code = w->launcher_code;
+    item->event.launcher_exited.rank = w->launcher_rank;
+    item->event.launcher_exited.killed_by = w->launcher_code > 128 ? w->launcher_code - 128 : 0;
+    if (w->launcher_code && w->launcher_rank >= 0)
+        item->event.launcher_exited.host = names[w->team.host[w->launcher_rank]];
+}
+
 static void leave(struct world *w, int status) {
     struct team *team = &w->team;
     if (!team->running) return;
@@ -278,7 +288,7 @@ static void leave(struct world *w, int status) {
     struct item item = report(w, LS_EVENT_LAUNCHER_EXITED);
     item.kind = ITEM_LOCAL;
     item.time_ms = w->now_ms + between(w, 1, 50);
-    item.event.launcher_exited.status = status;
+    say_why_launcher_ended(w, &item);
     push(w, &item);
 }
 
@@ -368,6 +378,7 @@ static void start_team(struct world *w, uint32_t attempt, int ranks) {
     team->asynchronous = chance(w, 40);
     team->impatient = chance(w, 30);
     w->launcher_gone = false;
+    w->launcher_code = 0;
     bool host_missing = false;
     for (int rank = 0; rank < ranks; rank++) {
         team->wrong[rank] = -1;

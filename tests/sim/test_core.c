@@ -200,7 +200,12 @@ static void any_event(struct world *w, struct ls_core_event *event, struct ls_co
         event->replica_differs.good_step = odd_number(w);
         event->attempt = chance(w, 5);
         break;
-    case LS_EVENT_LAUNCHER_EXITED: event->attempt = chance(w, 5); break;
+    case LS_EVENT_LAUNCHER_EXITED:
+        event->launcher_exited.code = (int)odd_number(w);
+        event->launcher_exited.rank = (int32_t)odd_number(w);
+        event->launcher_exited.killed_by = (int)odd_number(w);
+        event->attempt = chance(w, 5);
+        break;
     case LS_EVENT_COMMIT_DONE:
     case LS_EVENT_COMMIT_FAILED:
         event->commit.step = odd_number(w);

@@ -242,7 +242,7 @@ static void coordinator_returns(struct world *w) {
         if (w->team.link[i].connection) connect_link(w, i, chance(w, 50));
     if (!w->launcher_gone || w->supervisor_dead) return;
     struct item item = report(w, LS_EVENT_LAUNCHER_EXITED);
-    item.event.launcher_exited.status = w->launcher_status;
+    say_why_launcher_ended(w, &item);
     local_event(w, item, between(w, 1, 50));
 }
 

@@ -61,6 +61,7 @@ enum {
     X(OUT_OF_MEMORY)                                                                                                   \
     X(DIGEST_CHANGES)                                                                                                  \
     X(STEP_NOT_GRANTED)                                                                                                \
+    X(RANK_ENDS)                                                                                                       \
     X(LAUNCHER_DIES)                                                                                                   \
     X(SIGNAL_SAVE)                                                                                                     \
     X(SIGNAL_REQUEUE)                                                                                                  \
@@ -304,6 +305,8 @@ struct world {
     int slow_fsyncs, slow_commits, late_parts, save_fails;
     bool launcher_gone;
     int launcher_status;
+    int launcher_code; /* of a rank that made it end, as it says; 0: none */
+    int launcher_rank; /* which one it was; -1: it does not say */
 
     /* oracle: what this generation was told and has said */
     struct {
@@ -332,6 +335,8 @@ struct world {
         int lost_host;       /* the first node lost, -1: none */
         bool excuse;         /* something happened that may end an attempt with 6 */
         bool complaint, launcher_exited, launcher_killed;
+        int ended_code, ended_rank; /* of a rank that made the launcher end, as that says; code 0: none, rank -1: any */
+        bool ended_early;           /* before all had joined, and not as a program that is not there */
         /* recovery */
         bool faulted, restart; /* FAULT is asked for or restored, and says that another attempt follows */
         struct ls_core_record fault;

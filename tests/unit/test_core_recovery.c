@@ -263,13 +263,46 @@ static void a_rank_that_was_killed_before_any_joined_is_started_again(void **sta
     tick(0);
     happen(&(struct ls_core_event){.kind = LS_EVENT_LAUNCHER_EXITED,
                                    .attempt = 3,
-                                   .launcher_exited = {.status = 137, .killed_by = 9, .said = "Primary job"}});
+                                   .launcher_exited = {.status = 137, .code = 137, .rank = -1, .killed_by = 9}});
     tick(10);
     tick(1010);
     assert_non_null(strstr(recorded(LS_RECORD_FAULT)->end.text, "a rank was killed by signal 9 before it joined"));
     assert_int_equal(recorded(LS_RECORD_FAULT)->end.scope, LS_SCOPE_RANK);
     assert_int_equal(recorded(LS_RECORD_FAULT)->end.rank, -1);
     assert_non_null(asked(LS_ACTION_KILL));
+}
+
+/* A container that one host cannot start: told with all that is known, and tried again. */
+static void a_rank_that_ended_before_any_joined_is_named_and_started_again(void **state) {
+    (void)state;
+    create(restartable());
+    tick(0);
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_LAUNCHER_EXITED,
+        .attempt = 3,
+        .launcher_exited = {.status = 125, .code = 125, .rank = 1, .host = "node7", .said = "no such image"}});
+    tick(10);
+    tick(1010);
+    assert_string_equal(
+        recorded(LS_RECORD_FAULT)->end.text,
+        "communication: rank 1 on node7 ended with code 125 before it joined, at step 1 of 20, says the "
+        "launcher, and gave no reason; it says first 'no such image'. Look in logs/ at launcher.log and "
+        "the end of rank-00001.log, and at what starts it (launcher.wrapper).");
+    assert_int_equal(recorded(LS_RECORD_FAULT)->end.rank, 1);
+    assert_string_equal(recorded(LS_RECORD_FAULT)->end.host, "node7");
+    assert_non_null(asked(LS_ACTION_KILL));
+}
+
+static void a_program_that_is_not_there_is_not_started_again(void **state) {
+    (void)state;
+    create(restartable());
+    tick(0);
+    happen(&(struct ls_core_event){.kind = LS_EVENT_LAUNCHER_EXITED,
+                                   .attempt = 3,
+                                   .launcher_exited = {.status = 127, .code = 127, .rank = 1, .host = "node7"}});
+    tick(10);
+    tick(1010);
+    assert_ended(LS_COMMUNICATION, "rank 1 on node7 ended with code 127");
 }
 
 static void a_launcher_that_was_killed_is_started_again(void **state) {
@@ -855,6 +888,8 @@ int main(void) {
         PROMISE(what_a_restart_cannot_mend_ends_at_once),
         PROMISE(a_run_that_never_came_together_is_not_started_again),
         PROMISE(a_launcher_that_was_killed_is_started_again),
+        PROMISE(a_rank_that_ended_before_any_joined_is_named_and_started_again),
+        PROMISE(a_program_that_is_not_there_is_not_started_again),
         PROMISE(a_rank_that_was_killed_before_any_joined_is_started_again),
         PROMISE(processes_that_cannot_be_ended_end_the_run),
         PROMISE(without_a_place_to_go_on_from_the_run_ends),

@@ -193,31 +193,68 @@ static void test_a_loss_is_found_behind_any_output(void **state) {
     assert_false(read_loss_behind("--- attempt 2: mpirun -n 4 x\n", 1000, others, &loss));
 }
 
-static int read_signal(const char *text, int status) {
+static bool read_exit(const char *text, int status, struct ls_launch_exit *exited) {
     char path[] = "/tmp/lockstep-launcher-XXXXXX";
     int file = mkstemp(path);
     assert_true(file >= 0 && write(file, text, strlen(text)) == (ssize_t)strlen(text));
     close(file);
-    const int number = ls_launch_read_signal(path, 3, status);
+    const bool found = ls_launch_read_exit(path, 3, status, exited);
     unlink(path);
-    return number;
+    return found;
 }
 
-static void test_a_rank_that_died_too_early_to_be_named_is_told_from_a_launcher_that_cannot_work(void **state) {
+#define ENDED                                                                                                          \
+    "--- attempt 3: mpirun x\n-----\nPrimary job  terminated normally, but 1 process returned\n"                       \
+    "a non-zero exit code. Per user-direction, the job has been aborted.\n-----\n"
+
+static void test_a_rank_that_ended_too_early_to_be_named_is_told_from_a_launcher_that_cannot_work(void **state) {
     (void)state;
-    static const char died[] =
-        "--- attempt 3: mpirun x\n-----\nPrimary job  terminated normally, but 1 process returned\n"
-        "a non-zero exit code. Per user-direction, the job has been aborted.\n-----\n";
-    assert_int_equal(read_signal(died, 137), SIGKILL);
-    assert_int_equal(read_signal(died, 139), SIGSEGV);
-    assert_int_equal(read_signal(died, 1), 0); /* by itself, with a code */
-    assert_int_equal(read_signal(died, 0), 0);
-    assert_int_equal(read_signal("--- attempt 3: mpirun x\nmpirun: Error: unknown option \"--nonsense\"\n", 137), 0);
-    assert_int_equal(read_signal("--- attempt 3: mpirun x\nmpirun was unable to launch the specified application as it "
-                                 "could not access\n",
-                                 132),
-                     0);
-    assert_int_equal(ls_launch_read_signal("/nowhere", 3, 137), 0);
+    struct ls_launch_exit exited;
+    assert_true(read_exit(ENDED, 137, &exited));
+    assert_int_equal(exited.rank, -1);
+    assert_int_equal(exited.code, 137);
+    assert_int_equal(exited.killed_by, SIGKILL);
+    assert_true(read_exit(ENDED, 139, &exited) && exited.killed_by == SIGSEGV);
+    assert_true(read_exit(ENDED, 3, &exited) && exited.rank == -1 && exited.code == 3 && exited.killed_by == 0);
+    assert_false(read_exit(ENDED, 0, &exited));
+    assert_false(read_exit(ENDED, -9, &exited));
+    assert_false(read_exit("--- attempt 3: mpirun x\nmpirun: Error: unknown option \"--nonsense\"\n", 137, &exited));
+    assert_false(read_exit("--- attempt 3: mpirun x\nmpirun was unable to launch the specified application as it "
+                           "could not access\n",
+                           132, &exited));
+    assert_false(ls_launch_read_exit("/nowhere", 3, 137, &exited));
+}
+
+static void test_a_launcher_tells_which_rank_ended_with_which_code(void **state) {
+    (void)state;
+    struct ls_launch_exit exited;
+    struct ls_launch_loss loss;
+    assert_true(read_exit(ENDED "mpirun detected that one or more processes exited with non-zero status, thus causing\n"
+                                "the job to be terminated. The first process to do so was:\n\n"
+                                "  Process name: [[23928,1],12]\n  Exit code:    255\n-----\n",
+                          255, &exited));
+    assert_int_equal(exited.rank, 12);
+    assert_int_equal(exited.code, 255);
+    assert_int_equal(exited.killed_by, 0);
+    assert_string_equal(exited.host, "");
+    assert_true(read_exit("--- attempt 3: mpirun x\n   Process name: [prterun-h2-7@1,1]\n   Exit code:    137\n", 137,
+                          &exited));
+    assert_true(exited.rank == 1 && exited.killed_by == SIGKILL);
+    /* It has lost another one. */
+    assert_false(read_exit(ENDED "  Process name: [[23928,1],1]\n  Exit code:    6\n", 6, &exited));
+    /* Behind the one that ended by itself srun kills the others: none of these was lost. */
+    static const char srun[] = "--- attempt 3: srun x\nsrun: error: node-2: task 5: Exited with exit code 3\n"
+                               "srun: launch/slurm: _step_signal: Terminating StepId=1.7\n"
+                               "srun: error: node-2: task 4: Killed\nsrun: error: node-1: tasks 0-3: Killed\n";
+    assert_true(read_exit(srun, 3, &exited));
+    assert_true(exited.rank == 5 && exited.code == 3);
+    assert_string_equal(exited.host, "node-2");
+    assert_false(read_loss(srun, &loss));
+    assert_true(read_loss("--- attempt 3: srun x\nsrun: error: node-2: task 5: Exited with exit code 6\n"
+                          "srun: error: node-1: task 0: Killed\n",
+                          &loss));
+    assert_int_equal(loss.ranks[0], 0);
+    assert_false(read_exit("--- attempt 3: srun x\nsrun: error: node-2: task 5: Killed\n", 137, &exited));
 }
 
 static void test_a_launcher_tells_which_rank_was_lost(void **state) {
@@ -402,7 +439,8 @@ int main(void) {
         cmocka_unit_test(test_excluded_hosts_get_no_rank),
         cmocka_unit_test(test_a_launcher_tells_which_rank_was_lost),
         cmocka_unit_test(test_a_loss_is_found_behind_any_output),
-        cmocka_unit_test(test_a_rank_that_died_too_early_to_be_named_is_told_from_a_launcher_that_cannot_work),
+        cmocka_unit_test(test_a_rank_that_ended_too_early_to_be_named_is_told_from_a_launcher_that_cannot_work),
+        cmocka_unit_test(test_a_launcher_tells_which_rank_ended_with_which_code),
         cmocka_unit_test(test_wrapper_and_environment_are_where_they_belong),
         cmocka_unit_test(test_srun_is_told_hosts_threads_and_who_reads_the_key),
         cmocka_unit_test(test_a_worker_that_is_no_rank_of_a_run_gets_no_run),

@@ -102,7 +102,14 @@ static void what_was_said_before_a_new_coordinator_came_counts(void **unused) {
     ls_watcher_read_first_words(next, words, sizeof words);
     assert_string_equal(words, "hello");
     ls_watcher_destroy(next);
-    assert_int_equal(ls_watcher_create(folder, run_id, 5, &next, NULL), LS_OK); /* not begun yet */
+    /* Nothing that a rank said. */
+    say("--- attempt 5: mpirun\n-----\nPrimary job  terminated normally, but 1 process returned\na non-zero exit "
+        "code.\n");
+    assert_int_equal(ls_watcher_create(folder, run_id, 5, &next, NULL), LS_OK);
+    ls_watcher_read_first_words(next, words, sizeof words);
+    assert_string_equal(words, "");
+    ls_watcher_destroy(next);
+    assert_int_equal(ls_watcher_create(folder, run_id, 6, &next, NULL), LS_OK); /* not begun yet */
     assert_false(ls_watcher_read_launcher(next, &loss));
     ls_watcher_destroy(next);
 }

@@ -100,11 +100,15 @@ void ls_doctor_examine_host(struct ls_examination *examination) {
     struct statvfs shm;
     ls_doctor_report(examination, LS_HEALTH_FINE, "cores", NULL, "%lld usable", (long long)ls_launch_cores());
     examine_memory(examination);
-    const bool has_shm = statvfs("/dev/shm", &shm) == 0;
+    const bool has_shm = statvfs("/dev/shm", &shm) == 0 && access("/dev/shm", W_OK | X_OK) == 0;
     const double shm_mib = has_shm ? (double)shm.f_bavail * (double)shm.f_frsize / (1 << 20) : 0;
-    ls_doctor_report(examination, fine_if(shm_mib >= SHM_MIB_LEAST), "/dev/shm",
-                     "give it more room (mount -o remount,size=1G /dev/shm; docker: --shm-size=1g)", "%.0f MiB free",
-                     shm_mib);
+    if (has_shm)
+        ls_doctor_report(examination, fine_if(shm_mib >= SHM_MIB_LEAST), "/dev/shm",
+                         "give it more room (mount -o remount,size=1G /dev/shm; docker: --shm-size=1g)",
+                         "%.0f MiB free", shm_mib);
+    else
+        ls_doctor_report(examination, LS_HEALTH_WRONG, "/dev/shm", "mount a tmpfs there that all may write (mode=1777)",
+                         "cannot be written: %s", strerror(errno));
     getrlimit(RLIMIT_NOFILE, &limit);
     ls_doctor_report(examination, fine_if(limit.rlim_cur >= DESCRIPTORS_LEAST), "descriptors",
                      "raise it: ulimit -n 4096", "%llu may be open", (unsigned long long)limit.rlim_cur);

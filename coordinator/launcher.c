@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -281,6 +282,23 @@ bool ls_launch_has_program(const char *program) {
             return true;
         search += length + (search[length] == ':');
     }
+    return false;
+}
+
+/* Open MPI 4.1: two segments of 4 MiB that PMIx allocates in full, and one of each rank. What does not fit ends ranks
+ * by SIGBUS, or lets them wait for ever. */
+enum { MEMORY_MIB_HOST = 16, MEMORY_MIB_RANK = 4 };
+
+bool ls_launch_has_memory(int64_t ranks, char *why, size_t size) {
+    struct statvfs memory;
+    if (statvfs("/dev/shm", &memory) || access("/dev/shm", W_OK | X_OK)) {
+        snprintf(why, size, "/dev/shm cannot be written: %s", strerror(errno));
+        return false;
+    }
+    const double free_mib = (double)memory.f_bavail * (double)memory.f_frsize / (1 << 20);
+    const int64_t wanted_mib = MEMORY_MIB_HOST + MEMORY_MIB_RANK * ranks;
+    if (memory.f_blocks == 0 || free_mib >= (double)wanted_mib) return true; /* of 0: without a limit */
+    snprintf(why, size, "/dev/shm has %.1f MiB free, and MPI may take %lld there", free_mib, (long long)wanted_mib);
     return false;
 }
 

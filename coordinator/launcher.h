@@ -58,6 +58,9 @@ int64_t ls_launch_cores(void);
 enum ls_code ls_launch_find_worker(char *path, size_t size, struct ls_error *error);
 /* True when `program` can be executed by its name alone. */
 bool ls_launch_has_program(const char *program);
+/* True when /dev/shm takes what the launcher and MPI share for so many ranks on this host; else why[size] says how it
+ * is there. */
+bool ls_launch_has_memory(int64_t ranks, char *why, size_t size);
 /* LS_COMMUNICATION, naming the Debian package, when mpirun is not in PATH. */
 enum ls_code ls_launch_find_mpirun(struct ls_error *error);
 

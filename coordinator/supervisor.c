@@ -211,6 +211,18 @@ static int split_names(char *text, const char **names, int most) {
     return count;
 }
 
+/* Where /dev/shm takes nothing, MPI is left to keep its files where it pleases. */
+static bool has_memory(const struct supervisor *supervisor) {
+    const int hosts = supervisor->allocation.hosts.count > 0 ? supervisor->allocation.hosts.count : 1;
+    char why[256];
+    if (ls_launch_has_memory((supervisor->attempt.ranks + hosts - 1) / hosts, why, sizeof why)) return true;
+    ls_log(LS_LOG_WARNING,
+           "%s: its files go to TMPDIR or /tmp, where a killed launcher leaves them. Make room in /dev/shm (mount -o "
+           "remount,size=1G /dev/shm; docker: --shm-size=1g)",
+           why);
+    return false;
+}
+
 static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_error *error) {
     const struct ls_channel_message *ready = &supervisor->ready;
     struct attempt *attempt = &supervisor->attempt;
@@ -228,7 +240,8 @@ static enum ls_code start_launcher(struct supervisor *supervisor, struct ls_erro
     options.attempt = attempt->number;
     char log_path[PATH_MAX], memory[64];
     ls_leftovers_folder(options.run_id, options.attempt, memory);
-    if (!getenv("OMPI_MCA_orte_tmpdir_base") && !getenv("OMPI_MCA_btl_vader_backing_directory"))
+    if (!getenv("OMPI_MCA_orte_tmpdir_base") && !getenv("OMPI_MCA_btl_vader_backing_directory") &&
+        has_memory(supervisor))
         options.memory = memory;
     struct ls_launch *launch = malloc(sizeof *launch);
     if (!launch) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory to start the launcher");

@@ -135,6 +135,17 @@ expect 6 "openmpi-bin" "a missing mpirun names the package" env PATH= "$work/bin
 expect 0 "^ok +ZeroMQ" "doctor finds nothing wrong here" lockstep doctor
 expect 0 "^ok +memory +[1-9][0-9]* MiB available" "doctor tells the memory" lockstep doctor
 expect 1 "WRONG MPI" "doctor tells a missing mpirun" env PATH= "$work/bin/lockstep" doctor
+if unshare -rm true 2>/dev/null; then
+    printf 'mount -t tmpfs -o "$1" none /dev/shm && shift && exec "$@"\n' >with-memory
+    expect 0 "/dev/shm has 4\.0 MiB free, and MPI may take 24 there" "a run with little shared memory keeps MPI's files elsewhere, and says so" \
+        unshare -rm bash with-memory size=4m lockstep run "$config" -n 2 --run-dir little-memory
+    expect 0 "/dev/shm cannot be written: Read-only file system" "so does one without any" \
+        unshare -rm bash with-memory ro lockstep run "$config" -n 2 --run-dir no-memory
+    expect 1 "WRONG /dev/shm +cannot be written: Read-only file system" "doctor tells shared memory that takes nothing" \
+        unshare -rm bash with-memory ro lockstep doctor
+else
+    skip "runs with too little shared memory" "user namespaces are not allowed here"
+fi
 mkdir hanging
 cat >hanging/mpirun <<'HANGING'
 #!/bin/sh

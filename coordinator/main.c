@@ -13,6 +13,7 @@
 #include "coordinator/command_verify.h"
 #include "coordinator/doctor.h"
 
+#include <locale.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -70,6 +71,7 @@ static void settle_signals(void) {
 int main(int argc, char **argv) {
     ls_files_occupy_standard();
     settle_signals();
+    setlocale(LC_ALL, "C"); /* a preloaded library may have taken one over whose numbers have a comma */
     if (argc < 2) {
         print_help(stderr);
         return ls_report_exit(LS_USAGE, "no command given");

@@ -12,6 +12,7 @@
 
 #include <argp.h>
 #include <errno.h>
+#include <locale.h>
 #include <math.h>
 #include <mpi.h>
 #include <pthread.h>
@@ -282,6 +283,7 @@ int main(int argc, char **argv) {
     struct ls_progress *progress = open_progress(&placement);
     int level;
     if (MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level)) return LS_COMMUNICATION;
+    setlocale(LC_ALL, "C"); /* a library may have taken one over whose numbers have a comma */
 
     char key_text[LS_KEY_TEXT_MAX];
     struct ls_comm *comm = NULL;

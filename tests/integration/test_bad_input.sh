@@ -25,6 +25,20 @@ expect 2 'the path of --output is longer' "a bench does not write where half of 
     timeout 60 "$lockstep" bench "$config" -n 1 --output "$work/$(printf 'abcdefghi/%.0s' {1..100})"
 check "and makes nothing" test ! -e "$work/abcdefghi"
 
+# --- a locale whose numbers have a comma
+if localedef -i de_DE -f UTF-8 "$work/de_DE.UTF-8" >/dev/null 2>&1; then
+    ${CC:-cc} -O1 -Wall -Wextra -Werror -shared -fPIC -o "$work/locale.so" tests/integration/locale.c
+    commas=(env "LD_PRELOAD=$work/locale.so" "LOCPATH=$work" LC_ALL=de_DE.UTF-8)
+    check "the library takes the user's locale over" test "$("${commas[@]}" printf %.1f 0,5)" = "0,5"
+    run points -n 2 --set name=one >"$work/points.out" 2>&1
+    expect 0 'validation loss +[0-9]+\.[0-9]' "a library that takes over a locale with a comma in numbers ends no run" \
+        "${commas[@]}" timeout 120 "$lockstep" run "$config" --run-dir "$work/commas" -n 2 --set name=one
+    check "and changes no configuration" cmp "$work/points/config.yaml" "$work/commas/config.yaml"
+    check "nor what stands in a checkpoint" diff -r "$work/points/checkpoints" "$work/commas/checkpoints"
+else
+    skip "a locale whose numbers have a comma" "localedef or the source of de_DE is missing"
+fi
+
 # --- what starts a run
 mkfifo "$work/unread"
 exec 7<>"$work/unread" # open for reading, and never read

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { QUEUE_MAX = 4096, SCHEMA_VERSION = 3 };
@@ -91,12 +92,40 @@ enum ls_code ls_journal_open(const char *path, struct ls_journal **result, struc
     return LS_OK;
 }
 
+/* An archived run, or another user's: reading a journal as SQLite does takes a lock and a WAL, which are written. */
+static bool is_read_only(const char *path) {
+    char folder[JOURNAL_PATH_BYTES];
+    snprintf(folder, sizeof folder, "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (slash) *slash = 0;
+    return access(path, R_OK) == 0 && (access(path, W_OK) || access(slash ? folder : ".", W_OK));
+}
+
+/* Nobody has it, so it is read as what does not change. */
+static enum ls_code open_unchanging(struct ls_journal *journal, struct ls_error *error) {
+    char uri[3 * JOURNAL_PATH_BYTES + 32] = "file:", file[JOURNAL_PATH_BYTES + 8];
+    struct stat status;
+    snprintf(file, sizeof file, "%s-wal", journal->path);
+    if (stat(file, &status) == 0 && status.st_size > 0)
+        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                       "the journal %s may not be written by this user or here, and %s holds what a killed run had not "
+                       "put into it yet. Ask as the run's owner, or copy the run directory and ask the copy.",
+                       journal->path, file);
+    size_t used = strlen(uri);
+    for (const char *at = journal->path; *at; at++)
+        used += (size_t)snprintf(uri + used, sizeof uri - used, strchr("%?#", *at) ? "%%%02X" : "%c", *at);
+    snprintf(uri + used, sizeof uri - used, "?immutable=1");
+    const int flags = SQLITE_OPEN_READONLY | SQLITE_OPEN_URI;
+    return sqlite3_open_v2(uri, &journal->database, flags, NULL) == SQLITE_OK ? LS_OK : journal_failed(journal, error);
+}
+
 enum ls_code ls_journal_open_existing(const char *path, struct ls_journal **result, struct ls_error *error) {
     struct ls_journal *journal = create(path);
     if (!journal) return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB, "no memory for the journal");
     enum ls_code code = LS_OK;
+    if (is_read_only(path)) code = open_unchanging(journal, error);
     /* Read-write without creating: a WAL that a crash left behind has to be read too. */
-    if (sqlite3_open_v2(path, &journal->database, SQLITE_OPEN_READWRITE, NULL) != SQLITE_OK)
+    else if (sqlite3_open_v2(path, &journal->database, SQLITE_OPEN_READWRITE, NULL) != SQLITE_OK)
         code = journal_failed(journal, error);
     if (code == LS_OK) code = execute(journal, "PRAGMA locking_mode=EXCLUSIVE; BEGIN", error);
     if (code == LS_OK) code = check_schema(journal, error);

@@ -71,8 +71,8 @@ struct ls_journal_entry {
 
 /* Opens (makes) the journal. LS_CHECKPOINT: cannot be opened, is of another format, or another process has it. */
 enum ls_code ls_journal_open(const char *path, struct ls_journal **journal, struct ls_error *error);
-/* Opens an existing journal for reading only, when nobody has it. LS_CHECKPOINT. Only the reading functions may be
- * called. */
+/* Opens an existing journal for reading only, when nobody has it; it need not be writable. LS_CHECKPOINT. Only the
+ * reading functions may be called. */
 enum ls_code ls_journal_open_existing(const char *path, struct ls_journal **journal, struct ls_error *error);
 /* Writes what is queued, ends the thread, closes. */
 void ls_journal_close(struct ls_journal *journal);

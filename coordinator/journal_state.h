@@ -7,10 +7,12 @@
 #include <pthread.h>
 #include <sqlite3.h>
 
+enum { JOURNAL_PATH_BYTES = 1100 };
+
 struct ls_journal {
     sqlite3 *database;
     sqlite3_stmt *insert;
-    char path[1100];
+    char path[JOURNAL_PATH_BYTES];
     uint32_t generation;
     int wake;
     ls_journal_observer *observe;

@@ -38,6 +38,19 @@ expect 0 "the tokens read again give the digests" "verify --deep proves it" "$lo
 check "every sample was used as often as 3200 sequences of 621 samples give" \
     grep -q "used      621 of 621 samples: 95 of them 6 times, 526 5 times" "$work/expect.log"
 check "the end of the shard is told" grep -q "20 token.* at the end of 1 shard fill none" "$work/expect.log"
+if mkdir 'arch%49ve?a#b' && unshare -rm true 2>/dev/null; then
+    cat >archived <<'END'
+mount --bind "$1" 'arch%49ve?a#b' && mount -o remount,bind,ro 'arch%49ve?a#b' && shift && exec "$@" 'arch%49ve?a#b'
+END
+    expect 0 "the tokens read again give the digests" "a run that may not be written is proven" unshare -rm bash archived run "$lockstep" verify --deep
+    expect 0 "^step 300 " "and its steps are known" unshare -rm bash archived run "$lockstep" blame --step 300
+    cp -r run killed
+    echo more >killed/journal.db-wal
+    expect 4 "journal.db-wal holds what a killed run had not.* copy the run directory" "what is not in its journal yet is not passed over" \
+        unshare -rm bash archived killed "$lockstep" verify
+else
+    skip "a run that may not be written is proven" "user namespaces are not allowed here"
+fi
 "$lockstep" verify run --deep --json >proof.json
 check "the same as JSON" python3 - <<'PYTHON'
 import json, os

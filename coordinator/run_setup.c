@@ -260,12 +260,11 @@ static enum ls_code begin(struct ls_run *run, const struct ls_run_options *optio
             code = ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "the journal of %s has no attempt to go on with",
                            run->directory.path);
         if (code == LS_OK)
-            ls_run_mend_links(run->directory.path, run->attempt.attempt, run->config->checkpoint.keep_best > 0, 0);
+            ls_run_mend_links(run->directory.path, run->attempt.attempt, run->config->checkpoint.keep_best > 0);
     } else {
         code = begin_attempt(run, options, error);
         if (code == LS_OK && run->complete)
-            ls_run_mend_links(run->directory.path, run->attempt.attempt, run->config->checkpoint.keep_best > 0,
-                              run->attempt.start_step);
+            ls_run_mend_complete(run->directory.path, run->attempt.attempt, run->config, run->attempt.start_step);
     }
     if (code == LS_OK && !run->complete)
         code = ls_journal_begin_generation(run->journal, run->attempt.attempt, &run->core.generation, error);

@@ -2,7 +2,6 @@
 #include "coordinator/run_start.h"
 
 #include "common/checkpoint_folder.h"
-#include "common/checkpoint_retention.h"
 #include "common/log.h"
 #include "coordinator/run_directory.h"
 
@@ -53,12 +52,26 @@ static void take(const struct ls_checkpoint_found *found, struct ls_run_start *s
     snprintf(attempt->parent_manifest, sizeof attempt->parent_manifest, "%s", found->manifest_hash);
 }
 
-void ls_run_mend_links(const char *run_dir, int64_t attempt, bool best, int64_t final_step) {
+void ls_run_mend_links(const char *run_dir, int64_t attempt, bool best) {
     struct ls_error error;
     if (ls_checkpoint_recover(run_dir, (uint64_t)attempt, &error) != LS_OK) ls_log(LS_LOG_WARNING, "%s", error.text);
     if (best && ls_retention_mark_best(run_dir, UINT64_MAX, &error) != LS_OK) ls_log(LS_LOG_WARNING, "%s", error.text);
-    if (final_step > 0 && ls_checkpoint_link(run_dir, "final", (uint64_t)final_step, &error) != LS_OK)
-        ls_log(LS_LOG_WARNING, "%s", error.text);
+}
+
+void ls_run_mend_complete(const char *run_dir, int64_t attempt, const struct ls_config *config, int64_t step) {
+    const struct ls_retention retention = ls_run_retention(config);
+    struct ls_error error;
+    ls_run_mend_links(run_dir, attempt, config->checkpoint.keep_best > 0);
+    if (step <= 0) return;
+    if (ls_checkpoint_link(run_dir, "final", (uint64_t)step, &error) != LS_OK) ls_log(LS_LOG_WARNING, "%s", error.text);
+    if (ls_retention_prune(run_dir, (uint64_t)step, &retention, &error) != LS_OK)
+        ls_log(LS_LOG_WARNING, "older checkpoints stay: %s", error.text);
+}
+
+struct ls_retention ls_run_retention(const struct ls_config *config) {
+    return (struct ls_retention){.keep = (int)config->checkpoint.keep,
+                                 .keep_every = config->checkpoint.keep_every,
+                                 .keep_best = (int)config->checkpoint.keep_best};
 }
 
 enum ls_code ls_run_find_start(const struct ls_run_start_wish *wish, struct ls_run_start *start,
@@ -73,7 +86,7 @@ enum ls_code ls_run_find_start(const struct ls_run_start_wish *wish, struct ls_r
         code = ls_checkpoint_reject_from(wish->run_dir, (uint64_t)wish->below_step, (uint64_t)wish->attempt, error);
     if (code == LS_OK) code = ls_checkpoint_recover(wish->run_dir, (uint64_t)wish->attempt, error);
     if (code == LS_OK) code = ls_checkpoint_newest(wish->run_dir, &any, found, pass_over, &search, error);
-    if (code == LS_OK) ls_run_mend_links(wish->run_dir, wish->attempt, wish->best, 0);
+    if (code == LS_OK) ls_run_mend_links(wish->run_dir, wish->attempt, wish->best);
     if (code == LS_OK && any) code = check_lineage(wish, &found->state, error);
     if (code == LS_OK && any) take(found, start);
     free(found);

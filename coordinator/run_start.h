@@ -2,6 +2,8 @@
 #ifndef LS_COORDINATOR_RUN_START_H
 #define LS_COORDINATOR_RUN_START_H
 
+#include "common/checkpoint_retention.h"
+#include "common/config.h"
 #include "common/status.h"
 #include "common/trainer_state.h"
 #include "coordinator/journal.h"
@@ -30,10 +32,15 @@ struct ls_run_start {
     char damaged[LS_RUN_DAMAGED_MAX][400]; /* the first of them: name, and what is wrong */
 };
 
-/* Makes RUN/latest, RUN/best (if `best`) and, with a final_step above 0, RUN/final what the checkpoints say, with the
- * run's lock held: a coordinator may have been killed between a commit and what follows it. `attempt` as for
- * ls_checkpoint_recover(). What cannot be done is logged. */
-void ls_run_mend_links(const char *run_dir, int64_t attempt, bool best, int64_t final_step);
+/* Makes RUN/latest and RUN/best (if `best`) what the checkpoints say, with the run's lock held: a coordinator may have
+ * been killed between a commit and what follows it. `attempt` as for ls_checkpoint_recover(). What cannot be done is
+ * logged. */
+void ls_run_mend_links(const char *run_dir, int64_t attempt, bool best);
+/* The same of a run that is complete with `step`: no other commit follows, so RUN/final is made too, and checkpoints
+ * that need not stay are removed. */
+void ls_run_mend_complete(const char *run_dir, int64_t attempt, const struct ls_config *config, int64_t step);
+/* Which checkpoints stay. */
+struct ls_retention ls_run_retention(const struct ls_config *config);
 
 /* Tidies RUN/checkpoints (ls_checkpoint_recover), rejects the checkpoints from below_step on, and takes the newest good
  * one; damaged ones above it are rejected and logged, and the links mended. Reads every byte of what it accepts. Done

@@ -557,13 +557,12 @@ static void tell_beginning(struct ls_server *server) {
 }
 
 /* The last checkpoint was committed before it was known to be the last one where a coordinator was killed behind its
- * commit, or where what was left to train on went into quarantine. */
-static void link_final(const struct ls_server *server) {
+ * commit, before anything was pruned too, or where what was left to train on went into quarantine. */
+static void mend_complete(const struct ls_server *server) {
     const struct ls_run *run = server->run;
     struct ls_core_status status;
     ls_core_read_status(run->machine, &status);
-    ls_run_mend_links(run->directory.path, run->attempt.attempt, run->config->checkpoint.keep_best > 0,
-                      status.committed_step);
+    ls_run_mend_complete(run->directory.path, run->attempt.attempt, run->config, status.committed_step);
 }
 
 /* The supervisor is dead, who would have ended the workers; maybe before it could say which launcher it had started. */
@@ -593,7 +592,8 @@ enum ls_code ls_server_run(struct ls_run *run, int channel, int signals, struct 
         code = ls_fail(reason, server->end_code, LS_SCOPE_JOB, "%s", server->end_text);
     }
     stop(server);
-    if (served && code == LS_OK && ls_run_directory_is_ours(&run->directory, run->core.generation)) link_final(server);
+    if (served && code == LS_OK && ls_run_directory_is_ours(&run->directory, run->core.generation))
+        mend_complete(server);
     if (served) {
         struct ls_metrics_summary summary;
         ls_metrics_summarise(server->metrics, &summary);

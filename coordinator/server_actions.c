@@ -163,10 +163,7 @@ static void send_committed(struct ls_server *server, const struct ls_core_action
 static void prune(struct ls_server *server) {
     struct ls_core_status status;
     ls_core_read_status(server->run->machine, &status);
-    const struct ls_config *config = server->run->config;
-    const struct ls_retention retention = {.keep = (int)config->checkpoint.keep,
-                                           .keep_every = config->checkpoint.keep_every,
-                                           .keep_best = (int)config->checkpoint.keep_best};
+    const struct ls_retention retention = ls_run_retention(server->run->config);
     ls_committer_prune(server->committer, status.committed_step, &retention);
 }
 

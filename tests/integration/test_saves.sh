@@ -91,15 +91,21 @@ touch hold
 begin_run behind held HOLD_AFTER lockstep run run.yaml --run-dir behind -n 1 --set train.steps=4 --set checkpoint.every_steps=4 \
     --set evaluation.every_steps=4 --set checkpoint.keep_best=1
 until_true 120 "the last checkpoint is there" "${supervisors[behind]}" behind.err test -e behind/checkpoints/step-00000004
+# Those before it are pruned behind the commit too.
+leave_older() { local step && for step in 1 2; do rm -rf behind/checkpoints/step-0000000$step && cp -r behind/checkpoints/step-0000000{4,$step}; done; }
+leave_older
 kill_coordinator behind
 ends 0 "" "a run whose coordinator is killed behind its last commit" behind
 check "has latest, final and best all the same" bash -c \
     "[ \"\$(cat behind/latest)\" = step-00000004 ] && [ -e behind/final/manifest.json ] && [ -e behind/best/manifest.json ]"
+check "and no more checkpoints than checkpoint.keep" test "$(names behind | tr '\n' ' ')" = "step-00000002 step-00000004 "
 rm -f behind/latest behind/final behind/best
+leave_older
 expect 0 "nothing is left to do" "--resume of a complete run" lockstep run run.yaml --run-dir behind -n 1 --resume --set train.steps=4 \
     --set checkpoint.every_steps=4 --set evaluation.every_steps=4 --set checkpoint.keep_best=1
 check "makes them where they are missing" bash -c \
     "[ \"\$(cat behind/latest)\" = step-00000004 ] && [ -e behind/final/manifest.json ] && [ -e behind/best/manifest.json ]"
+check "and prunes what was left" test "$(names behind | tr '\n' ' ')" = "step-00000002 step-00000004 "
 # shellcheck disable=SC2046
 ${CC:-cc} -o edit_database "$source_folder/edit_database.c" $(pkg-config --cflags --libs sqlite3) || exit 1
 check "the end can be taken out of the journal, as if everything had been killed before it" \

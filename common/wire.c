@@ -246,6 +246,7 @@ static void *fill_body(Ls__Envelope *envelope, union bodies *bodies, const struc
         BODY(Fault, fault, FAULT)
         const __typeof__(message->fault) *source = &message->fault;
         FAULT_FIELDS(COPY)
+        target->host = (char *)(uintptr_t)source->host;
         target->text = ls_wire_make_plain(text, LS_WIRE_TEXT_BYTES, source->text);
         return NULL;
     }

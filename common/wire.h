@@ -193,6 +193,7 @@ struct ls_message {
             bool replicas_differ; /* behind `step`; rank -1: whose copy is wrong is not known */
             int64_t good_step;
             bool unloadable; /* the checkpoint that the attempt starts from is no good */
+            char host[64];   /* the rank's, where it may not have joined yet; else "" */
         } fault;
         struct ls_node_report report;
         struct {

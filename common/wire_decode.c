@@ -322,6 +322,7 @@ static void read_body(struct check *check, struct ls_message *message, const Ls_
         require_range(check, "rank", message->fault.rank, message->fault.replicas_differ ? -1 : 0,
                       LS_WIRE_WORLD_MAX - 1);
         require_code(check, message->fault.code);
+        take_string(check, "host", message->fault.host, sizeof message->fault.host, envelope->fault->host);
         take_string(check, "text", message->fault.text, sizeof message->fault.text, envelope->fault->text);
         break;
     case LS_MESSAGE_REPORT: read_report(check, message, envelope->report); break;

@@ -263,8 +263,9 @@ struct ls_core_event {
             int64_t step;
             enum ls_code code;
             const char *text;
-            bool unloadable; /* of code LS_CHECKPOINT: it is the one that the attempt starts from, and is no good */
-        } fault;             /* a rank's own last words */
+            bool unloadable;  /* of code LS_CHECKPOINT: it is the one that the attempt starts from, and is no good */
+            const char *host; /* of a rank that has not joined; else, and where NULL or "": where it joined from */
+        } fault;              /* a rank's own last words */
         struct {
             int32_t rank;
             const char *host; /* of a rank that has not joined; else, and where NULL: where it joined from */

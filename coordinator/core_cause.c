@@ -177,7 +177,10 @@ void core_on_fault(struct ls_core *core, const struct ls_core_event *event, stru
     if (code == LS_CHECKPOINT && event->fault.unloadable && start > 0 && loading) blame.below_step = start;
     if (code == LS_NONFINITE && core->options.nonfinite == LS_NONFINITE_ROLLBACK && has_room_for(core, step))
         blame.below_step = step;
-    core_blame(core, &blame, out, "rank %d on %s, step %lld: %s", event->fault.rank, core_host(core, event->fault.rank),
+    const int32_t rank = event->fault.rank;
+    const bool joined = rank >= 0 && rank < core->world_size && core->ranks[rank].known;
+    if (!joined && event->fault.host && event->fault.host[0]) blame.host = event->fault.host;
+    core_blame(core, &blame, out, "rank %d on %s, step %lld: %s", rank, blame.host ? blame.host : core_host(core, rank),
                (long long)step, event->fault.text);
 }
 

@@ -304,6 +304,7 @@ static void on_worker(struct ls_server *server, ls_connection name, const struct
         event.fault.code = (enum ls_code)message->fault.code;
         event.fault.text = message->fault.text;
         event.fault.unloadable = message->fault.unloadable;
+        event.fault.host = message->fault.host;
         break;
     case LS_MESSAGE_SAVE_REQUEST:
         event.kind = LS_EVENT_SIGNAL;

@@ -57,7 +57,7 @@ struct report {
         struct {
             int64_t rank, step;
             int32_t code;
-            char text[LS_WIRE_TEXT_BYTES];
+            char text[LS_WIRE_TEXT_BYTES], host[64];
             bool replicas_differ, unloadable;
             int64_t good_step;
         } words; /* FAULT, SAVE_FAILED */
@@ -186,6 +186,7 @@ static bool send_report(struct ls_session *session, const struct report *report)
         message.fault.good_step = report->words.good_step;
         message.fault.unloadable = report->words.unloadable;
         memcpy(message.fault.text, report->words.text, sizeof message.fault.text);
+        memcpy(message.fault.host, report->words.host, sizeof message.fault.host);
         break;
     case LS_MESSAGE_SAVE_FAILED:
         message.save_failed.rank = report->words.rank;
@@ -657,6 +658,7 @@ static struct report *begin_words(struct ls_session *session, enum ls_message_ki
     slot->words.code = code;
     slot->words.replicas_differ = slot->words.unloadable = false;
     slot->words.good_step = 0;
+    slot->words.host[0] = 0;
     snprintf(slot->words.text, sizeof slot->words.text, "%s", text);
     return slot;
 }
@@ -685,8 +687,10 @@ static void await_end(struct ls_session *session) {
     pthread_mutex_unlock(&session->mutex);
 }
 
-void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error) {
-    begin_words(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
+void ls_session_fault(struct ls_session *session, int64_t rank, const char *host, int64_t step,
+                      const struct ls_error *error) {
+    struct report *slot = begin_words(session, LS_MESSAGE_FAULT, rank, step, error->code, error->text);
+    snprintf(slot->words.host, sizeof slot->words.host, "%s", host);
     end_report(session);
     await_end(session);
 }

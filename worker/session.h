@@ -70,8 +70,10 @@ void ls_session_part(struct ls_session *session, int64_t step, int64_t rank, int
 void ls_session_save_failed(struct ls_session *session, int64_t step, int64_t rank, const char *text);
 /* A worker got a SIGTERM: asks the coordinator, and each one that follows it, to order a save, until one begins. */
 void ls_session_request_save(struct ls_session *session);
-/* Says that this run ends because of an error of `rank`; waits up to a second for the coordinator to end it. */
-void ls_session_fault(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error);
+/* Says that this run ends because of an error of `rank`; waits up to a second for the coordinator to end it. `host` is
+ * the rank's where it may not have joined yet, else "". */
+void ls_session_fault(struct ls_session *session, int64_t rank, const char *host, int64_t step,
+                      const struct ls_error *error);
 /* The same for a checkpoint: it was read, and is not what it should be, so that the run has to go on from another one.
  */
 void ls_session_unloadable(struct ls_session *session, int64_t rank, int64_t step, const struct ls_error *error);

@@ -42,9 +42,10 @@ struct ls_worker {
     struct ls_worker_options options;
     struct ls_comm *comm, *team; /* team: the trainer's, over NCCL where ranks are on GPUs, else the same */
     int rank, failed_rank;
-    int sharers;     /* ranks on this rank's GPU; 0: CPUs */
-    bool shared;     /* the error is every rank's */
-    bool unloadable; /* it is that the checkpoint to start from is no good */
+    char failed_host[64]; /* "": not known */
+    int sharers;          /* ranks on this rank's GPU; 0: CPUs */
+    bool shared;          /* the error is every rank's */
+    bool unloadable;      /* it is that the checkpoint to start from is no good */
     bool log_is_open;
     bool failed;                /* nothing is left to be said to the coordinator */
     struct ls_session *session; /* rank 0 */
@@ -80,7 +81,13 @@ static void mark(struct ls_worker *worker, enum ls_phase phase) {
 
 static enum ls_code agree(struct ls_worker *worker, const struct ls_error *own, struct ls_error *error) {
     enum ls_code code = ls_comm_agree(worker->comm, own, &worker->failed_rank, error);
-    if (code && worker->failed_rank >= 0) worker->shared = true;
+    if (!code || worker->failed_rank < 0) return code;
+    worker->shared = true;
+    /* The coordinator knows no host of a rank that has not joined. */
+    struct ls_error lost;
+    if (gethostname(worker->failed_host, sizeof worker->failed_host - 1)) worker->failed_host[0] = 0;
+    if (ls_comm_broadcast(worker->comm, worker->failed_host, sizeof worker->failed_host, worker->failed_rank, &lost))
+        worker->failed_host[0] = 0;
     return code;
 }
 
@@ -608,6 +615,15 @@ static enum ls_code loop(struct ls_worker *worker, struct ls_error *error) {
     }
 }
 
+static void tell_fault(struct ls_worker *worker, const struct ls_error *error) {
+    const int rank = worker->failed_rank >= 0 ? worker->failed_rank : worker->rank;
+    const int64_t step = worker->trainer ? ls_trainer_steps_done(worker->trainer) + 1 : worker->welcome.start_step;
+    if (worker->unloadable)
+        ls_session_unloadable(worker->session, rank, step, error);
+    else
+        ls_session_fault(worker->session, rank, worker->failed_host, step, error);
+}
+
 enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
     enum ls_code code = set_up(worker, error);
     if (!code) code = loop(worker, error);
@@ -628,9 +644,7 @@ enum ls_code ls_worker_run(struct ls_worker *worker, struct ls_error *error) {
     if (difference && worker->rank == 0 && worker->session)
         ls_session_replicas_differ(worker->session, difference->rank, difference->step, difference->good_step, error);
     else if (worker->rank == 0 && worker->session)
-        (worker->unloadable ? ls_session_unloadable : ls_session_fault)(
-            worker->session, worker->failed_rank >= 0 ? worker->failed_rank : worker->rank,
-            worker->trainer ? ls_trainer_steps_done(worker->trainer) + 1 : worker->welcome.start_step, error);
+        tell_fault(worker, error);
     return code;
 }
 

@@ -183,6 +183,18 @@ static void a_rank_that_knows_what_is_wrong_is_believed_at_once(void **state) {
     assert_ended(LS_NONFINITE, "rank 1 on node1, step 7: loss is nan");
 }
 
+static void a_rank_that_has_not_joined_is_told_with_its_host(void **state) {
+    (void)state;
+    create(usual());
+    join(VOICE, 0);
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_FAULT,
+        .connection = VOICE,
+        .attempt = 3,
+        .fault = {.rank = 1, .step = 0, .code = LS_DATA, .text = "cannot open /data", .host = "node7"}});
+    assert_ended(LS_DATA, "rank 1 on node7, step 0: cannot open /data");
+}
+
 static void a_rank_cannot_declare_the_run_done(void **state) {
     (void)state;
     create(usual());
@@ -342,6 +354,7 @@ int main(void) {
         PROMISE(a_lost_rank_ends_the_run_naming_rank_host_and_step),
         PROMISE(the_lost_rank_is_blamed_before_those_who_miss_it),
         PROMISE(a_rank_that_knows_what_is_wrong_is_believed_at_once),
+        PROMISE(a_rank_that_has_not_joined_is_told_with_its_host),
         PROMISE(a_rank_cannot_declare_the_run_done),
         PROMISE(a_launcher_that_could_start_nobody_is_quoted),
         PROMISE(a_launcher_that_ends_early_is_reported_after_a_moment),

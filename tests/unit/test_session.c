@@ -418,7 +418,7 @@ static void test_a_fault_ends_the_run_with_its_code(void **state) {
     struct ls_session *session = join(stage, &welcome);
     train(session, 0, 1);
     strcpy(fault.text, "the loss of step 2 is nan");
-    ls_session_fault(session, 1, 2, &fault);
+    ls_session_fault(session, 1, "", 2, &fault);
     struct ls_session_orders orders;
     for (ls_session_orders(session, &orders); !orders.ended; ls_session_orders(session, &orders))
         ls_session_wait(session, 10);

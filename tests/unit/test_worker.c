@@ -31,6 +31,7 @@ struct heard {
     bool stop;
     int32_t code;
     bool unloadable;
+    char host[64];
     char text[256];
 };
 
@@ -203,6 +204,7 @@ static bool remember(struct scene *scene, const struct ls_message *message) {
         event.rank = message->fault.rank;
         event.code = message->fault.code;
         event.unloadable = message->fault.unloadable;
+        snprintf(event.host, sizeof event.host, "%s", message->fault.host);
         snprintf(event.text, sizeof event.text, "%s", message->fault.text);
         break;
     case LS_MESSAGE_HELLO:
@@ -499,6 +501,13 @@ static void a_step_that_is_not_finite_is_told_as_a_fault(void **unused) {
     close_stage(scene);
 }
 
+static const struct heard *fault_of(const struct scene *scene) {
+    for (int i = 0; i < scene->event_count; i++)
+        if (scene->events[i].kind == LS_MESSAGE_FAULT) return &scene->events[i];
+    fail_msg("no fault was told: %s", story_of(scene));
+    return NULL;
+}
+
 static void a_configuration_that_cannot_be_run_is_told_by_every_rank(void **unused) {
     (void)unused;
     struct scene *scene =
@@ -512,14 +521,10 @@ static void a_configuration_that_cannot_be_run_is_told_by_every_rank(void **unus
         assert_int_equal(strncmp(scene->errors[rank].text, "rank 0: ", 8), 0);
     }
     assert_non_null(strstr(story_of(scene), "fault of 0 code 3\n"));
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    assert_string_equal(fault_of(scene)->host, host); /* no rank has joined: nobody else says it */
     close_stage(scene);
-}
-
-static const struct heard *fault_of(const struct scene *scene) {
-    for (int i = 0; i < scene->event_count; i++)
-        if (scene->events[i].kind == LS_MESSAGE_FAULT) return &scene->events[i];
-    fail_msg("no fault was told: %s", story_of(scene));
-    return NULL;
 }
 
 /* A checkpoint is given up for another one only where it is known to be no good. */

@@ -54,14 +54,14 @@ static enum ls_code read_journal(const struct ls_run_directory *run, struct last
     return code;
 }
 
-/* Whether the last attempt ended as attempts end. One whose coordinator was killed did not: another one takes its place
- * within a second if the run goes on. */
+/* Whether the last attempt ended as attempts end, or with all who could go on with it. One whose coordinator was killed
+ * did not: another one takes its place within a second if the run goes on. */
 static bool is_over(const struct ls_run_directory *run) {
     char path[PATH_MAX];
     struct last_words words;
     struct ls_error error;
     snprintf(path, sizeof path, "%s/journal.db", run->path);
-    if (access(path, F_OK)) return true;
+    if (access(path, F_OK) || ls_run_directory_is_abandoned(run)) return true;
     if (read_journal(run, &words, &error) != LS_OK) return false; /* somebody has it: the other one */
     return words.attempt.attempt == 0 || (words.end.kind && words.end.attempt == words.attempt.attempt);
 }

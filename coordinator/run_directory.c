@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <jansson.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -170,6 +171,12 @@ static void read_boot_id(char text[64]) {
     text[strcspn(text, "\n")] = 0;
 }
 
+/* Of the processes that this one can see: containers on one host have a boot id in common, and not their pids. */
+static void read_pid_namespace(char text[64]) {
+    ssize_t count = readlink("/proc/self/ns/pid", text, 63);
+    text[count > 0 ? count : 0] = 0;
+}
+
 static void read_lock(int file, char *text, size_t size) {
     ssize_t count = pread(file, text, size - 1, 0);
     text[count > 0 ? count : 0] = 0;
@@ -210,11 +217,12 @@ enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds,
 
 enum ls_code ls_run_directory_sign(struct ls_run_directory *run, uint32_t generation, const char *endpoint,
                                    struct ls_error *error) {
-    char text[512], host[64] = "", boot[64];
+    char text[512], host[64] = "", boot[64], pids[64];
     gethostname(host, sizeof host - 1);
     read_boot_id(boot);
-    int length = snprintf(text, sizeof text, "host %s\npid %d\nboot %s\nendpoint %s\ngeneration %u\n", host,
-                          (int)getpid(), boot, endpoint, generation);
+    read_pid_namespace(pids);
+    int length = snprintf(text, sizeof text, "host %s\npid %d\nboot %s\nparent %d in %s\nendpoint %s\ngeneration %u\n",
+                          host, (int)getpid(), boot, (int)getppid(), pids, endpoint, generation);
     if (ls_pwrite_all(run->lock, text, (size_t)length, 0) || ftruncate(run->lock, length) || fsync(run->lock))
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB, "cannot write %s/lock: %s", run->path, strerror(errno));
     return LS_OK;
@@ -251,6 +259,24 @@ bool ls_run_directory_endpoint(const struct ls_run_directory *run, char *endpoin
     if (!found) return false;
     found += strlen(",endpoint ");
     return snprintf(endpoint, size, "%.*s", (int)strcspn(found, ","), found) < (int)size;
+}
+
+bool ls_run_directory_is_abandoned(const struct ls_run_directory *run) {
+    char path[PATH_MAX], text[512], boot[64], pids[64], parent[80];
+    int file = under(run, "lock", path) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (file < 0) return false;
+    read_lock(file, text, sizeof text);
+    close(file);
+    read_boot_id(boot);
+    read_pid_namespace(pids);
+    const char *its_boot = strstr(text, ",boot "), *its_parent = strstr(text, ",parent ");
+    if (!boot[0] || !pids[0] || !its_boot || !its_parent) return false;
+    its_boot += strlen(",boot "), its_parent += strlen(",parent ");
+    const long pid = strtol(its_parent, NULL, 10);
+    snprintf(parent, sizeof parent, "%ld in %s,", pid, pids);
+    const bool same_pids = strncmp(its_parent, parent, strlen(parent)) == 0;
+    const bool same_boot = strncmp(its_boot, boot, strlen(boot)) == 0 && its_boot[strlen(boot)] == ',';
+    return same_boot && same_pids && pid > 1 && kill((pid_t)pid, 0) && errno == ESRCH;
 }
 
 bool ls_run_directory_is_locked(const struct ls_run_directory *run) {

@@ -24,7 +24,7 @@ enum ls_code ls_run_directory_make(const char *path, const char *name, bool resu
 /* Finds an existing RUN for a command about it (LS_USAGE when it is none). */
 enum ls_code ls_run_directory_find(const char *path, struct ls_run_directory *run, struct ls_error *error);
 
-/* Takes RUN/lock (flock; text: host, pid, boot id, endpoint, generation), or says who has it (LS_CHECKPOINT). A
+/* Takes RUN/lock (flock; text: host, pid, boot id, parent, endpoint, generation), or says who has it (LS_CHECKPOINT). A
  * coordinator that was killed may take a moment to leave: waits for up to `seconds`. The text then says that its new
  * owner does not listen yet. */
 enum ls_code ls_run_directory_lock(struct ls_run_directory *run, double seconds, struct ls_error *error);
@@ -38,6 +38,9 @@ bool ls_run_directory_endpoint(const struct ls_run_directory *run, char *endpoin
 bool ls_run_directory_is_ours(const struct ls_run_directory *run, uint32_t generation);
 /* Says why it is not ours; returns LS_CHECKPOINT. */
 enum ls_code ls_run_directory_tell_lost(const struct ls_run_directory *run, struct ls_error *error);
+/* True when whoever would start another coordinator in the place of the one that had the lock last is known to be dead,
+ * as it can be only where that one ran: under the same kernel, with the same process ids. */
+bool ls_run_directory_is_abandoned(const struct ls_run_directory *run);
 /* True when some process holds the lock. */
 bool ls_run_directory_is_locked(const struct ls_run_directory *run);
 void ls_run_directory_unlock(struct ls_run_directory *run);

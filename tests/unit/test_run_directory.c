@@ -3,6 +3,8 @@
 
 #include "common/files.h"
 
+#include <fcntl.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -156,6 +159,67 @@ static void test_the_lock_has_one_owner_and_says_who(void **state) {
     assert_false(ls_run_directory_endpoint(&run, endpoint, sizeof endpoint));
     assert_false(ls_run_directory_is_ours(&run, 3));
     ls_run_directory_unlock(&run);
+}
+
+/* Replaces the first `before` in the lock's text. */
+static void change_lock(const char *before, const char *after) {
+    char path[PATH_MAX], text[1024], edited[1200];
+    snprintf(path, sizeof path, "%s/lock", run_path);
+    int file = open(path, O_RDONLY);
+    ssize_t count = read(file, text, sizeof text - 1);
+    close(file);
+    assert_true(count > 0);
+    text[count] = 0;
+    char *place = strstr(text, before);
+    assert_non_null(place);
+    snprintf(edited, sizeof edited, "%.*s%s%s", (int)(place - text), text, after, place + strlen(before));
+    write_under("lock", edited);
+}
+
+/* A parent with a child that has the lock, signs and dies, and that lives on until `end` is closed. */
+static void supervise(struct ls_run_directory *run, int ready, int end) {
+    struct ls_error error;
+    char byte = 0;
+    pid_t child = fork();
+    if (child == 0)
+        _exit(ls_run_directory_lock(run, 0, &error) || ls_run_directory_sign(run, 3, "tcp://127.0.0.1:4000", &error));
+    int status = 1;
+    if (waitpid(child, &status, 0) != child || status) _exit(1);
+    if (write(ready, &byte, 1) != 1) _exit(1);
+    _exit(read(end, &byte, 1) != 0);
+}
+
+static void test_a_lock_is_abandoned_once_its_owners_parent_is_dead_here(void **state) {
+    (void)state;
+    struct ls_run_directory run;
+    struct ls_error error;
+    int ready[2], end[2], status;
+    char byte;
+    assert_int_equal(ls_run_directory_make(run_path, "name", false, &run, &error), LS_OK);
+    assert_false(ls_run_directory_is_abandoned(&run));
+    assert_true(pipe(ready) == 0 && pipe(end) == 0);
+    pid_t parent = fork();
+    if (parent == 0) {
+        close(end[1]);
+        supervise(&run, ready[1], end[0]);
+    }
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    assert_false(ls_run_directory_is_locked(&run));
+    assert_false(ls_run_directory_is_abandoned(&run));
+    close(end[1]);
+    assert_true(waitpid(parent, &status, 0) == parent && status == 0);
+    assert_true(ls_run_directory_is_abandoned(&run));
+    /* Of another host, or a container beside this one, nothing is known. */
+    change_lock("boot ", "boot 0");
+    assert_false(ls_run_directory_is_abandoned(&run));
+    change_lock("boot 0", "boot ");
+    assert_true(ls_run_directory_is_abandoned(&run));
+    change_lock("pid:[", "pid:[9");
+    assert_false(ls_run_directory_is_abandoned(&run));
+    /* As versions before wrote it. */
+    write_under("lock", "host here\npid 1\nboot x\nendpoint \ngeneration 4\n");
+    assert_false(ls_run_directory_is_abandoned(&run));
+    close(ready[0]), close(ready[1]), close(end[0]);
 }
 
 static void test_a_newer_generation_fences_an_older_one(void **state) {
@@ -307,6 +371,8 @@ int main(void) {
                                         remove_folder),
         cmocka_unit_test_setup_teardown(test_a_path_that_no_message_can_hold_is_refused, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_the_lock_has_one_owner_and_says_who, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(test_a_lock_is_abandoned_once_its_owners_parent_is_dead_here, make_folder,
+                                        remove_folder),
         cmocka_unit_test_setup_teardown(test_a_newer_generation_fences_an_older_one, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_changed_identity_is_refused_by_its_key, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_a_change_of_numbers_is_accepted_by_name, make_folder, remove_folder),

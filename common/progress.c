@@ -93,10 +93,6 @@ enum ls_code ls_progress_open(const char *run_id, int64_t attempt, int ranks, st
     struct stat status;
     size_t bytes = sizeof(struct progress_header) + (size_t)ranks * sizeof(struct ls_progress_record);
     code = check_owner(file, path, &status, error);
-    if (!code && status.st_size > (off_t)bytes)
-        code =
-            ls_fail(error, LS_ERROR, LS_SCOPE_NODE, "progress: %s has %lld bytes, not the %zu of %d ranks. Remove it.",
-                    path, (long long)status.st_size, bytes, ranks);
     /* Allocated before it is mapped: a full /dev/shm is an error here, not a SIGBUS later. Several ranks may do this at
      * once. */
     if (!code) {

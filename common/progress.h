@@ -90,7 +90,7 @@ struct ls_progress_view {
 struct ls_progress;
 
 /* Opens or makes the node's file of `ranks` records for (run_id, attempt), owner only; allocated in full before it is
- * mapped. */
+ * mapped. One that a removed run of that name left here serves, whatever its size: who enters takes over its record. */
 enum ls_code ls_progress_open(const char *run_id, int64_t attempt, int ranks, struct ls_progress **progress,
                               struct ls_error *error);
 /* Opens an existing one; LS_ERROR when there is none yet, or it is another user's, or not complete. */

@@ -62,7 +62,6 @@ static void a_record_stays_readable_after_its_process_died(void **unused) {
     ls_progress_close(progress);
 }
 
-/* What a rank did last is there for the reader after it is dead: the last 64, the oldest first. */
 /* A run whose folder was removed while it ran, and made again, has attempts of the same name. */
 static void who_enters_takes_nothing_over_from_who_was_there(void **unused) {
     (void)unused;
@@ -89,6 +88,25 @@ static void who_enters_takes_nothing_over_from_who_was_there(void **unused) {
     ls_progress_close(progress);
 }
 
+/* Of such a run with more ranks on this node, or fewer. */
+static void a_file_of_another_size_serves(void **unused) {
+    (void)unused;
+    static const int sizes[] = {300, 2, 8};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        struct ls_progress *progress, *reader;
+        assert_int_equal(ls_progress_open(run_id, 3, sizes[i], &progress, NULL), LS_OK);
+        assert_int_equal(ls_progress_open_existing(run_id, 3, &reader, NULL), LS_OK);
+        assert_int_equal(ls_progress_ranks(reader), sizes[i]);
+        struct ls_progress_record *last = ls_progress_record(progress, sizes[i] - 1);
+        ls_progress_enter(last);
+        last->world_rank = 40 + i;
+        assert_int_equal(ls_progress_record(reader, sizes[i] - 1)->world_rank, 40 + i);
+        ls_progress_close(reader);
+        ls_progress_close(progress);
+    }
+}
+
+/* What a rank did last is there for the reader after it is dead: the last 64, the oldest first. */
 static void the_last_operations_stay_readable(void **unused) {
     (void)unused;
     struct ls_progress *progress;
@@ -169,12 +187,11 @@ static void another_process_with_the_same_pid_is_not_it(void **unused) {
     ls_progress_close(progress);
 }
 
-static void a_file_of_another_size_or_kind_is_refused(void **unused) {
+static void a_file_that_is_cut_short_or_of_another_kind_is_refused(void **unused) {
     (void)unused;
     struct ls_progress *progress;
     assert_int_equal(ls_progress_open(run_id, 3, 4, &progress, NULL), LS_OK);
     ls_progress_close(progress);
-    assert_int_equal(ls_progress_open(run_id, 3, 2, &progress, NULL), LS_ERROR);
     assert_int_equal(truncate(path, 200), 0);
     assert_int_equal(ls_progress_open_existing(run_id, 3, &progress, NULL), LS_ERROR);
     assert_int_equal(truncate(path, 0), 0);
@@ -214,11 +231,12 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_record_stays_readable_after_its_process_died, make_name, remove_file),
         cmocka_unit_test_setup_teardown(who_enters_takes_nothing_over_from_who_was_there, make_name, remove_file),
+        cmocka_unit_test_setup_teardown(a_file_of_another_size_serves, make_name, remove_file),
         cmocka_unit_test_setup_teardown(the_last_operations_stay_readable, make_name, remove_file),
         cmocka_unit_test(records_may_be_missing),
         cmocka_unit_test_setup_teardown(a_zombie_is_not_alive, make_name, remove_file),
         cmocka_unit_test_setup_teardown(another_process_with_the_same_pid_is_not_it, make_name, remove_file),
-        cmocka_unit_test_setup_teardown(a_file_of_another_size_or_kind_is_refused, make_name, remove_file),
+        cmocka_unit_test_setup_teardown(a_file_that_is_cut_short_or_of_another_kind_is_refused, make_name, remove_file),
         cmocka_unit_test_setup_teardown(a_run_id_that_is_no_16_hex_digits_never_becomes_a_path, make_name, remove_file),
         cmocka_unit_test(every_phase_has_a_name_and_other_values_are_unknown),
     };

@@ -110,10 +110,18 @@ void core_check_cause(struct ls_core *core, struct ls_core_actions *out) {
 
 /* ---- noting a cause ---- */
 
+/* While a commit is awaited another exact cause may come. A restart for the first alone would begin at a checkpoint
+ * that the second knows to be bad. */
+static bool knows_better_checkpoint(const struct ls_core *core, const struct core_blame *blame) {
+    return core->cause == CAUSE_EXACT && blame->cause == CAUSE_EXACT && blame->below_step && !core->cause_below &&
+           is_mendable(core);
+}
+
 void core_blame(struct ls_core *core, const struct core_blame *blame, struct ls_core_actions *out, const char *format,
                 ...) {
     if (core->ended || core->recovery) return;
-    bool better = LS_MUTATED(WRONG_CAUSE) ? core->cause == CAUSE_NONE : blame->cause > core->cause;
+    bool better = LS_MUTATED(WRONG_CAUSE) ? core->cause == CAUSE_NONE
+                                          : blame->cause > core->cause || knows_better_checkpoint(core, blame);
     if (better) {
         const char *host = blame->host;
         if (!host) host = blame->rank >= 0 && blame->rank < core->ranks_capacity ? core->ranks[blame->rank].host : "";

@@ -229,7 +229,8 @@ static void oracle_starts(struct world *w, bool restarted) {
 /* ---- hearing ---- */
 
 static void exact_cause(struct world *w, int code, bool mendable, int64_t below) {
-    if (w->att.exact_code) return;
+    const bool knows_better_checkpoint = w->att.exact_mendable && !w->att.exact_below && below;
+    if (w->att.exact_code && !knows_better_checkpoint) return;
     w->att.exact_code = code;
     w->att.exact_mendable = mendable;
     w->att.exact_below = below;

@@ -414,6 +414,29 @@ static void replicas_that_differ_go_back_to_where_they_were_equal(void **state) 
     assert_ended(LS_ERROR, "which copy is wrong cannot be told");
 }
 
+/* A stall waits for the commit; the restart after it must not begin at what is committed then. */
+static void replicas_found_to_differ_behind_a_stall_still_give_their_checkpoint_up(void **state) {
+    (void)state;
+    struct ls_core_options options = restartable();
+    options.mismatch = LS_MISMATCH_ROLLBACK;
+    begin(options);
+    do_steps(1, 5);
+    sync_journal();
+    saving(5, 0, false);
+    part(VOICE, 5, 0);
+    part(OTHER, 5, 1);
+    assert_non_null(asked(LS_ACTION_COMMIT));
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_STALLED, .attempt = 3, .stalled = {.rank = 1, .host = "", .text = "stall: rank 1 sleeps."}});
+    assert_null(recorded(LS_RECORD_FAULT));
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_REPLICA_DIFFERS, .attempt = 3, .replica_differs = {.step = 5, .good_step = 2, .rank = 1}});
+    commit_done(5);
+    assert_int_equal(recorded(LS_RECORD_FAULT)->end.code, LS_ERROR);
+    assert_int_equal(recorded(LS_RECORD_FAULT)->end.below_step, 3);
+    assert_true(recorded(LS_RECORD_FAULT)->end.restart);
+}
+
 /* ---- quarantine ---- */
 
 static void a_loss_that_is_not_finite_takes_its_sequences_out(void **state) {
@@ -898,6 +921,7 @@ int main(void) {
         PROMISE(a_save_that_fails_is_no_damaged_checkpoint),
         PROMISE(trouble_with_files_before_the_first_step_leaves_the_checkpoint_alone),
         PROMISE(replicas_that_differ_go_back_to_where_they_were_equal),
+        PROMISE(replicas_found_to_differ_behind_a_stall_still_give_their_checkpoint_up),
         PROMISE(a_loss_that_is_not_finite_takes_its_sequences_out),
         PROMISE(from_a_checkpoint_of_another_generation_the_data_begin_anew),
         PROMISE(a_quarantine_holds_for_its_generation_alone),

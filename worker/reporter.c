@@ -34,6 +34,7 @@ struct ls_reporter {
     /* The thread's, from its first report on. */
     struct ls_relay *relay;
     bool joined, left;
+    uint64_t turned_ns, awake_ns; /* when it looked for news last, and since when it did so at every turn */
     uint64_t over_ns;             /* when the end was heard of, 0: not yet */
     uint8_t *buffer;              /* [MESSAGE_BYTES] */
     struct ls_rank_report *ranks; /* [LS_WIRE_REPORT_RANKS_MAX] */
@@ -115,6 +116,16 @@ static void send_reports(struct ls_reporter *reporter) {
 
 /* ---- the end ---- */
 
+/* The coordinator's silence. While this process, or its host, was stopped it could not hear: then it is counted from
+ * there on. */
+static double count_silence(struct ls_reporter *reporter, const struct ls_relay_news *news) {
+    const uint64_t now = now_ns();
+    if (now - reporter->turned_ns > STOPPED_NS) reporter->awake_ns = now;
+    reporter->turned_ns = now;
+    const double awake = (double)(now - reporter->awake_ns) * 1e-9;
+    return news->silence_seconds < awake ? news->silence_seconds : awake;
+}
+
 /* What the working reporter hears is stamped into its record, where all find it. */
 static void hear_news(struct ls_reporter *reporter, struct ls_progress_record *own) {
     struct ls_relay_news news;
@@ -122,12 +133,13 @@ static void hear_news(struct ls_reporter *reporter, struct ls_progress_record *o
     ls_relay_read_news(reporter->relay, &news);
     if (news.ended) atomic_store_explicit(&own->attempt_over, 1 + (uint64_t)news.code, memory_order_relaxed);
     const double limit = (double)atomic_load(&reporter->silence_seconds);
-    if (limit > 0 && news.answered && news.silence_seconds > limit && !reporter->left) {
+    const double silence = count_silence(reporter, &news);
+    if (limit > 0 && news.answered && silence > limit && !reporter->left) {
         struct ls_error error;
         ls_fail(
             &error, LS_COMMUNICATION, LS_SCOPE_NODE,
             "%s has not heard of the coordinator at %s for %.0f s. Look at its log, and at the network between them.",
-            reporter->host, reporter->options.endpoints, news.silence_seconds);
+            reporter->host, reporter->options.endpoints, silence);
         reporter->left = true;
         if (reporter->options.leave) reporter->options.leave(&error);
     }

@@ -26,7 +26,8 @@ enum {
     STEPS_UNACKNOWLEDGED_MAX = 4096,
     PULSE_MILLISECONDS = 1000, /* between signs of life, and the wait before HELLO is repeated */
     POLL_MILLISECONDS = 200,
-    FAILED_HANDSHAKES_MAX = 5 /* before the first answer: it will not become better */
+    STOPPED_MILLISECONDS = 2000, /* a turn that took longer: this process was stopped, or its host */
+    FAILED_HANDSHAKES_MAX = 5    /* before the first answer: it will not become better */
 };
 
 /* What rank 0 says of a save. */
@@ -73,6 +74,7 @@ struct ls_session {
     uint8_t *buffer; /* of one message, the session's thread's */
 
     atomic_llong heard_ns, steps_done;
+    atomic_llong turned_ns; /* when the session's thread listened last */
 
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -375,6 +377,13 @@ static bool waits_for_answer(struct ls_session *session) {
     return is_overdue(session) || atomic_load(&session->steps_done) >= session->granted_step;
 }
 
+/* What was stopped could not hear: that time is no silence of the coordinator's. */
+static void take_turn(struct ls_session *session) {
+    const int64_t now = now_ns(), passed = now - atomic_load(&session->turned_ns);
+    if (passed > STOPPED_MILLISECONDS * INT64_C(1000000)) atomic_fetch_add(&session->heard_ns, passed);
+    atomic_store(&session->turned_ns, now);
+}
+
 static void *session_thread(void *argument) {
     struct ls_session *session = argument;
     int64_t spoke_ns = 0;
@@ -386,6 +395,7 @@ static void *session_thread(void *argument) {
         zmq_poll(items, 3, POLL_MILLISECONDS);
         uint64_t woken;
         if (items[1].revents && read(session->wake, &woken, sizeof woken) < 0 && errno != EAGAIN) break;
+        take_turn(session);
         receive_all(session);
         pthread_mutex_lock(&session->mutex);
         if (ls_link_turn(session->link, &session->link_state)) pthread_cond_broadcast(&session->changed);
@@ -458,6 +468,7 @@ static struct ls_session *create(void) {
     session->ring = calloc(session->ring_size, sizeof *session->ring);
     session->buffer = malloc(LS_WIRE_BYTES_MAX);
     atomic_store(&session->heard_ns, now_ns());
+    atomic_store(&session->turned_ns, now_ns());
     if (session->wake >= 0 && session->ring && session->buffer) return session;
     destroy(session);
     return NULL;
@@ -565,7 +576,8 @@ void ls_session_at(struct ls_session *session, int64_t next_step) {
 }
 
 double ls_session_silence(struct ls_session *session) {
-    return (double)(now_ns() - atomic_load(&session->heard_ns)) * 1e-9;
+    const int64_t silence = atomic_load(&session->turned_ns) - atomic_load(&session->heard_ns);
+    return silence > 0 ? (double)silence * 1e-9 : 0;
 }
 
 void ls_session_orders(struct ls_session *session, struct ls_session_orders *orders) {

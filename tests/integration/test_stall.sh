@@ -61,7 +61,7 @@ check "and the stall, for programs" grep -q '"event":"stall".*"verdict":"stopped
 
 # ---- a host that is frozen: everything stops for longer than the timeout, and goes on; and a read that does not come back ----
 
-begin frozen -n 2
+begin frozen -n 2 --set fault.coordinator_timeout_seconds=4
 hang read 1 stuck -n 3
 until_steps frozen 5
 until_steps stuck 5
@@ -71,7 +71,7 @@ touch now
 ends 8 "rank 1 on $host.* in phase data of step [0-9]+: thread ls-prefetch waits.*read of $work/hole; ranks 0, 2 wait for it in host collective [0-9]+" \
     "a rank that is stuck in a read is named with thread and file, and who waits for it" stuck
 check "within the timeout too" told_within $((3 * timeout)) stuck
-sleep 2 # longer than a report takes, if somebody were to blame the frozen ones
+sleep 5 # longer than a report takes, if somebody were to blame the frozen ones, and than ranks wait for a coordinator's word
 steps=$(steps_told frozen)
 kill -CONT "${everything[@]}"
 until_steps frozen $((steps + 20))

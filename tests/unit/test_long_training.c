@@ -28,6 +28,11 @@ static const double TIMES_LOSS = 6;
 static const double TIMES_ALONG = 8;
 enum { SAMPLES_ENOUGH = 8 }; /* fewer do not tell of their spread */
 
+/* What the update adds to: in fp32 the parameters themselves. */
+static const float *master_of(const struct shard_block *block) {
+    return block->master ? block->master : block->parameters;
+}
+
 static bool is_long(void) {
     const char *mode = getenv("LS_TEST_LONG");
     return mode && strcmp(mode, "1") == 0;
@@ -320,7 +325,7 @@ static void take_state(struct training *t) {
         const size_t bytes = (size_t)tensor->count * sizeof(float);
         const int64_t at = t->exact->place[i], from = tensor->offset;
         memcpy(t->gradients + at, ls_shard_own_gradients(t->shard, block) + from, bytes);
-        memcpy(t->master + at, block->master + from, bytes);
+        memcpy(t->master + at, master_of(block) + from, bytes);
         memcpy(t->m + at, block->m + from, bytes);
         memcpy(t->v + at, block->v + from, bytes);
         for (int64_t j = 0; j < tensor->count; j++)
@@ -418,7 +423,7 @@ static void compare_update(struct training *t, const struct ls_replica_result *r
             const double m = b1 * (double)t->m[i] + (1 - b1) * g, v = b2 * (double)t->v[i] + (1 - b2) * g * g;
             const double m_off = 5 * u * (fabs(b1 * (double)t->m[i]) + fabs((1 - b1) * g)) + 0x1p-148;
             const double down = sqrt(v / second) + eps, update = m / first / down;
-            const double expected = old - rate * (update + decay * old), found = (double)block->master[at];
+            const double expected = old - rate * (update + decay * old), found = (double)master_of(block)[at];
             const double off = rate * (m_off / first / down + 12 * u * (fabs(update) + decay * fabs(old))) +
                                2 * u * (fabs(old) + fabs(expected));
             if (!(fabs((double)block->m[at] - m) <= m_off))
@@ -442,7 +447,7 @@ static void compare_nothing(struct training *t) {
         const struct ls_tensor *tensor = ls_model_tensor(t->model, i);
         const struct shard_block *block = &t->shard->blocks[tensor->block];
         const size_t bytes = (size_t)tensor->count * sizeof(float);
-        assert_memory_equal(block->master + tensor->offset, t->master + t->exact->place[i], bytes);
+        assert_memory_equal(master_of(block) + tensor->offset, t->master + t->exact->place[i], bytes);
         assert_memory_equal(block->m + tensor->offset, t->m + t->exact->place[i], bytes);
         assert_memory_equal(block->v + tensor->offset, t->v + t->exact->place[i], bytes);
     }
@@ -494,7 +499,7 @@ static const double *exact_curve(int subject, const struct training *t) {
     for (int i = 0; i < ls_model_tensor_count(t->model); i++) {
         const struct ls_tensor *tensor = ls_model_tensor(t->model, i);
         for (int64_t j = 0; j < tensor->count; j++)
-            d->parameters[d->place[i] + j] = (double)t->shard->blocks[tensor->block].master[tensor->offset + j];
+            d->parameters[d->place[i] + j] = (double)master_of(&t->shard->blocks[tensor->block])[tensor->offset + j];
     }
     for (int64_t step = 1; step <= steps_of(t->subject); step++) {
         batch_fill(&batch, (int32_t)t->subject->vocabulary, step);

@@ -392,7 +392,7 @@ int main(int argc, char **argv) {
     struct ls_error lost;
     ls_fail(&lost, LS_COMMUNICATION, LS_SCOPE_RANK, "rank 3 is lost");
     const int64_t loss = now_ms();
-    ls_session_fault(session, 3, 0, &lost);
+    ls_session_fault(session, 3, "", 0, &lost);
     wait_for(&bench.board->ended, bench.nodes, "nodes that heard of the end");
     const double told = 1e-3 * (double)(atomic_load(&bench.board->slowest_end_ms) - loss);
     atomic_store(&bench.board->leave, true);

@@ -50,12 +50,26 @@ static atomic_bool way_taken;
 int __sanitizer_install_malloc_and_free_hooks(void (*malloc_hook)(const volatile void *, size_t),
                                               void (*free_hook)(const volatile void *));
 
+/* Whether nobody stands on the way but the sanitizer's runtime and libc: behind the two frames of backtrace() and of
+ * the hook. So it is where a thread starts, however late it comes to that: the runtime asks libc for its stack. */
+static bool is_start_of_thread(void *const *frames, int count) {
+    for (int i = 2; i < count; i++) {
+        Dl_info info;
+        if (!dladdr(frames[i], &info) || !info.dli_fname) return false;
+        if (!strstr(info.dli_fname, "libasan") && !strstr(info.dli_fname, "libtsan") &&
+            !strstr(info.dli_fname, "libc.so"))
+            return false;
+    }
+    return true;
+}
+
 /* The sanitizer's own malloc calls this: who asked it is further up. */
 static void hook(const volatile void *memory, size_t bytes) {
     (void)memory, (void)bytes;
     if (!atomic_load_explicit(&counting, memory_order_relaxed)) return;
     void *frames[FRAMES_MAX];
     const int frame_count = backtrace(frames, FRAMES_MAX);
+    if (is_start_of_thread(frames, frame_count)) return;
     int caller = frame_count - 1;
     for (int i = frame_count - 1; i >= 0; i--)
         if (is_product_library(frames[i])) caller = i;
@@ -173,6 +187,25 @@ static void the_counter_counts(void **unused) {
     assert_int_equal(atomic_load(&asked), 2);
 }
 
+static void *do_nothing(void *unused) {
+    return unused;
+}
+
+/* One that was made before, and only comes to its start in a counted step, must not count. The first one leaves its
+ * stack for the second, which has to ask for nothing else. */
+static void a_thread_that_starts_does_not_count(void **unused) {
+    (void)unused;
+    for (int again = 0; again < 2; again++) {
+        pthread_t thread;
+        atomic_store(&asked, 0);
+        atomic_store(&counting, again == 1);
+        assert_int_equal(pthread_create(&thread, NULL, do_nothing, NULL), 0);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        atomic_store(&counting, false);
+    }
+    assert_int_equal(atomic_load(&asked), 0);
+}
+
 static void no_step_after_the_first_allocates(void **unused) {
     (void)unused;
     static const enum ls_checkpointing_mode modes[] = {LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL,
@@ -188,6 +221,7 @@ int main(void) {
     install();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_counter_counts),
+        cmocka_unit_test(a_thread_that_starts_does_not_count),
         cmocka_unit_test(no_step_after_the_first_allocates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@
 #include "common/manifest.h"
 #include "common/safetensors.h"
 #include "worker/checkpoint/names.h"
+#include "worker/checkpoint/save.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -14,9 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-enum { KIND_MASTER, KIND_EXP_AVG, KIND_EXP_AVG_SQ, STATE_KINDS };
-static const char *const state_kinds[STATE_KINDS] = {"master", "exp_avg", "exp_avg_sq"};
 
 /* Elements [first, first + count) of one kind of one tensor, in one file. */
 struct slice {
@@ -50,9 +48,9 @@ static enum ls_code refuse(const char *action, const char *name, int cause, stru
 /* Splits "exp_avg:NAME". */
 static int parse_kind(const char *name, const char **tensor) {
     const char *colon = strchr(name, ':');
-    for (int kind = 0; colon && kind < STATE_KINDS; kind++)
-        if (strlen(state_kinds[kind]) == (size_t)(colon - name) &&
-            strncmp(name, state_kinds[kind], (size_t)(colon - name)) == 0) {
+    for (int kind = 0; colon && kind < LS_CHECKPOINT_KINDS; kind++)
+        if (strlen(ls_checkpoint_kind_names[kind]) == (size_t)(colon - name) &&
+            strncmp(name, ls_checkpoint_kind_names[kind], (size_t)(colon - name)) == 0) {
             *tensor = colon + 1;
             return kind;
         }
@@ -76,7 +74,7 @@ static enum ls_code add_slice(struct ls_checkpoint_reader *reader, struct slice 
         reader->slice_capacity = capacity;
     }
     reader->slices[reader->slice_count++] = slice;
-    reader->second_moments |= slice.kind == KIND_EXP_AVG_SQ;
+    reader->second_moments |= slice.kind == LS_CHECKPOINT_EXP_AVG_SQ;
     return LS_OK;
 }
 
@@ -93,7 +91,7 @@ static enum ls_code add_tensor(struct ls_checkpoint_reader *reader, size_t file,
     const struct ls_tensor *tensor = ls_model_tensor(reader->model, slice.tensor);
     slice.count = ls_tensor_elements(info);
     slice.file_offset = header->data_offset + info->begin;
-    slice.bf16 = info->type == LS_TENSOR_BF16 && slice.kind == KIND_MASTER;
+    slice.bf16 = info->type == LS_TENSOR_BF16 && slice.kind == LS_CHECKPOINT_MASTER;
     if ((info->type != LS_TENSOR_F32 && !slice.bf16) || info->dimensions != 1 ||
         !parse_first(ls_safetensors_metadata(header, name), &slice.first) || slice.first > tensor->count ||
         slice.count > tensor->count - slice.first)
@@ -185,7 +183,7 @@ static int compare_slices(const void *left, const void *right) {
 static enum ls_code check_cover(const struct ls_checkpoint_reader *reader, struct ls_error *error) {
     const struct slice *next = reader->slices, *end = reader->slices + reader->slice_count;
     for (int i = 0; i < ls_model_tensor_count(reader->model); i++)
-        for (int kind = 0; kind < (reader->second_moments ? STATE_KINDS : KIND_EXP_AVG_SQ); kind++) {
+        for (int kind = 0; kind < (reader->second_moments ? LS_CHECKPOINT_KINDS : LS_CHECKPOINT_EXP_AVG_SQ); kind++) {
             const struct ls_tensor *tensor = ls_model_tensor(reader->model, i);
             int64_t covered = 0;
             for (; next < end && next->tensor == i && next->kind == kind && next->first == covered; next++)
@@ -195,7 +193,7 @@ static enum ls_code check_cover(const struct ls_checkpoint_reader *reader, struc
                     error, LS_CHECKPOINT, LS_SCOPE_JOB,
                     "checkpoint: of %s of '%s' (%lld elements) the state files hold elements up to %lld, then a hole "
                     "or an overlap. Is a state file missing from the manifest?",
-                    state_kinds[kind], tensor->name, (long long)tensor->count, (long long)covered);
+                    ls_checkpoint_kind_names[kind], tensor->name, (long long)tensor->count, (long long)covered);
         }
     return LS_OK;
 }
@@ -290,14 +288,14 @@ static enum ls_code read_tensor(const struct ls_checkpoint_reader *reader, int t
 enum ls_code ls_checkpoint_reader_read(const struct ls_checkpoint_reader *reader, int block, int64_t first,
                                        int64_t count, float *parameters, float *m, float *v, struct ls_error *error) {
     const struct ls_block *description = ls_model_block(reader->model, block);
-    float *targets[STATE_KINDS] = {parameters, m, v};
+    float *targets[LS_CHECKPOINT_KINDS] = {parameters, m, v};
     enum ls_code code = LS_OK;
     if (v && !reader->second_moments)
         return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
                        "checkpoint: its state files hold no second moments (exp_avg_sq), which optimizer.type: adamw "
                        "needs. Go on with the optimizer that wrote it, or start from its weights with "
                        "model.init_from.");
-    for (int kind = 0; kind < STATE_KINDS; kind++) {
+    for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++) {
         if (!targets[kind]) continue;
         memset(targets[kind], 0, (size_t)count * sizeof(float));
         for (int i = description->first_tensor; i < description->first_tensor + description->tensor_count; i++) {

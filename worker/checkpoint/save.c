@@ -17,7 +17,7 @@
 #include <string.h>
 
 enum { STATE_NAME_MAX = 128, TOKENIZER_BYTES_MAX = 256 << 20 };
-static const char *const state_kinds[LS_CHECKPOINT_KINDS] = {
+const char *const ls_checkpoint_kind_names[LS_CHECKPOINT_KINDS] = {
     [LS_CHECKPOINT_MASTER] = "master", [LS_CHECKPOINT_EXP_AVG] = "exp_avg", [LS_CHECKPOINT_EXP_AVG_SQ] = "exp_avg_sq"};
 static const int64_t model_file_bytes_standard = 64 << 20;
 
@@ -189,7 +189,7 @@ static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct
                 const struct ls_tensor *tensor = ls_model_tensor(model, i);
                 int64_t first, elements;
                 if (!meet(writer, tensor, &first, &elements)) continue;
-                snprintf(names[count].name, STATE_NAME_MAX, "%s:%s", state_kinds[kind], tensor->name);
+                snprintf(names[count].name, STATE_NAME_MAX, "%s:%s", ls_checkpoint_kind_names[kind], tensor->name);
                 snprintf(names[count].first, sizeof names[count].first, "%" PRId64, first);
                 if (kind == 0)
                     metadata[pairs++] = (struct ls_safetensors_pair){.key = tensor->name, .value = names[count].first};

@@ -63,6 +63,8 @@ int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);
 enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_options *options,
                                          struct ls_checkpoint_writer **writer, struct ls_error *error);
 
+/* What stands before the colon of a tensor of this kind. */
+extern const char *const ls_checkpoint_kind_names[LS_CHECKPOINT_KINDS];
 /* Whether state files of this configuration hold this kind. */
 bool ls_checkpoint_holds(const struct ls_config *config, enum ls_checkpoint_kind kind);
 /* The type in which a state file holds what is of this kind. */

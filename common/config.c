@@ -303,18 +303,19 @@ static enum ls_code take_setting(struct reader *reader, const char *setting, str
     return code == LS_OK ? take(reader, name, ls_yaml_root(*tree)) : code;
 }
 
+static const char *const optimizer_names[] = {
+    [LS_ADAMW] = "adamw", [LS_LION] = "lion", [LS_SGD] = "sgd", [LS_MUON] = "muon"};
+
 static enum ls_code refuse_out_of_place(const struct ls_config_given *given, const struct ls_key *key,
                                         const struct ls_config *config, struct ls_error *error) {
     if (key->scope == LS_KEY_LLAMA3_ROPE && config->model.model_type != LS_GPT2)
         return ls_config_refuse(
             given, key->name, error,
             "has no meaning without model.rope_scaling.rope_type: llama3. Take it out or set that.");
-    if (key->scope == LS_KEY_ADAMW || key->scope == LS_KEY_SGD || key->scope == LS_KEY_NOT_SGD)
+    if (key->scope == LS_KEY_ADAM || key->scope == LS_KEY_MOMENTUM || key->scope == LS_KEY_NOT_SGD)
         return ls_config_refuse(given, key->name, error,
                                 "has no meaning for optimizer.type: %s. Take it out, or set it to null.",
-                                config->optimizer.type == LS_ADAMW  ? "adamw"
-                                : config->optimizer.type == LS_LION ? "lion"
-                                                                    : "sgd");
+                                optimizer_names[config->optimizer.type]);
     if (key->scope == LS_KEY_BF16)
         return ls_config_refuse(given, key->name, error,
                                 "has no meaning without precision: bf16. Take it out or set that.");

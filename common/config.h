@@ -16,7 +16,7 @@ enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_SRUN, LS_LAU
 enum ls_device_choice { LS_DEVICE_AUTO, LS_DEVICE_CPU, LS_DEVICE_CUDA };
 enum ls_precision { LS_PRECISION_FP32, LS_PRECISION_BF16, LS_PRECISION_FP16 };
 enum ls_reduction { LS_REDUCTION_FAST, LS_REDUCTION_FIXED };
-enum ls_optimizer_type { LS_ADAMW, LS_LION, LS_SGD };
+enum ls_optimizer_type { LS_ADAMW, LS_LION, LS_SGD, LS_MUON };
 enum ls_checkpointing_mode { LS_CHECKPOINTING_NONE, LS_CHECKPOINTING_FULL, LS_CHECKPOINTING_SELECTIVE };
 
 enum ls_replica_mismatch { LS_REPLICA_STOP, LS_REPLICA_ROLLBACK };

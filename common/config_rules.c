@@ -70,6 +70,8 @@ static void derive_model(const struct ls_config_given *given, struct ls_config *
 }
 
 static void derive_optimizer(const struct ls_config_given *given, struct ls_config *config) {
+    if (!given_value(given, "optimizer.momentum"))
+        config->optimizer.momentum = config->optimizer.type == LS_MUON ? 0.95 : 0.9;
     if (given_value(given, "optimizer.betas")) return;
     config->optimizer.beta1 = 0.9;
     config->optimizer.beta2 = config->optimizer.type == LS_LION ? 0.99 : 0.95;
@@ -166,13 +168,20 @@ static enum ls_code check_training(const struct ls_config_given *given, const st
 /* Moments are fp32: what is 1 there never decays, and divides by nothing in the correction of their bias. */
 static enum ls_code check_optimizer(const struct ls_config_given *given, const struct ls_config *config,
                                     struct ls_error *error) {
-    const bool sgd = config->optimizer.type == LS_SGD;
-    const double larger = sgd                                                 ? config->optimizer.momentum
-                          : config->optimizer.beta1 > config->optimizer.beta2 ? config->optimizer.beta1
-                                                                              : config->optimizer.beta2;
-    if ((float)larger < 1) return LS_OK;
-    return ls_config_refuse(given, sgd ? "optimizer.momentum" : "optimizer.betas", error,
-                            "found %.12g, which is 1 in fp32, the type of the moments. Use 0.9999999 at most.", larger);
+    const enum ls_optimizer_type type = config->optimizer.type;
+    const double beta1 = config->optimizer.beta1, beta2 = config->optimizer.beta2;
+    const struct {
+        const char *key;
+        bool applies;
+        double largest;
+    } decays[] = {{"optimizer.betas", type != LS_SGD, beta1 > beta2 ? beta1 : beta2},
+                  {"optimizer.momentum", type == LS_SGD || type == LS_MUON, config->optimizer.momentum}};
+    for (size_t i = 0; i < sizeof decays / sizeof *decays; i++)
+        if (decays[i].applies && (float)decays[i].largest >= 1)
+            return ls_config_refuse(given, decays[i].key, error,
+                                    "found %.12g, which is 1 in fp32, the type of the moments. Use 0.9999999 at most.",
+                                    decays[i].largest);
+    return LS_OK;
 }
 
 static enum ls_code check_zero(const struct ls_config_given *given, const struct ls_config *config,

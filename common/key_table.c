@@ -15,7 +15,7 @@ static const struct ls_choice REDUCTIONS[] = {
 static const struct ls_choice PRECISIONS[] = {
     {"fp32", LS_PRECISION_FP32, NULL}, {"bf16", LS_PRECISION_BF16, NULL}, {"fp16", LS_PRECISION_FP16, NULL}, {0}};
 static const struct ls_choice OPTIMIZERS[] = {
-    {"adamw", LS_ADAMW, NULL}, {"lion", LS_LION, NULL}, {"sgd", LS_SGD, NULL}, {0}};
+    {"adamw", LS_ADAMW, NULL}, {"lion", LS_LION, NULL}, {"muon", LS_MUON, NULL}, {"sgd", LS_SGD, NULL}, {0}};
 static const struct ls_choice ACCUMULATIONS[] = {{"auto", LS_ACCUMULATE_AUTO, NULL},
                                                  {"local", LS_ACCUMULATE_LOCAL, NULL},
                                                  {"sharded", LS_ACCUMULATE_SHARDED, NULL},
@@ -158,19 +158,21 @@ static const struct ls_key CONFIG_KEYS[] = {
 
     {"optimizer.type", CHOICE(OPTIMIZERS), FIELD(optimizer.type), .standard = "adamw", .identity = true,
      .meaning =
-         "update rule: AdamW, Lion (the sign of a momentum), or SGD with momentum; the last two keep one number a "
-         "parameter where AdamW keeps two"},
+         "update rule: AdamW, Lion (the sign of a momentum), Muon (orthogonal steps for the matrices of layers, AdamW "
+         "for the rest), or SGD with momentum; what is not AdamW's keeps one number a parameter where that keeps two"},
     {"optimizer.lr", NUMBER(0, 1000), FIELD(optimizer.lr), .standard = "6.0e-4", .identity = true,
      .meaning = "largest learning rate", .elsewhere = "learning_rate max_lr"},
     {"optimizer.betas", .type = LS_KEY_PAIR, .lower = 0, .upper = 1, .below_upper = true, FIELD(optimizer.beta1),
      .scope = LS_KEY_NOT_SGD, .derived = "[0.9, 0.95], lion: [0.9, 0.99]", .identity = true,
      .meaning =
-         "decay of the first and the second moment; lion: of the momentum whose sign is taken, and of the one kept",
+         "decay of the first and the second moment; lion: of the momentum whose sign is taken, and of the one kept; "
+         "muon: of what is AdamW's",
      .elsewhere = "beta1 beta2 adam_beta1 adam_beta2"},
     {"optimizer.momentum", .type = LS_KEY_NUMBER, .lower = 0, .upper = 1, .below_upper = true,
-     FIELD(optimizer.momentum), .scope = LS_KEY_SGD, .standard = "0.9", .identity = true,
-     .meaning = "decay of the sum of gradients that is the update", .elsewhere = "sgd_momentum"},
-    {"optimizer.eps", NUMBER(1e-30, 1), FIELD(optimizer.eps), .scope = LS_KEY_ADAMW, .standard = "1.0e-8",
+     FIELD(optimizer.momentum), .scope = LS_KEY_MOMENTUM, .derived = "0.9, muon: 0.95", .identity = true,
+     .meaning = "decay of the sum of gradients that is the update; muon: of the mean that is made orthogonal",
+     .elsewhere = "sgd_momentum muon_momentum"},
+    {"optimizer.eps", NUMBER(1e-30, 1), FIELD(optimizer.eps), .scope = LS_KEY_ADAM, .standard = "1.0e-8",
      .identity = true, .meaning = "added to the root of the second moment",
      .elsewhere = "epsilon adam_eps adam_epsilon"},
     {"optimizer.weight_decay", NUMBER(0, 1000), FIELD(optimizer.weight_decay), .standard = "0.1", .identity = true,
@@ -452,8 +454,8 @@ bool ls_key_applies(const struct ls_key *key, const struct ls_config *config) {
     case LS_KEY_LLAMA: return config->model.model_type != LS_GPT2;
     case LS_KEY_LLAMA3_ROPE: return config->model.model_type != LS_GPT2 && config->model.rope_scaling.llama3;
     case LS_KEY_BF16: return config->precision == LS_PRECISION_BF16;
-    case LS_KEY_ADAMW: return config->optimizer.type == LS_ADAMW;
-    case LS_KEY_SGD: return config->optimizer.type == LS_SGD;
+    case LS_KEY_ADAM: return config->optimizer.type == LS_ADAMW || config->optimizer.type == LS_MUON;
+    case LS_KEY_MOMENTUM: return config->optimizer.type == LS_SGD || config->optimizer.type == LS_MUON;
     case LS_KEY_NOT_SGD: return config->optimizer.type != LS_SGD;
     }
     return false;

@@ -25,16 +25,16 @@ struct ls_choice {
 };
 
 /* Where a key has a meaning; elsewhere it is neither accepted nor written. LS_KEY_LLAMA: Llama and its relatives, that
- * is all but GPT-2. LS_KEY_BF16: with precision: bf16. LS_KEY_ADAMW and LS_KEY_SGD: with that
- * optimizer.type, LS_KEY_NOT_SGD with all others. */
+ * is all but GPT-2. LS_KEY_BF16: with precision: bf16. LS_KEY_ADAM, LS_KEY_MOMENTUM,
+ * LS_KEY_NOT_SGD: with optimizer.type adamw or muon, sgd or muon, all but sgd. */
 enum ls_key_scope {
     LS_KEY_ALWAYS,
     LS_KEY_GPT2,
     LS_KEY_LLAMA,
     LS_KEY_LLAMA3_ROPE,
     LS_KEY_BF16,
-    LS_KEY_ADAMW,
-    LS_KEY_SGD,
+    LS_KEY_ADAM,
+    LS_KEY_MOMENTUM,
     LS_KEY_NOT_SGD
 };
 

@@ -18,8 +18,8 @@ static const char *scope_text(const struct ls_key *key) {
     case LS_KEY_LLAMA: return " (not gpt2)";
     case LS_KEY_LLAMA3_ROPE: return " (rope_type llama3 only)";
     case LS_KEY_BF16: return " (precision bf16 only)";
-    case LS_KEY_ADAMW: return " (adamw only)";
-    case LS_KEY_SGD: return " (sgd only)";
+    case LS_KEY_ADAM: return " (adamw, muon only)";
+    case LS_KEY_MOMENTUM: return " (sgd, muon only)";
     case LS_KEY_NOT_SGD: return " (not sgd)";
     }
     return "";

@@ -4,6 +4,7 @@
 #include "worker/comm/nccl.h"
 #include "worker/data/prefetch.h"
 #include "worker/model/model.h"
+#include "worker/optim/muon.h"
 #include "worker/replica_plan.h"
 #include "worker/shard/shard.h"
 #include "worker/checkpoint/save.h"
@@ -61,7 +62,7 @@ static void plan_host(const struct ls_config *config, const struct ls_model *mod
     plan->host_row_bytes[LS_PLAN_PREFETCH] = (int64_t)ls_prefetch_bytes(&ring);
     plan->host_row_bytes[LS_PLAN_EVALUATION] = evaluates ? (int64_t)ls_prefetch_bytes(&ring) : 0;
     plan->host_row_bytes[LS_PLAN_CHECKPOINT] = ls_snapshot_host_bytes(config, model, plan->ranks, gpu);
-    plan->checkpoint_bytes = ls_checkpoint_bytes(model, plan->ranks);
+    plan->checkpoint_bytes = ls_checkpoint_bytes(config, model, plan->ranks);
     for (int row = 0; row < LS_PLAN_HOST_ROWS; row++) plan->host_bytes += plan->host_row_bytes[row];
 }
 
@@ -147,13 +148,20 @@ static struct ls_cost_block plan_block(const struct ls_config *config, const str
 }
 
 /* Norm: 4 bytes a parameter. AdamW: reads 16, writes 12, and a copy of another type; rules without a second moment read
- * and write 4 less each, and so do all without a master, but for the copy. Zeroing the gradient: 4. */
-static double update_bytes_per_parameter(const struct ls_config *config, const struct ls_model *model) {
+ * and write 4 less each, and so do all without a master, but for the copy. Zeroing the gradient: 4. Muon's matrices
+ * have no second moment, and a direction that is written and read. */
+static double update_bytes(const struct ls_config *config, const struct ls_model *model) {
     const enum ls_dtype dtype = ls_model_dtype(model);
     const double copy = (double)ls_dtype_bytes(dtype);
-    const double moments = config->optimizer.type == LS_ADAMW ? 16 : 8;
-    if (config->optimizer.stochastic_rounding) return 12 + moments + 2 * copy;
-    return 20 + moments + (dtype == LS_FP32 ? 0 : copy);
+    double with_second = 0, all = (double)ls_model_parameter_count(model);
+    for (int i = 0; i < ls_model_block_count(model); i++) {
+        const struct ls_block *block = ls_model_block(model, i);
+        with_second += (double)(block->count - ls_second_moment_from(config, block));
+    }
+    const double directions = config->optimizer.type == LS_MUON ? 2 * (double)ls_dtype_bytes(ls_muon_dtype(config)) : 0;
+    const double moments = 16 * with_second + (8 + directions) * (all - with_second);
+    if (config->optimizer.stochastic_rounding) return (12 + 2 * copy) * all + moments;
+    return (20 + (dtype == LS_FP32 ? 0 : copy)) * all + moments;
 }
 
 static enum ls_code plan_work(const struct ls_config *config, const struct ls_model *model,
@@ -165,7 +173,7 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
     const double tokens = (double)config->train.global_batch_size * (double)config->data.sequence_length;
     plan->flops_per_step = ls_model_flops_per_token(model) * tokens;
     const struct ls_shard_wire wire = ls_shard_wire_bytes(config, model, plan->ranks);
-    plan->wire_bytes = wire.gradients + wire.parameters + wire.scalars;
+    plan->wire_bytes = wire.gradients + wire.parameters + wire.scalars + wire.matrices;
     for (int block = 0; block < count; block++) {
         blocks[block] = plan_block(config, model, activations, block, plan->ranks, rows);
         plan->flops_of_rank += blocks[block].forward_flops + blocks[block].backward_flops;
@@ -176,8 +184,9 @@ static enum ls_code plan_work(const struct ls_config *config, const struct ls_mo
                                        .block_count = count,
                                        .micro_batches = plan->micro_batches,
                                        .gathers_always = config->zero.stage == 3,
-                                       .update_bytes = (double)plan->parameters / (double)slices *
-                                                       update_bytes_per_parameter(config, model)};
+                                       .update_bytes = update_bytes(config, model) / (double)slices,
+                                       .update_flops = ls_shard_update_flops(config, model, plan->ranks),
+                                       .update_wire_bytes = (double)wire.matrices};
     return LS_OK;
 }
 

@@ -213,8 +213,8 @@ static struct ls_block_pass pass_of(struct ls_replica *replica, int64_t sequence
     };
 }
 
-/* A layer and the head of the largest micro-batch, forward and backward. Parameters and their gradients lie at the
- * arena's beginning: what counts is where they are to one another. */
+/* A layer and the head of the largest micro-batch, forward and backward, and the update. Parameters and their gradients
+ * lie at the arena's beginning: what counts is where they are to one another. */
 static void rehearse(struct ls_replica *replica) {
     const int64_t sequences = replica->config->train.micro_batch_size;
     void *parameters = ls_arena_buffer(replica->arena, 0);
@@ -229,6 +229,7 @@ static void rehearse(struct ls_replica *replica) {
     pass.gradients = pass.tied_gradients = parameters;
     pass.stream_gradient = replica->stream_gradient;
     ls_head_loss(replica->model, &pass);
+    ls_shard_rehearse(replica->shard);
 }
 
 /* Rank 0's choice: that of an earlier attempt, if it still fits. */

@@ -34,6 +34,12 @@ enum ls_code ls_replica_plan(const struct ls_config *config, const struct ls_mod
             "model: heads are %lld channels wide (model.head_dim, or hidden_size / num_attention_heads), GPUs "
             "take at most %d. Use more and narrower heads, or set device: cpu.",
             (long long)config->model.head_dim, LS_GPU_HEAD_SIZE_MAX);
+    const int64_t sent = ls_shard_matrix_slice_bytes(config, model, ranks);
+    if (sent >= INT32_MAX)
+        return ls_fail(error, LS_USAGE, LS_SCOPE_JOB,
+                       "model: with optimizer.type: muon a rank sends its slice of a layer at once, here %lld bytes; "
+                       "2^31 are too many. Use more ranks or fewer zero.replicas, or another optimizer.",
+                       (long long)sent);
     layout->shard = ls_shard_plan(config, model, ranks, plan);
     layout->tables = ls_arena_reserve(plan, LS_MEMORY_PARAMETERS, ls_model_table_bytes(model));
     layout->scalars = ls_arena_reserve(plan, LS_MEMORY_SCALARS, sizeof(struct ls_replica_scalars));

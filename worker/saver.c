@@ -80,12 +80,13 @@ struct job {
 
 static const void *source_of(const struct ls_saver *saver, int64_t piece, size_t *bytes) {
     const enum ls_checkpoint_kind kind = (enum ls_checkpoint_kind)(piece % LS_CHECKPOINT_KINDS);
-    const struct ls_shard_slice slice = ls_shard_slice(saver->shard, (int)(piece / LS_CHECKPOINT_KINDS));
+    const int block = (int)(piece / LS_CHECKPOINT_KINDS);
+    const struct ls_shard_slice slice = ls_shard_slice(saver->shard, block);
     const void *const sources[LS_CHECKPOINT_KINDS] = {slice.master, slice.m, slice.v};
-    const int64_t element = ls_checkpoint_holds(saver->options.config, kind)
-                                ? ls_dtype_bytes(ls_checkpoint_state_dtype(saver->options.config, kind))
-                                : 0;
-    *bytes = (size_t)(slice.count * element);
+    const int64_t held =
+        ls_checkpoint_held_from(saver->options.config, ls_model_block(saver->model, block), kind) - slice.first;
+    const int64_t count = slice.count - (held > 0 ? held : 0);
+    *bytes = count > 0 ? (size_t)(count * ls_dtype_bytes(ls_checkpoint_state_dtype(saver->options.config, kind))) : 0;
     return sources[kind];
 }
 

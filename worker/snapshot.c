@@ -14,6 +14,7 @@ enum { PIECE_ELEMENTS = 2 << 20 };
 struct ls_snapshot {
     struct ls_comm *comm;
     struct ls_device *device;
+    const struct ls_config *config;
     struct ls_replica *replica;
     void *weights;         /* of the largest block, in the model's type, where one is needed */
     float *master, *m, *v; /* [slice_elements] each */
@@ -55,9 +56,8 @@ int64_t ls_snapshot_host_bytes(const struct ls_config *config, const struct ls_m
     const struct buffers buffers = buffers_of(config, model, ranks, bounce);
     int64_t state = 0;
     for (enum ls_checkpoint_kind kind = 0; kind < LS_CHECKPOINT_KINDS; kind++)
-        if (ls_checkpoint_holds(config, kind))
-            state +=
-                ls_dtype_bytes(ls_checkpoint_state_dtype(config, kind)) * (ls_model_parameter_count(model) / ranks);
+        state +=
+            ls_dtype_bytes(ls_checkpoint_state_dtype(config, kind)) * (ls_checkpoint_held(config, model, kind) / ranks);
     return buffers.weights_bytes + LS_CHECKPOINT_KINDS * buffers.slice_elements * (int64_t)sizeof(float) +
            (state >= LS_PART_LARGE_BYTES ? 2 * LS_PART_BUFFER_BYTES : 0);
 }
@@ -72,6 +72,7 @@ enum ls_code ls_snapshot_create(const struct ls_saver_options *options, struct l
     if (!made) return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for the records of checkpoints");
     *made = (struct ls_snapshot){.comm = options->comm,
                                  .device = options->device,
+                                 .config = options->config,
                                  .replica = options->replica,
                                  .progress = options->progress,
                                  .slice_elements = buffers.slice_elements};
@@ -110,7 +111,7 @@ void ls_snapshot_destroy(struct ls_snapshot *snapshot) {
 }
 
 int64_t ls_snapshot_bytes(const struct ls_snapshot *snapshot) {
-    return ls_checkpoint_bytes(ls_replica_model(snapshot->replica), ls_comm_size(snapshot->comm));
+    return ls_checkpoint_bytes(snapshot->config, ls_replica_model(snapshot->replica), ls_comm_size(snapshot->comm));
 }
 
 struct ls_saver *ls_snapshot_saver(struct ls_snapshot *snapshot) {
@@ -183,9 +184,15 @@ static enum ls_code read_block(struct ls_snapshot *snapshot, const struct source
     const int64_t most = snapshot->slice_elements;
     for (int64_t done = 0; done < held.state_count && !code; done += most) {
         const int64_t count = held.state_count - done < most ? held.state_count - done : most;
-        const struct destination to = {held.master ? held.master + done : NULL, held.m + done,
-                                       held.v ? held.v + done : NULL};
+        const struct destination to = {.master = held.master ? held.master + done : NULL, .m = held.m + done};
         code = read_piece(snapshot, source, block, held.state_first + done, count, to, error);
+        if (!code) code = ls_stream_synchronize(ls_replica_stream(snapshot->replica), error);
+    }
+    const int64_t second_count = held.v ? held.state_first + held.state_count - held.second_first : 0;
+    for (int64_t done = 0; done < second_count && !code; done += most) {
+        const int64_t count = second_count - done < most ? second_count - done : most;
+        code = read_piece(snapshot, source, block, held.second_first + done, count,
+                          (struct destination){.v = held.v + done}, error);
         if (!code) code = ls_stream_synchronize(ls_replica_stream(snapshot->replica), error);
     }
     return code;

@@ -97,7 +97,7 @@ mutate worker/device/cuda/tensor_attention_backward.cu 2 test_attention
 if [ "${LS_TEST_LONG:-0}" = 1 ]; then
     for pair in attention.cu:test_attention attention_backward.cu:test_attention tensor_attention.cu:test_attention \
         tensor_attention_backward.cu:test_attention columns.h:test_rows norm.cu:test_rows cross_entropy.cu:test_rows \
-        embedding.cu:test_rows optimizer.cu:test_optimizer ordered.h:test_optimizer; do
+        embedding.cu:test_rows optimizer.cu:test_optimizer orthogonal.cu:test_optimizer ordered.h:test_optimizer; do
         file=worker/device/cuda/${pair%:*}
         for n in $(seq "$(grep -c '__syncthreads();' "$file")"); do mutate "$file" "$n" "${pair#*:}"; done
     done

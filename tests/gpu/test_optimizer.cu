@@ -1,4 +1,4 @@
-/* The optimizer's kernels: norms whose order is part of the contract, the clip factor, AdamW, initial weights. */
+/* The optimizers' kernels: norms whose order is part of the contract, the clip factor, the rules, initial weights. */
 #include "tests/gpu/harness.h"
 
 static const int64_t sizes[] = {1, 1000, 1024, 1025, 5000, 9217};
@@ -216,6 +216,69 @@ static void lion_and_sgd_follow_their_formulas(void) {
             }
 }
 
+/* A momentum that looks ahead, a division by a norm, a polynomial of matrices, an update in a given direction. */
+static void orthogonal_case(enum ls_dtype dtype, int64_t side, int64_t offset) {
+    const int64_t count = side * side, decay_count = random_below(count + 1);
+    const float factor = 0.5f, rate = 3e-2f, beta = 0.95f, decay = 0.1f, scale = 4.5f;
+    const double squared = 7.0, tiny = 1e-30;
+    int32_t found_inf = 1;
+    struct array m = make_array(LS_FP32, count, 0.1, offset), g = make_array(LS_FP32, count, 2.0, offset);
+    struct array output = make_array(dtype, count, 1.0, offset), x = make_array(dtype, count, 1.0, offset);
+    struct array y = make_array(dtype, count, 1.0, offset), small = make_array(dtype, count, 1e-3, offset);
+    struct array p = make_array(LS_FP32, count, 1.0, offset), copy = make_array(dtype, count, 1.0, offset);
+    struct array direction = make_array(dtype == LS_FP32 ? LS_FP32 : LS_BF16, count, 1.0, offset);
+    float *factors = put_values(&factor, 1), *rates = put_values(&rate, 1);
+    double *squares = put_values(&squared, 1), *next_to_nothing = put_values(&tiny, 1);
+    int32_t *infinite = put_values(&found_inf, 1);
+    double *m_expected = copy_values(&m), *expected = zero_doubles(count);
+    struct ls_op_momentum momentum = {
+        (float *)m.device, output.device, (const float *)g.device, factors, infinite, count, beta, dtype};
+    check_cuda(ls_cuda_momentum(&momentum, 0));
+    check_close("m after infinity", &m, m_expected, 0.0, 0.0);
+    momentum.found_inf = NULL;
+    check_cuda(ls_cuda_momentum(&momentum, 0));
+    for (int64_t i = 0; i < count; i++) {
+        const double gradient = g.value[i] * (double)factor;
+        m_expected[i] = (double)beta * m_expected[i] + (1.0 - (double)beta) * gradient;
+        expected[i] = (double)beta * m_expected[i] + (1.0 - (double)beta) * gradient;
+    }
+    check_close("m", &m, m_expected, 2e-6, 2e-7);
+    check_close("what the momentum gives", &output, expected, rounding_of(dtype) + 2e-6, 2e-7);
+    const struct ls_op_normalize normalize = {x.device, squares, count, dtype};
+    for (int64_t i = 0; i < count; i++) expected[i] = x.value[i] / sqrt(squared);
+    check_cuda(ls_cuda_normalize(&normalize, 0));
+    check_close("normalised", &x, expected, rounding_of(dtype) + 2e-7, 0.0);
+    const struct ls_op_normalize least = {small.device, next_to_nothing, count, dtype};
+    for (int64_t i = 0; i < count; i++) expected[i] = small.value[i] / 1e-7;
+    check_cuda(ls_cuda_normalize(&least, 0));
+    check_close("normalised by the least", &small, expected, rounding_of(dtype) + 2e-7, 0.0);
+    const struct ls_op_polynomial polynomial = {y.device, x.device, y.device, side, 3.0f, -4.5f, 2.5f, dtype};
+    for (int64_t i = 0; i < count; i++)
+        expected[i] = (i / side == i % side ? 3.0 : 0.0) - 4.5 * x.value[i] + 2.5 * y.value[i];
+    check_cuda(ls_cuda_polynomial(&polynomial, 0));
+    check_close("a polynomial", &y, expected, rounding_of(dtype) + 2e-7, 2e-6);
+    struct ls_op_update op = {};
+    op.rule = LS_UPDATE_GIVEN, op.parameter = (float *)p.device, op.low_precision = copy.device;
+    op.direction = direction.device, op.factor = factors, op.learning_rate = rates;
+    op.count = count, op.decay_count = decay_count, op.weight_decay = decay, op.scale = scale, op.dtype = dtype;
+    for (int64_t i = 0; i < count; i++)
+        expected[i] = p.value[i] - (double)rate * ((double)scale * direction.value[i] +
+                                                   (i < decay_count ? (double)decay : 0.0) * p.value[i]);
+    check_cuda(ls_cuda_update(&op, 0));
+    check_close("parameters", &p, expected, 2e-6, 1e-6);
+    check_close("their copy", &copy, p.value, rounding_of(dtype), 0.0);
+    struct array *all[] = {&m, &g, &output, &x, &y, &small, &p, &copy, &direction};
+    for (struct array *a : all) free_array(a);
+    device_free(factors), device_free(rates), device_free(squares), device_free(next_to_nothing);
+    device_free(infinite), free(m_expected), free(expected);
+}
+static void what_orthogonal_updates_are_made_of_is_as_written(void) {
+    const int64_t sides[] = {1, 2, 7, 32, 61, 128};
+    for (int dtype = LS_FP32; dtype <= LS_FP16; dtype++)
+        for (const int64_t side : sides)
+            for (int64_t offset = 0; offset < 2; offset++) orthogonal_case((enum ls_dtype)dtype, side, offset);
+}
+
 /* Philox 4x32-10 by another route: 64-bit products split by hand, the rounds as Salmon et al. write them. The first
  * vector is that paper's known answer for a zero counter and key. */
 static void philox(const uint32_t counter[4], uint64_t seed, uint32_t word[4]) {
@@ -246,6 +309,7 @@ static void rounding_case(enum ls_update_rule rule, int64_t count, int64_t first
     memcpy(p.value, narrow.value, (size_t)count * sizeof(double));
     send(&p);
     struct array m2 = make_array(LS_FP32, count, 1.0), v2 = make_array(LS_FP32, count, 1.0);
+    struct array direction = make_array(LS_BF16, count, 1.0);
     memcpy(m2.value, m.value, (size_t)count * sizeof(double)),
         memcpy(v2.value, v.value, (size_t)count * sizeof(double));
     send(&m2), send(&v2);
@@ -256,6 +320,7 @@ static void rounding_case(enum ls_update_rule rule, int64_t count, int64_t first
     op.gradient = (const float *)g.device, op.factor = factors, op.learning_rate = rates, op.step = steps;
     op.count = count, op.decay_count = count / 3, op.seed = seed, op.first = (uint64_t)first, op.tensor = tensor;
     op.beta1 = 0.9f, op.beta2 = 0.95f, op.epsilon = 1e-8f, op.weight_decay = 0.1f, op.dtype = LS_BF16;
+    op.direction = direction.device, op.scale = 3.0f;
     check_cuda(ls_cuda_update(&op, 0));
     op.parameter = NULL, op.low_precision = narrow.device, op.m = (float *)m2.device, op.v = (float *)v2.device;
     check_cuda(ls_cuda_update(&op, 0));
@@ -274,7 +339,7 @@ static void rounding_case(enum ls_update_rule rule, int64_t count, int64_t first
             isinf(sum) ? bits : (bits + (word[element % 8 / 2] >> 16 * (element % 2) & 0xffff)) & 0xffff0000u;
         if (found_bits != expected) fail("element %d of %d is not rounded by its key", (int)i, (int)count);
     }
-    struct array *all[] = {&p, &m, &v, &g, &narrow, &m2, &v2};
+    struct array *all[] = {&p, &m, &v, &g, &narrow, &m2, &v2, &direction};
     for (struct array *a : all) free_array(a);
     device_free(factors), device_free(rates), device_free(steps);
 }
@@ -282,7 +347,7 @@ static void without_a_master_the_sum_is_rounded_by_the_key(void) {
     for (const int64_t size : sizes)
         for (int64_t first = 0; first < 8; first++)
             for (int64_t offset = 0; offset < 2; offset++)
-                rounding_case((enum ls_update_rule)random_below(3), size, first + ((int64_t)random_below(3) << 34),
+                rounding_case((enum ls_update_rule)random_below(4), size, first + ((int64_t)random_below(3) << 34),
                               offset);
 }
 
@@ -329,6 +394,7 @@ int main(void) {
     run_test("clip factors are right", clip_factors_are_right);
     run_test("AdamW follows its formula", adamw_follows_its_formula);
     run_test("Lion and SGD follow their formulas", lion_and_sgd_follow_their_formulas);
+    run_test("what orthogonal updates are made of is as written", what_orthogonal_updates_are_made_of_is_as_written);
     run_test("without a master the sum is rounded by the key", without_a_master_the_sum_is_rounded_by_the_key);
     run_test("initial weights follow the counter", initial_weights_follow_the_counter);
     return end_tests();

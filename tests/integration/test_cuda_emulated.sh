@@ -119,12 +119,27 @@ train fixed-1 gpt2 1 0 bf16 --set train.reduction=fixed
 train fixed-4 gpt2 4 3 bf16 --set train.reduction=fixed
 same "reduction: fixed leaves the same weights on 1 GPU and at stage 3 on 4" fixed-1 fixed-4
 
-# A sign is another one only where a sum is nearly nothing, and with it the gradient.
-for optimizer in lion sgd; do
+# A sign is another one only where a sum is nearly nothing, and with it the gradient. Muon's iteration makes roundings larger where
+# there is next to no gradient too.
+for optimizer in lion sgd muon; do
     train cpu-$optimizer gpt2 1 0 fp32 --set optimizer.type=$optimizer --set device=cpu || not_ok "$optimizer on CPUs" "$work/cpu-$optimizer.log"
     train $optimizer gpt2 2 3 fp32 --set optimizer.type=$optimizer
     agrees "$optimizer at stage 3 on 2 emulated GPUs agrees with a CPU" cpu-$optimizer $optimizer "${limit[fp32]}"
 done
+
+# Muon's matrices are made orthogonal by whoever has the layer, in any order of streams; all of its products were measured before.
+orthogonal=(--set optimizer.type=muon --set train.reduction=fixed)
+train orthogonal-1 gpt2 1 0 bf16 "${orthogonal[@]}"
+LS_STANDIN_ORDER=lazy train orthogonal-4 gpt2 4 3 bf16 "${orthogonal[@]}"
+LS_STANDIN_ORDER=hasty train orthogonal-3 gpt2 3 1 bf16 "${orthogonal[@]}"
+same "muon at stage 3 on 4 GPUs, lazily, leaves the weights of one" orthogonal-1 orthogonal-4
+same "and at stage 1 on 3, background first" orthogonal-1 orthogonal-3
+train muon-bf16 gpt2 2 2 bf16 --set optimizer.type=muon
+if grep -q "info product 16 x 16 x 16: .* ms by way" "$work/muon-bf16/logs/rank-00000.log" && ! grep -q "was not measured" "$work/muon-bf16/logs/rank-00000.log"; then
+    ok "no product of an update comes unmeasured"
+else
+    not_ok "no product of an update comes unmeasured" "$work/muon-bf16/logs/rank-00000.log"
+fi
 
 # Without master weights. A sum in fp32 that is another is rounded to the other side in one of 2^16 draws for each unit in its last
 # place: no more than the roundings above.

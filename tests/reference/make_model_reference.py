@@ -14,6 +14,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 BATCH, LENGTH, STEPS = 3, 23, 10
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "gradient_clipping": 1.0}
 SGD = {"lr": 3e-2, "momentum": 0.9}
+MUON = {"momentum": 0.95}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}
 
@@ -145,6 +146,43 @@ def add_sgd_steps(model, initial, tensors, batches):
         tensors["sgd_final/" + key] = parameter.detach().float().clone()
 
 
+class Both:
+    """Muon for the matrices of layers, AdamW for the rest."""
+
+    def __init__(self, model):
+        matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and (".h." in name or ".layers." in name)]
+        rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
+        self.muon = torch.optim.Muon(matrices, lr=ADAMW["lr"], weight_decay=ADAMW["weight_decay"], momentum=MUON["momentum"],
+                                     adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(
+            [{"params": [p for p in rest if p.dim() == 2], "weight_decay": ADAMW["weight_decay"]},
+             {"params": [p for p in rest if p.dim() == 1], "weight_decay": 0.0}],
+            lr=ADAMW["lr"], betas=(ADAMW["beta1"], ADAMW["beta2"]), eps=ADAMW["eps"], foreach=False)
+
+    def zero_grad(self):
+        self.muon.zero_grad()
+        self.adamw.zero_grad()
+
+    def step(self):
+        bfloat16, torch.bfloat16 = torch.bfloat16, torch.float64  # PyTorch's Muon multiplies in what goes by this name
+        self.muon.step()
+        torch.bfloat16 = bfloat16
+        self.adamw.step()
+
+
+def add_muon_steps(model, initial, tensors, batches):
+    """The same ten steps by Muon."""
+    with torch.no_grad():
+        for parameter, values in zip(model.parameters(), initial):
+            parameter.copy_(values)
+    optimizer = Both(model)
+    steps = [take_step(model, optimizer, *(part[step] for part in batches)) for step in range(1, STEPS + 1)]
+    tensors["muon_losses"] = torch.stack([loss for loss, _ in steps])
+    tensors["muon_gradient_norms"] = torch.tensor([norm for _, norm in steps], dtype=torch.float64)
+    for key, parameter in named(model).items():
+        tensors["muon_final/" + key] = parameter.detach().float().clone()
+
+
 def write(name, model, described):
     with torch.no_grad():  # rounded to float, so that both sides start from the same numbers
         for parameter in model.parameters():
@@ -185,6 +223,8 @@ def write(name, model, described):
         tensors["final/" + key] = parameter.detach().float().clone()
     if described["model_type"] == "gpt2":
         add_sgd_steps(model, initial, tensors, (tokens, targets, starts))
+    if described["model_type"] in ("gpt2", "llama"):
+        add_muon_steps(model, initial, tensors, (tokens, targets, starts))
 
     metadata = {"config": json.dumps(described), "optimizer": json.dumps(ADAMW),
                 "versions": f"torch {torch.__version__}, transformers {transformers.__version__}"}

@@ -160,7 +160,8 @@ static inline void harness_checkpoint(const char *run_dir, const struct ls_confi
     struct ls_trainer_state state = {
         .step = step, .attempt = attempt, .world_size = (uint64_t)world_size, .position = 30 * step};
     expect_ok(ls_model_create(config, &model, error));
-    expect_ok(ls_checkpoint_begin(run_dir, step, attempt, ls_checkpoint_bytes(model, world_size), build, error));
+    expect_ok(
+        ls_checkpoint_begin(run_dir, step, attempt, ls_checkpoint_bytes(config, model, world_size), build, error));
     for (int64_t rank = 0; rank < world_size; rank++)
         harness_save_rank(build, config, model, rank, world_size, model_file_bytes, records, &count);
     expect_ok(ls_checkpoint_commit(run_dir, step, attempt, records, count, &state, NULL, error));

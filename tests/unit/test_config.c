@@ -289,7 +289,7 @@ static void wrong_values_name_the_place_and_the_values_allowed(void **state) {
     refuses_set("optimizer.betas=[0.9]", "a list of two numbers");
     refuses_set("optimizer.betas=[0.9, 0.9, 0.9]", "a list of two numbers");
     refuses_set("optimizer.betas=0.9", "a list of two numbers");
-    refuses_set("optimizer.type=muon", "found muon", "one of adamw, lion, sgd");
+    refuses_set("optimizer.type=adafactor", "found adafactor", "one of adamw, lion, muon, sgd");
     refuses_set("lr_schedule.type=exponential", "one of cosine, linear, constant, wsd");
     refuses_set("lr_schedule.type=[cosine]", "found a list");
     refuses_set("lr_schedule.min_lr_ratio=1.01", "a number from 0 to 1");
@@ -442,6 +442,11 @@ static void keys_without_meaning_for_the_model_are_refused(void **state) {
     refuses(MODEL DATA TRAIN "optimizer: {type: sgd, momentum: 0.99999999}\n", "which is 1 in fp32");
     assert_int_equal(parse(MODEL DATA TRAIN "optimizer: {type: sgd}\n"), LS_OK);
     assert_true(config.optimizer.momentum == 0.9);
+    refuses(MODEL DATA TRAIN "optimizer: {type: muon, momentum: 0.99999999}\n", "optimizer.momentum: found 0.99999999");
+    refuses(MODEL DATA TRAIN "optimizer: {type: muon, betas: [0.99999999, 0.9]}\n",
+            "optimizer.betas: found 0.99999999");
+    assert_int_equal(parse(MODEL DATA TRAIN "optimizer: {type: muon, eps: 1.0e-7}\n"), LS_OK);
+    assert_true(config.optimizer.momentum == 0.95 && config.optimizer.beta2 == 0.95 && config.optimizer.eps == 1e-7);
     assert_int_equal(parse(MODEL DATA TRAIN "optimizer: {type: lion}\n"), LS_OK);
     assert_true(config.optimizer.beta1 == 0.9 && config.optimizer.beta2 == 0.99);
     assert_int_equal(parse(MODEL DATA TRAIN "optimizer: {type: lion, betas: [0.5, 0]}\n"), LS_OK);

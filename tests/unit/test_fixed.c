@@ -134,7 +134,10 @@ static void bf16_and_fp16_train_to_the_same_bits_too(void **state) {
         struct ls_config config = harness_config(families[family]);
         config.precision = LS_PRECISION_BF16;
         check_splits(&config, is_long() ? 10 : 4, splits, sizeof splits / sizeof *splits);
+        config.optimizer.type = LS_MUON;
+        check_splits(&config, is_long() ? 10 : 4, splits, is_long() ? sizeof splits / sizeof *splits : 5);
         config.optimizer.stochastic_rounding = true;
+        check_splits(&config, is_long() ? 10 : 4, splits + 4, 3);
         config.optimizer.type = family == 0 ? LS_LION : LS_SGD;
         check_splits(&config, is_long() ? 10 : 4, splits + 1, is_long() ? sizeof splits / sizeof *splits - 1 : 2);
         config.optimizer.type = LS_ADAMW;
@@ -161,7 +164,9 @@ static void replicas_accumulation_and_stream_order_do_not_matter(void **state) {
         {2, 1, 2, NULL, 0, 0, LS_STREAMS_HASTY},
         {3, 1, 3, NULL, 0, 0, LS_STREAMS_HASTY},
     };
-    const struct ls_config config = harness_config(gpt2);
+    struct ls_config config = harness_config(gpt2);
+    check_splits(&config, 3, splits, sizeof splits / sizeof *splits);
+    config.optimizer.type = LS_MUON;
     check_splits(&config, 3, splits, sizeof splits / sizeof *splits);
 }
 
@@ -418,7 +423,7 @@ static void a_checkpoint_goes_on_at_another_rank_count_and_stage_with_the_same_b
 
 /* Saved at 4 ranks and stage 3 beside the steps that follow, each time at step 2 of 5: goes on at any ranks and stage
  * with the same bits. Pairwise; LS_TEST_LONG: every rank count, stage, precision and family. The last round, or two,
- * are of bf16 that is rounded stochastically, by Lion. */
+ * are of bf16 that is rounded stochastically, by Lion; the second one's optimizer is Muon. */
 static void a_save_beside_training_at_stage_3_goes_on_anywhere_with_the_same_bits(void **state) {
     (void)state;
     static const struct split pairs[] = {{.ranks = 1, .stage = 0}, {.ranks = 2, .stage = 1}, {.ranks = 3, .stage = 2},
@@ -433,7 +438,7 @@ static void a_save_beside_training_at_stage_3_goes_on_anywhere_with_the_same_bit
         config.evaluation.every_steps = 0;
         const int kind = is_long() ? round / 2 : round == 2 ? 3 : round;
         config.optimizer.stochastic_rounding = kind == 3;
-        config.optimizer.type = kind == 3 ? LS_LION : LS_ADAMW;
+        config.optimizer.type = kind == 3 ? LS_LION : round == 1 ? LS_MUON : LS_ADAMW;
         config.precision = kind == 3 ? LS_PRECISION_BF16 : (enum ls_precision)kind;
         struct run before = start(&config, (struct split){.ranks = 4, .threads = 1, .stage = 3}, 5);
         before.save = folder;

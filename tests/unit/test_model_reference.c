@@ -1,8 +1,9 @@
 /* GPT-2 and Llama against PyTorch: loss, every gradient and ten AdamW steps (tests/reference/README.md), for GPT-2 ten
- * of SGD; loss and gradients in bf16 too. */
+ * of SGD, for GPT-2 and a Llama ten of Muon by the shards of one rank; loss and gradients in bf16 too. */
 #include "tests/unit/model_harness.h"
 
 #include "common/safetensors.h"
+#include "worker/shard/shard.h"
 
 #include <fcntl.h>
 #include <jansson.h>
@@ -338,10 +339,68 @@ static double optimizer_step(struct harness *h, struct optimizer *o, const struc
     return norm;
 }
 
+/* One rank's shards, for a rule that is more than an operation. */
+struct sharded {
+    struct ls_arena_plan *plan;
+    struct ls_arena *arena;
+    struct ls_comm *comm;
+    struct ls_shard_comms comms;
+    struct ls_shard *shard;
+};
+
+static void sharded_create(struct harness *h, struct sharded *s, const struct ls_config *config) {
+    s->plan = calloc(1, sizeof *s->plan);
+    assert_non_null(s->plan);
+    const int first = ls_shard_plan(config, h->model, 1, s->plan);
+    assert_int_equal(ls_arena_create(h->device, s->plan, &s->arena, NULL), LS_OK);
+    assert_int_equal(ls_comm_create_threads(1, &s->comm, NULL), LS_OK);
+    assert_int_equal(ls_shard_comms_create(config, s->comm, &s->comms, NULL), LS_OK);
+    assert_int_equal(ls_shard_create(config, h->model, &s->comms, h->stream, s->arena, first, &s->shard, NULL), LS_OK);
+    for (int i = 0; i < h->blocks; i++)
+        ls_copy(h->stream, ls_shard_held(s->shard, i).parameters, h->parameters[i],
+                (size_t)ls_model_block(h->model, i)->count * sizeof(float));
+}
+
+static double sharded_step(struct harness *h, struct sharded *s, const struct ls_config *config, int64_t step) {
+    float norm;
+    ls_shard_begin(s->shard, 1);
+    for (int i = h->blocks - 1; i >= 0; i--) {
+        ls_copy(h->stream, ls_shard_gradients(s->shard, i), h->gradients[i],
+                (size_t)ls_model_block(h->model, i)->count * sizeof(float));
+        ls_shard_reduce(s->shard, i, true);
+    }
+    ls_shard_update(s->shard, (float)config->optimizer.lr, 0, step);
+    for (int i = 0; i < h->blocks; i++) {
+        ls_copy(h->stream, h->parameters[i], ls_shard_acquire(s->shard, i),
+                (size_t)ls_model_block(h->model, i)->count * sizeof(float));
+        ls_shard_release(s->shard, i);
+    }
+    harness_download(h, &norm, ls_shard_scalars(s->shard).norm, sizeof norm);
+    return norm;
+}
+
+static void sharded_destroy(struct sharded *s) {
+    ls_shard_destroy(s->shard);
+    ls_shard_comms_destroy(&s->comms);
+    ls_comm_destroy(s->comm);
+    ls_arena_destroy(s->arena);
+    free(s->plan);
+}
+
 static void check_ten_steps(const char *name, enum ls_update_rule rule) {
     struct reference reference;
     load(&reference, name);
     const char *final = "final/";
+    const bool muon = rule == LS_UPDATE_GIVEN;
+    if (muon) {
+        final = "muon_final/";
+        reference.config.optimizer.type = LS_MUON;
+        reference.config.optimizer.momentum = 0.95; /* as the script has it */
+        reference.config.zero.replicas = 1;
+        reference.config.train.global_batch_size = reference.config.train.micro_batch_size = reference.sequences;
+        read_all(&reference, "muon_losses", reference.losses + 1);
+        read_all(&reference, "muon_gradient_norms", reference.norms);
+    }
     if (rule == LS_UPDATE_SGD) {
         final = "sgd_final/";
         reference.config.optimizer.lr = 3e-2; /* as the script has it; momentum 0.9 is beta1, decay there is none */
@@ -351,14 +410,19 @@ static void check_ten_steps(const char *name, enum ls_update_rule rule) {
     }
     struct harness *h = start(&reference);
     struct optimizer optimizer = {.rule = rule};
-    optimizer_create(h, &optimizer);
+    struct sharded sharded;
+    if (muon)
+        sharded_create(h, &sharded, &reference.config);
+    else
+        optimizer_create(h, &optimizer);
     for (int step = 1; step <= STEPS; step++) {
         struct harness_batch batch = batch_of(&reference, step);
         double targets = (double)count_targets(&reference, &batch);
         harness_zero_gradients(h);
         double loss = harness_run(h, &batch, (float)(1 / targets)) / targets;
         assert_close("the loss of a step", loss, reference.losses[step], 1e-5);
-        double norm = optimizer_step(h, &optimizer, &reference.config, step);
+        double norm = muon ? sharded_step(h, &sharded, &reference.config, step)
+                           : optimizer_step(h, &optimizer, &reference.config, step);
         assert_close("the norm of the gradient", norm, reference.norms[step - 1], 1e-5);
     }
     for (int i = 0; i < ls_model_tensor_count(h->model); i++) {
@@ -379,6 +443,7 @@ static void check_ten_steps(const char *name, enum ls_update_rule rule) {
         free(expected);
         free(initial);
     }
+    if (muon) sharded_destroy(&sharded);
     harness_destroy(h);
     unload(&reference);
 }
@@ -421,6 +486,16 @@ static void gpt2_takes_ten_sgd_steps_as_pytorch_does(void **state) {
     check_ten_steps("gpt2.safetensors", LS_UPDATE_SGD);
 }
 
+static void gpt2_takes_ten_muon_steps_as_pytorch_does(void **state) {
+    (void)state;
+    check_ten_steps("gpt2.safetensors", LS_UPDATE_GIVEN);
+}
+
+static void llama_takes_ten_muon_steps_as_pytorch_does(void **state) {
+    (void)state;
+    check_ten_steps("llama.safetensors", LS_UPDATE_GIVEN);
+}
+
 static void llama_takes_ten_adamw_steps_as_pytorch_does(void **state) {
     (void)state;
     check_ten_steps("llama.safetensors", LS_UPDATE_ADAMW);
@@ -452,6 +527,8 @@ int main(void) {
         cmocka_unit_test(in_bf16_losses_and_gradients_are_near_pytorchs),
         cmocka_unit_test(gpt2_takes_ten_adamw_steps_as_pytorch_does),
         cmocka_unit_test(gpt2_takes_ten_sgd_steps_as_pytorch_does),
+        cmocka_unit_test(gpt2_takes_ten_muon_steps_as_pytorch_does),
+        cmocka_unit_test(llama_takes_ten_muon_steps_as_pytorch_does),
         cmocka_unit_test(llama_takes_ten_adamw_steps_as_pytorch_does),
         cmocka_unit_test(qwen2_takes_ten_adamw_steps_as_pytorch_does),
         cmocka_unit_test(qwen3_takes_ten_adamw_steps_as_pytorch_does),

@@ -1,5 +1,7 @@
-/* Gradient norm, clipping, AdamW and initialisation. */
+/* Gradient norm, clipping, the optimizers' rules and initialisation. */
 #include "tests/unit/support.h"
+
+#include "worker/optim/muon.h"
 
 static void squared_norm_adds_ordered_sums_in_double(void **state) {
     (void)state;
@@ -147,6 +149,176 @@ static void lion_and_sgd_follow_their_formulas(void **state) {
     }
 }
 
+static float bf16_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* `count` values as `dtype` has them, in a new array of it and, rounded alike, in `values`. */
+static void *stored(enum ls_dtype dtype, float *values, int64_t count) {
+    char *array = malloc((size_t)(count * ls_dtype_bytes(dtype)) + 1);
+    for (int64_t i = 0; i < count; i++) {
+        if (dtype == LS_BF16) values[i] = bf16_of(values[i]);
+        memcpy(array + i * ls_dtype_bytes(dtype), (char *)&values[i] + (dtype == LS_BF16 ? 2 : 0),
+               (size_t)ls_dtype_bytes(dtype));
+    }
+    return array;
+}
+
+static float *read_back(enum ls_dtype dtype, const void *array, int64_t count) {
+    float *values = calloc((size_t)count + 1, sizeof *values);
+    for (int64_t i = 0; i < count; i++)
+        memcpy((char *)&values[i] + (dtype == LS_BF16 ? 2 : 0), (const char *)array + i * ls_dtype_bytes(dtype),
+               (size_t)ls_dtype_bytes(dtype));
+    return values;
+}
+
+static double rounding_of(enum ls_dtype dtype) {
+    return dtype == LS_BF16 ? 1.0 / 256 : 4.0 * ROUNDING;
+}
+
+/* Two steps of the momentum that looks ahead, a division by a norm, a polynomial of matrices, and an update in a given
+ * direction, each in double; the same bits by one thread and three. */
+static void what_orthogonal_updates_are_made_of_is_as_written(void **state) {
+    (void)state;
+    for (int round = 0; round < 2; round++) {
+        const enum ls_dtype dtype = round ? LS_BF16 : LS_FP32;
+        const int64_t side = 129 + random_below(40), count = side * side, decayed = count / 3;
+        const float factor = 0.5f, beta = 0.9f, rate = 1e-2f, scale = 3.5f, decay = 0.3f;
+        const double squared = 7.0, tiny = 1e-30;
+        const int32_t found_inf = 1;
+        const int64_t step = 1;
+        float *m = random_floats(count, 1), *x = random_floats(count, 1), *y = random_floats(count, 1),
+              *p = random_floats(count, 1), *small = random_floats(count, 1);
+        double *em = zero_doubles(count), *eo = zero_doubles(count), *en = zero_doubles(count),
+               *ep = zero_doubles(count), *eu = zero_doubles(count), *es = zero_doubles(count);
+        for (int64_t i = 0; i < count; i++) em[i] = (double)m[i], small[i] *= 1e-9f;
+        void *xs = stored(dtype, x, count), *ys = stored(dtype, y, count), *ss = stored(dtype, small, count);
+        float *first_m = copy_floats(m, count), *results[2][5];
+        for (int threads = 1; threads <= 3; threads += 2) {
+            float *m_now = copy_floats(first_m, count), *p_now = copy_floats(p, count);
+            float **found = results[threads == 3];
+            void *output = stored(dtype, x, count), *normal = stored(dtype, x, count), *sum = stored(dtype, y, count),
+                 *zero = stored(dtype, small, count);
+            struct support s = support_open(threads, LS_STREAMS_EAGER);
+            for (int turn = 0; turn < 2; turn++)
+                ls_op(s.stream, momentum, .m = m_now, .output = output, .gradient = y, .factor = &factor,
+                      .count = count, .beta = beta, .dtype = dtype);
+            ls_op(s.stream, momentum, .m = m_now, .output = output, .gradient = y, .factor = &factor,
+                  .found_inf = &found_inf, .count = count, .beta = beta, .dtype = dtype);
+            ls_op(s.stream, normalize, .x = normal, .squared = &squared, .count = count, .dtype = dtype);
+            ls_op(s.stream, normalize, .x = zero, .squared = &tiny, .count = count, .dtype = dtype);
+            ls_op(s.stream, polynomial, .output = sum, .x = xs, .y = sum, .side = side, .a = 3.0f, .b = -4.5f,
+                  .c = 2.5f, .dtype = dtype);
+            ls_op(s.stream, update, .rule = LS_UPDATE_GIVEN, .parameter = p_now, .direction = xs, .factor = &factor,
+                  .learning_rate = &rate, .step = &step, .count = count, .decay_count = decayed, .scale = scale,
+                  .weight_decay = decay, .low_precision = dtype == LS_BF16 ? ys : NULL, .dtype = dtype);
+            support_close(s);
+            found[0] = read_back(dtype, output, count), found[1] = read_back(dtype, normal, count);
+            found[2] = read_back(dtype, sum, count), found[3] = p_now, found[4] = read_back(dtype, zero, count);
+            if (threads == 1) memcpy(m, m_now, (size_t)count * sizeof *m);
+            check_same_bits("momentum", m_now, m, count);
+            if (dtype == LS_BF16) {
+                float *copy = read_back(dtype, ys, count);
+                for (int64_t i = 0; i < count; i++) assert_true(copy[i] == bf16_of(p_now[i]));
+                free(copy);
+            }
+            free(output), free(normal), free(sum), free(m_now), free(zero);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            const double g = (double)y[i] * 0.5;
+            for (int turn = 0; turn < 2; turn++) em[i] = (double)beta * em[i] + (1.0 - (double)beta) * g;
+            eo[i] = (double)beta * em[i] + (1.0 - (double)beta) * g;
+            en[i] = (double)x[i] / sqrt(7.0);
+            es[i] = (double)small[i] / 1e-7;
+            ep[i] = (i / side == i % side ? 3.0 : 0.0) - 4.5 * (double)x[i] + 2.5 * (double)y[i];
+            eu[i] = (double)p[i] -
+                    (double)rate * ((double)scale * (double)x[i] + (i < decayed ? (double)decay * (double)p[i] : 0.0));
+        }
+        check_close("m", m, em, count, 2e-6);
+        check_close("output", results[0][0], eo, count, rounding_of(dtype) + 2e-6);
+        check_close("normalised", results[0][1], en, count, rounding_of(dtype));
+        check_close("polynomial", results[0][2], ep, count, rounding_of(dtype));
+        check_close("parameter", results[0][3], eu, count, 8.0 * ROUNDING);
+        check_close("next to nothing", results[0][4], es, count, rounding_of(dtype));
+        for (int i = 0; i < 5; i++) check_same_bits("threads", results[1][i], results[0][i], count);
+        for (int i = 0; i < 5; i++) free(results[0][i]), free(results[1][i]);
+        free(m), free(x), free(y), free(p), free(small), free(xs), free(ys), free(ss), free(first_m);
+        free(em), free(eo), free(en), free(ep), free(eu), free(es);
+    }
+}
+
+/* c = a b in double; a is [m, k], or [k, m] when `transpose_a`; b is [k, n], or [n, k] when `transpose_b`. */
+static void multiply(const double *a, bool transpose_a, const double *b, bool transpose_b, double *c, int64_t m,
+                     int64_t n, int64_t k) {
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            double sum = 0;
+            for (int64_t l = 0; l < k; l++)
+                sum += a[transpose_a ? l * m + i : i * k + l] * b[transpose_b ? j * k + l : l * n + j];
+            c[i * n + j] = sum;
+        }
+}
+
+/* Wide, tall and square matrices, and a row and a column, against the iteration in double, and against what it is for:
+ * with X the result, X X^T (X^T X of a tall one) is the unit matrix but for singular values of 0.65 to 1.25. The
+ * iteration makes small singular values up to 3.4445^5 = 485 times larger, and with them the roundings: that is where
+ * the tolerances come from. A matrix of zeros stays one. */
+static void a_matrix_becomes_orthogonal(void **state) {
+    (void)state;
+    static const int64_t shapes[][2] = {{24, 61}, {61, 24}, {37, 37}, {1, 19}, {19, 1}, {48, 200}};
+    for (int i = 0; i < 12; i++) {
+        const enum ls_dtype dtype = i < 6 ? LS_FP32 : LS_BF16;
+        const int64_t rows = shapes[i % 6][0], columns = shapes[i % 6][1], count = rows * columns;
+        const int64_t side = rows < columns ? rows : columns, longer = rows < columns ? columns : rows;
+        const bool tall = rows > columns;
+        float *u = random_floats(count, 1);
+        void *x = stored(dtype, u, count), *result = stored(dtype, u, count);
+        double *e = zero_doubles(count), *next = zero_doubles(count), *gram = zero_doubles(side * side),
+               *powers = zero_doubles(side * side), squared = 0, *partial = zero_doubles(count / 1024 + 1);
+        void *scratch[2] = {malloc((size_t)(side * side) * 4), malloc((size_t)(side * side) * 4)};
+        for (int64_t j = 0; j < count; j++) squared += (double)u[j] * (double)u[j];
+        for (int64_t j = 0; j < count; j++) e[j] = (double)u[j] / sqrt(squared);
+        for (int turn = 0; turn < 5; turn++) {
+            multiply(e, tall, e, !tall, gram, side, side, longer);
+            multiply(gram, false, gram, false, powers, side, side, side);
+            for (int64_t j = 0; j < side * side; j++)
+                powers[j] = (j % (side + 1) == 0 ? 3.4445 : 0.0) - 4.7750 * gram[j] + 2.0315 * powers[j];
+            multiply(tall ? e : powers, false, tall ? powers : e, false, next, rows, columns, side);
+            memcpy(e, next, (size_t)count * sizeof *e);
+        }
+        struct support s = support_open(2, LS_STREAMS_EAGER);
+        const struct ls_muon_matrix matrix = {.x = x,
+                                              .result = result,
+                                              .rows = rows,
+                                              .columns = columns,
+                                              .gram = scratch[0],
+                                              .powers = scratch[1],
+                                              .squared = &squared,
+                                              .partial = partial,
+                                              .dtype = dtype};
+        ls_muon_orthogonalize(s.stream, &matrix);
+        float *found = read_back(dtype, result, count);
+        check_close("orthogonal", found, e, count, dtype == LS_FP32 ? 485.0 * ROUNDING : 0.1);
+        if (side < longer / 2) { /* a random matrix that is nearly square has singular values near 0 */
+            for (int64_t j = 0; j < count; j++) next[j] = (double)found[j];
+            multiply(next, tall, next, !tall, gram, side, side, longer);
+            for (int64_t j = 0; j < side; j++)
+                assert_true(gram[j * (side + 1)] > 0.65 * 0.65 && gram[j * (side + 1)] < 1.25 * 1.25);
+        }
+        memset(x, 0, (size_t)(count * ls_dtype_bytes(dtype)));
+        ls_muon_orthogonalize(s.stream, &matrix);
+        support_close(s);
+        float *zeros = read_back(dtype, result, count);
+        for (int64_t j = 0; j < count; j++) assert_true(zeros[j] == 0.0f);
+        free(u), free(x), free(result), free(e), free(next), free(gram), free(powers), free(partial);
+        free(scratch[0]), free(scratch[1]), free(found), free(zeros);
+    }
+}
+
 /* Philox 4x32-10 as its authors write it: two multiplications, high words crossed and mixed with counter and key. */
 static void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t word[4]) {
     uint32_t k0 = key[0], k1 = key[1];
@@ -221,12 +393,16 @@ static void check_rounding(enum ls_update_rule rule) {
     uint16_t *start = random_bf16(count, master), *whole = malloc((size_t)count * 2),
              *pieces = malloc((size_t)count * 2);
     memcpy(whole, start, (size_t)count * 2), memcpy(pieces, start, (size_t)count * 2);
+    float *towards = random_floats(count, 1);
+    uint16_t *direction = random_bf16(count, towards);
     float *ms[3] = {m, copy_floats(m, count), copy_floats(m, count)};
     float *vs[3] = {v, copy_floats(v, count), copy_floats(v, count)};
     struct ls_op_update op = {.rule = rule,
                               .m = m,
                               .v = v,
                               .gradient = gradient,
+                              .direction = direction,
+                              .scale = 3.0f,
                               .factor = &factor,
                               .learning_rate = &rate,
                               .step = &step,
@@ -270,6 +446,7 @@ static void check_rounding(enum ls_update_rule rule) {
         if (length > count - i) length = count - i;
         struct ls_op_update part = op;
         part.low_precision = pieces + i, part.m = ms[2] + i, part.v = vs[2] + i, part.gradient = gradient + i;
+        part.direction = direction + i;
         part.first = first + (uint64_t)i, part.count = length;
         part.decay_count = i < decayed ? (decayed - i < length ? decayed - i : length) : 0;
         ls_stream_submit(s.stream, LS_OP_update, &part, sizeof part);
@@ -278,11 +455,12 @@ static void check_rounding(enum ls_update_rule rule) {
     support_close(s), support_close(s3);
     for (int i = 1; i < 3; i++) free(ms[i]), free(vs[i]);
     free(master), free(gradient), free(m), free(v), free(start), free(whole), free(pieces);
+    free(towards), free(direction);
 }
 
 static void without_a_master_the_sum_is_rounded_by_the_key(void **state) {
     (void)state;
-    for (int rule = LS_UPDATE_ADAMW; rule <= LS_UPDATE_SGD; rule++) check_rounding((enum ls_update_rule)rule);
+    for (int rule = LS_UPDATE_ADAMW; rule <= LS_UPDATE_GIVEN; rule++) check_rounding((enum ls_update_rule)rule);
 }
 
 /* Updates of a thousandth of the distance between two bf16 numbers: to the nearest nothing would ever change. After
@@ -363,6 +541,8 @@ int main(void) {
         cmocka_unit_test(clip_scales_only_norms_above_the_maximum),
         cmocka_unit_test(adamw_follows_the_algorithm_and_decays_only_the_first_part),
         cmocka_unit_test(lion_and_sgd_follow_their_formulas),
+        cmocka_unit_test(what_orthogonal_updates_are_made_of_is_as_written),
+        cmocka_unit_test(a_matrix_becomes_orthogonal),
         cmocka_unit_test(the_reference_philox_gives_the_published_answers),
         cmocka_unit_test(without_a_master_the_sum_is_rounded_by_the_key),
         cmocka_unit_test(small_updates_add_up_on_average),

@@ -218,6 +218,48 @@ static void host_memory_is_the_ring_and_buffers_of_checkpoints(void **unused) {
     ls_plan_release(&plan);
 }
 
+/* Weights, and state of 12 bytes a parameter; 4 less for a second moment that is not there (Muon's matrices have none:
+ * GPT-2's are 12 C^2 in a layer), 2 less for master weights of two bytes. Headers are the same. */
+static void a_checkpoints_bytes_follow_what_the_optimizer_keeps(void **unused) {
+    (void)unused;
+    const int64_t P = parameters_of(&gpt2), matrices = gpt2.L * 12 * gpt2.C * gpt2.C;
+    const struct {
+        const char *more;
+        int64_t bytes;
+    } rows[] = {{"optimizer: {type: adamw}\n", 16 * P},
+                {"optimizer: {type: lion}\n", 12 * P},
+                {"optimizer: {type: sgd}\n", 12 * P},
+                {"optimizer: {type: muon}\n", 16 * P - 4 * matrices},
+                {"precision: bf16\n", 14 * P},
+                {"precision: bf16\noptimizer: {stochastic_rounding: true}\n", 12 * P},
+                {"precision: bf16\noptimizer: {type: muon, stochastic_rounding: true}\n", 12 * P - 4 * matrices}};
+    int64_t headers = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct ls_config config = config_of(&gpt2, rows[i].more);
+        struct ls_plan plan = plan_of(&config, 3);
+        if (i == 0) headers = plan.checkpoint_bytes - rows[i].bytes;
+        assert_true(headers > 0 && headers < 2 << 20);
+        assert_int_equal(plan.checkpoint_bytes, rows[i].bytes + headers);
+        ls_plan_release(&plan);
+    }
+}
+
+/* A layer of 5.4e9 parameters: two ranks send 5.4e9 bytes of bf16 at once, which is too much, six a third of that. */
+static void slices_of_matrices_too_large_to_send_are_refused(void **unused) {
+    (void)unused;
+    const struct shape vast = {true, 20480, 2, 2, 2, 10240, 61440, 101, 10, 3};
+    const struct ls_config config = config_of(&vast, "precision: bf16\nzero: {stage: 3}\noptimizer: {type: muon}\n");
+    struct ls_plan plan;
+    struct ls_error error = {0};
+    assert_int_equal(ls_plan_make(&config, 2, false, &plan, &error), LS_USAGE);
+    assert_non_null(strstr(error.text, "optimizer.type: muon"));
+    ls_plan_release(&plan);
+    assert_int_equal(ls_plan_make(&config, 6, false, &plan, &error), LS_OK);
+    ls_plan_release(&plan);
+    assert_int_equal(ls_plan_make(&config, 1, false, &plan, &error), LS_OK);
+    ls_plan_release(&plan);
+}
+
 /* However large a block, a CPU's state is read in pieces of 2^21 elements; two files have buffers of their own. */
 static void buffers_of_checkpoints_stay_small_on_cpus(void **unused) {
     (void)unused;
@@ -400,6 +442,8 @@ static void a_step_uses_every_category_to_its_end(void **unused) {
     check_used(&llama, "");
     check_used(&gpt2, "precision: bf16\nactivation_checkpointing: {mode: selective}\n");
     check_used(&llama, "precision: bf16\nactivation_checkpointing: {mode: full}\n");
+    check_used(&gpt2, "optimizer: {type: muon}\n");
+    check_used(&llama, "precision: bf16\noptimizer: {type: muon}\n");
 }
 
 /* ---- predicted time ---- */
@@ -436,8 +480,14 @@ static void reductions_hide_behind_what_is_left_of_backward(void **unused) {
     work.micro_batches = 2;
     cost = ls_cost_predict(&machine, 2, &work);
     expect(&cost, 12, 0.5, 4, 2);
-    /* Beyond a node the wire has half the rate: B's from 4 to 10 s, A's to 12 s. */
     work.micro_batches = 1;
+    /* Products of the update, and what it sends and waits for, come behind all that. */
+    work.update_flops = 300;
+    work.update_wire_bytes = 20;
+    cost = ls_cost_predict(&machine, 2, &work);
+    expect(&cost, 6, 3.5, 6, 4);
+    work.update_flops = work.update_wire_bytes = 0;
+    /* Beyond a node the wire has half the rate: B's from 4 to 10 s, A's to 12 s. */
     cost = ls_cost_predict(&machine, 3, &work);
     expect(&cost, 6, 0.5, 8, 6);
 }
@@ -761,6 +811,8 @@ int main(void) {
         cmocka_unit_test(the_bottleneck_is_what_takes_longest),
         cmocka_unit_test(gpus_are_found_by_name),
         cmocka_unit_test(heads_too_wide_for_gpus_are_refused),
+        cmocka_unit_test(a_checkpoints_bytes_follow_what_the_optimizer_keeps),
+        cmocka_unit_test(slices_of_matrices_too_large_to_send_are_refused),
         cmocka_unit_test(this_host_is_measured),
         cmocka_unit_test(changes_fit_and_come_cheapest_first),
         cmocka_unit_test(a_stage_is_advised_with_its_accumulation),

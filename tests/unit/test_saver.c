@@ -136,6 +136,11 @@ static void saves_beside_training_hold_the_bytes_of_saves_it_waits_for(void **un
         {1, 3, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, false, true, LS_LION},
         {2, 4, 2, LS_PRECISION_BF16, LS_STREAMS_HASTY, true, true, LS_SGD},
         {3, 3, 0, LS_PRECISION_BF16, LS_STREAMS_LAZY, true, true, LS_LION},
+        {0, 2, 0, LS_PRECISION_FP32, LS_STREAMS_LAZY, true, false, LS_MUON},
+        {1, 3, 0, LS_PRECISION_BF16, LS_STREAMS_HASTY, true, false, LS_MUON},
+        {2, 2, 0, LS_PRECISION_BF16, LS_STREAMS_EAGER, false, true, LS_MUON},
+        {3, 4, 2, LS_PRECISION_FP32, LS_STREAMS_LAZY, false, false, LS_MUON},
+        {3, 4, 0, LS_PRECISION_FP16, LS_STREAMS_HASTY, true, false, LS_MUON},
     };
     for (int family = 0; family < 2; family++) {
         if (!is_long()) {
@@ -151,7 +156,7 @@ static void saves_beside_training_hold_the_bytes_of_saves_it_waits_for(void **un
                                                kind == 3 ? LS_PRECISION_BF16 : (enum ls_precision)kind,
                                                (enum ls_stream_order)((stage + ranks + kind + family) % 3),
                                                (ranks + kind) % 2 == family, kind == 3,
-                                               (enum ls_optimizer_type)((stage + kind) % 3)},
+                                               (enum ls_optimizer_type)((stage + kind) % 4)},
                                 7, 3);
     }
 }

@@ -43,12 +43,14 @@ static struct run start(const char *yaml, struct split split, int64_t steps) {
     return run;
 }
 
-/* Sums of gradients are in another order, so rounding differs, and grows with training. */
+/* Sums of gradients are in another order, so rounding differs, and grows with training: by Muon's iteration up to 485
+ * times in a step (test_optimizer.c), for directions that have next to no gradient. */
 static void check_same_training(const struct run *one, const struct run *other) {
+    const double growth = one->config.optimizer.type == LS_MUON ? 10 : 1;
     for (int64_t i = 0; i < other->steps; i++) {
         const struct ls_step_report *a = &one->reports[i], *b = &other->reports[i];
         assert_memory_equal(&a->digest, &b->digest, sizeof a->digest);
-        const double bound = i < 10 ? 1e-6 : 1e-4;
+        const double bound = growth * (i < 10 ? 1e-6 : 1e-4);
         if (!(relative(a->loss, b->loss) <= bound))
             fail_msg("stage %lld, %d ranks, %lld replicas, micro-batch %lld, step %lld: %.9g, expected %.9g",
                      (long long)other->config.zero.stage, other->ranks, (long long)other->config.zero.replicas,
@@ -57,17 +59,25 @@ static void check_same_training(const struct run *one, const struct run *other) 
     }
 }
 
-static void check_splits(const char *yaml, const struct split *splits, size_t count) {
+static void check_splits_by(enum ls_optimizer_type optimizer, const char *yaml, const struct split *splits,
+                            size_t count) {
     struct run one = start(yaml, (struct split){.ranks = 1, .micro_batch = 30}, 30);
+    one.config.optimizer.type = optimizer;
+    one.config.optimizer.momentum = 0.95;
     harness_run_well(&one);
     assert_true(one.reports[29].loss < 0.98 * one.reports[0].loss);
     for (size_t i = 0; i < count; i++) {
         struct run other = start(yaml, splits[i], 30);
+        other.config.optimizer = one.config.optimizer;
         harness_run_well(&other);
         check_same_training(&one, &other);
         harness_free(&other);
     }
     harness_free(&one);
+}
+
+static void check_splits(const char *yaml, const struct split *splits, size_t count) {
+    check_splits_by(LS_ADAMW, yaml, splits, count);
 }
 
 /* Whether whole matrices are run instead of pairs. */
@@ -113,14 +123,28 @@ static void replicas_and_sharded_accumulation_train_alike(void **unused) {
     for (int family = 0; family < 2; family++) check_splits(families[family], splits, sizeof splits / sizeof *splits);
 }
 
+/* Rounds with as many layers as ranks, with fewer, whose matrices are shared, and more rounds than one. */
+static void matrices_become_orthogonal_wherever_their_slices_are(void **unused) {
+    (void)unused;
+    static const struct split splits[] = {
+        {0, 2, 4, 0, 0},  {1, 2, 30, 0, 0}, {1, 4, 4, 2, 0}, {1, 3, 30, 0, 0}, {1, 4, 4, 0, LS_ACCUMULATE_SHARDED},
+        {2, 3, 30, 0, 0}, {2, 8, 3, 0, 0},  {3, 2, 4, 0, 0}, {3, 4, 4, 0, 0},  {3, 8, 3, 2, 0},
+        {3, 7, 3, 0, 0}};
+    for (int family = 0; family < 2; family++)
+        check_splits_by(LS_MUON, families[family], splits, sizeof splits / sizeof *splits);
+}
+
 /* A missing wait shows where streams run as late, or as early, as they may. */
 static void the_order_of_streams_does_not_change_a_bit(void **unused) {
     (void)unused;
-    for (int family = 0; family < 2; family++)
+    for (int round = 0; round < 4; round++)
         for (int stage = 1; stage <= 3; stage++) {
+            const int family = round % 2;
+            const bool muon = round >= 2;
             struct run runs[3];
             for (int order = 0; order < 3; order++) {
                 runs[order] = start(families[family], (struct split){stage, 4, 4, stage == 3 ? 2 : 1, 0}, 5);
+                runs[order].config.optimizer.type = muon ? LS_MUON : LS_ADAMW;
                 runs[order].order =
                     (enum ls_stream_order[]){LS_STREAMS_EAGER, LS_STREAMS_LAZY, LS_STREAMS_HASTY}[order];
                 runs[order].evaluate = true;
@@ -146,21 +170,25 @@ static int remove_entry(const char *path, const struct stat *status, int kind, s
 }
 
 /* Saves after 4 steps at one split and goes on for 6 at others; at the same split with the same bits. */
-static void check_resume(const char *yaml, struct split saved, const struct split *loaded, size_t count) {
+static void check_resume(enum ls_optimizer_type optimizer, const char *yaml, struct split saved,
+                         const struct split *loaded, size_t count) {
     char folder[] = "/tmp/lockstep-zero-XXXXXX", checkpoint[LS_CHECKPOINT_PATH_MAX];
     assert_non_null(mkdtemp(folder));
     struct run whole = start(yaml, saved, 10), first = start(yaml, saved, 4);
+    whole.config.optimizer.type = first.config.optimizer.type = optimizer;
     first.save = folder;
     harness_run_well(&whole);
     harness_run_well(&first);
     assert_int_equal(ls_checkpoint_path(folder, 4, checkpoint, NULL), LS_OK);
     for (size_t i = 0; i <= count; i++) {
         struct run second = start(yaml, i < count ? loaded[i] : saved, 6);
+        second.config.optimizer.type = optimizer;
         second.start_step = 4;
         second.load = checkpoint;
         harness_run_well(&second);
         for (int step = 0; step < 6; step++) {
-            assert_true(relative(whole.reports[4 + step].loss, second.reports[step].loss) <= 1e-6);
+            assert_true(relative(whole.reports[4 + step].loss, second.reports[step].loss) <=
+                        (optimizer == LS_MUON ? 1e-5 : 1e-6));
             if (i == count)
                 assert_memory_equal(&whole.reports[4 + step].loss, &second.reports[step].loss, sizeof(double));
         }
@@ -177,9 +205,11 @@ static void a_checkpoint_goes_on_at_any_stage_and_rank_count(void **unused) {
     static const struct split others[] = {{0, 1, 30, 0, 0}, {1, 2, 4, 0, 0}, {2, 3, 4, 0, 0}, {2, 4, 4, 2, 0}};
     static const struct split sharded[] = {{3, 3, 4, 0, 0}, {3, 4, 4, 2, 0}};
     for (int family = 0; family < 2; family++) {
-        check_resume(families[family], (struct split){3, 4, 4, 0, 0}, others, 4);
-        check_resume(families[family], (struct split){2, 4, 4, 2, 0}, sharded, 2);
-        check_resume(families[family], (struct split){1, 3, 4, 0, 0}, sharded, 2);
+        check_resume(LS_ADAMW, families[family], (struct split){3, 4, 4, 0, 0}, others, 4);
+        check_resume(LS_ADAMW, families[family], (struct split){2, 4, 4, 2, 0}, sharded, 2);
+        check_resume(LS_ADAMW, families[family], (struct split){1, 3, 4, 0, 0}, sharded, 2);
+        check_resume(LS_MUON, families[family], (struct split){3, 4, 4, 0, 0}, others, 4);
+        check_resume(LS_MUON, families[family], (struct split){2, 4, 4, 2, 0}, sharded, 2);
     }
 }
 
@@ -264,11 +294,13 @@ static struct ls_arena_plan *plan_of(const struct ls_config *config, const struc
 
 /* Bytes a rank holds of parameters, gradients and optimizer state, P parameters over N ranks. fp32: 16P, 8P + 8P/N,
  * 4P + 12P/N, 16P/N. bf16, with fp32 master parameters: 18P, 6P + 12P/N, 2P + 16P/N, 18P/N; rounded stochastically,
- * without: 14P, 6P + 8P/N, 2P + 12P/N, 14P/N. Lion and SGD have one moment less: 4P or 4P/N. The arena rounds each of
- * the four or five buffers of a block up to 256 bytes, padding is less than N elements each. */
-static void check_state_bytes(const char *yaml, enum ls_precision precision, bool stochastic_rounding,
+ * without: 14P, 6P + 8P/N, 2P + 12P/N, 14P/N. Lion and SGD have one moment less: 4P or 4P/N. So has Muon, but for what
+ * is AdamW's: of GPT-2 the embedding's 4842 elements and the head's 36, or N-ths of them, and a layer's 18 x 13 on
+ * every rank; of Llama 5140 and 5160, and 2 x 20. The arena rounds each of the four or five buffers of a block up to
+ * 256 bytes, padding is less than N elements each. */
+static void check_state_bytes(int family, enum ls_precision precision, bool stochastic_rounding,
                               enum ls_optimizer_type optimizer) {
-    struct ls_config config = harness_config(yaml);
+    struct ls_config config = harness_config(families[family]);
     struct ls_model *model;
     config.precision = precision;
     config.optimizer.stochastic_rounding = stochastic_rounding;
@@ -283,7 +315,10 @@ static void check_state_bytes(const char *yaml, enum ls_precision precision, boo
             const double full[] = {16 * P, 8 * P + 8 * P / n, 4 * P + 12 * P / n, 16 * P / n};
             const double half[] = {18 * P, 6 * P + 12 * P / n, 2 * P + 16 * P / n, 18 * P / n};
             const double bare[] = {14 * P, 6 * P + 8 * P / n, 2 * P + 12 * P / n, 14 * P / n};
-            const double moment = optimizer == LS_ADAMW ? 0 : stage == 0 ? 4 * P : 4 * P / n;
+            const double cut = stage == 0 ? 1 : n, second = family == 0 ? 4878 / cut + 3 * 234 : 10300 / cut + 2 * 40;
+            const double moment = optimizer == LS_ADAMW  ? 0
+                                  : optimizer == LS_MUON ? 4 * P / cut - 4 * second
+                                                         : 4 * P / cut;
             const double formula = precision == LS_PRECISION_FP32 ? full[stage]
                                    : stochastic_rounding          ? bare[stage]
                                                                   : half[stage];
@@ -299,11 +334,11 @@ static void check_state_bytes(const char *yaml, enum ls_precision precision, boo
 static void state_bytes_follow_the_formulas(void **unused) {
     (void)unused;
     for (int family = 0; family < 2; family++) {
-        for (int type = LS_ADAMW; type <= LS_SGD; type++) {
+        for (int type = LS_ADAMW; type <= LS_MUON; type++) {
             const enum ls_optimizer_type optimizer = (enum ls_optimizer_type)type;
-            check_state_bytes(families[family], LS_PRECISION_FP32, false, optimizer);
-            check_state_bytes(families[family], LS_PRECISION_BF16, false, optimizer);
-            check_state_bytes(families[family], LS_PRECISION_BF16, true, optimizer);
+            check_state_bytes(family, LS_PRECISION_FP32, false, optimizer);
+            check_state_bytes(family, LS_PRECISION_BF16, false, optimizer);
+            check_state_bytes(family, LS_PRECISION_BF16, true, optimizer);
         }
     }
 }
@@ -334,10 +369,13 @@ static void whole_blocks_pass_through_one_large_and_two_layer_buffers(void **unu
 struct types {
     enum ls_gradient_dtype gradients;
     enum ls_precision precision;
+    enum ls_optimizer_type optimizer;
 };
-static const struct types fp32 = {LS_GRADIENT_FP32, LS_PRECISION_FP32},
-                          narrow_gradients = {LS_GRADIENT_BF16, LS_PRECISION_FP32},
-                          bf16 = {LS_GRADIENT_FP32, LS_PRECISION_BF16};
+static const struct types fp32 = {LS_GRADIENT_FP32, LS_PRECISION_FP32, LS_ADAMW},
+                          narrow_gradients = {LS_GRADIENT_BF16, LS_PRECISION_FP32, LS_ADAMW},
+                          bf16 = {LS_GRADIENT_FP32, LS_PRECISION_BF16, LS_ADAMW},
+                          muon = {LS_GRADIENT_FP32, LS_PRECISION_FP32, LS_MUON},
+                          muon_bf16 = {LS_GRADIENT_BF16, LS_PRECISION_BF16, LS_MUON};
 
 /* What the steps after the first five sent: a step's own, because the first one finds nothing gathered. */
 static int64_t measured_wire(const char *yaml, struct split split, int every, struct types types) {
@@ -346,6 +384,7 @@ static int64_t measured_wire(const char *yaml, struct split split, int every, st
         struct run run = start(yaml, split, 5 + longer);
         run.config.zero.gradient_dtype = types.gradients;
         run.config.precision = types.precision;
+        run.config.optimizer.type = types.optimizer;
         if (every > 0) {
             run.config.activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
             run.config.activation_checkpointing.every = every;
@@ -364,6 +403,7 @@ static int64_t planned_wire(const char *yaml, struct split split, int every, str
     struct run run = start(yaml, split, 1);
     run.config.zero.gradient_dtype = types.gradients;
     run.config.precision = types.precision;
+    run.config.optimizer.type = types.optimizer;
     struct ls_model *model;
     if (every > 0) {
         run.config.activation_checkpointing.mode = LS_CHECKPOINTING_FULL;
@@ -372,7 +412,7 @@ static int64_t planned_wire(const char *yaml, struct split split, int every, str
     assert_int_equal(ls_model_create(&run.config, &model, NULL), LS_OK);
     *wire = ls_shard_wire_bytes(&run.config, model, split.ranks);
     ls_model_destroy(model);
-    return wire->gradients + wire->parameters + wire->scalars;
+    return wire->gradients + wire->parameters + wire->scalars + wire->matrices;
 }
 
 /* Runs, plans, compares. */
@@ -424,6 +464,52 @@ static void wire_bytes_are_counted_planned_and_bounded(void **unused) {
         for (int every = 1; every <= 2; every++) check_wire(yaml, (struct split){3, 4, 4, 0, 0}, every, fp32);
         ls_model_destroy(model);
     }
+}
+
+/* Muon's directions go out and come back once in each round of as many layers as the group has ranks: slices of GPT-2's
+ * three layers of 4122 elements, and of Llama's two of 3460. */
+static void matrices_travel_there_and_back_once_a_round(void **unused) {
+    (void)unused;
+    static const int64_t sizes[] = {4122, 3460}, layers[] = {3, 2};
+    for (int family = 0; family < 2; family++)
+        for (int ranks = 1; ranks <= 5; ranks++)
+            for (int stage = 0; stage <= 3; stage++) {
+                const struct types types = (ranks + stage) % 2 ? muon : muon_bf16;
+                const struct ls_shard_wire wire =
+                    check_wire(families[family], (struct split){stage, ranks, 30, 0, 0}, 0, types);
+                const int64_t slice = round_up(sizes[family], ranks) / ranks, element = types.precision ? 2 : 4;
+                const int64_t rounds = (layers[family] + ranks - 1) / ranks;
+                assert_int_equal(wire.matrices, stage == 0 ? 0 : rounds * 2 * (ranks - 1) * slice * element);
+            }
+    check_wire(gpt2, (struct split){3, 4, 4, 2, 0}, 0, muon); /* two groups of two */
+}
+
+/* GPT-2's matrices of 18 x 54, 18 x 18, 18 x 72 and 72 x 18 take 5 (4 m n 18 + 2 18^3) operations each: 408,240,
+ * 174,960 and twice 524,880. Two ranks have a layer each, then share the third: the largest go one to each, then the
+ * others; three have one each; of eight the third layer's two have as much as those two; of twelve each has one matrix,
+ * and so it is where there are more ranks than matrices. Two groups of two do what two do. */
+static void an_updates_products_are_counted(void **unused) {
+    (void)unused;
+    static const struct {
+        int ranks, replicas;
+        double flops;
+    } rows[] = {{1, 1, 4898880}, {2, 1, 1632960 + 933120}, {3, 1, 1632960},          {8, 1, 933120},
+                {12, 1, 524880}, {100, 1, 524880},         {4, 2, 1632960 + 933120}, {7, 1, 933120}};
+    struct ls_config config = harness_config(gpt2);
+    struct ls_model *model;
+    assert_int_equal(ls_model_create(&config, &model, NULL), LS_OK);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        config.optimizer.type = LS_MUON;
+        config.zero.stage = 2;
+        config.zero.replicas = rows[i].replicas;
+        assert_true(ls_shard_update_flops(&config, model, rows[i].ranks) == rows[i].flops);
+        config.optimizer.type = LS_ADAMW;
+        assert_true(ls_shard_update_flops(&config, model, rows[i].ranks) == 0);
+        config.optimizer.type = LS_MUON; /* nothing is cut: everybody does everything */
+        config.zero.stage = 0, config.zero.replicas = 1;
+        assert_true(ls_shard_update_flops(&config, model, rows[i].ranks) == 4898880);
+    }
+    ls_model_destroy(model);
 }
 
 static void a_step_that_is_not_finite_ends_every_stage_alike(void **unused) {
@@ -515,6 +601,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_stage_trains_alike_at_any_rank_count_and_accumulation),
         cmocka_unit_test(replicas_and_sharded_accumulation_train_alike),
+        cmocka_unit_test(matrices_become_orthogonal_wherever_their_slices_are),
         cmocka_unit_test(the_order_of_streams_does_not_change_a_bit),
         cmocka_unit_test(a_checkpoint_goes_on_at_any_stage_and_rank_count),
         cmocka_unit_test(recomputation_changes_no_bit_at_any_stage),
@@ -522,6 +609,8 @@ int main(void) {
         cmocka_unit_test(state_bytes_follow_the_formulas),
         cmocka_unit_test(whole_blocks_pass_through_one_large_and_two_layer_buffers),
         cmocka_unit_test(wire_bytes_are_counted_planned_and_bounded),
+        cmocka_unit_test(matrices_travel_there_and_back_once_a_round),
+        cmocka_unit_test(an_updates_products_are_counted),
         cmocka_unit_test(a_step_that_is_not_finite_ends_every_stage_alike),
         cmocka_unit_test(replicas_that_differ_are_noticed),
         cmocka_unit_test(a_rank_that_cannot_save_does_not_hold_up_the_others),

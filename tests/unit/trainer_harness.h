@@ -17,7 +17,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-enum { HARNESS_RANKS_MAX = 4, HARNESS_STEPS_MAX = 64 };
+enum { HARNESS_RANKS_MAX = 8, HARNESS_STEPS_MAX = 64 };
 
 /* A training run: what goes in, and what rank 0 saw of it. */
 struct run {

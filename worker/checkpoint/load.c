@@ -32,7 +32,6 @@ struct ls_checkpoint_reader {
     size_t file_count;
     struct slice *slices; /* sorted by tensor, kind, first */
     size_t slice_count, slice_capacity;
-    bool second_moments; /* some slice is one */
     struct ls_tensor_names *names;
     struct ls_loss_scale loss_scale;
 };
@@ -74,7 +73,6 @@ static enum ls_code add_slice(struct ls_checkpoint_reader *reader, struct slice 
         reader->slice_capacity = capacity;
     }
     reader->slices[reader->slice_count++] = slice;
-    reader->second_moments |= slice.kind == LS_CHECKPOINT_EXP_AVG_SQ;
     return LS_OK;
 }
 
@@ -179,15 +177,17 @@ static int compare_slices(const void *left, const void *right) {
     return a->first == b->first ? 0 : a->first < b->first ? -1 : 1;
 }
 
-/* Every kind of every tensor must be there exactly once; second moments may be missing altogether. */
+/* Every kind of every tensor must be there exactly once; a tensor's second moments may be missing altogether. */
 static enum ls_code check_cover(const struct ls_checkpoint_reader *reader, struct ls_error *error) {
     const struct slice *next = reader->slices, *end = reader->slices + reader->slice_count;
     for (int i = 0; i < ls_model_tensor_count(reader->model); i++)
-        for (int kind = 0; kind < (reader->second_moments ? LS_CHECKPOINT_KINDS : LS_CHECKPOINT_EXP_AVG_SQ); kind++) {
+        for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++) {
             const struct ls_tensor *tensor = ls_model_tensor(reader->model, i);
             int64_t covered = 0;
             for (; next < end && next->tensor == i && next->kind == kind && next->first == covered; next++)
                 covered += next->count;
+            const bool none = covered == 0 && !(next < end && next->tensor == i && next->kind == kind);
+            if (none && kind == LS_CHECKPOINT_EXP_AVG_SQ) continue;
             if (covered != tensor->count || (next < end && next->tensor == i && next->kind == kind))
                 return ls_fail(
                     error, LS_CHECKPOINT, LS_SCOPE_JOB,
@@ -270,6 +270,11 @@ static const struct slice *first_slice(const struct ls_checkpoint_reader *reader
     return reader->slices + low;
 }
 
+static bool has_slices(const struct ls_checkpoint_reader *reader, int tensor, int kind) {
+    const struct slice *slice = first_slice(reader, tensor, kind);
+    return slice < reader->slices + reader->slice_count && slice->tensor == tensor && slice->kind == kind;
+}
+
 /* Reads elements [low, high) of a kind of a tensor. */
 static enum ls_code read_tensor(const struct ls_checkpoint_reader *reader, int tensor, int kind, int64_t low,
                                 int64_t high, float *values, struct ls_error *error) {
@@ -290,11 +295,6 @@ enum ls_code ls_checkpoint_reader_read(const struct ls_checkpoint_reader *reader
     const struct ls_block *description = ls_model_block(reader->model, block);
     float *targets[LS_CHECKPOINT_KINDS] = {parameters, m, v};
     enum ls_code code = LS_OK;
-    if (v && !reader->second_moments)
-        return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
-                       "checkpoint: its state files hold no second moments (exp_avg_sq), which optimizer.type: adamw "
-                       "needs. Go on with the optimizer that wrote it, or start from its weights with "
-                       "model.init_from.");
     for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++) {
         if (!targets[kind]) continue;
         memset(targets[kind], 0, (size_t)count * sizeof(float));
@@ -303,6 +303,12 @@ enum ls_code ls_checkpoint_reader_read(const struct ls_checkpoint_reader *reader
             int64_t low = first > tensor->offset ? first : tensor->offset;
             int64_t end = tensor->offset + tensor->count, high = first + count < end ? first + count : end;
             if (low >= high) continue;
+            if (kind == LS_CHECKPOINT_EXP_AVG_SQ && !has_slices(reader, i, kind))
+                return ls_fail(error, LS_CHECKPOINT, LS_SCOPE_JOB,
+                               "checkpoint: its state files hold no second moments (exp_avg_sq) of '%s', which "
+                               "optimizer.type needs there. Go on with the optimizer that wrote it, or start from its "
+                               "weights with model.init_from.",
+                               tensor->name);
             code = read_tensor(reader, i, kind, low - tensor->offset, high - tensor->offset,
                                targets[kind] + (low - first), error);
             if (code) return code;

@@ -13,7 +13,7 @@ struct ls_checkpoint_reader;
 struct ls_weights;
 
 /* Opens a committed checkpoint folder for `model` and finds every slice that its manifest's state files hold. Each
- * tensor's master weights and moments must be covered exactly once, but for second moments, which may all be missing;
+ * tensor's master weights and moments must be covered exactly once, but for second moments, which a tensor may lack;
  * unknown tensors and other shapes are refused.
  * Contents are not hashed here: ls_checkpoint_newest() did that. `model` must outlive the reader. */
 enum ls_code ls_checkpoint_reader_open(const char *folder, const struct ls_model *model,
@@ -25,7 +25,8 @@ struct ls_loss_scale ls_checkpoint_reader_loss_scale(const struct ls_checkpoint_
 
 /* Reads elements [first, first + count) of the block's flat parameters, first moments and second moments into
  * parameters, m and v, [count] each; NULL: not wanted. Elements that belong to no tensor (padding, also beyond the
- * block's end) become 0. Second moments that the checkpoint of another optimizer has not are refused. */
+ * block's end) become 0. Second moments of a tensor that has none, in the checkpoint of another optimizer, are refused.
+ */
 enum ls_code ls_checkpoint_reader_read(const struct ls_checkpoint_reader *reader, int block, int64_t first,
                                        int64_t count, float *parameters, float *m, float *v, struct ls_error *error);
 

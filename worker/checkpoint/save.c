@@ -8,6 +8,7 @@
 #include "common/safetensors.h"
 #include "common/tokenizer.h"
 #include "worker/checkpoint/part.h"
+#include "worker/optim/muon.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -21,8 +22,18 @@ const char *const ls_checkpoint_kind_names[LS_CHECKPOINT_KINDS] = {
     [LS_CHECKPOINT_MASTER] = "master", [LS_CHECKPOINT_EXP_AVG] = "exp_avg", [LS_CHECKPOINT_EXP_AVG_SQ] = "exp_avg_sq"};
 static const int64_t model_file_bytes_standard = 64 << 20;
 
-bool ls_checkpoint_holds(const struct ls_config *config, enum ls_checkpoint_kind kind) {
-    return kind != LS_CHECKPOINT_EXP_AVG_SQ || config->optimizer.type == LS_ADAMW;
+int64_t ls_checkpoint_held_from(const struct ls_config *config, const struct ls_block *block,
+                                enum ls_checkpoint_kind kind) {
+    return kind == LS_CHECKPOINT_EXP_AVG_SQ ? ls_second_moment_from(config, block) : 0;
+}
+
+int64_t ls_checkpoint_held(const struct ls_config *config, const struct ls_model *model, enum ls_checkpoint_kind kind) {
+    int64_t held = 0;
+    for (int i = 0; i < ls_model_block_count(model); i++) {
+        const struct ls_block *block = ls_model_block(model, i);
+        held += block->count - ls_checkpoint_held_from(config, block, kind);
+    }
+    return held;
 }
 
 enum ls_dtype ls_checkpoint_state_dtype(const struct ls_config *config, enum ls_checkpoint_kind kind) {
@@ -52,12 +63,14 @@ void ls_checkpoint_slice(int64_t count, int64_t rank, int64_t world_size, int64_
     *length = end - *first < piece ? end - *first : piece;
 }
 
-int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size) {
+int64_t ls_checkpoint_bytes(const struct ls_config *config, const struct ls_model *model, int64_t world_size) {
     /* A slice begins inside a tensor once per rank and block; every piece costs a header entry and a metadata pair. */
     int64_t pieces = ls_model_tensor_count(model) + ls_model_block_count(model) * world_size;
     int64_t header_bytes = 512 * (LS_CHECKPOINT_KINDS + 2) * pieces + (1 << 20);
-    int64_t element_bytes = ls_dtype_bytes(ls_model_dtype(model)) + LS_CHECKPOINT_KINDS * (int64_t)sizeof(float);
-    return element_bytes * ls_model_parameter_count(model) + header_bytes;
+    int64_t bytes = ls_dtype_bytes(ls_model_dtype(model)) * ls_model_parameter_count(model) + header_bytes;
+    for (enum ls_checkpoint_kind kind = 0; kind < LS_CHECKPOINT_KINDS; kind++)
+        bytes += ls_dtype_bytes(ls_checkpoint_state_dtype(config, kind)) * ls_checkpoint_held(config, model, kind);
+    return bytes;
 }
 
 struct dealt_tensor {
@@ -182,13 +195,13 @@ static enum ls_code begin_state_part(struct ls_checkpoint_writer *writer, struct
     for (int b = 0; b < ls_model_block_count(model) && !code; b++) {
         const struct ls_block *block = ls_model_block(model, b);
         for (int kind = 0; kind < LS_CHECKPOINT_KINDS; kind++) {
-            if (!ls_checkpoint_holds(writer->options.config, (enum ls_checkpoint_kind)kind)) continue;
+            const int64_t held = ls_checkpoint_held_from(writer->options.config, block, (enum ls_checkpoint_kind)kind);
             const enum ls_tensor_type type =
                 tensor_type(ls_checkpoint_state_dtype(writer->options.config, (enum ls_checkpoint_kind)kind));
             for (int i = block->first_tensor; i < block->first_tensor + block->tensor_count; i++) {
                 const struct ls_tensor *tensor = ls_model_tensor(model, i);
                 int64_t first, elements;
-                if (!meet(writer, tensor, &first, &elements)) continue;
+                if (tensor->offset < held || !meet(writer, tensor, &first, &elements)) continue;
                 snprintf(names[count].name, STATE_NAME_MAX, "%s:%s", ls_checkpoint_kind_names[kind], tensor->name);
                 snprintf(names[count].first, sizeof names[count].first, "%" PRId64, first);
                 if (kind == 0)
@@ -244,14 +257,15 @@ enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer,
     assert(block == writer->next_block && kind == writer->next_kind);
     writer->next_kind = (kind + 1) % LS_CHECKPOINT_KINDS;
     writer->next_block += writer->next_kind == 0;
-    if (!ls_checkpoint_holds(options->config, kind)) return LS_OK;
+    const int64_t held = ls_checkpoint_held_from(options->config, description, kind);
     ls_checkpoint_slice(description->count, options->rank, options->world_size, options->replicas, options->unit,
                         &begin, &length);
+    if (begin < held) begin = held;
     enum ls_code code = LS_OK;
     for (int i = 0; i < description->tensor_count && !code; i++) {
         const struct ls_tensor *tensor = ls_model_tensor(options->model, description->first_tensor + i);
         int64_t first, count;
-        if (!meet(writer, tensor, &first, &count)) continue;
+        if (tensor->offset < held || !meet(writer, tensor, &first, &count)) continue;
         code = ls_part_write(&writer->state, (const char *)values + (tensor->offset + first - begin) * element,
                              (size_t)(count * element), error);
     }

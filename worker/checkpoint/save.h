@@ -9,9 +9,9 @@
  *
  * Every block's flat parameters are cut into one slice per rank (ls_checkpoint_slice). A slice meets some of the
  * block's tensors; for each the state file holds 1-D tensors `master:NAME`, `exp_avg:NAME` (the first moment, or the
- * only one) and, of AdamW, `exp_avg_sq:NAME`, and in its metadata under NAME the element of the whole tensor they start
- * at. So any number of ranks can read what any other number wrote. Errors are LS_CHECKPOINT; a full disk is noticed
- * before the first byte where the file system can reserve space. */
+ * only one) and, where AdamW updates it, `exp_avg_sq:NAME`, and in its metadata under NAME the element of the whole
+ * tensor they start at. So any number of ranks can read what any other number wrote. Errors are LS_CHECKPOINT; a full
+ * disk is noticed before the first byte where the file system can reserve space. */
 #ifndef LS_WORKER_CHECKPOINT_SAVE_H
 #define LS_WORKER_CHECKPOINT_SAVE_H
 
@@ -57,7 +57,7 @@ enum ls_code ls_checkpoint_deal(const struct ls_model *model, int64_t world_size
                                 int64_t *files, struct ls_error *error);
 
 /* Bytes that all ranks' files take together, headers estimated from above: for ls_checkpoint_begin(). */
-int64_t ls_checkpoint_bytes(const struct ls_model *model, int64_t world_size);
+int64_t ls_checkpoint_bytes(const struct ls_config *config, const struct ls_model *model, int64_t world_size);
 
 /* Makes this rank's files, reserves their space and writes their headers. */
 enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_options *options,
@@ -65,13 +65,17 @@ enum ls_code ls_checkpoint_writer_create(const struct ls_checkpoint_writer_optio
 
 /* What stands before the colon of a tensor of this kind. */
 extern const char *const ls_checkpoint_kind_names[LS_CHECKPOINT_KINDS];
-/* Whether state files of this configuration hold this kind. */
-bool ls_checkpoint_holds(const struct ls_config *config, enum ls_checkpoint_kind kind);
+/* The first element of a block whose state files hold this kind, as they do of those behind it: tensors are held whole
+ * or not at all. The block's count: none is. */
+int64_t ls_checkpoint_held_from(const struct ls_config *config, const struct ls_block *block,
+                                enum ls_checkpoint_kind kind);
+/* Elements of all blocks of which state files hold this kind. */
+int64_t ls_checkpoint_held(const struct ls_config *config, const struct ls_model *model, enum ls_checkpoint_kind kind);
 /* The type in which a state file holds what is of this kind. */
 enum ls_dtype ls_checkpoint_state_dtype(const struct ls_config *config, enum ls_checkpoint_kind kind);
 
-/* Master weights and moments of `block`: `values`, of that type, points to the first element of the rank's slice; NULL
- * for a kind that is not held. Blocks come in order, for each all kinds in order, each once. Host memory, free after
+/* Master weights and moments of `block`: `values`, of that type, points to the first element of the rank's slice that
+ * is held; NULL where none is. Blocks come in order, for each all kinds in order, each once. Host memory, free after
  * the call. */
 enum ls_code ls_checkpoint_writer_put_state(struct ls_checkpoint_writer *writer, int block,
                                             enum ls_checkpoint_kind kind, const void *values, struct ls_error *error);

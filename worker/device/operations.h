@@ -34,6 +34,9 @@
     X(squared_norm)                                                                                                    \
     X(ordered_sum)                                                                                                     \
     X(clip)                                                                                                            \
+    X(momentum)                                                                                                        \
+    X(normalize)                                                                                                       \
+    X(polynomial)                                                                                                      \
     X(update)                                                                                                          \
     X(initialize)                                                                                                      \
     X(convert)                                                                                                         \
@@ -300,6 +303,37 @@ struct ls_op_clip {
     float maximum, loss_scale;
 };
 
+/* m = beta m + (1 - beta) g with g = gradient * factor[0], and output = beta m + (1 - beta) g, which looks a step ahead
+ * (Nesterov's momentum, as Jordan et al. 2024 have it for Muon). Nothing changes when found_inf[0]. `dtype` is the
+ * output's. */
+struct ls_op_momentum {
+    float *m;
+    void *output;
+    const float *gradient;
+    const float *factor;
+    const int32_t *found_inf;
+    int64_t count;
+    float beta;
+    enum ls_dtype dtype;
+};
+
+/* x /= max(sqrt(squared[0]), 1e-7). */
+struct ls_op_normalize {
+    void *x;
+    const double *squared;
+    int64_t count;
+    enum ls_dtype dtype;
+};
+
+/* output = a I + b x + c y; matrices [side, side], output may be x or y. */
+struct ls_op_polynomial {
+    void *output;
+    const void *x, *y;
+    int64_t side;
+    float a, b, c;
+    enum ls_dtype dtype;
+};
+
 /* An optimizer's rule, with g = gradient * factor[0], lr = learning_rate[0], and for the first `decay_count` elements
  * `decay` = weight_decay, for the rest 0:
  *
@@ -307,9 +341,10 @@ struct ls_op_clip {
  *             x_hat = x / (1 - beta^step) (Loshchilov & Hutter 2019, algorithm 2)
  *     LION    u = sign(beta1 m + (1 - beta1) g), then m = beta2 m + (1 - beta2) g (Chen et al. 2023, algorithm 2)
  *     SGD     m = beta1 m + g, u = m (Sutskever et al. 2013, equation 1, with the rate outside)
+ *     GIVEN   u = scale * direction; gradient and moments have no part in it
  *
  * and then parameter -= lr (u + decay * parameter). */
-enum ls_update_rule { LS_UPDATE_ADAMW, LS_UPDATE_LION, LS_UPDATE_SGD };
+enum ls_update_rule { LS_UPDATE_ADAMW, LS_UPDATE_LION, LS_UPDATE_SGD, LS_UPDATE_GIVEN };
 
 /* One update of a flat range. step[0] counts from 1. Nothing changes when found_inf[0]. `dtype` is the copy's.
  *
@@ -321,16 +356,17 @@ enum ls_update_rule { LS_UPDATE_ADAMW, LS_UPDATE_LION, LS_UPDATE_SGD };
 struct ls_op_update {
     enum ls_update_rule rule;
     float *parameter;    /* fp32 master, or NULL */
-    float *m, *v;        /* moments; v NULL where the rule has none */
+    float *m, *v;        /* moments; NULL where the rule has none */
     void *low_precision; /* NULL, or a copy of the parameter in `dtype` */
     const float *gradient;
+    const void *direction; /* GIVEN: in fp32 where `dtype` is that, else in bf16 */
     const float *factor, *learning_rate;
     const int64_t *step;
     const int32_t *found_inf;
     int64_t count, decay_count;
     uint64_t seed, first; /* without a master */
     uint32_t tensor;
-    float beta1, beta2, epsilon, weight_decay;
+    float beta1, beta2, epsilon, weight_decay, scale;
     enum ls_dtype dtype;
 };
 

@@ -159,12 +159,15 @@ struct ls_cost ls_cost_predict(const struct ls_cost_machine *machine, int64_t ra
         run_micro_batch(&timeline, work, micro_batch);
     }
     wait_until(&timeline, timeline.wire_free);
+    wait_until(&timeline, put_on_wire(&timeline, work->update_wire_bytes));
+    const double products = work->update_flops / (machine->flops_per_second * machine->efficiency),
+                 moving = work->update_bytes / machine->memory_bytes_per_second;
     struct ls_cost cost = {.compute_seconds = timeline.arithmetic + timeline.memory,
-                           .update_seconds = work->update_bytes / machine->memory_bytes_per_second,
+                           .update_seconds = products + moving,
                            .wire_seconds = timeline.wire,
                            .exposed_seconds = timeline.waited};
     cost.step_seconds = timeline.now + cost.update_seconds;
-    const double arithmetic = timeline.arithmetic, memory = timeline.memory + cost.update_seconds;
+    const double arithmetic = timeline.arithmetic + products, memory = timeline.memory + moving;
     cost.limit = timeline.waited > arithmetic && timeline.waited > memory ? LS_COST_LINK
                  : memory > arithmetic                                    ? LS_COST_MEMORY
                                                                           : LS_COST_ARITHMETIC;

@@ -39,15 +39,17 @@ struct ls_cost_work {
     const struct ls_cost_block *blocks;
     int block_count;
     int64_t micro_batches;
-    bool gathers_always; /* in every micro-batch, a block ahead; else once a step, before its first forward */
-    double update_bytes; /* read and written by norm and optimizer */
+    bool gathers_always;      /* in every micro-batch, a block ahead; else once a step, before its first forward */
+    double update_bytes;      /* read and written by norm and optimizer */
+    double update_flops;      /* of the optimizer's products */
+    double update_wire_bytes; /* sent by this rank within the update, which waits for them */
 };
 
 enum ls_cost_limit { LS_COST_ARITHMETIC, LS_COST_MEMORY, LS_COST_LINK };
 
 struct ls_cost {
     double compute_seconds;   /* forward and backward */
-    double update_seconds;    /* norm and optimizer */
+    double update_seconds;    /* norm and optimizer, but for collectives */
     double wire_seconds;      /* collectives, were nothing beside them */
     double exposed_seconds;   /* the part of it that nothing hides */
     double step_seconds;      /* compute + exposed + update */

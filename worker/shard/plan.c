@@ -1,6 +1,7 @@
 /* How blocks are cut, and what that costs in memory and on the wire. */
 #include "common/order.h"
 #include "worker/activations.h"
+#include "worker/optim/muon.h"
 #include "worker/shard/state.h"
 
 /* Owners' stretches of whole gradients begin at cache lines. */
@@ -37,10 +38,22 @@ struct ls_shard_cut ls_shard_cut(const struct ls_config *config, int64_t ranks) 
         .wire_bytes = config->zero.gradient_dtype == LS_GRADIENT_BF16 ? sizeof(uint16_t) : sizeof(float),
         .wire_dtype = config->zero.gradient_dtype == LS_GRADIENT_BF16 ? LS_BF16 : LS_FP32,
         .state_bytes = sizeof(float),
-        .second_moment = config->optimizer.type == LS_ADAMW,
         .master_apart = config->precision != LS_PRECISION_FP32 && !config->optimizer.stochastic_rounding,
         .dtype = ls_model_dtype_of(config),
+        .whole_matrices = config->optimizer.type == LS_MUON,
+        .whole_dtype = ls_muon_dtype(config),
     };
+}
+
+struct shard_block ls_shard_describe_block(const struct ls_config *config, const struct ls_shard_cut *cut,
+                                           const struct ls_block *shape) {
+    const int64_t slice = ls_shard_slice_count(cut, shape->count),
+                  second = shape->count - ls_second_moment_from(config, shape);
+    return (struct shard_block){.count = shape->count,
+                                .decay_count = shape->decay_count,
+                                .slice = slice,
+                                .padded = slice * cut->ranks,
+                                .second_room = second < slice ? second : slice};
 }
 
 static void *place(struct ls_shard_placer *placer, enum ls_memory_category category, int64_t bytes) {
@@ -67,7 +80,7 @@ void ls_shard_place_block(struct ls_shard_placer *placer, const struct ls_shard_
     block->gradients = place(placer, LS_MEMORY_GRADIENTS, gradients * cut->gradient_bytes);
     if (cut->master_apart) block->master = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
     block->m = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
-    if (cut->second_moment) block->v = place(placer, LS_MEMORY_OPTIMIZER, block->slice * cut->state_bytes);
+    if (block->second_room > 0) block->v = place(placer, LS_MEMORY_OPTIMIZER, block->second_room * cut->state_bytes);
     if (cut->tree_buffers > 0)
         block->nodes = place(placer, LS_MEMORY_REDUCTION, cut->tree_buffers * block->padded * cut->gradient_bytes);
 }
@@ -94,6 +107,28 @@ static void place_fixed(struct ls_shard_placer *placer, const struct ls_model *m
             place(placer, LS_MEMORY_REDUCTION, cut->ranks * fixed->partial_count * (int64_t)sizeof(double));
 }
 
+/* Room for a layer in slices, or its matrices alone where nothing travels, and for the squares of its largest matrix.
+ */
+static void place_whole(struct ls_shard_placer *placer, const struct ls_model *model, const struct ls_shard_cut *cut,
+                        struct whole_update *whole) {
+    const int64_t element = ls_dtype_bytes(cut->whole_dtype);
+    int64_t room = 0, side = 0;
+    for (int i = 0; i < ls_model_block_count(model); i++) {
+        const struct ls_block *block = ls_model_block(model, i);
+        if (block->kind != LS_BLOCK_LAYER) continue;
+        room = cut->ranks > 1 ? ls_shard_slice_count(cut, block->count) * cut->ranks : block->decay_count;
+        for (int t = block->first_tensor; t < block->first_tensor + block->tensor_count; t++) {
+            const struct ls_tensor *tensor = ls_model_tensor(model, t);
+            const int64_t shorter = tensor->shape[0] < tensor->shape[1] ? tensor->shape[0] : tensor->shape[1];
+            if (tensor->dimensions == 2 && shorter > side) side = shorter;
+        }
+    }
+    whole->outgoing = place(placer, LS_MEMORY_WORKSPACE, room * element);
+    whole->whole = place(placer, LS_MEMORY_WORKSPACE, room * element);
+    whole->gram = place(placer, LS_MEMORY_WORKSPACE, side * side * element);
+    whole->powers = place(placer, LS_MEMORY_WORKSPACE, side * side * element);
+}
+
 void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *model, const struct ls_shard_cut *cut,
                          struct ls_shard *shard) {
     int64_t largest = 0;
@@ -107,6 +142,7 @@ void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *
     }
     if (cut->wire_dtype != LS_FP32) shard->wire = place(placer, LS_MEMORY_REDUCED, largest * cut->wire_bytes);
     if (cut->fixed) place_fixed(placer, model, cut, &shard->fixed);
+    if (cut->whole_matrices) place_whole(placer, model, cut, &shard->whole);
     shard->scalars = place(placer, LS_MEMORY_SCALARS, sizeof(struct scalars));
     shard->norms = place(placer, LS_MEMORY_SCALARS, cut->ranks * (int64_t)sizeof(double));
     shard->partial =
@@ -119,8 +155,7 @@ int ls_shard_plan(const struct ls_config *config, const struct ls_model *model, 
     struct ls_shard_placer placer = {.plan = plan};
     const int first = plan->count;
     for (int i = 0; i < ls_model_block_count(model); i++) {
-        struct shard_block block = {.slice = ls_shard_slice_count(&cut, ls_model_block(model, i)->count)};
-        block.padded = block.slice * cut.ranks;
+        struct shard_block block = ls_shard_describe_block(config, &cut, ls_model_block(model, i));
         ls_shard_place_block(&placer, &cut, &block);
     }
     ls_shard_place_rest(&placer, model, &cut, &(struct ls_shard){0});
@@ -275,6 +310,20 @@ int64_t ls_shard_gather_bytes(const struct ls_config *config, const struct ls_mo
     return ring_bytes(&cut, model, block, cut.parameter_bytes);
 }
 
+int64_t ls_shard_matrix_slice_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
+    const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
+    if (!cut.whole_matrices || cut.ranks == 1) return 0;
+    return ls_shard_slice_count(&cut, ls_model_block(model, 1)->count) * ls_dtype_bytes(cut.whole_dtype);
+}
+
+/* A rank's slices of the layers of a round go out, and slices of one layer back; rounds have as many as the group has
+ * ranks. */
+static int64_t matrix_bytes(const struct ls_model *model, const struct ls_shard_cut *cut) {
+    const int64_t layers = ls_model_block_count(model) - 2;
+    if (!cut->whole_matrices) return 0;
+    return (layers + cut->ranks - 1) / cut->ranks * 2 * ring_bytes(cut, model, 1, ls_dtype_bytes(cut->whole_dtype));
+}
+
 struct ls_shard_wire ls_shard_wire_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
     const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
     const int64_t micro_batches = ls_config_micro_batches(config, config->train.global_batch_size, ranks);
@@ -290,5 +339,6 @@ struct ls_shard_wire ls_shard_wire_bytes(const struct ls_config *config, const s
             wire.gradients += (micro_batches - 1) * ring_bytes(&cut, model, block, cut.wire_bytes);
         if (!cut.parameters_sliced) wire.parameters += ring_bytes(&cut, model, block, cut.parameter_bytes);
     }
+    wire.matrices = matrix_bytes(model, &cut);
     return wire;
 }

@@ -2,6 +2,7 @@
 #include "worker/shard/shard.h"
 
 #include "worker/checkpoint/save.h"
+#include "worker/optim/muon.h"
 #include "worker/shard/state.h"
 
 #include <stdlib.h>
@@ -13,7 +14,8 @@ enum { FIRST_BYTES_MOST = 32 << 20, FIRST_BYTES_SHARED = 64 << 10 };
 static enum ls_code warm_up(const struct ls_config *config, const struct ls_shard_comms *comms,
                             struct ls_error *error) {
     const bool fixed = config->train.reduction == LS_REDUCTION_FIXED, slices = config->zero.stage > 0 || fixed,
-               pairs = fixed || config->zero.gradient_dtype == LS_GRADIENT_BF16;
+               whole = config->optimizer.type == LS_MUON && config->zero.stage > 0,
+               pairs = fixed || whole || config->zero.gradient_dtype == LS_GRADIENT_BF16;
     const int64_t limit = config->gpu.share ? FIRST_BYTES_SHARED : FIRST_BYTES_MOST,
                   largest = config->model.vocab_size * config->model.hidden_size * (int64_t)sizeof(float);
     struct ls_comm *const all[] = {comms->world, comms->group != comms->world ? comms->group : NULL, comms->across};
@@ -56,7 +58,8 @@ static bool create_event(struct ls_device *device, struct ls_event **event) {
 
 static bool create_events(struct ls_shard *shard, struct ls_device *device) {
     struct ls_event **const single[] = {&shard->value_complete, &shard->value_reduced, &shard->norm_complete,
-                                        &shard->norm_gathered, &shard->updated};
+                                        &shard->norm_gathered,  &shard->updated,       &shard->whole.complete,
+                                        &shard->whole.exchanged};
     bool complete = true;
     for (size_t i = 0; i < sizeof single / sizeof *single; i++) complete &= create_event(device, single[i]);
     for (int slot = 0; slot < POOL_SLOTS; slot++) {
@@ -73,12 +76,12 @@ static bool create_events(struct ls_shard *shard, struct ls_device *device) {
 }
 
 static struct shard_block describe_block(const struct ls_shard *shard, const struct ls_block *shape) {
-    struct shard_block block = {.count = shape->count, .decay_count = shape->decay_count};
-    block.slice = ls_shard_slice_count(&shard->cut, shape->count);
-    block.padded = block.slice * shard->cut.ranks;
+    const int64_t second_from = ls_second_moment_from(shard->config, shape);
+    struct shard_block block = ls_shard_describe_block(shard->config, &shard->cut, shape);
     block.own_first = shard->index * block.slice < block.count ? shard->index * block.slice : block.count;
     const int64_t left = block.count - block.own_first;
     block.own_count = left < block.slice ? left : block.slice;
+    block.second_first = block.own_first > second_from ? block.own_first : second_from;
     return block;
 }
 
@@ -103,11 +106,11 @@ enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_mod
         ls_shard_place_block(&placer, &made->cut, &made->blocks[block]);
     }
     ls_shard_place_rest(&placer, model, &made->cut, made);
-    const bool fixed = ls_shard_create_fixed(made);
+    const bool fixed = ls_shard_create_fixed(made), whole = ls_shard_create_whole(made);
     ls_gather_pool_clear(&made->pool);
     made->communication = ls_stream_create(device, true);
     made->inputs = ls_device_allocate_host(device, sizeof *made->inputs);
-    if (!create_events(made, device) || !made->communication || !made->inputs || !fixed) {
+    if (!create_events(made, device) || !made->communication || !made->inputs || !fixed || !whole) {
         ls_shard_destroy(made);
         return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "memory: no room for streams and events of %d blocks", count);
     }
@@ -123,6 +126,7 @@ void ls_shard_destroy(struct ls_shard *shard) {
     if (!shard) return;
     if (shard->communication) ls_stream_destroy(shard->communication);
     ls_shard_destroy_fixed(shard);
+    ls_shard_destroy_whole(shard);
     for (int block = 0; block < shard->block_count; block++) {
         destroy_event(shard->blocks[block].complete);
         destroy_event(shard->blocks[block].reduced);
@@ -138,6 +142,8 @@ void ls_shard_destroy(struct ls_shard *shard) {
     destroy_event(shard->norm_complete);
     destroy_event(shard->norm_gathered);
     destroy_event(shard->updated);
+    destroy_event(shard->whole.complete);
+    destroy_event(shard->whole.exchanged);
     if (shard->inputs) ls_device_free_host(ls_stream_device(shard->compute), shard->inputs);
     free(shard);
 }
@@ -182,7 +188,9 @@ struct ls_shard_slice ls_shard_slice(struct ls_shard *shard, int index) {
     slice.master = (char *)slice.master +
                    (slice.first - block->own_first) * (cut->master_apart ? cut->state_bytes : cut->parameter_bytes);
     slice.m = element(block, block->m, cut->state_sliced, slice.first);
-    slice.v = cut->second_moment ? element(block, block->v, cut->state_sliced, slice.first) : NULL;
+    slice.v = block->v && slice.first + slice.count > block->second_first
+                  ? block->v + (slice.first > block->second_first ? slice.first - block->second_first : 0)
+                  : NULL;
     return slice;
 }
 
@@ -198,5 +206,6 @@ struct ls_shard_held ls_shard_held(struct ls_shard *shard, int index) {
                                   .state_first = block->own_first,
                                   .state_count = block->own_count,
                                   .m = block->m,
+                                  .second_first = block->second_first,
                                   .v = block->v};
 }

@@ -4,8 +4,8 @@
  *     stage  parameters  gradients  m, v     collectives
  *     0      whole       whole      whole    all-reduce of a block's gradients as its backward ends
  *     1      whole       whole      slices   reduce-scatter of gradients; own slice updated; all-gather of parameters
- *     2      whole       slices     slices   the same; a block's whole gradient lives from its backward to its
- * reduction 3      slices      slices     slices   all-gather before a block's forward and backward instead
+ *     2      whole       slices     slices   the same; a whole gradient lives from a backward to its reduction
+ *     3      slices      slices     slices   all-gather before a block's forward and backward instead
  *
  *     a block's flat array   [ slice 0 ][ slice 1 ] ... [ slice G-1 .. pad ]   G: ranks of a shard group
  *
@@ -17,6 +17,9 @@
  * one tree over all slots of the step (tree.h): each rank adds those of its own slots, sends the nodes to the owners of
  * the stretches of the block, one each rank, and those finish the tree. Slices begin at multiples of 1024 elements, the
  * stretches behind the partial sums of norms, which are added in the order of elements.
+ *
+ * With optimizer.type: muon the matrices of layers are updated by steps that need them whole: their momentum goes,
+ * layer by layer, to one rank of the group and comes back orthogonal (whole.c).
  *
  * Order of a step: begin; for every micro-batch, prefetch, acquire, release and gradients as the blocks are computed,
  * reduce after each block's backward; reduce_values for the losses; update. Every rank does all of it in the same
@@ -40,11 +43,19 @@ int ls_shard_plan(const struct ls_config *config, const struct ls_model *model, 
 /* Bytes a rank sends in the collectives of one full training step, as ls_comm_wire_bytes() counts them. Pure. */
 struct ls_shard_wire {
     int64_t gradients, parameters, scalars;
+    int64_t matrices; /* there and back, to be made orthogonal: Muon */
 };
 struct ls_shard_wire ls_shard_wire_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks);
 /* Of them, for one block: after the last micro-batch's backward, and each time its parameters are gathered. */
 int64_t ls_shard_reduce_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block);
 int64_t ls_shard_gather_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks, int block);
+
+/* Bytes of a layer's slice that an update sends at a time, less than 2^31; 0 but for Muon. Pure. */
+int64_t ls_shard_matrix_slice_bytes(const struct ls_config *config, const struct ls_model *model, int64_t ranks);
+
+/* Floating-point operations of the update's products: of the rank that has the most in each of its rounds. 0 but for
+ * Muon. Pure. */
+double ls_shard_update_flops(const struct ls_config *config, const struct ls_model *model, int64_t ranks);
 
 /* Copies of what is cut: zero.replicas, 1 at stage 0. */
 int64_t ls_shard_replicas(const struct ls_config *config);
@@ -106,6 +117,9 @@ struct ls_shard_scalars ls_shard_scalars(struct ls_shard *shard);
  * Gradients are `loss_scale` times what they should be; 0: 1. Gathering starts. The compute stream must be synchronised
  * between two updates. */
 void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_scale, int64_t step);
+/* Puts the products of an update on the compute stream, for a device that is to note them: matrices are made orthogonal
+ * where optimizer.type is muon. Their results mean nothing. */
+void ls_shard_rehearse(struct ls_shard *shard);
 /* The next update changes nothing, as one whose norm is not finite: norm is NAN, found_inf 1. On every rank alike. */
 void ls_shard_refuse_update(struct ls_shard *shard);
 /* Returns what the collectives met whose results the compute stream has waited for; waits for no others. */
@@ -114,8 +128,8 @@ enum ls_code ls_shard_check(struct ls_shard *shard, struct ls_error *error);
 double ls_shard_exposed_seconds(const struct ls_shard *shard);
 
 /* This rank's part [first, first + count) of the block's master parameters, m and v, for checkpoints; device memory.
- * Where there is no master apart from the parameters `master` points to those, in their type; v is NULL where the
- * optimizer has none.
+ * Where there is no master apart from the parameters `master` points to those, in their type. `v` is of those elements
+ * alone that have a second moment (ls_second_moment_from()), NULL when none of the part's has.
  * The ranks' parts cover the block's count (without padding), each element once; some ranks may have nothing. It is
  * ls_checkpoint_slice() of ls_shard_replicas() and ls_shard_slice_unit(). */
 struct ls_shard_slice {
@@ -152,14 +166,14 @@ struct ls_shard_copy {
 struct ls_shard_copy ls_shard_copy(struct ls_shard *shard, int block);
 
 /* This rank's memory for the block, for filling: elements [first, first + count) of the parameters, in the model's
- * type, and [state_first, state_first + state_count) of master parameters, m and v, padding left out. `master` is NULL
- * where there is none apart from the parameters, v where the optimizer has none. `m` has room for `scratch_count` fp32
- * elements on their way to parameters of another type, before it is filled itself. The compute stream must be
- * synchronised after filling. */
+ * type, and [state_first, state_first + state_count) of master parameters and m, padding left out; `v` is of those from
+ * second_first on. `master` is NULL where there is none apart from the parameters, v where there is none. `m` has room
+ * for `scratch_count` fp32 elements on their way to parameters of another type, before it is filled itself. The compute
+ * stream must be synchronised after filling. */
 struct ls_shard_held {
     int64_t first, count;
     void *parameters;
-    int64_t state_first, state_count, scratch_count;
+    int64_t state_first, state_count, second_first, scratch_count;
     float *master, *m, *v;
 };
 struct ls_shard_held ls_shard_held(struct ls_shard *shard, int block);

@@ -19,10 +19,11 @@ struct ls_shard_cut {
     int64_t gradient_bytes;   /* what is accumulated: fp32 */
     int64_t wire_bytes;       /* of a gradient on the wire */
     int64_t state_bytes;      /* m and v, each, and the master parameters where they are apart */
-    bool second_moment;       /* v is there: AdamW */
     bool master_apart;        /* else updates go to the parameters themselves: fp32, or bf16 rounded stochastically */
     enum ls_dtype dtype;      /* of parameters */
     enum ls_dtype wire_dtype; /* of gradients on the wire */
+    bool whole_matrices;      /* the update needs a layer's matrices whole: Muon */
+    enum ls_dtype whole_dtype;
     /* train.reduction: fixed */
     bool fixed;
     int64_t owners;         /* all ranks: each finishes the tree of one stretch of every block */
@@ -62,10 +63,12 @@ struct shard_block {
     int64_t count, decay_count;
     int64_t slice, padded;        /* elements: of a slice, and of all slices */
     int64_t own_first, own_count; /* of the block, what this rank updates, without padding */
+    int64_t second_first;         /* of the block: from here to the end of what this rank updates there is v */
+    int64_t second_room;          /* elements of v, on every rank */
     void *parameters;             /* [padded], or the own slice */
     float *master;                /* fp32, of the own slice; NULL where it is not apart from the parameters */
     float *gradients;             /* [padded], or what the own slice accumulates */
-    float *m, *v;                 /* of the own slice; v NULL where the optimizer has none */
+    float *m, *v;                 /* of the own slice; v from second_first on, NULL where the block has none */
     float *passing;               /* the whole gradient, while it is in a buffer of the pool; else NULL */
     int passing_slot;
     bool accumulated;          /* the slice holds gradients of an earlier micro-batch of the step */
@@ -96,6 +99,15 @@ static inline int64_t ls_shard_stretch_count(const struct ls_shard_cut *cut, int
 /* Elements of an exchange, at most, for blocks whose longest owner's stretch is `longest`. */
 int64_t ls_shard_exchange_count(const struct ls_shard_cut *cut, int64_t longest);
 
+/* What an update of whole matrices needs: see whole.c. */
+struct whole_update {
+    void *outgoing, *whole; /* device, [padded] of a layer each; one rank: [decay_count] */
+    void *gram, *powers;    /* device, [side, side] each, of the largest matrix */
+    const void *sent[1];    /* outgoing */
+    int *parts;             /* [ranks] 1 each: what everybody sends */
+    struct ls_event *complete, *exchanged;
+};
+
 /* A buffer of whole gradients on their way to a reduction. */
 struct passing_slot {
     float *memory;
@@ -113,6 +125,7 @@ struct gather_slot {
 /* The scalars in device memory. */
 struct scalars {
     double squared, parameters;
+    double matrix; /* sum of squares of one that is made orthogonal */
     float norm, factor, learning_rate;
     int32_t found_inf;
     int64_t step;
@@ -143,6 +156,7 @@ struct ls_shard {
     struct passing_slot passing[POOL_SLOTS];
     int next_passing; /* of the two, which is older */
     struct fixed_reduction fixed;
+    struct whole_update whole;
     struct ls_gather_pool pool;
     struct gather_slot gathered[POOL_SLOTS];
     int check; /* block whose parameters' norm is due when they are acquired; -1: none */
@@ -163,10 +177,32 @@ struct ls_shard_placer {
     struct ls_arena *arena;
     int next;
 };
+/* A block as it is cut, without what is one rank's own. */
+struct shard_block ls_shard_describe_block(const struct ls_config *config, const struct ls_shard_cut *cut,
+                                           const struct ls_block *shape);
 void ls_shard_place_block(struct ls_shard_placer *placer, const struct ls_shard_cut *cut, struct shard_block *block);
 /* What is not of one block. */
 void ls_shard_place_rest(struct ls_shard_placer *placer, const struct ls_model *model, const struct ls_shard_cut *cut,
                          struct ls_shard *shard);
+
+/* Host memory for updates of whole matrices; false when there is none. */
+bool ls_shard_create_whole(struct ls_shard *shard);
+void ls_shard_destroy_whole(struct ls_shard *shard);
+/* Updates and spreads all layers from block `first` on; returns the block behind them. */
+int ls_shard_update_layers(struct ls_shard *shard, int first);
+/* Before the first change of a block's state: whoever reads it has to be done. */
+void ls_shard_release_state(struct ls_shard *shard, int block);
+/* One rule for elements [first, first + count) of a block, all this rank's. GIVEN has `direction` and `scale`. */
+struct ls_shard_range {
+    int block;
+    int64_t first, count;
+    enum ls_update_rule rule;
+    const void *direction;
+    float scale;
+};
+void ls_shard_update_range(struct ls_shard *shard, const struct ls_shard_range *range);
+/* Behind a block's update: its parameters start to be gathered, its gradients are zero. */
+void ls_shard_spread(struct ls_shard *shard, int block);
 
 /* The blocks' host memory for train.reduction: fixed; false when there is none. */
 bool ls_shard_create_fixed(struct ls_shard *shard);

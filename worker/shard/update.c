@@ -39,30 +39,43 @@ static void sum_squares(struct ls_shard *shard) {
 
 static enum ls_update_rule rule_of(const struct ls_config *config) {
     switch (config->optimizer.type) {
-    case LS_ADAMW: return LS_UPDATE_ADAMW;
+    case LS_ADAMW:
+    case LS_MUON: break;
     case LS_LION: return LS_UPDATE_LION;
     case LS_SGD: return LS_UPDATE_SGD;
     }
     return LS_UPDATE_ADAMW;
 }
 
-static void update_block(struct ls_shard *shard, const struct shard_block *block, int index) {
+void ls_shard_update_range(struct ls_shard *shard, const struct ls_shard_range *range) {
+    const struct shard_block *block = &shard->blocks[range->block];
     const struct scalars *scalars = shard->scalars;
-    void *own = ls_shard_own_parameters(&shard->cut, block);
-    int64_t decayed = block->decay_count - block->own_first;
+    const int64_t skipped = range->first - block->own_first;
+    char *own = (char *)ls_shard_own_parameters(&shard->cut, block) + skipped * shard->cut.parameter_bytes;
+    int64_t decayed = block->decay_count - range->first;
     if (decayed < 0) decayed = 0;
-    if (decayed > block->own_count) decayed = block->own_count;
-    const bool sgd = shard->config->optimizer.type == LS_SGD;
-    ls_op(shard->compute, update, .rule = rule_of(shard->config),
-          .parameter = shard->cut.dtype == LS_FP32 ? own : block->master,
-          .low_precision = shard->cut.dtype == LS_FP32 ? NULL : own, .m = block->m, .v = block->v,
-          .gradient = ls_shard_own_gradients(shard, block), .factor = &scalars->factor,
-          .learning_rate = &scalars->learning_rate, .step = &scalars->step, .found_inf = &scalars->found_inf,
-          .count = block->own_count, .decay_count = decayed, .seed = (uint64_t)shard->config->train.seed,
-          .first = (uint64_t)block->own_first, .tensor = (uint32_t)index,
-          .beta1 = (float)(sgd ? shard->config->optimizer.momentum : shard->config->optimizer.beta1),
-          .beta2 = (float)shard->config->optimizer.beta2, .epsilon = (float)shard->config->optimizer.eps,
-          .weight_decay = (float)shard->config->optimizer.weight_decay, .dtype = shard->cut.dtype);
+    if (decayed > range->count) decayed = range->count;
+    const bool sgd = range->rule == LS_UPDATE_SGD, adamw = range->rule == LS_UPDATE_ADAMW;
+    float *master = shard->cut.dtype == LS_FP32 ? (float *)(void *)own : block->master;
+    if (shard->cut.dtype != LS_FP32 && master) master += skipped;
+    ls_op(
+        shard->compute, update, .rule = range->rule, .parameter = master,
+        .low_precision = shard->cut.dtype == LS_FP32 ? NULL : own, .m = block->m + skipped,
+        .v = adamw ? block->v + (range->first - block->second_first) : NULL,
+        .gradient = ls_shard_own_gradients(shard, block) + skipped, .direction = range->direction,
+        .factor = &scalars->factor, .learning_rate = &scalars->learning_rate, .step = &scalars->step,
+        .found_inf = &scalars->found_inf, .count = range->count, .decay_count = decayed,
+        .seed = (uint64_t)shard->config->train.seed, .first = (uint64_t)range->first, .tensor = (uint32_t)range->block,
+        .beta1 = (float)(sgd ? shard->config->optimizer.momentum : shard->config->optimizer.beta1),
+        .beta2 = (float)shard->config->optimizer.beta2, .epsilon = (float)shard->config->optimizer.eps,
+        .weight_decay = (float)shard->config->optimizer.weight_decay, .scale = range->scale, .dtype = shard->cut.dtype);
+}
+
+static void update_block(struct ls_shard *shard, int index) {
+    const struct shard_block *block = &shard->blocks[index];
+    const struct ls_shard_range own = {
+        .block = index, .first = block->own_first, .count = block->own_count, .rule = rule_of(shard->config)};
+    ls_shard_update_range(shard, &own);
 }
 
 /* Stages 1 and 2: the block's updated slices come together beside what follows. */
@@ -80,6 +93,21 @@ static void renew_pool(struct ls_shard *shard, int updated) {
     if (updated > 1) return;
     ls_shard_hand_over(shard, shard->updated);
     ls_shard_prefetch(shard, updated);
+}
+
+void ls_shard_release_state(struct ls_shard *shard, int block) {
+    assert(!shard->reading || !shard->blocks[block].passing_by);
+    if (shard->reading) shard->reader.release(shard->reader.context, block);
+}
+
+void ls_shard_spread(struct ls_shard *shard, int index) {
+    struct shard_block *block = &shard->blocks[index];
+    if (shard->cut.parameters_sliced)
+        renew_pool(shard, index);
+    else if (shard->cut.state_sliced)
+        gather_block(shard, block, index);
+    if (!shard->cut.gradients_sliced)
+        ls_fill_zero(shard->compute, block->gradients, (size_t)(block->padded * shard->cut.gradient_bytes));
 }
 
 void ls_shard_refuse_update(struct ls_shard *shard) {
@@ -101,17 +129,14 @@ void ls_shard_update(struct ls_shard *shard, float learning_rate, float loss_sca
     ls_op(shard->compute, clip, .factor = &scalars->factor, .norm = &scalars->norm, .found_inf = &scalars->found_inf,
           .squared = &scalars->squared, .maximum = (float)shard->config->train.gradient_clipping,
           .loss_scale = loss_scale);
-    for (int i = 0; i < shard->block_count; i++) {
-        struct shard_block *block = &shard->blocks[i];
-        assert(!shard->reading || !block->passing_by);
-        if (shard->reading) shard->reader.release(shard->reader.context, i);
-        update_block(shard, block, i);
-        if (shard->cut.parameters_sliced)
-            renew_pool(shard, i);
-        else if (shard->cut.state_sliced)
-            gather_block(shard, block, i);
-        if (!shard->cut.gradients_sliced)
-            ls_fill_zero(shard->compute, block->gradients, (size_t)(block->padded * shard->cut.gradient_bytes));
+    for (int i = 0; i < shard->block_count;) {
+        if (shard->cut.whole_matrices && ls_model_block(shard->model, i)->kind == LS_BLOCK_LAYER) {
+            i = ls_shard_update_layers(shard, i);
+            continue;
+        }
+        ls_shard_release_state(shard, i);
+        update_block(shard, i);
+        ls_shard_spread(shard, i++);
     }
     shard->reading = false;
     shard->check = (int)(step % shard->block_count);

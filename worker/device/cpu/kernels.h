@@ -1,8 +1,8 @@
 /* The CPU kernels: one function per row of LS_OPERATIONS, run to the end in the calling thread and, for `threads` > 1,
- * in that many OpenMP threads. fp32, but for norms and cross-entropy, which take every type, and the types of
- * squared_norm's input, of update's copy and of convert's result; low_precision_kernels.h has the others. Attention's
- * type may be bf16: then its arrays, fp32 all the same, are copies of bf16, and its products may round to that. The
- * bits of a result do not depend on `threads`, except gemm's. */
+ * in that many OpenMP threads. fp32, but for norms, cross-entropy, normalize and polynomial, which take every type, and
+ * the types of squared_norm's input, of momentum's output, of update's copy and direction and of convert's result;
+ * low_precision_kernels.h has the others. Attention's type may be bf16: then its arrays, fp32 all the same, are copies
+ * of bf16, and its products may round to that. The bits of a result do not depend on `threads`, except gemm's. */
 #ifndef LS_WORKER_DEVICE_CPU_KERNELS_H
 #define LS_WORKER_DEVICE_CPU_KERNELS_H
 

@@ -106,14 +106,36 @@ static __attribute__((noinline)) void sgd(const struct update *a, float *paramet
     }
 }
 
+/* ROUNDED_PIECE elements at most. */
+static __attribute__((noinline)) void given(const struct update *a, float *parameter, const void *direction,
+                                            int64_t count, float decay) {
+    const float scale = a->op->scale, rate = a->rate;
+    float wide[ROUNDED_PIECE];
+    const float *values = direction;
+    if (a->op->dtype != LS_FP32) {
+        ls_widen(LS_BF16, wide, direction, count);
+        values = wide;
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) parameter[i] -= rate * (scale * values[i] + decay * parameter[i]);
+}
+
+static void apply_given(const struct update *a, float *parameter, int64_t begin, int64_t end, float decay) {
+    const enum ls_dtype dtype = a->op->dtype == LS_FP32 ? LS_FP32 : LS_BF16;
+    for (int64_t i = begin; i < end; i += ROUNDED_PIECE)
+        given(a, parameter + (i - begin), ls_element(dtype, a->op->direction, i),
+              end - i < ROUNDED_PIECE ? end - i : ROUNDED_PIECE, decay);
+}
+
 /* Elements [begin, end) of the range; `parameter` is that of the first of them. */
 static void apply_rule(const struct update *a, float *parameter, int64_t begin, int64_t end, float decay) {
     const struct ls_op_update *op = a->op;
-    const float *gradient = op->gradient + begin;
+    const int64_t count = end - begin;
     switch (op->rule) {
-    case LS_UPDATE_ADAMW: adamw(a, parameter, op->m + begin, op->v + begin, gradient, end - begin, decay); break;
-    case LS_UPDATE_LION: lion(a, parameter, op->m + begin, gradient, end - begin, decay); break;
-    case LS_UPDATE_SGD: sgd(a, parameter, op->m + begin, gradient, end - begin, decay); break;
+    case LS_UPDATE_ADAMW: adamw(a, parameter, op->m + begin, op->v + begin, op->gradient + begin, count, decay); break;
+    case LS_UPDATE_LION: lion(a, parameter, op->m + begin, op->gradient + begin, count, decay); break;
+    case LS_UPDATE_SGD: sgd(a, parameter, op->m + begin, op->gradient + begin, count, decay); break;
+    case LS_UPDATE_GIVEN: apply_given(a, parameter, begin, end, decay); break;
     }
 }
 

@@ -2,6 +2,8 @@
 #include "worker/device/cuda/element.h"
 #include "worker/device/philox.h"
 
+#include <type_traits>
+
 namespace {
 
 /* Each block computes the bias corrections in double, so there are a few per multiprocessor and no more. */
@@ -52,11 +54,14 @@ struct shared {
     float factor, rate, momentum_scale, variance_scale; /* rate: lr; scales: 1 / bias correction */
 };
 
-/* The rule for one element; returns what is added to the decay. */
+/* The rule for one element, whose gradient, or direction, is `given`; returns what is added to the decay. */
 template <enum ls_update_rule RULE>
-__device__ __forceinline__ float direction(const struct ls_op_update &op, const struct shared &s, float g, float &m,
+__device__ __forceinline__ float direction(const struct ls_op_update &op, const struct shared &s, float given, float &m,
                                            float &v) {
-    if constexpr (RULE == LS_UPDATE_ADAMW) {
+    const float g = given * s.factor;
+    if constexpr (RULE == LS_UPDATE_GIVEN) {
+        return op.scale * given;
+    } else if constexpr (RULE == LS_UPDATE_ADAMW) {
         m = op.beta1 * m + (1.0f - op.beta1) * g;
         v = op.beta2 * v + (1.0f - op.beta2) * (g * g);
         return m * s.momentum_scale / (sqrtf(v * s.variance_scale) + op.epsilon);
@@ -71,21 +76,26 @@ __device__ __forceinline__ float direction(const struct ls_op_update &op, const 
 
 template <enum ls_update_rule RULE, int WIDTH, typename T, bool MASTER>
 __device__ __forceinline__ void update_pack(const struct ls_op_update &op, int64_t i, const struct shared &s) {
-    float p[WIDTH], m[WIDTH], v[WIDTH] = {}, g[WIDTH];
+    float p[WIDTH], m[WIDTH] = {}, v[WIDTH] = {}, g[WIDTH];
     if constexpr (MASTER)
         ls_load(p, op.parameter + i);
     else
         ls_load(p, static_cast<const T *>(op.low_precision) + i);
-    ls_load(m, op.m + i);
-    if constexpr (RULE == LS_UPDATE_ADAMW) ls_load(v, op.v + i);
-    ls_load(g, op.gradient + i);
+    if constexpr (RULE == LS_UPDATE_GIVEN) {
+        using D = std::conditional_t<std::is_same_v<T, float>, float, __nv_bfloat16>;
+        ls_load(g, static_cast<const D *>(op.direction) + i);
+    } else {
+        ls_load(m, op.m + i);
+        if constexpr (RULE == LS_UPDATE_ADAMW) ls_load(v, op.v + i);
+        ls_load(g, op.gradient + i);
+    }
 #pragma unroll
     for (int k = 0; k < WIDTH; k++) {
         const float decay = i + k < op.decay_count ? op.weight_decay : 0.0f;
-        const float update = direction<RULE>(op, s, g[k] * s.factor, m[k], v[k]);
+        const float update = direction<RULE>(op, s, g[k], m[k], v[k]);
         p[k] -= s.rate * (update + decay * p[k]);
     }
-    ls_store(op.m + i, m);
+    if constexpr (RULE != LS_UPDATE_GIVEN) ls_store(op.m + i, m);
     if constexpr (RULE == LS_UPDATE_ADAMW) ls_store(op.v + i, v);
     if constexpr (MASTER) {
         ls_store(op.parameter + i, p);
@@ -122,7 +132,7 @@ __global__ void __launch_bounds__(THREADS) update(struct ls_op_update op, bool a
 }
 
 template <enum ls_update_rule RULE> cudaError_t launch(const struct ls_op_update *op, cudaStream_t stream) {
-    const bool aligned = ls_aligned(op->parameter, op->m, op->v, op->gradient, op->low_precision);
+    const bool aligned = ls_aligned(op->parameter, op->m, op->v, op->gradient, op->direction, op->low_precision);
     const unsigned blocks = ls_blocks(op->count, THREADS * N, BLOCKS_MAX);
     if (!op->parameter) {
         if (!op->low_precision || op->dtype != LS_BF16) return cudaErrorInvalidValue;
@@ -142,6 +152,7 @@ cudaError_t ls_cuda_update(const struct ls_op_update *op, cudaStream_t stream) {
     case LS_UPDATE_ADAMW: return launch<LS_UPDATE_ADAMW>(op, stream);
     case LS_UPDATE_LION: return launch<LS_UPDATE_LION>(op, stream);
     case LS_UPDATE_SGD: return launch<LS_UPDATE_SGD>(op, stream);
+    case LS_UPDATE_GIVEN: return launch<LS_UPDATE_GIVEN>(op, stream);
     }
     return cudaErrorInvalidValue;
 }

@@ -78,7 +78,7 @@ static double deal(const struct ls_config *config, const struct ls_model *model,
 double ls_shard_update_flops(const struct ls_config *config, const struct ls_model *model, int64_t ranks) {
     const struct ls_shard_cut cut = ls_shard_cut(config, ranks);
     double flops = 0;
-    int shares[MATRICES_MAX];
+    int shares[MATRICES_MAX] = {0};
     for (int first = 1; cut.whole_matrices && is_layer(model, first);) {
         const struct round round = round_from(model, cut.ranks, first);
         flops += deal(config, model, first, sharers(&round, round.count - 1), shares);
@@ -115,6 +115,7 @@ static void gain_round(struct ls_shard *shard, const struct round *round) {
     const int64_t slice = shard->blocks[round->first].slice;
     const size_t bytes = (size_t)(slice * ls_dtype_bytes(shard->cut.whole_dtype));
     void *outgoing = shard->whole.outgoing;
+    assert(round->count > 0);
     for (int i = 0; i < round->count; i++) {
         ls_shard_release_state(shard, round->first + i);
         gain(shard, round->first + i, round->ranks > 1 ? element(shard, outgoing, i * slice) : shard->whole.whole);
@@ -155,9 +156,10 @@ static void orthogonalize(struct ls_shard *shard, const struct ls_tensor *tensor
 
 /* This rank's share of its layer's matrices. */
 static void orthogonalize_share(struct ls_shard *shard, const struct round *round) {
+    assert(round->count > 0);
     const int rank = (int)shard->index, place = rank % round->count, index = round->first + place;
     const struct ls_block *block = ls_model_block(shard->model, index);
-    int shares[MATRICES_MAX];
+    int shares[MATRICES_MAX] = {0};
     deal(shard->config, shard->model, index, sharers(round, place), shares);
     for (int i = 0; i < block->tensor_count; i++) {
         const struct ls_tensor *tensor = ls_model_tensor(shard->model, block->first_tensor + i);
@@ -171,7 +173,7 @@ static void update_layer(struct ls_shard *shard, const struct round *round, int 
     const int index = round->first + place;
     const struct shard_block *block = &shard->blocks[index];
     const struct ls_block *shape = ls_model_block(shard->model, index);
-    int shares[MATRICES_MAX];
+    int shares[MATRICES_MAX] = {0};
     deal(shard->config, shard->model, index, sharers(round, place), shares);
     for (int i = 0; i < shape->tensor_count; i++) {
         const struct ls_tensor *tensor = ls_model_tensor(shard->model, shape->first_tensor + i);

@@ -4,6 +4,7 @@
  * a step made of these rows alone. --tiny takes small shapes, to try the program where kernels are emulated. */
 #include "worker/device/cuda/stream.h"
 #include "worker/model/model.h"
+#include "worker/optim/muon.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -318,6 +319,24 @@ static void measure_rest(struct bench *bench) {
             ls_op(s, update, .m = b->m, .v = b->v, .low_precision = d, .gradient = g, .factor = one,
                   .learning_rate = one, .step = b->step, .count = parameters, .decay_count = 0, .beta1 = 0.9f,
                   .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
+    MEASURE("muon: momentum", 0, 14 * p, 0,
+            ls_op(s, momentum, .m = b->m, .output = d, .gradient = g, .factor = one, .count = parameters, .beta = 0.95f,
+                  .dtype = LS_BF16));
+    const struct ls_muon_matrix matrix = {.x = x,
+                                          .result = y,
+                                          .rows = C,
+                                          .columns = 4 * C,
+                                          .gram = z,
+                                          .powers = z + C * C,
+                                          .squared = sum,
+                                          .partial = b->partial,
+                                          .any_order = true,
+                                          .dtype = LS_BF16};
+    MEASURE("muon: C x 4C made orthogonal", ls_muon_flops(C, 4 * C), 0, 0, ls_muon_orthogonalize(s, &matrix));
+    MEASURE("muon: update", 0, 12 * p, 0,
+            ls_op(s, update, .rule = LS_UPDATE_GIVEN, .parameter = b->master, .low_precision = d, .direction = d,
+                  .factor = one, .learning_rate = one, .step = b->step, .count = parameters, .decay_count = 0,
+                  .weight_decay = 0.1f, .scale = 1e-9f, .dtype = LS_BF16));
 }
 
 static void release_buffers(struct bench *bench) {

@@ -3,6 +3,7 @@
  * product or GB/s against the copy, and the share of a training step that the kernel's calls would take, were the step
  * made of these rows alone. */
 #include "worker/device/device.h"
+#include "worker/optim/muon.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,6 +175,15 @@ int main(int argc, char **argv) {
             ls_op(s, update, .low_precision = y, .m = m, .v = v, .gradient = g, .factor = &one, .learning_rate = &rate,
                   .step = &step, .count = PARAMETERS, .decay_count = PARAMETERS, .beta1 = 0.9f, .beta2 = 0.95f,
                   .epsilon = 1e-8f, .weight_decay = 0.1f, .dtype = LS_BF16));
+    const struct ls_muon_matrix matrix = {.x = x,
+                                          .result = y,
+                                          .rows = C,
+                                          .columns = 4 * C,
+                                          .gram = v,
+                                          .powers = m,
+                                          .squared = &scalar,
+                                          .partial = (double *)lse};
+    MEASURE("muon: C x 4C made orthogonal", ls_muon_flops(C, 4 * C), 0, 0, ls_muon_orthogonalize(s, &matrix));
     MEASURE("initialize", 0, 4.0 * PARAMETERS, 0,
             ls_op(s, initialize, .output = m, .seed = 3, .count = PARAMETERS, .deviation = 0.02f));
     /* In bf16, in as many elements, whose values are no longer those of the rows above. */

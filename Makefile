@@ -20,7 +20,7 @@ OPTIMISE ?= -O3
 SANITIZE ?=
 WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla \
 	$(if $(findstring clang,$(CC)),-Wno-pass-failed,-Wno-format-truncation)
-PACKAGES := libzmq libprotobuf-c sqlite3 yaml-0.1 jansson libxxhash zlib libpcre2-8 libutf8proc
+PACKAGES := libzmq libprotobuf-c sqlite3 yaml-0.1 jansson libxxhash zlib libzstd libpcre2-8 libutf8proc
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-openmp))
 
 CPPFLAGS := -I. -I$(BUILD)/generated -DLS_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PACKAGES)) \

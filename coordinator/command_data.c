@@ -23,6 +23,7 @@ enum {
     KEY_VALIDATION,
     KEY_SHARD_TOKENS,
     KEY_FORMAT,
+    KEY_JSON_KEY,
     KEY_DTYPE,
     KEY_TEXT
 };
@@ -52,6 +53,7 @@ static error_t parse_prepare(int key, char *argument, struct argp_state *state) 
     case KEY_SHARD_TOKENS:
         options->shard_tokens = ls_command_number(state, "--shard-tokens", argument, 2, LS_SHARD_TOKENS_MAX);
         return 0;
+    case KEY_JSON_KEY: options->json_key = argument; return 0;
     case KEY_FORMAT: options->format = parse_format(state, argument); return 0;
     case ARGP_KEY_ARGS:
         options->inputs = (const char *const *)state->argv + state->next;
@@ -80,17 +82,20 @@ static enum ls_code run_prepare(int argc, char **argv, struct ls_error *error) {
          0},
         {"split-on", KEY_SPLIT_ON, "REGEX", 0,
          "A document starts at each match of this PCRE2 pattern; without it, a file of plain text is one document", 0},
-        {"format", KEY_FORMAT, "plain|jsonl", 0, "Default: jsonl for names that end in .jsonl or .jsonl.gz, else plain",
-         0},
+        {"format", KEY_FORMAT, "plain|jsonl", 0,
+         "Default: jsonl for names that end in .jsonl, .ndjson or .json, packed (.gz, .zst) or not, else plain", 0},
+        {"json-key", KEY_JSON_KEY, "NAME", 0, "The member of each line of JSONL that is its document, default text", 0},
         {"validation", KEY_VALIDATION, "FRACTION", 0,
          "The last part of the documents, or of the text of a single one, for validation; default 0.05, 0: none", 0},
         {"shard-tokens", KEY_SHARD_TOKENS, "N", 0, "Tokens in one file, default 100000000", 0},
         {0}};
-    static const struct argp argp = {.options = argp_options,
-                                     .parser = parse_prepare,
-                                     .args_doc = "INPUT... -o DIR",
-                                     .doc = "Turns text into token shards. Inputs are plain text or JSONL (a document "
-                                            "a line, in the member \"text\"), gzip'ed or not."};
+    static const struct argp argp = {
+        .options = argp_options,
+        .parser = parse_prepare,
+        .args_doc = "INPUT... -o DIR",
+        .doc = "Turns text into token shards. Inputs are plain text or JSONL (a document "
+               "a line, in the member \"text\" unless told otherwise), packed by gzip or zstd or "
+               "not."};
     struct ls_data_prepare_options options = {.validation = 0.05, .shard_tokens = 100000000};
     ls_command_parse(&argp, argc, argv, &options);
     ls_data_progress_catch_signals();

@@ -52,7 +52,7 @@ static enum ls_code visit_all(const struct ls_data_prepare_options *options, con
     pass->progress = ls_data_progress_start(what, total);
     enum ls_code code = LS_OK;
     for (int i = 0; i < options->input_count && !code; i++)
-        code = ls_text_read(options->inputs[i], options->format, splitter, visit, pass, error);
+        code = ls_text_read(options->inputs[i], options->format, options->json_key, splitter, visit, pass, error);
     ls_data_progress_end(&pass->progress);
     return code;
 }

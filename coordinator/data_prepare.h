@@ -12,6 +12,7 @@ struct ls_data_prepare_options {
     int input_count;
     const char *output; /* DIR: must not exist */
     enum ls_text_format format;
+    const char *json_key; /* the member of a line of JSONL that is its document; NULL: "text" */
     const char *split_on; /* NULL: a plain text is one document */
     /* NULL: tokens are bytes; else a tokenizer.json, or a folder that has one. */
     const char *tokenizer;

@@ -1,19 +1,20 @@
-/* Reading documents: zlib unpacks, jansson parses lines, PCRE2 finds where documents start. */
+/* Reading documents: jansson parses lines, PCRE2 finds where documents start. */
 #define _GNU_SOURCE
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "coordinator/text_input.h"
 
 #include "common/token_shard.h"
+#include "coordinator/packed_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <pcre2.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <zlib.h>
 
 enum { BLOCK_BYTES = 1 << 18, LINE_BYTES_MAX = 1 << 30 };
 
@@ -25,7 +26,8 @@ struct ls_text_splitter {
 /* A file being read, and whom its documents go to. */
 struct reading {
     const char *path;
-    gzFile file;
+    struct ls_packed_file *file;
+    const char *member; /* of a line of JSONL */
     ls_text_visit visit;
     void *context;
 };
@@ -69,24 +71,6 @@ void ls_text_splitter_destroy(struct ls_text_splitter *splitter) {
     free(splitter);
 }
 
-/* Reads up to `capacity` bytes of unpacked text; *count is 0 at the end of the file. */
-static enum ls_code read_block(const struct reading *reading, char *bytes, size_t capacity, size_t *count,
-                               struct ls_error *error) {
-    int got = gzread(reading->file, bytes, (unsigned)(capacity < BLOCK_BYTES ? capacity : BLOCK_BYTES));
-    int cause = Z_OK;
-    const char *text = gzerror(reading->file, &cause);
-    if (got > 0 || (got == 0 && cause == Z_OK)) {
-        *count = (size_t)got;
-        return LS_OK;
-    }
-    if (cause == Z_BUF_ERROR)
-        return ls_fail(error, LS_DATA, LS_SCOPE_CALL,
-                       "data: %s ends in the middle of its gzip stream (truncated copy?). Copy it again.",
-                       reading->path);
-    return ls_fail(error, LS_DATA, LS_SCOPE_CALL, "data: cannot read %s: %s. Copy it again.", reading->path,
-                   cause == Z_ERRNO ? strerror(errno) : text);
-}
-
 /* Makes room for one more block. */
 static enum ls_code reserve(struct buffer *buffer, const char *path, struct ls_error *error) {
     if (buffer->capacity - buffer->count >= BLOCK_BYTES) return LS_OK;
@@ -105,7 +89,7 @@ static enum ls_code read_as_one(const struct reading *reading, struct ls_error *
     char block[BLOCK_BYTES];
     for (bool first = true;; first = false) {
         size_t count = 0;
-        enum ls_code code = read_block(reading, block, sizeof block, &count, error);
+        enum ls_code code = ls_packed_file_read(reading->file, block, sizeof block, &count, error);
         if (!code && count) code = reading->visit(reading->context, block, count, first, error);
         if (code || !count) return code;
     }
@@ -146,7 +130,7 @@ static enum ls_code read_and_split(const struct reading *reading, const struct l
     enum ls_code code = LS_OK;
     for (size_t count = 1; count > 0; text.count += count) {
         code = reserve(&text, reading->path, error);
-        if (!code) code = read_block(reading, text.bytes + text.count, BLOCK_BYTES, &count, error);
+        if (!code) code = ls_packed_file_read(reading->file, text.bytes + text.count, BLOCK_BYTES, &count, error);
         if (code) break;
     }
     if (!code) code = visit_split(reading, splitter, text.bytes, text.count, error);
@@ -176,16 +160,19 @@ static enum ls_code visit_line(const struct reading *reading, const char *line, 
     json_error_t where;
     /* Other members may hold any number: 64-bit hashes without a sign are no integers of jansson's. */
     json_t *object = json_loadb(line, count, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &where);
-    const json_t *text = json_object_get(object, "text");
+    const json_t *text = json_object_get(object, reading->member);
     enum ls_code code = LS_OK;
     if (!object)
-        code = ls_fail(error, LS_DATA, LS_SCOPE_CALL,
-                       "data: %s, line %lld: %s at column %d. Every line has to be one JSON object.", reading->path,
-                       (long long)number, where.text, where.column);
+        code = ls_fail(
+            error, LS_DATA, LS_SCOPE_CALL,
+            "data: %s, line %lld: %s at column %d. Every line has to be one JSON object; a text that only looks "
+            "like JSON takes --format plain.",
+            reading->path, (long long)number, where.text, where.column);
     else if (!json_is_string(text))
         code = ls_fail(error, LS_DATA, LS_SCOPE_CALL,
-                       "data: %s, line %lld: no member \"text\" that is a string. Every line has to have one.",
-                       reading->path, (long long)number);
+                       "data: %s, line %lld: no member \"%s\" that is a string. Every line has to have one; --json-key "
+                       "names another.",
+                       reading->path, (long long)number, reading->member);
     else if (json_string_length(text) > 0)
         code = reading->visit(reading->context, json_string_value(text), json_string_length(text), true, error);
     json_decref(object);
@@ -218,7 +205,7 @@ static enum ls_code read_json_lines(const struct reading *reading, struct ls_err
         size_t count = 0;
         const size_t searched = text.count;
         code = reserve(&text, reading->path, error);
-        if (!code) code = read_block(reading, text.bytes + text.count, BLOCK_BYTES, &count, error);
+        if (!code) code = ls_packed_file_read(reading->file, text.bytes + text.count, BLOCK_BYTES, &count, error);
         if (code || !count) break;
         text.count += count;
         code = visit_lines(reading, &text, searched, &number, error);
@@ -234,13 +221,23 @@ static bool ends_with(const char *text, const char *end) {
     return length >= end_length && strcmp(text + length - end_length, end) == 0;
 }
 
+static bool is_named_jsonl(const char *path) {
+    static const char *const ends[] = {".jsonl", ".ndjson", ".json"}, *const packings[] = {"", ".gz", ".zst"};
+    char end[16];
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+        for (size_t j = 0; j < sizeof packings / sizeof *packings; j++) {
+            snprintf(end, sizeof end, "%s%s", ends[i], packings[j]);
+            if (ends_with(path, end)) return true;
+        }
+    return false;
+}
+
 /* Files that are no text, by their first bytes, and the program that unpacks them. */
 static const struct {
     const char *bytes;
     size_t count;
     const char *kind, *remedy;
 } not_texts[] = {
-    {"\x28\xb5\x2f\xfd", 4, "packed by zstd", "Unpack it ('zstd -d')"},
     {"\xfd\x37\x7a\x58\x5a", 6, "packed by xz", "Unpack it ('xz -d')"}, /* with the NUL behind it */
     {"\x42\x5a\x68", 3, "packed by bzip2", "Unpack it ('bzip2 -d')"},
     {"\x04\x22\x4d\x18", 4, "packed by lz4", "Unpack it ('lz4 -d')"},
@@ -291,7 +288,7 @@ static int open_text(const char *path, struct ls_error *error) {
         if (!tokens && !kind) return file;
         if (kind)
             ls_fail(error, LS_DATA, LS_SCOPE_CALL,
-                    "data: %s is %s, no text. %s first; gzip is the one packing that is read here.", path, kind,
+                    "data: %s is %s, no text. %s first; gzip and zstd are the packings that are read here.", path, kind,
                     remedy);
         else
             ls_fail(error, LS_DATA, LS_SCOPE_CALL,
@@ -303,10 +300,10 @@ static int open_text(const char *path, struct ls_error *error) {
     return -1;
 }
 
-enum ls_code ls_text_read(const char *path, enum ls_text_format format, const struct ls_text_splitter *splitter,
-                          ls_text_visit visit, void *context, struct ls_error *error) {
-    if (format == LS_TEXT_BY_NAME)
-        format = ends_with(path, ".jsonl") || ends_with(path, ".jsonl.gz") ? LS_TEXT_JSONL : LS_TEXT_PLAIN;
+enum ls_code ls_text_read(const char *path, enum ls_text_format format, const char *member,
+                          const struct ls_text_splitter *splitter, ls_text_visit visit, void *context,
+                          struct ls_error *error) {
+    if (format == LS_TEXT_BY_NAME) format = is_named_jsonl(path) ? LS_TEXT_JSONL : LS_TEXT_PLAIN;
     if (format == LS_TEXT_JSONL && splitter)
         return ls_fail(
             error, LS_USAGE, LS_SCOPE_CALL,
@@ -314,15 +311,12 @@ enum ls_code ls_text_read(const char *path, enum ls_text_format format, const st
             path);
     int file = open_text(path, error);
     if (file < 0) return LS_DATA;
-    struct reading reading = {.path = path, .file = gzdopen(file, "rb"), .visit = visit, .context = context};
-    if (!reading.file) {
-        close(file);
-        return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to read %s", path);
-    }
-    gzbuffer(reading.file, BLOCK_BYTES);
-    enum ls_code code = format == LS_TEXT_JSONL ? read_json_lines(&reading, error)
-                        : splitter              ? read_and_split(&reading, splitter, error)
-                                                : read_as_one(&reading, error);
-    gzclose(reading.file);
+    struct reading reading = {.path = path, .member = member ? member : "text", .visit = visit, .context = context};
+    enum ls_code code = ls_packed_file_open(file, path, &reading.file, error);
+    if (code) return code;
+    code = format == LS_TEXT_JSONL ? read_json_lines(&reading, error)
+           : splitter              ? read_and_split(&reading, splitter, error)
+                                   : read_as_one(&reading, error);
+    ls_packed_file_close(reading.file);
     return code;
 }

@@ -38,6 +38,12 @@ gzip -k book.txt
 cp book.txt.gz unnamed
 check "gzip is recognised by its bytes, not by its name" lockstep data prepare unnamed -o packed
 check "two preparations of the same text have the same bytes" diff -r book packed
+zstd -q book.txt -o unnamed-2
+check "and so is zstd" lockstep data prepare unnamed-2 -o packed-2
+check "with the same bytes" diff -r book packed-2
+(head -n 7 book.txt | zstd -q; printf '\120\052\115\030\003\0\0\0abc'; tail -n +8 book.txt | zstd -q -19) >frames
+check "several frames of zstd, and one to be skipped, are one text" lockstep data prepare frames -o packed-3
+check "with the same bytes too" diff -r book packed-3
 check "pieces of any size make the same tokens" lockstep data prepare book.txt --shard-tokens 101 -o pieces
 same "shards hold 101 tokens but for the last" "101" "$(for file in pieces/train/*.bin; do echo $((($(stat -c %s "$file") - 1024) / 2)); done | head -n -1 | sort -u)"
 same "and hold the same tokens one after the other" "$(tokens book/train/train-000.bin | md5sum)" "$(for file in pieces/train/*.bin; do tokens "$file"; done | md5sum)"
@@ -71,9 +77,23 @@ check "JSONL with a byte order mark is prepared" lockstep data prepare marked.js
 check "as without" diff -r lines/train marked/train
 check "--format jsonl says what the name does not" lockstep data prepare --format jsonl lines.data -o lines-2
 check "and gives the same" diff -r lines lines-2
+for name in lines.json lines.ndjson lines.json.gz lines.jsonl.zst; do
+    case $name in *.gz) gzip -c lines.jsonl ;; *.zst) zstd -qc lines.jsonl ;; *) cat lines.jsonl ;; esac >"$name"
+    check "$name is JSONL by its name" lockstep data prepare "$name" -o "of-$name"
+    check "and gives the same" diff -r lines "of-$name"
+done
+sed 's/"text"/"content"/' lines.jsonl >content.jsonl
+check "--json-key names the member that is the document" lockstep data prepare content.jsonl --json-key content -o content
+check "and gives the same" diff -r lines content
+expect 3 'content.jsonl, line 1: no member "text" .*--json-key' "without it the line is refused" lockstep data prepare content.jsonl -o x
+check "--format plain takes a text that only looks like JSON" lockstep data prepare lines.json --format plain --validation 0 -o looks
+same "as it is" "$(md5sum <lines.jsonl)" "$(text looks/train | md5sum)"
 awk 'BEGIN { printf "{\"text\": \""; for (i = 0; i < 400000; i++) printf "%d ", i; print "\"}"; print "{\"text\": \"end\"}" }' | gzip >long.jsonl.gz
 check "a line of megabytes is one document" lockstep data prepare long.jsonl.gz -o long
 same "whole" "$(seq -s ' ' 0 399999 | tr '\n' ' ' | md5sum)" "$(text long/train | md5sum)"
+gzip -dc long.jsonl.gz | zstd -q >long.jsonl.zst
+check "and from zstd" lockstep data prepare long.jsonl.zst -o long-2
+check "the same" diff -r long long-2
 check "several inputs are taken in their order" lockstep data prepare lines.jsonl book.txt -o several
 same "each a document or more" "$(md5sum <book.txt)" "$(text several/validation | md5sum)"
 printf 'no line end in here' >line.txt
@@ -124,7 +144,6 @@ while read -r name begin words; do
     printf "$begin and more bytes that are no text" >"$name"
     expect 3 "data: $name is $words, no text. " "$words is no text" lockstep data prepare "$name" -o x
 done <<'KINDS'
-a.jsonl.zst \050\265\057\375 packed by zstd
 a.txt.xz \375\067zXZ\000 packed by xz
 a.txt.bz2 BZh91AY\046SY packed by bzip2
 a.lz4 \004\042M\030 packed by lz4
@@ -143,6 +162,16 @@ head -c 300 book.txt.gz >cut.gz
 expect 3 'truncated' "a truncated gzip file is refused" lockstep data prepare cut.gz -o x
 (head -c 300 book.txt.gz; printf 'xxxxxxxxxxxx'; tail -c +313 book.txt.gz) >damaged.gz
 expect 3 'damaged.gz' "a damaged gzip file is refused" lockstep data prepare damaged.gz -o x
+head -c 300 unnamed-2 >cut.zst
+expect 3 'cut.zst ends in the middle of its zstd stream' "a truncated zstd file is refused" lockstep data prepare cut.zst -o x
+(zstd -qc book.txt; zstd -qc book.txt | head -c 10) >cut-2.zst
+expect 3 'cut-2.zst ends in the middle' "so is one that ends in its second frame" lockstep data prepare cut-2.zst -o x
+(head -c 300 unnamed-2; printf 'xxxxxxxxxxxx'; tail -c +313 unnamed-2) >damaged.zst
+expect 3 'cannot read damaged.zst: ' "a damaged zstd file is refused" lockstep data prepare damaged.zst -o x
+(zstd -qc book.txt; echo more) >tail.zst
+expect 3 'cannot read tail.zst: ' "and one with something else behind it" lockstep data prepare tail.zst -o x
+zstd -q --long=28 <book.txt >wide.zst
+expect 3 "wide.zst .*zstd -d --long=31" "a window that takes more memory than is given is refused" lockstep data prepare wide.zst -o x
 printf '{"text": "a"}\n\n{"text": 3}\n' >number.jsonl
 expect 3 'line 3: no member "text"' "a line without text is named" lockstep data prepare number.jsonl -o x
 printf '{"text": "a"}\n{"text": "b"\n' >open.jsonl
@@ -285,7 +314,7 @@ check "an empty prompt begins a document" lockstep generate words-run/final --pr
 mkdir "$work/docs" && cd "$work/docs" || exit 1
 book >book.txt
 cp "$work/here/lines.jsonl" more-articles.jsonl
-cp "$work/here/lines.jsonl" export.json
+zstd -qc "$work/here/content.jsonl" >export.json.zst
 gzip <more-articles.jsonl >articles.jsonl.gz
 for i in 1 2 3 4 5; do printf 'From somebody@example.org\n%s\n\n' "$(head -c 900 book.txt)"; done >mail.mbox
 mkdir -p fineweb10B openwebtext models/gpt2

@@ -16,7 +16,7 @@ enum { FULL_NAME_MAX = 2 * LS_KEY_NAME_MAX, SETTINGS_MAX = 256 };
 
 /* What a value looks like in a message: 'text', shortened, or its kind. */
 const char *ls_model_type_name(enum ls_model_type type) {
-    static const char *const names[LS_MODEL_TYPES] = {"gpt2", "llama", "qwen2", "qwen3"};
+    static const char *const names[LS_MODEL_TYPES] = {"gpt2", "llama", "qwen2", "qwen3", "mistral"};
     return names[type];
 }
 
@@ -388,7 +388,8 @@ static enum ls_code take_from_shape(const struct ls_config_given *given, const s
     size_t size = sizeof(bool);
     if (key->type == LS_KEY_INTEGER) {
         size = sizeof(int64_t);
-        fine = *(const int64_t *)field >= key->least && *(const int64_t *)field <= key->most;
+        const int64_t value = *(const int64_t *)field;
+        fine = (value >= key->least && value <= key->most) || (value == 0 && key->otherwise);
     } else if (key->type == LS_KEY_NUMBER) {
         size = sizeof(double);
         fine = *(const double *)field >= key->lower && *(const double *)field <= key->upper;

@@ -8,8 +8,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum ls_model_type { LS_GPT2, LS_LLAMA, LS_QWEN2, LS_QWEN3, LS_MODEL_TYPES };
-/* "gpt2", "llama", "qwen2", "qwen3": as Hugging Face calls them. Static storage. */
+enum ls_model_type { LS_GPT2, LS_LLAMA, LS_QWEN2, LS_QWEN3, LS_MISTRAL, LS_MODEL_TYPES };
+/* "gpt2", "llama", "qwen2", "qwen3", "mistral": as Hugging Face calls them. Static storage. */
 const char *ls_model_type_name(enum ls_model_type type);
 enum ls_schedule_type { LS_COSINE, LS_LINEAR, LS_CONSTANT, LS_WSD };
 enum ls_launcher_type { LS_LAUNCH_AUTO, LS_LAUNCH_MPIRUN, LS_LAUNCH_SRUN, LS_LAUNCH_NONE };
@@ -59,6 +59,7 @@ struct ls_config {
         char init_from[LS_CONFIG_PATH_MAX]; /* a Hugging Face folder: shape and first weights; "": none */
         enum ls_model_type model_type;
         int64_t hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, intermediate_size;
+        int64_t sliding_window;          /* keys that a query sees, its own among them; 0: all before it */
         int64_t max_position_embeddings; /* 0 until resolved: data.sequence_length */
         int64_t vocab_size;              /* 0: the dataset's, filled when the dataset is open */
         bool tie_word_embeddings;

@@ -154,29 +154,41 @@ static enum ls_code refuse_windows(const json_t *root, struct ls_error *error) {
     return code;
 }
 
-/* Llama, and Qwen 2 and 3, which differ in what is always there and in what is taken when nothing is said. */
+/* Where nothing is said Mistral has a window of 4096 tokens, where null is none. */
+static enum ls_code parse_window(const json_t *root, struct ls_config *config, struct ls_error *error) {
+    config->model.sliding_window = 0;
+    if (json_is_null(json_object_get(root, "sliding_window"))) return LS_OK;
+    return read_size(root, "sliding_window", NULL, 4096, &config->model.sliding_window, error);
+}
+
+/* Llama, Qwen 2 and 3 and Mistral, which differ in what is always there and in what is taken when nothing is said. */
 static enum ls_code parse_llama(const json_t *root, struct ls_config *config, struct ls_error *error) {
-    const bool qwen = config->model.model_type != LS_LLAMA;
+    const bool mistral = config->model.model_type == LS_MISTRAL,
+               qwen = config->model.model_type == LS_QWEN2 || config->model.model_type == LS_QWEN3;
     const char *activation = text_of(root, "hidden_act");
     if (*activation && strcmp(activation, "silu") != 0)
         return refuse(error, "'hidden_act': '%.60s' is not supported, only silu", activation);
-    /* Of Qwen null is another thing than nothing: as many as there are heads. */
-    const bool few = qwen && !json_object_get(root, "num_key_value_heads");
+    /* Of these null is another thing than nothing: as many as there are heads. */
+    const int64_t few = json_object_get(root, "num_key_value_heads") ? 0 : qwen ? 32 : mistral ? 8 : 0;
     enum ls_code code = read_size(root, "hidden_size", NULL, 0, &config->model.hidden_size, error);
     if (!code) code = read_size(root, "num_hidden_layers", NULL, 0, &config->model.num_hidden_layers, error);
     if (!code) code = read_size(root, "num_attention_heads", NULL, 0, &config->model.num_attention_heads, error);
     if (!code)
-        code = read_size(root, "num_key_value_heads", NULL, few ? 32 : config->model.num_attention_heads,
+        code = read_size(root, "num_key_value_heads", NULL, few ? few : config->model.num_attention_heads,
                          &config->model.num_key_value_heads, error);
     if (!code) code = read_size(root, "intermediate_size", NULL, 0, &config->model.intermediate_size, error);
     if (!code)
-        code = read_size(root, "max_position_embeddings", NULL, qwen ? 32768 : 2048,
+        code = read_size(root, "max_position_embeddings", NULL,
+                         qwen      ? 32768
+                         : mistral ? 131072
+                                   : 2048,
                          &config->model.max_position_embeddings, error);
     if (!code) code = read_number(root, "rms_norm_eps", 1e-6, &config->model.rms_norm_eps, error);
     if (!code) code = read_flag(root, "tie_word_embeddings", false, &config->model.tie_word_embeddings, error);
     if (!code) code = require_flag(root, "attention_bias", false, error);
     if (!code) code = require_flag(root, "mlp_bias", false, error);
     if (!code && qwen) code = refuse_windows(root, error);
+    if (!code && mistral) code = parse_window(root, config, error);
     return code ? code : parse_llama_rope(root, config, error);
 }
 
@@ -206,7 +218,8 @@ static enum ls_code parse_model(const json_t *root, struct ls_config *config, st
     while (family < LS_MODEL_TYPES && strcmp(type, ls_model_type_name((enum ls_model_type)family)) != 0) family++;
     memset(&config->model, 0, sizeof config->model);
     if (family == LS_MODEL_TYPES)
-        return refuse(error, "'model_type': '%.60s' is not supported, only gpt2, llama, qwen2 and qwen3", type);
+        return refuse(error, "'model_type': '%.60s' is not supported, only gpt2, llama, qwen2, qwen3 and mistral",
+                      type);
     if (member(root, "quantization_config", NULL)) return refuse(error, "quantised weights are not supported");
     bool gpt2 = family == LS_GPT2;
     config->model.model_type = (enum ls_model_type)family;
@@ -246,9 +259,10 @@ static json_t *write_gpt2(const struct ls_config *config) {
 }
 
 static json_t *write_llama(const struct ls_config *config) {
-    static const char *const architectures[LS_MODEL_TYPES] = {
-        [LS_LLAMA] = "LlamaForCausalLM", [LS_QWEN2] = "Qwen2ForCausalLM", [LS_QWEN3] = "Qwen3ForCausalLM"};
-    const bool llama = config->model.model_type == LS_LLAMA;
+    static const char *const architectures[LS_MODEL_TYPES] = {[LS_LLAMA] = "LlamaForCausalLM",
+                                                              [LS_QWEN2] = "Qwen2ForCausalLM",
+                                                              [LS_QWEN3] = "Qwen3ForCausalLM",
+                                                              [LS_MISTRAL] = "MistralForCausalLM"};
     const struct ls_config_rope_scaling *scaling = &config->model.rope_scaling;
     json_t *rope =
         scaling->llama3
@@ -256,7 +270,14 @@ static json_t *write_llama(const struct ls_config *config) {
                         scaling->low_freq_factor, "high_freq_factor", scaling->high_freq_factor,
                         "original_max_position_embeddings", (json_int_t)scaling->original_max_position_embeddings)
             : json_null();
-    return json_pack("{s:s,s:[s],s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:f,s:f,s:o,s:f,s:b,s:b,s:b}", "model_type",
+    const char *own = "use_sliding_window";
+    json_t *value = json_false();
+    if (config->model.model_type == LS_LLAMA) own = "mlp_bias";
+    if (config->model.model_type == LS_MISTRAL) {
+        own = "sliding_window";
+        value = config->model.sliding_window ? json_integer((json_int_t)config->model.sliding_window) : json_null();
+    }
+    return json_pack("{s:s,s:[s],s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:f,s:f,s:o,s:f,s:o,s:b,s:b}", "model_type",
                      ls_model_type_name(config->model.model_type), "architectures",
                      architectures[config->model.model_type], "hidden_size", (json_int_t)config->model.hidden_size,
                      "num_hidden_layers", (json_int_t)config->model.num_hidden_layers, "num_attention_heads",
@@ -265,8 +286,7 @@ static json_t *write_llama(const struct ls_config *config) {
                      "intermediate_size", (json_int_t)config->model.intermediate_size, "max_position_embeddings",
                      (json_int_t)config->model.max_position_embeddings, "hidden_act", "silu", "rms_norm_eps",
                      config->model.rms_norm_eps, "rope_theta", config->model.rope_theta, "rope_scaling", rope,
-                     "attention_dropout", 0.0, llama ? "mlp_bias" : "use_sliding_window", 0, "attention_bias", 0,
-                     "use_cache", 1);
+                     "attention_dropout", 0.0, own, value, "attention_bias", 0, "use_cache", 1);
 }
 
 enum ls_code ls_hf_config_write(const struct ls_config *config, int64_t document_token, char **json,

@@ -7,8 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct ls_choice MODEL_TYPES[] = {
-    {"gpt2", LS_GPT2, NULL}, {"llama", LS_LLAMA, NULL}, {"qwen2", LS_QWEN2, NULL}, {"qwen3", LS_QWEN3, NULL}, {0}};
+static const struct ls_choice MODEL_TYPES[] = {{"gpt2", LS_GPT2, NULL},       {"llama", LS_LLAMA, NULL},
+                                               {"qwen2", LS_QWEN2, NULL},     {"qwen3", LS_QWEN3, NULL},
+                                               {"mistral", LS_MISTRAL, NULL}, {0}};
 static const struct ls_choice ROPE_TYPES[] = {{"default", false, NULL}, {"llama3", true, NULL}, {0}};
 static const struct ls_choice REDUCTIONS[] = {
     {"fast", LS_REDUCTION_FAST, NULL}, {"fixed", LS_REDUCTION_FIXED, NULL}, {0}};
@@ -60,7 +61,8 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "name of the run, and of its folder under runs/; letters, digits, '.', '_', '-'"},
 
     {"model.init_from", TEXT(LS_CONFIG_PATH_MAX), FIELD(model.init_from), .derived = "none", .identity = true,
-     .meaning = "a Hugging Face folder (GPT-2, Llama, Qwen2, Qwen3) whose weights the run starts from; model keys not "
+     .meaning = "a Hugging Face folder (GPT-2, Llama, Qwen2, Qwen3, Mistral) whose weights the run starts from; model "
+                "keys not "
                 "given are its",
      .elsewhere = "pretrained_model_name_or_path load_from init_checkpoint"},
     {"model.model_type", CHOICE(MODEL_TYPES), FIELD(model.model_type), .identity = true,
@@ -111,6 +113,10 @@ static const struct ls_key CONFIG_KEYS[] = {
     {"model.rope_scaling.original_max_position_embeddings", INTEGER(1, 1 << 22),
      FIELD(model.rope_scaling.original_max_position_embeddings), .scope = LS_KEY_LLAMA3_ROPE, .identity = true,
      .meaning = "positions before the stretch"},
+    {"model.sliding_window", INTEGER(1, 1 << 22), FIELD(model.sliding_window), .scope = LS_KEY_MISTRAL,
+     .otherwise = "null", .derived = "null", .identity = true,
+     .meaning = "tokens that attention sees, the query's own among them; null: all before it",
+     .elsewhere = "window_size attention_window"},
     {"model.initializer_range", NUMBER(0, 10), FIELD(model.initializer_range), .standard = "0.02", .identity = true,
      .meaning = "standard deviation of the initial weights", .elsewhere = "init_std init_method_std"},
     {"model.dropout", NUMBER(0, 0), FIELD(model.dropout), .standard = "0.0", .identity = true,
@@ -452,6 +458,7 @@ bool ls_key_applies(const struct ls_key *key, const struct ls_config *config) {
     case LS_KEY_ALWAYS: return true;
     case LS_KEY_GPT2: return config->model.model_type == LS_GPT2;
     case LS_KEY_LLAMA: return config->model.model_type != LS_GPT2;
+    case LS_KEY_MISTRAL: return config->model.model_type == LS_MISTRAL;
     case LS_KEY_LLAMA3_ROPE: return config->model.model_type != LS_GPT2 && config->model.rope_scaling.llama3;
     case LS_KEY_BF16: return config->precision == LS_PRECISION_BF16;
     case LS_KEY_ADAM: return config->optimizer.type == LS_ADAMW || config->optimizer.type == LS_MUON;

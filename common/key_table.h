@@ -32,6 +32,7 @@ enum ls_key_scope {
     LS_KEY_GPT2,
     LS_KEY_LLAMA,
     LS_KEY_LLAMA3_ROPE,
+    LS_KEY_MISTRAL,
     LS_KEY_BF16,
     LS_KEY_ADAM,
     LS_KEY_MOMENTUM,

@@ -16,6 +16,7 @@ static const char *scope_text(const struct ls_key *key) {
     case LS_KEY_ALWAYS: return "";
     case LS_KEY_GPT2: return " (gpt2 only)";
     case LS_KEY_LLAMA: return " (not gpt2)";
+    case LS_KEY_MISTRAL: return " (mistral only)";
     case LS_KEY_LLAMA3_ROPE: return " (rope_type llama3 only)";
     case LS_KEY_BF16: return " (precision bf16 only)";
     case LS_KEY_ADAM: return " (adamw, muon only)";

@@ -295,9 +295,9 @@ static void copy_batch(struct ls_replica *replica, const struct ls_micro_batch *
     size_t bytes = (size_t)(batch->sequences * replica->config->data.sequence_length) * sizeof(int32_t);
     ls_copy_to_device(replica->stream, replica->inputs, batch->inputs, bytes);
     ls_copy_to_device(replica->stream, replica->targets, batch->targets, bytes);
-    /* Without a boundary attention is plain, which some devices compute faster. */
-    replica->documents =
-        replica->config->data.document_mask && any_set(batch->document_start, bytes / sizeof *batch->document_start);
+    /* Without a boundary or a window attention is plain, which some devices compute faster. */
+    replica->documents = (replica->config->data.document_mask || replica->config->model.sliding_window > 0) &&
+                         any_set(batch->document_start, bytes / sizeof *batch->document_start);
     if (replica->documents) ls_copy_to_device(replica->stream, replica->document_start, batch->document_start, bytes);
 }
 

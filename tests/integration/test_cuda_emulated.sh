@@ -31,6 +31,8 @@ launcher: {threads_per_rank: 1}
 device: cuda
 END
 
+sed 's/model_type: llama,/model_type: mistral, sliding_window: 5,/' "$work/llama.yaml" >"$work/mistral.yaml"
+
 if make -s build/emulator/tests/unit/test_device >"$work/make.log" 2>&1; then
     check "streams, events, errors and memory of the device keep their contracts" env LS_TEST_DEVICE=cuda LS_STANDIN_DEVICES=1 build/emulator/tests/unit/test_device
 else
@@ -118,6 +120,14 @@ done
 train fixed-1 gpt2 1 0 bf16 --set train.reduction=fixed
 train fixed-4 gpt2 4 3 bf16 --set train.reduction=fixed
 same "reduction: fixed leaves the same weights on 1 GPU and at stage 3 on 4" fixed-1 fixed-4
+
+# Attention within a window: what each position sees is told as documents are.
+for precision in fp32 bf16; do
+    train cpu-mistral-$precision mistral 1 0 $precision --set device=cpu || not_ok "mistral on CPUs in $precision" "$work/cpu-mistral-$precision.log"
+    train mistral-$precision mistral 2 3 $precision
+    agrees "mistral at stage 3 on 2 emulated GPUs in $precision agrees with a CPU" cpu-mistral-$precision mistral-$precision "${limit[$precision]}"
+done
+if [ "$(numbers cpu-mistral-fp32)" != "$(numbers cpu-llama-fp32)" ]; then ok "a window is not all that is before"; else not_ok "a window is not all that is before"; fi
 
 # A sign is another one only where a sum is nearly nothing, and with it the gradient. Muon's iteration makes roundings larger where
 # there is next to no gradient too.

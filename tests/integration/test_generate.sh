@@ -6,7 +6,7 @@ export OMP_NUM_THREADS=1
 
 if command -v python3 >/dev/null; then
     python3 tests/reference/transformers_roundtrip.py stored "$lockstep" >"$work/stored.log" 2>&1
-    for name in gpt2 gpt2-untied-bf16 llama llama-tied-fp16 qwen2 qwen3-bf16; do
+    for name in gpt2 gpt2-untied-bf16 llama llama-tied-fp16 qwen2 qwen3-bf16 mistral mistral-all; do
         if grep -q "^$name: same greedy tokens" "$work/stored.log"; then
             ok "the folder $name that transformers saved gives its greedy tokens and logits"
         else

@@ -21,7 +21,7 @@ YAML
 }
 logits() { "$lockstep" generate "$1" --prompt-ids 3,1,4,1,5,9,2,6 --max-tokens 1 --temperature 0 --logits "$2"; }
 
-for case in "gpt2 1 0" "gpt2 3 3" "gpt2-untied-bf16 2 1" "llama 2 2" "llama 3 3" "llama-tied-fp16 2 3" "qwen2 2 3" "qwen3-bf16 3 2"; do
+for case in "gpt2 1 0" "gpt2 3 3" "gpt2-untied-bf16 2 1" "llama 2 2" "llama 3 3" "llama-tied-fp16 2 3" "qwen2 2 3" "qwen3-bf16 3 2" "mistral 2 2" "mistral-all 3 1"; do
     read -r name ranks stage <<<"$case"
     config "$folders/$name" >start.yaml
     logits "$folders/$name" theirs >theirs.tokens

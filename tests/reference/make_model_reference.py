@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes gpt2, llama, qwen2 and qwen3.safetensors beside itself: small models of odd sizes in Hugging Face's implementation, run in
+"""Writes gpt2, llama, qwen2, qwen3 and mistral.safetensors beside itself: small models of odd sizes in Hugging Face's implementation, run in
 double precision, for tests/unit/test_model_reference.c. README.md says what is in them. Needs torch, transformers, safetensors."""
 
 import json
@@ -86,6 +86,19 @@ def qwen3():
     return model, described
 
 
+def mistral():
+    # 5 heads of 8 channels on 36 hidden ones sharing a key-value head, each position seeing the last 7.
+    config = transformers.MistralConfig(
+        vocab_size=63, hidden_size=36, num_hidden_layers=2, num_attention_heads=5, num_key_value_heads=1, head_dim=8,
+        intermediate_size=41, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False, sliding_window=7,
+        rope_parameters={"rope_type": "default", "rope_theta": 700.0}, attn_implementation="sdpa")
+    model = transformers.MistralForCausalLM(config)
+    described = {"model_type": "mistral", "vocab_size": 63, "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 5,
+                 "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 41, "max_position_embeddings": 64,
+                 "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_theta": 700.0, "sliding_window": 7}
+    return model, described
+
+
 def make_batches(vocabulary):
     """STEPS + 1 batches: tokens, targets with some ignored, and where the document of each position starts."""
     tokens = torch.randint(vocabulary, (STEPS + 1, BATCH, LENGTH))
@@ -102,16 +115,16 @@ def make_batches(vocabulary):
     return tokens, targets, starts
 
 
-def document_mask(starts, dtype):
-    """[B, 1, T, T], added to the scores: position i sees j when start[i] <= j <= i."""
+def document_mask(starts, dtype, window):
+    """[B, 1, T, T], added to the scores: position i sees j when start[i] <= j <= i, and i - window < j where there is one."""
     i = torch.arange(LENGTH).view(1, LENGTH, 1)
     j = torch.arange(LENGTH).view(1, 1, LENGTH)
-    seen = (j <= i) & (j >= starts.unsqueeze(2))
+    seen = (j <= i) & (j >= starts.unsqueeze(2)) & (j > i - (window or LENGTH))
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -1e30).unsqueeze(1)
 
 
 def loss_of(model, tokens, targets, starts):
-    mask = None if starts is None else document_mask(starts, model.dtype)
+    mask = None if starts is None else document_mask(starts, model.dtype, getattr(model.config, "sliding_window", None))
     positions = torch.arange(LENGTH).expand(BATCH, LENGTH)
     logits = model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
@@ -237,7 +250,7 @@ def write(name, model, described):
 def main():
     torch.manual_seed(20240520)
     torch.use_deterministic_algorithms(True)
-    for make in (llama, gpt2, qwen2, qwen3):
+    for make in (llama, gpt2, qwen2, qwen3, mistral):
         write(make.__name__, *make())
 
 

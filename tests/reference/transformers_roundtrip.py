@@ -37,6 +37,10 @@ CASES = {
                   num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, shard="12KB"),
     "qwen3-bf16": dict(kind="qwen3", vocab_size=51, hidden_size=22, intermediate_size=37, num_hidden_layers=2, num_attention_heads=3,
                        num_key_value_heads=1, head_dim=10, max_position_embeddings=64, save_dtype="bfloat16", shard="6KB"),
+    "mistral": dict(kind="mistral", vocab_size=49, hidden_size=26, intermediate_size=31, num_hidden_layers=3, num_attention_heads=4,
+                    num_key_value_heads=2, head_dim=8, max_position_embeddings=64, sliding_window=6, shard="25KB"),
+    "mistral-all": dict(kind="mistral", vocab_size=43, hidden_size=24, intermediate_size=33, num_hidden_layers=2, num_attention_heads=3,
+                        num_key_value_heads=3, max_position_embeddings=64, sliding_window=None),
 }
 
 
@@ -51,7 +55,7 @@ def make(names):
         kind, shard, dtype = sizes.pop("kind"), sizes.pop("shard", "1GB"), getattr(torch, sizes.pop("save_dtype", "float32"))
         torch.manual_seed(20 + number)
         special = dict(bos_token_id=None, eos_token_id=None)
-        family = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
+        family = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral"}[kind]
         config = getattr(transformers, family + "Config")(**sizes, **special)
         model = getattr(transformers, "GPT2LMHeadModel" if kind == "gpt2" else family + "ForCausalLM")(config)
         # Larger weights than a fresh model's, so that greedy choices are far from ties.

@@ -435,8 +435,13 @@ static void config_json_features_we_do_not_compute_are_refused_by_name(void **un
 #define QWEN_SIZES                                                                                                     \
     "\"model_type\":\"qwen3\",\"vocab_size\":9,\"hidden_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":2,"   \
     "\"num_key_value_heads\":2,\"intermediate_size\":8"
+#define MISTRAL_SIZES                                                                                                  \
+    "\"model_type\":\"mistral\",\"vocab_size\":9,\"hidden_size\":64,\"num_hidden_layers\":1,"                          \
+    "\"num_attention_heads\":16,\"intermediate_size\":8"
     const struct refusal refusals[] = {
-        {"{\"model_type\":\"mistral\"}", "mistral"},
+        {"{\"model_type\":\"mixtral\"}", "mixtral"},
+        {"{" MISTRAL_SIZES ",\"sliding_window\":0}", "sliding_window"},
+        {"{" MISTRAL_SIZES ",\"sliding_window\":\"none\"}", "sliding_window"},
         {"{\"vocab_size\":5}", "model_type"},
         {"{\"model_type\":\"gpt2\",\"activation_function\":\"relu\"}", "relu"},
         {"{\"model_type\":\"gpt2\",\"scale_attn_by_inverse_layer_idx\":true}", "scale_attn_by_inverse_layer_idx"},
@@ -488,6 +493,32 @@ static void what_a_qwen_config_json_leaves_out_is_as_in_transformers(void **unus
                                "\"num_attention_heads\":4,\"num_key_value_heads\":null,\"intermediate_size\":8}";
     expect_ok(ls_hf_config_parse(null, strlen(null), &config, &tokens, error));
     assert_int_equal(config.model.num_key_value_heads, 4);
+}
+
+/* MistralConfig's own defaults are a window of 4096, 8 key-value heads and 131072 positions; null is no window. What is
+ * written says the window, or null, since nothing would be 4096 again. */
+static void the_window_of_a_mistral_config_json_is_kept(void **unused) {
+    (void)unused;
+    static const struct {
+        const char *json, *written;
+        int64_t window;
+    } rows[] = {{"{" MISTRAL_SIZES "}", "\"sliding_window\": 4096", 4096},
+                {"{" MISTRAL_SIZES ",\"sliding_window\":null}", "\"sliding_window\": null", 0},
+                {"{" MISTRAL_SIZES ",\"sliding_window\":17}", "\"sliding_window\": 17", 17}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct ls_config config = {0};
+        struct ls_hf_tokens tokens;
+        char *written;
+        expect_ok(ls_hf_config_parse(rows[i].json, strlen(rows[i].json), &config, &tokens, error));
+        assert_int_equal(config.model.sliding_window, rows[i].window);
+        assert_true(config.model.num_key_value_heads == 8 && config.model.max_position_embeddings == 131072);
+        expect_ok(ls_hf_config_write(&config, -1, &written, error));
+        assert_non_null(strstr(written, rows[i].written));
+        assert_non_null(strstr(written, "MistralForCausalLM"));
+        expect_ok(ls_hf_config_parse(written, strlen(written), &config, &tokens, error));
+        assert_int_equal(config.model.sliding_window, rows[i].window);
+        free(written);
+    }
 }
 
 static void config_json_spellings_of_both_worlds_are_read(void **unused) {
@@ -555,6 +586,7 @@ int main(void) {
         cmocka_unit_test(config_json_takes_what_the_keys_allow),
         cmocka_unit_test(what_a_qwen_config_json_leaves_out_is_as_in_transformers),
         cmocka_unit_test(config_json_features_we_do_not_compute_are_refused_by_name),
+        cmocka_unit_test(the_window_of_a_mistral_config_json_is_kept),
         cmocka_unit_test(config_json_spellings_of_both_worlds_are_read),
         cmocka_unit_test(the_byte_tokenizer_is_recognised_and_others_are_not),
     };

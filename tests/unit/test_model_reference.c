@@ -3,6 +3,7 @@
 #include "tests/unit/model_harness.h"
 
 #include "common/safetensors.h"
+#include "worker/data/prefetch.h"
 #include "worker/shard/shard.h"
 
 #include <fcntl.h>
@@ -101,6 +102,7 @@ static void load(struct reference *reference, const char *name) {
     config->model.layer_norm_epsilon = number(json, "layer_norm_epsilon");
     config->model.rms_norm_eps = number(json, "rms_norm_eps");
     config->model.rope_theta = number(json, "rope_theta");
+    config->model.sliding_window = integer(json, "sliding_window");
     config->model.rope_scaling = (struct ls_config_rope_scaling){
         .llama3 = scaling != NULL,
         .factor = number(scaling, "factor"),
@@ -125,6 +127,9 @@ static void load(struct reference *reference, const char *name) {
     reference->tokens = read_batches(reference, "tokens");
     reference->targets = read_batches(reference, "targets");
     reference->document_start = read_batches(reference, "document_start");
+    for (int64_t row = 0; row < (STEPS + 1) * reference->sequences; row++)
+        ls_prefetch_limit(reference->document_start + row * config->data.sequence_length, config->data.sequence_length,
+                          config->model.sliding_window);
     read_all(reference, "losses", reference->losses);
     read_all(reference, "gradient_norms", reference->norms);
 }
@@ -284,8 +289,13 @@ static void check_loss_without_documents(const char *name) {
     struct harness_batch batch = batch_of(&reference, 0);
     double expected, targets = (double)count_targets(&reference, &batch);
     read_all(&reference, "loss_without_documents", &expected);
-    batch.document_start = NULL;
+    const int64_t length = reference.config.data.sequence_length, window = reference.config.model.sliding_window;
+    int32_t *start = calloc((size_t)(reference.sequences * length), sizeof *start);
+    assert_non_null(start);
+    for (int64_t row = 0; row < reference.sequences; row++) ls_prefetch_limit(start + row * length, length, window);
+    batch.document_start = window ? start : NULL;
     assert_close("the loss", harness_run(h, &batch, 0) / targets, expected, 1e-5);
+    free(start);
     harness_destroy(h);
     unload(&reference);
 }
@@ -468,12 +478,18 @@ static void qwen3_loss_and_gradients_are_pytorchs(void **state) {
     check_loss_and_gradients("qwen3.safetensors");
 }
 
+static void mistral_loss_and_gradients_are_pytorchs(void **state) {
+    (void)state;
+    check_loss_and_gradients("mistral.safetensors");
+}
+
 static void losses_without_documents_are_pytorchs(void **state) {
     (void)state;
     check_loss_without_documents("gpt2.safetensors");
     check_loss_without_documents("llama.safetensors");
     check_loss_without_documents("qwen3.safetensors");
     check_loss_without_documents("qwen2.safetensors");
+    check_loss_without_documents("mistral.safetensors");
 }
 
 static void gpt2_takes_ten_adamw_steps_as_pytorch_does(void **state) {
@@ -511,6 +527,11 @@ static void qwen3_takes_ten_adamw_steps_as_pytorch_does(void **state) {
     check_ten_steps("qwen3.safetensors", LS_UPDATE_ADAMW);
 }
 
+static void mistral_takes_ten_adamw_steps_as_pytorch_does(void **state) {
+    (void)state;
+    check_ten_steps("mistral.safetensors", LS_UPDATE_ADAMW);
+}
+
 static void in_bf16_losses_and_gradients_are_near_pytorchs(void **state) {
     (void)state;
     check_bf16("gpt2.safetensors");
@@ -523,6 +544,7 @@ int main(void) {
         cmocka_unit_test(llama_loss_and_gradients_are_pytorchs),
         cmocka_unit_test(qwen2_loss_and_gradients_are_pytorchs),
         cmocka_unit_test(qwen3_loss_and_gradients_are_pytorchs),
+        cmocka_unit_test(mistral_loss_and_gradients_are_pytorchs),
         cmocka_unit_test(losses_without_documents_are_pytorchs),
         cmocka_unit_test(in_bf16_losses_and_gradients_are_near_pytorchs),
         cmocka_unit_test(gpt2_takes_ten_adamw_steps_as_pytorch_does),
@@ -532,6 +554,7 @@ int main(void) {
         cmocka_unit_test(llama_takes_ten_adamw_steps_as_pytorch_does),
         cmocka_unit_test(qwen2_takes_ten_adamw_steps_as_pytorch_does),
         cmocka_unit_test(qwen3_takes_ten_adamw_steps_as_pytorch_does),
+        cmocka_unit_test(mistral_takes_ten_adamw_steps_as_pytorch_does),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

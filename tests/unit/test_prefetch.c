@@ -339,6 +339,42 @@ static void targets_in_other_documents_are_not_counted(void **state) {
     ls_dataset_close(dataset);
 }
 
+/* Documents begin at 0, 3 and 5. A window of w leaves position t no earlier one than t - w + 1. */
+static void a_window_and_documents_both_end_what_is_seen(void **state) {
+    (void)state;
+    static const struct {
+        int64_t window;
+        bool document_mask;
+        int32_t start[T];
+    } rows[] = {{0, true, {0, 0, 0, 3, 3, 5}},  {1, true, {0, 1, 2, 3, 4, 5}}, {2, true, {0, 0, 1, 3, 3, 5}},
+                {3, false, {0, 0, 0, 1, 2, 3}}, {T, true, {0, 0, 0, 3, 3, 5}}, {T, false, {0}},
+                {1 << 22, false, {0}}};
+    write_gpt2_shard("w.bin", (uint32_t[]){50256, 1, 2, 50256, 3, 50256, 4}, 7);
+    struct ls_config_source source = test_source(in_test_folder("w.bin"));
+    struct ls_dataset *dataset;
+    assert_int_equal(ls_dataset_open(&source, T, &dataset, NULL), LS_OK);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct ls_prefetch_options options = {.datasets = (const struct ls_dataset *const *)&dataset,
+                                                    .dataset_count = 1,
+                                                    .world_size = 1,
+                                                    .sequence_length = T,
+                                                    .vocab = 50257,
+                                                    .document_mask = rows[i].document_mask,
+                                                    .window = rows[i].window,
+                                                    .micro_batch = 1,
+                                                    .global_batch_max = 1,
+                                                    .depth = 2};
+        struct ls_prefetch *prefetch;
+        struct ls_batch batch;
+        assert_int_equal(ls_prefetch_create(&options, &prefetch, NULL), LS_OK);
+        grant(prefetch, 0, 1, 0, 1, UINT64_MAX);
+        assert_int_equal(ls_prefetch_next(prefetch, &batch, NULL, NULL), LS_OK);
+        assert_memory_equal(batch.document_start, rows[i].start, sizeof rows[i].start);
+        ls_prefetch_destroy(prefetch);
+    }
+    ls_dataset_close(dataset);
+}
+
 static void several_batches_can_be_held_and_no_more_than_there_are(void **state) {
     (void)state;
     struct ls_dataset *datasets[SOURCES];
@@ -506,6 +542,7 @@ int main(void) {
         TEST(a_rank_without_sequences_has_the_same_micro_batches),
         TEST(evaluation_reads_the_datasets_in_order_as_often_as_granted),
         TEST(targets_in_other_documents_are_not_counted),
+        TEST(a_window_and_documents_both_end_what_is_seen),
         TEST(several_batches_can_be_held_and_no_more_than_there_are),
         TEST(grants_that_cannot_be_honoured_are_refused),
         TEST(a_shard_cut_while_in_use_is_told_at_its_step),

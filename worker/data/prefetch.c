@@ -64,6 +64,12 @@ static struct ls_draw sequential_draw(const struct ls_prefetch *prefetch, uint64
     return (struct ls_draw){.source = source, .sample = position, .draw = position};
 }
 
+void ls_prefetch_limit(int32_t *document_start, int64_t length, int64_t window) {
+    if (window == 0) return;
+    for (int64_t t = window; t < length; t++)
+        if (document_start[t] < t - window + 1) document_start[t] = (int32_t)(t - window + 1);
+}
+
 /* The arrays of one slot, [rows, T] each. */
 struct arrays {
     int32_t *inputs, *targets, *document_start;
@@ -83,6 +89,7 @@ static enum ls_code read_sequence(const struct ls_prefetch *prefetch, struct ls_
     enum ls_code code = ls_dataset_read(dataset, (int64_t)draw.sample, options->vocab, options->document_mask, inputs,
                                         targets, arrays->document_start + row * T, error);
     if (code) return code;
+    ls_prefetch_limit(arrays->document_start + row * T, T, options->window);
     for (int64_t t = 0; t < T; t++) batch->targets += targets[t] >= 0;
     uint32_t shard;
     uint64_t index;

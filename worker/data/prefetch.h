@@ -32,6 +32,7 @@ struct ls_prefetch_options {
     int64_t sequence_length; /* T, the one the datasets were opened with */
     int64_t vocab;           /* token ids are checked against it */
     bool document_mask;
+    int64_t window;                         /* tokens that attention sees, 0: all before; see document_start below */
     int64_t micro_batch;                    /* sequences of one forward */
     bool slots;                             /* ranks have whole slots, see struct ls_batch */
     int64_t global_batch_max;               /* the largest batch that will be granted */
@@ -55,12 +56,17 @@ struct ls_batch {
     int64_t first_sequence; /* of this rank's sequences, among the step's */
     int64_t sequences;      /* of this rank; 0 is possible in a truncated step */
     int64_t micro_batches;
-    int64_t targets;               /* target ids >= 0 in all of this rank's sequences */
-    struct ls_digest digest;       /* sum of ls_digest_sample over this rank's sequences */
-    const int32_t *inputs;         /* [micro_batches * micro_batch, T] */
-    const int32_t *target_ids;     /* [micro_batches * micro_batch, T], -1: no loss */
-    const int32_t *document_start; /* [micro_batches * micro_batch, T], see ls_dataset_read */
+    int64_t targets;           /* target ids >= 0 in all of this rank's sequences */
+    struct ls_digest digest;   /* sum of ls_digest_sample over this rank's sequences */
+    const int32_t *inputs;     /* [micro_batches * micro_batch, T] */
+    const int32_t *target_ids; /* [micro_batches * micro_batch, T], -1: no loss */
+    /* [micro_batches * micro_batch, T], see ls_dataset_read; with a window no less than t - window + 1 at t. */
+    const int32_t *document_start;
 };
+
+/* Makes each position of a sequence see `window` tokens at most, its own among them: document_start[length] becomes no
+ * less than t - window + 1 at t. window 0: nothing changes. */
+void ls_prefetch_limit(int32_t *document_start, int64_t length, int64_t window);
 
 /* Starts the thread; nothing is read before the first grant. All memory is taken here. Errors: LS_MEMORY, LS_ERROR (no
  * thread). */

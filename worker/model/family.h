@@ -34,6 +34,7 @@ struct ls_model {
     int64_t vocabulary, channels, layers, heads, kv_heads, head_size, hidden;
     float epsilon, deviation;
     enum ls_dtype dtype; /* of parameters, activations and gradients of these; gradients of parameters are fp32 */
+    int64_t window;      /* inference: tokens that a query sees, its own among them; 0: all before it */
     bool tied, qkv_bias, head_norm;
     int64_t parameter_count;
     struct ls_block *blocks;

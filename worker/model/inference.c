@@ -16,6 +16,8 @@ struct ls_inference {
     float **cache;      /* [blocks], the layers' keys and values; NULL for the embedding and the head */
     void *tables;       /* rotary angles */
     void *tokens;       /* [rows] */
+    int32_t *start;     /* [rows], the first position that each sees; NULL without a window */
+    int32_t *starts;    /* the same on the host */
     float *streams[2];  /* [rows, C] */
     void *saved;        /* of one layer, also what its backward could make again */
     void *recomputed;
@@ -34,6 +36,7 @@ static int64_t lay_out(struct ls_inference *inference, void *base) {
         inference->cache[l] = ls_layout_floats(&layout, ls_model_cache_bytes(model) / FLOAT);
     inference->tables = ls_layout_floats(&layout, ls_model_table_bytes(model) / FLOAT);
     inference->tokens = ls_layout_floats(&layout, R);
+    if (model->window) inference->start = (void *)ls_layout_floats(&layout, R);
     inference->streams[0] = ls_layout_floats(&layout, R * C);
     inference->streams[1] = ls_layout_floats(&layout, R * C);
     int64_t saved, recomputed;
@@ -56,9 +59,10 @@ enum ls_code ls_inference_create(const struct ls_model *model, struct ls_device 
         inference->rows = rows;
         inference->parameters = calloc((size_t)model->block_count, sizeof *inference->parameters);
         inference->cache = calloc((size_t)model->block_count, sizeof *inference->cache);
+        inference->starts = calloc((size_t)rows, sizeof *inference->starts);
         inference->stream = ls_stream_create(device, false);
     }
-    if (inference && inference->parameters && inference->cache && inference->stream) {
+    if (inference && inference->parameters && inference->cache && inference->starts && inference->stream) {
         bytes = lay_out(inference, NULL);
         inference->memory = ls_device_allocate(device, (size_t)bytes);
     }
@@ -84,6 +88,7 @@ void ls_inference_destroy(struct ls_inference *inference) {
     if (inference->memory) ls_device_free(inference->device, inference->memory);
     free(inference->parameters);
     free(inference->cache);
+    free(inference->starts);
     free(inference);
 }
 
@@ -124,6 +129,15 @@ static enum ls_code pass_forward(struct ls_inference *inference, const int32_t *
     };
     const int head = model->block_count - 1;
     ls_copy_to_device(inference->stream, inference->tokens, tokens, (size_t)R * sizeof *tokens);
+    if (model->window) {
+        for (int64_t i = 0; i < R; i++) {
+            const int64_t first = inference->position + i - model->window + 1;
+            inference->starts[i] = first > 0 ? (int32_t)first : 0;
+        }
+        ls_copy_to_device(inference->stream, inference->start, inference->starts,
+                          (size_t)R * sizeof *inference->starts);
+        pass.document_start = inference->start;
+    }
     for (int block = 0; block <= head; block++) {
         pass.parameters = inference->parameters[block];
         pass.input = inference->streams[(block + 1) % 2];

@@ -83,6 +83,7 @@ enum ls_code ls_model_create(const struct ls_config *config, struct ls_model **r
         .tied = config->model.tie_word_embeddings,
         .qkv_bias = config->model.model_type == LS_QWEN2,
         .head_norm = config->model.model_type == LS_QWEN3,
+        .window = config->model.sliding_window,
     };
     enum ls_code code = check_sizes(model, error);
     if (code != LS_OK) goto destroy_model;
@@ -260,7 +261,7 @@ enum ls_code ls_model_fill_tables(const struct ls_model *model, struct ls_stream
 void ls_block_forward(const struct ls_model *model, int block, const struct ls_block_pass *pass) {
     enum ls_block_kind kind = ls_model_block(model, block)->kind;
     assert(kind != LS_BLOCK_HEAD && pass->cached + pass->length <= model->length);
-    assert(pass->cache == NULL || (pass->sequences == 1 && pass->document_start == NULL));
+    assert(pass->cache == NULL || pass->sequences == 1);
     if (pass->sequences == 0) return;
     if (kind == LS_BLOCK_EMBEDDING) {
         model->family->embedding_forward(model, pass);

@@ -77,8 +77,9 @@ struct ls_block_pass {
     const void *tables;
     const void *parameters, *tied_parameters; /* flat; tied: the embedding block's, for a tied head, else NULL */
     float *gradients, *tied_gradients;        /* flat, accumulated, fp32; NULL: forward only */
-    const int32_t *tokens, *targets, *document_start; /* [sequences, length]; document_start NULL: one document */
-    const void *input;                                /* residual stream entering [B, T, C]; embedding: NULL */
+    const int32_t *tokens, *targets;
+    const int32_t *document_start; /* [sequences, length], the first position that each sees; NULL: all see 0 */
+    const void *input;             /* residual stream entering [B, T, C]; embedding: NULL */
     void *output; /* residual stream leaving [B, T, C]; head: NULL. NULL for a layer: a forward for its own backward
                       alone, which leaves out what only `output` needs */
     void *stream_gradient; /* backward: the gradient of `output` on entry, of `input` on return, in place */

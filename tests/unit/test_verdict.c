@@ -274,7 +274,9 @@ static void each_phase_has_its_limit(void **unused) {
     hold(&stage, 0, LS_PHASE_LOAD);
     assert_false(ls_verdict_find(&stage.scene, &verdict));
     for (int i = 0; i < RANKS; i++) stage.ranks[i].quiet_seconds = 301;
-    assert_int_equal(judge(&stage).rank, 0);
+    verdict = judge(&stage);
+    assert_int_equal(verdict.rank, 0);
+    assert_says(&verdict, "raise fault.start_timeout_seconds");
     set(&stage);
     stage.scene.stepped = false;
     assert_false(ls_verdict_find(&stage.scene, &verdict));
@@ -300,6 +302,7 @@ static void a_hang_in_the_start_is_named_with_its_phase(void **unused) {
     assert_int_equal(verdict.kind, LS_VERDICT_STOPPED);
     assert_int_equal(verdict.rank, 2);
     assert_says(&verdict, "in phase MPI_Init");
+    assert_null(strstr(verdict.text, "if it is only slow"));
     stage.ranks[2].look.state = 'S';
     for (int i = 0; i < RANKS; i++)
         snprintf(stage.ranks[i].look.text, LS_PROCESS_TEXT_BYTES, "it waits in %s", i == 3 ? "nfs_wait" : "poll");
@@ -308,7 +311,8 @@ static void a_hang_in_the_start_is_named_with_its_phase(void **unused) {
     verdict = judge(&stage);
     assert_int_equal(verdict.rank, 1);
     assert_string_equal(verdict.waiting, "0, 2, 3");
-    stage.ranks[3].known = false; /* never started */
+    assert_says(&verdict, "if it is only slow, raise fault.start_timeout_seconds."); /* many ranks on few cores are */
+    stage.ranks[3].known = false;                                                    /* never started */
     verdict = judge(&stage);
     assert_int_equal(verdict.kind, LS_VERDICT_MISSING);
     assert_int_equal(verdict.rank, 3);

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -88,6 +89,16 @@ static enum ls_code list_folder(const char *folder, const char *pattern, struct 
     return LS_OK;
 }
 
+/* Each of them stays open. */
+static enum ls_code refuse_count(const struct ls_dataset *dataset, const char *folder, struct ls_error *error) {
+    struct rlimit limit = {0};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    return ls_fail(error, LS_MEMORY, LS_SCOPE_JOB,
+                   "data: %s has %zu token files, and this process may have %llu files open (ulimit -n), others among "
+                   "them. Raise its hard limit ('ulimit -Hn'), or join some of the files.",
+                   folder, dataset->shard_count, (unsigned long long)limit.rlim_cur);
+}
+
 /* Fills dataset->shards[number] from the file `name` of the open folder. */
 static enum ls_code open_shard(struct ls_dataset *dataset, size_t number, int folder, const char *folder_path,
                                const char *name, const struct ls_dataset_json *description, bool headerless,
@@ -97,9 +108,11 @@ static enum ls_code open_shard(struct ls_dataset *dataset, size_t number, int fo
         shard->path = NULL;
         return ls_fail(error, LS_MEMORY, LS_SCOPE_RANK, "no memory for the name of %s", name);
     }
+    errno = 0;
     /* Names out of dataset.json are data; names out of the folder itself may be links the user made. */
     int file = description ? ls_file_open_under(folder, name, LS_DATA, error)
                            : openat(folder, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    if (file < 0 && errno == EMFILE) return refuse_count(dataset, folder_path, error);
     if (file < 0 && description) return ls_fail_within(error, "data: %s", folder_path);
     if (file < 0)
         return ls_fail(error, ls_file_code(errno, LS_DATA), LS_SCOPE_JOB, "data: cannot open %s: %s", shard->path,

@@ -481,23 +481,37 @@ static void shards_beyond_what_may_be_open_are_a_lack_of_memory(void **state) {
     (void)state;
     enum { SHARDS = 64 };
     static const uint32_t tokens[6] = {50256, 1, 2, 3, 4, 5};
-    char name[64], folder[64], pattern[80];
+    char name[64], folder[64], pattern[80], described[64];
+    struct ls_dataset_json_shard shards[SHARDS] = {{.tokens = 0}};
+    struct ls_dataset_json description = {
+        .tokenizer = "gpt2", .vocab_size = 50257, .document_token = 50256, .shards = shards, .shard_count = SHARDS};
     snprintf(folder, sizeof folder, "%s", in_test_folder("some"));
     snprintf(pattern, sizeof pattern, "%s/*.bin", folder);
+    snprintf(described, sizeof described, "%s", in_test_folder("described"));
     assert_int_equal(mkdir(folder, 0700), 0);
+    assert_int_equal(mkdir(described, 0700), 0);
     for (int i = 0; i < SHARDS; i++) {
         snprintf(name, sizeof name, "some/%04d.bin", i);
         write_gpt2_shard(name, tokens, 6);
+        snprintf(name, sizeof name, "described/%04d.bin", i);
+        write_gpt2_shard(name, tokens, 6);
+        snprintf(shards[i].name, sizeof shards[i].name, "%04d.bin", i);
+        shards[i].tokens = 6;
+        description.tokens += 6;
     }
+    char *text = ls_dataset_json_write(&description);
+    write_test_file("described/dataset.json", text, strlen(text));
+    free(text);
     const pid_t child = fork(); /* a hard limit cannot be taken back */
     if (child == 0) {
         const struct rlimit low = {.rlim_cur = 32, .rlim_max = 32};
         struct ls_dataset *dataset;
         struct ls_error error;
         bool fine = setrlimit(RLIMIT_NOFILE, &low) == 0;
-        for (int i = 0; i < 2; i++) {
-            const struct ls_config_source source = test_source(i ? pattern : folder);
+        for (int i = 0; i < 3; i++) {
+            const struct ls_config_source source = test_source(i == 0 ? folder : i == 1 ? pattern : described);
             fine = fine && ls_dataset_open(&source, 5, &dataset, &error) == LS_MEMORY && error.code == LS_MEMORY;
+            fine = fine && strstr(error.text, "64 token files") && strstr(error.text, "may have 32 files open");
         }
         _exit(fine ? 0 : 1);
     }

@@ -91,6 +91,20 @@ agrees "or a kernel after them, where the library is slow" cpu-gpt2-40-bf16 afte
 says "of both the log has the time" after-it "the bias's gradient after it: .* ms by way"
 silent "slow ones are not looked at further" after-it "adds up a bias's gradient to"
 
+# GELU's derivative likewise.
+LS_STANDIN_CUBLASLT=quick-gelu train quick gpt2-40 2 --set precision=bf16
+agrees "GELU's derivative by the library" cpu-gpt2-40-bf16 quick 1e-3
+says "is measured with a product" quick "GELU's derivative with it: .* ms by way"
+says "and after it" quick "GELU's derivative after it: .* ms by way"
+silent "and has been found right" quick "GELU's derivative by cuBLASLt"
+LS_STANDIN_CUBLASLT=coarse-gelu train coarse gpt2-40 2 --set precision=bf16
+agrees "where it is a twentieth too large it is our kernel's" cpu-gpt2-40-bf16 coarse 1e-3
+says "and the log says why" coarse "GELU's derivative by cuBLASLt .* differs from our kernel's by 0.0[45][0-9]* of the norm .*; it goes without"
+LS_STANDIN_CUBLASLT=slow-gelu train gelu-after-it gpt2-40 2 --set precision=bf16
+agrees "or a kernel after the product, where the library is slow" cpu-gpt2-40-bf16 gelu-after-it 1e-3
+says "of both the log has the time" gelu-after-it "GELU's derivative after it: .* ms by way"
+silent "a slow one is not looked at further" gelu-after-it "GELU's derivative by cuBLASLt"
+
 # One layer and the head are gone through before the first step.
 train measured gpt2-40 1 --set precision=bf16 --set zero.stage=2
 says "the products of a layer are measured" measured "product 32 x 160 x 40: .* ms by way"

@@ -25,7 +25,8 @@
  *     LS_STANDIN_CUBLASLT  what is special about cuBLASLt: gelu (GELU's derivative in fp32 too), first (each first
  *                          proposal is refused when it is to run), late (so is every one with an epilogue), dead (all
  *                          are), rising (a GPU's clock: the first products are slow), short-sums and slow-sums (a
- *                          bias's gradient), odd (products are slow but for multiples of eight)
+ *                          bias's gradient), quick-gelu, coarse-gelu and slow-gelu (its derivative; products alone are
+ *                          slow with the first two), odd (products are slow but for multiples of eight)
  *     LS_STANDIN_CUDNN     what is wrong with cuDNN, followed by ":RANK" for one rank: old, uncreated, refuse (graphs),
  *                          none (no engine), nondeterministic (every engine), other (engines' numbers), hungry
  *                          (workspace), wrong (results), wrong-gradient, unsteady (other bits each time), slow,

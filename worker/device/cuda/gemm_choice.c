@@ -1,5 +1,6 @@
 /* Which of cuBLASLt's algorithms multiplies each shape, by measuring. */
 #include "common/log.h"
+#include "worker/device/cpu/low_precision.h"
 #include "worker/device/cuda/gemm_plans.h"
 #include "worker/device/cuda/kernels.h"
 
@@ -9,7 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REPEATS = 5, RUNS_MOST = 16 /* of short products, between two events */ };
+enum {
+    REPEATS = 5,
+    RUNS_MOST = 16,     /* of short products, between two events */
+    COMPARED = 16 << 20 /* elements of a result, at most */
+};
 
 /* Short products are repeated for so long between two events: the events cost some microseconds too. */
 static const float MEASURED_MS = 0.2f;
@@ -32,6 +37,12 @@ struct measurement {
     const struct ls_op_gemm *op;
 };
 
+/* Whether what follows the product may be the library's or a kernel's, as is faster: a bias's gradient, GELU's
+ * derivative. A bias is always the library's. */
+static bool has_choice(const struct ls_op_gemm *op) {
+    return op->bias_gradient || op->epilogue == LS_EPILOGUE_GELU_GRAD;
+}
+
 /* Milliseconds of one of `runs` runs, HUGE_VALF when the algorithm does not run; with what follows, where that is a
  * matter of choice. */
 static float time_runs(const struct measurement *m, const struct ls_gemm_product *product,
@@ -40,7 +51,7 @@ static float time_runs(const struct measurement *m, const struct ls_gemm_product
     if (cudaEventRecord(m->events[0], m->stream)) return HUGE_VALF;
     for (int run = 0; run < runs; run++)
         if (ls_gemm_multiply(m->gemm, m->stream, product, algorithm, m->op) ||
-            (m->op->bias_gradient && ls_gemm_finish(product, m->op, m->stream)))
+            (has_choice(m->op) && ls_gemm_finish(product, m->op, m->stream)))
             return HUGE_VALF;
     if (cudaEventRecord(m->events[1], m->stream) || cudaEventSynchronize(m->events[1]) ||
         cudaEventElapsedTime(&milliseconds, m->events[0], m->events[1]))
@@ -74,15 +85,14 @@ static int measure_ways(const struct measurement *m, const struct ls_gemm_produc
 
 static void tell_choice(const struct ls_op_gemm *op, const struct ls_gemm_shape *shape, const float times[LS_GEMM_WAYS],
                         int best, int count) {
-    char first[32] = "none";
+    char first[32] = "none", what[48] = "";
     if (times[0] < HUGE_VALF) snprintf(first, sizeof first, "%.3f ms", (double)times[0]);
+    if (has_choice(op))
+        snprintf(what, sizeof what, ", %s %s it", op->bias_gradient ? "the bias's gradient" : "GELU's derivative",
+                 shape->epilogue == LS_GEMM_EPILOGUE_NONE ? "after" : "with");
     ls_log(LS_LOG_INFO, "product %lld x %lld x %lld%s%s%s: %.3f ms by way %d of %d, %s by the first",
            (long long)shape->m, (long long)shape->n, (long long)shape->k, op->transpose_a ? " (a transposed)" : "",
-           op->transpose_b ? " (b transposed)" : "",
-           !op->bias_gradient                                  ? ""
-           : shape->epilogue == LS_GEMM_EPILOGUE_BIAS_GRADIENT ? ", the bias's gradient with it"
-                                                               : ", the bias's gradient after it",
-           (double)times[best], best + 1, count, first);
+           op->transpose_b ? " (b transposed)" : "", what, (double)times[best], best + 1, count, first);
 }
 
 /* Measures the ways of a shape: *choice is the fastest, *time its milliseconds; HUGE_VALF where none runs, which is an
@@ -113,19 +123,25 @@ static enum ls_code measure_shape(const struct measurement *m, const struct ls_g
     return LS_OK;
 }
 
-/* Normal numbers in b, by way of c. */
-static cudaError_t fill_b(const struct measurement *m) {
-    const struct ls_op_gemm *op = m->op;
-    const int64_t count = op->k * op->ldb, piece = (op->m - 1) * op->ldc + op->n;
-    char *b = (char *)(uintptr_t)op->b;
-    cudaError_t status = ls_cuda_initialize(
-        &(struct ls_op_initialize){.output = op->c, .seed = 1, .count = piece, .deviation = 1}, m->stream);
-    for (int64_t first = 0; first < count && !status; first += piece)
-        status = ls_cuda_convert(&(struct ls_op_convert){.output = b + first * ls_dtype_bytes(op->dtype),
-                                                         .input = op->c,
-                                                         .count = count - first < piece ? count - first : piece,
-                                                         .dtype = op->dtype},
-                                 m->stream);
+/* Normal numbers in `rows` rows of `columns` elements, `stride` apart, by way of the library's workspace. */
+static cudaError_t fill(const struct measurement *m, const void *matrix, uint64_t seed, int64_t rows, int64_t columns,
+                        int64_t stride) {
+    const int64_t count = (rows - 1) * stride + columns, element = ls_dtype_bytes(m->op->dtype);
+    const int64_t piece = (int64_t)(m->gemm->workspace_bytes / sizeof(float));
+    cudaError_t status = cudaSuccess;
+    for (int64_t first = 0; first < count && !status; first += piece) {
+        const int64_t length = count - first < piece ? count - first : piece;
+        status = ls_cuda_initialize(
+            &(struct ls_op_initialize){
+                .output = m->gemm->workspace, .seed = seed, .first = first, .count = length, .deviation = 1},
+            m->stream);
+        if (!status)
+            status = ls_cuda_convert(&(struct ls_op_convert){.output = (char *)(uintptr_t)matrix + first * element,
+                                                             .input = m->gemm->workspace,
+                                                             .count = length,
+                                                             .dtype = m->op->dtype},
+                                     m->stream);
+    }
     return status;
 }
 
@@ -145,12 +161,12 @@ static bool sum_columns(const struct measurement *m, const struct ls_gemm_choice
 
 /* Whether the library's sums are our kernel's, over k normal numbers. Sums in fp32 in whatever order are apart by less
  * than 1e-6 k, numbers rounded to TF32 by some 1e-3 k^(1/2); one number that is left out by 0.7 at the median. */
-static bool is_right(const struct measurement *m, const struct ls_gemm_choice *choice) {
+static bool are_sums_right(const struct measurement *m, const struct ls_gemm_choice *choice) {
     const struct ls_op_gemm *op = m->op;
     const double most = 1e-6 * (double)op->k + 1e-3 * sqrt((double)op->k);
     float *theirs = calloc((size_t)op->n, sizeof *theirs), *ours = calloc((size_t)op->n, sizeof *ours);
-    bool right =
-        theirs && ours && fill_b(m) == cudaSuccess && sum_columns(m, choice, theirs) && sum_columns(m, NULL, ours);
+    bool right = theirs && ours && fill(m, op->b, 1, op->k, op->n, op->ldb) == cudaSuccess &&
+                 sum_columns(m, choice, theirs) && sum_columns(m, NULL, ours);
     for (int64_t i = 0; i < op->n && right; i++) {
         right = fabs((double)theirs[i] - (double)ours[i]) <= most;
         if (!right)
@@ -163,6 +179,59 @@ static bool is_right(const struct measurement *m, const struct ls_gemm_choice *c
     free(theirs);
     free(ours);
     return right;
+}
+
+/* The last `rows` rows of the result by `choice`, with what follows it. */
+static bool compute(const struct measurement *m, const struct ls_gemm_choice *choice, int64_t rows, void *result) {
+    const struct ls_op_gemm *op = m->op;
+    const int64_t element = ls_dtype_bytes(op->dtype);
+    struct ls_gemm_product *product = NULL;
+    struct ls_error error;
+    return ls_gemm_find_product(m->gemm, &choice->shape, &product, &error) == LS_OK && product &&
+           !ls_gemm_multiply(m->gemm, m->stream, product, &choice->algorithm, op) &&
+           ls_gemm_finish(product, op, m->stream) == cudaSuccess &&
+           cudaMemcpyAsync(result, (const char *)op->c + (op->m - rows) * op->ldc * element,
+                           (size_t)(((rows - 1) * op->ldc + op->n) * element), cudaMemcpyDeviceToHost,
+                           m->stream) == cudaSuccess &&
+           cudaStreamSynchronize(m->stream) == cudaSuccess;
+}
+
+/* The norm of the difference over that of `ours`. */
+static double difference(const struct ls_op_gemm *op, const void *theirs, const void *ours, int64_t rows) {
+    double apart = 0, whole = 0;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = row * op->ldc; i < row * op->ldc + op->n; i++) {
+            const double own = (double)ls_load(op->dtype, ours, i), d = (double)ls_load(op->dtype, theirs, i) - own;
+            apart += d * d;
+            whole += own * own;
+        }
+    return sqrt(apart / whole);
+}
+
+/* Whether the library's product with GELU's derivative is the product `alone` with our kernel's, over normal numbers:
+ * in the last rows, where a library's tiles are broken. The second is rounded once more to the type, and sums have
+ * another order. A library that takes the tangent from a table of 11 bits is 3e-4 away, which 16 bits take. */
+static bool is_derivative_right(const struct measurement *m, const struct ls_gemm_choice *choice,
+                                const struct ls_gemm_choice *alone) {
+    const struct ls_op_gemm *op = m->op;
+    const double most = op->dtype == LS_BF16 ? 0x1p-6 : op->dtype == LS_FP16 ? 0x1p-9 : 0x1p-16;
+    const int64_t whole = COMPARED / op->ldc + 1, rows = whole < op->m ? whole : op->m;
+    const size_t bytes = (size_t)(rows * op->ldc * ls_dtype_bytes(op->dtype));
+    void *theirs = malloc(bytes), *ours = malloc(bytes);
+    const bool computed =
+        theirs && ours && fill(m, op->a, 1, op->m, op->k, op->lda) == cudaSuccess &&
+        fill(m, op->b, 2, op->transpose_b ? op->n : op->k, op->transpose_b ? op->k : op->n, op->ldb) == cudaSuccess &&
+        fill(m, op->aux, 3, op->m, op->n, op->ldc) == cudaSuccess && compute(m, choice, rows, theirs) &&
+        compute(m, alone, rows, ours);
+    const double apart = computed ? difference(op, theirs, ours, rows) : HUGE_VAL;
+    free(theirs);
+    free(ours);
+    if (apart <= most) return true;
+    ls_log(LS_LOG_WARNING,
+           "product %lld x %lld x %lld: GELU's derivative by cuBLASLt %s differs from our kernel's by %.2g of the norm "
+           "(%.2g is allowed); it goes without",
+           (long long)op->m, (long long)op->n, (long long)op->k, m->gemm->library->version, apart, most);
+    return false;
 }
 
 /* Tensor kernels move 16 bytes at a time: a product of a few more rows, columns or terms may be the faster one. */
@@ -179,8 +248,9 @@ static void try_wider(const struct measurement *m, struct ls_gemm_choice *choice
     if (wide_time < time) *choice = wide;
 }
 
-/* The gradient of a bias is the library's where it comes out right and is faster than a kernel that reads the matrix
- * once more: some products become much slower by it. Anything else is the library's where some way of it runs. */
+/* The gradient of a bias and GELU's derivative are the library's where they come out right and are faster than a kernel
+ * that goes through the matrix once more: some products become much slower by them. A bias is the library's where some
+ * way of it runs. */
 static enum ls_code choose_one(const struct measurement *m, struct ls_gemm_choice *choice, struct ls_error *error) {
     const struct ls_gemm_shape fused = ls_gemm_shape_of(m->op, ls_gemm_epilogue_of(m->op)),
                                plain = ls_gemm_shape_of(m->op, LS_GEMM_EPILOGUE_NONE);
@@ -188,12 +258,15 @@ static enum ls_code choose_one(const struct measurement *m, struct ls_gemm_choic
     enum ls_code code = measure_shape(m, &fused, choice, &time, error);
     if (!code && ls_gemm_has_spare(m->op)) try_wider(m, choice, time);
     if (code || fused.epilogue == LS_GEMM_EPILOGUE_NONE) return code;
-    if (time < HUGE_VALF && fused.epilogue != LS_GEMM_EPILOGUE_BIAS_GRADIENT) return LS_OK;
+    if (time < HUGE_VALF && !has_choice(m->op)) return LS_OK;
     struct ls_gemm_choice alone;
     float time_alone;
     code = measure_shape(m, &plain, &alone, &time_alone, error);
-    if (!code && !(time < time_alone && is_right(m, choice))) *choice = alone;
-    return code;
+    if (code) return code;
+    if (time >= time_alone ||
+        !(m->op->bias_gradient ? are_sums_right(m, choice) : is_derivative_right(m, choice, &alone)))
+        *choice = alone;
+    return LS_OK;
 }
 
 static int run_once(void *context) {

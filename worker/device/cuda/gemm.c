@@ -339,7 +339,10 @@ static enum ls_code plan_product(struct ls_cuda_gemm *gemm, const struct ls_op_g
                                plain = ls_gemm_shape_of(op, LS_GEMM_EPILOGUE_NONE), wide = ls_gemm_wide_shape_of(op);
     *product = NULL;
     if (ls_gemm_has_spare(op) && find_choice(gemm, &wide)) return ls_gemm_find_product(gemm, &wide, product, error);
-    if (find_choice(gemm, &fused) || (fused.epilogue != LS_GEMM_EPILOGUE_BIAS_GRADIENT && !find_choice(gemm, &plain))) {
+    /* What nobody has compared is left to our kernels: a bias alone is not worth that. */
+    const bool trusted =
+        fused.epilogue != LS_GEMM_EPILOGUE_BIAS_GRADIENT && fused.epilogue != LS_GEMM_EPILOGUE_GELU_GRAD;
+    if (find_choice(gemm, &fused) || (trusted && !find_choice(gemm, &plain))) {
         const enum ls_code code = ls_gemm_find_product(gemm, &fused, product, error);
         if (code || *product) return code;
     }

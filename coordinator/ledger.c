@@ -497,10 +497,47 @@ int64_t ls_ledger_position(const struct ls_ledger *ledger, const struct ls_ledge
 
 /* A source while its draws are counted. */
 struct count {
-    uint64_t *used;   /* a bit for each sample: drawn in the epoch that has begun */
+    /* [words]: what the epoch that has begun has had, a bit for each sample; or, where all draws are few beside the
+     * samples, a table of 1 + sample at most half full, probed in line from the sample's place in it. */
+    uint64_t *used;
+    uint64_t words;
+    bool sparse;
     uint64_t *passed; /* [passed_count]: the sample of each draw that was passed over */
     size_t passed_count, passed_capacity;
 };
+
+static enum ls_code make_count(struct count *count, uint64_t samples, uint64_t draws, struct ls_error *error) {
+    uint64_t slots = 64;
+    count->words = (samples + 63) / 64;
+    if (draws < count->words / 4) {
+        while (slots < 2 * draws) slots *= 2;
+        count->sparse = true;
+        count->words = slots;
+    }
+    count->used = calloc(count->words, sizeof *count->used);
+    if (count->used) return LS_OK;
+    return ls_fail(error, LS_MEMORY, LS_SCOPE_CALL,
+                   "no memory to count %llu draws of %llu samples: it takes %llu bytes. Verify on a host with more.",
+                   (unsigned long long)draws, (unsigned long long)samples, (unsigned long long)count->words * 8);
+}
+
+/* The place of the sample in the table, or of where it would be; the order has mixed samples already. */
+static uint64_t *find_used(const struct count *count, uint64_t sample) {
+    uint64_t at = sample & (count->words - 1);
+    while (count->used[at] && count->used[at] != sample + 1) at = (at + 1) & (count->words - 1);
+    return &count->used[at];
+}
+
+static bool is_used(const struct count *count, uint64_t sample) {
+    return count->sparse ? *find_used(count, sample) != 0 : count->used[sample / 64] >> sample % 64 & 1;
+}
+
+static void use_sample(struct count *count, uint64_t sample) {
+    if (count->sparse)
+        *find_used(count, sample) = sample + 1;
+    else
+        count->used[sample / 64] |= UINT64_C(1) << sample % 64;
+}
 
 static enum ls_code pass_over(struct count *count, uint64_t sample, struct ls_error *error) {
     enum ls_code code =
@@ -510,16 +547,14 @@ static enum ls_code pass_over(struct count *count, uint64_t sample, struct ls_er
     return LS_OK;
 }
 
-/* One draw: bit `sample` of `used` says whether the epoch has had it. */
 static enum ls_code count_draw(const struct ls_draw *draw, bool passed_over, struct count *count,
                                struct ls_ledger_use *use, int64_t step, struct ls_error *error) {
-    uint64_t *word = &count->used[draw->sample / 64], bit = UINT64_C(1) << draw->sample % 64;
-    if (draw->draw != use->draws || draw->epoch != use->draws / use->samples || (*word & bit))
+    if (draw->draw != use->draws || draw->epoch != use->draws / use->samples || is_used(count, draw->sample))
         return ls_fail(error, LS_DATA, LS_SCOPE_JOB,
                        "step %lld: sample %llu of source %u comes a second time in epoch %llu, or out of turn",
                        (long long)step, (unsigned long long)draw->sample, draw->source,
                        (unsigned long long)draw->epoch);
-    *word |= bit;
+    use_sample(count, draw->sample);
     use->draws++;
     if (passed_over) {
         use->passed_over++;
@@ -528,7 +563,7 @@ static enum ls_code count_draw(const struct ls_draw *draw, bool passed_over, str
     }
     if (++use->begun < use->samples) return LS_OK;
     use->begun = 0;
-    memset(count->used, 0, (use->samples + 63) / 64 * sizeof *count->used);
+    memset(count->used, 0, count->words * sizeof *count->used);
     return LS_OK;
 }
 
@@ -551,7 +586,7 @@ static void find_extremes(struct count *count, struct ls_ledger_use *use) {
     use->most = 0;
     if (count->passed_count > 0) qsort(count->passed, count->passed_count, sizeof *count->passed, compare_samples);
     for (size_t i = 0, next; i < count->passed_count; i = next) {
-        const uint64_t sample = count->passed[i], extra = count->used[sample / 64] >> sample % 64 & 1;
+        const uint64_t sample = count->passed[i], extra = is_used(count, sample);
         for (next = i + 1; next < count->passed_count && count->passed[next] == sample;) next++;
         note_uses(use, whole + extra - (next - i));
         use->unused += whole + extra == next - i;
@@ -580,13 +615,13 @@ enum ls_code ls_ledger_count_use(const struct ls_ledger *ledger, int64_t data_ge
                                  const uint64_t *samples, int sources, struct ls_ledger_use *use,
                                  struct ls_error *error) {
     struct count count[LS_ORDER_SOURCES_MAX] = {{.used = NULL}};
+    uint64_t draws = 0; /* of all sources */
     enum ls_code code = LS_OK;
+    for (size_t i = 0; i < ledger->lineage_count; i++)
+        if (ledger->lineage[i].data_generation == data_generation) draws = (uint64_t)ledger->lineage[i].end_position;
     for (int i = 0; i < sources && code == LS_OK; i++) {
         use[i] = (struct ls_ledger_use){.samples = samples[i]};
-        count[i].used = calloc((samples[i] + 63) / 64, sizeof *count[i].used);
-        if (!count[i].used)
-            code = ls_fail(error, LS_MEMORY, LS_SCOPE_CALL, "no memory to count %llu samples",
-                           (unsigned long long)samples[i]);
+        code = make_count(&count[i], samples[i], draws, error);
     }
     bool first = true;
     for (size_t i = 0; i < ledger->lineage_count && code == LS_OK; i++) {

@@ -539,6 +539,28 @@ static void test_uses_are_counted_by_source(void **state) {
     ls_ledger_destroy(ledger);
 }
 
+/* A table of what was drawn, where a bit for each sample would be 125 GB. */
+static void test_few_draws_of_a_source_without_end_are_counted(void **state) {
+    (void)state;
+    struct story story = with_quarantine();
+    const uint64_t samples = UINT64_C(1000000000000);
+    struct ls_order *order;
+    struct ls_ledger_use use;
+    struct ls_ledger_summary summary;
+    struct ls_ledger *ledger = hand_in(&story);
+    assert_int_equal(ls_ledger_prove(ledger, &summary, NULL), LS_OK);
+    assert_int_equal(ls_order_create(7, &samples, NULL, 1, &order, NULL), LS_OK);
+    assert_int_equal(ls_ledger_count_use(ledger, 0, order, &samples, 1, &use, NULL), LS_OK);
+    assert_int_equal(use.draws, 52);
+    assert_int_equal(use.begun, 52);
+    assert_int_equal(use.passed_over, 4);
+    assert_int_equal(use.unused, 4);
+    assert_int_equal(use.least, 0);
+    assert_int_equal(use.most, 1);
+    ls_order_destroy(order);
+    ls_ledger_destroy(ledger);
+}
+
 /* ---- generations of the data ---- */
 
 /* Gives the last attempt told to a generation, with its first step at `position`. */
@@ -704,6 +726,7 @@ int main(void) {
         cmocka_unit_test(test_a_quarantine_that_is_no_step_is_named),
         cmocka_unit_test(test_a_sample_is_used_as_often_less_as_it_is_passed_over),
         cmocka_unit_test(test_uses_are_counted_by_source),
+        cmocka_unit_test(test_few_draws_of_a_source_without_end_are_counted),
         cmocka_unit_test(test_a_generation_begins_at_position_0_and_the_chain_goes_on),
         cmocka_unit_test(test_a_generation_that_begins_elsewhere_is_named),
         cmocka_unit_test(test_a_quarantine_is_one_of_its_generation),

@@ -152,7 +152,7 @@ static enum ls_code begin_file(struct ls_tensorboard *tensorboard, bool attempt_
     struct record record;
     if (tensorboard->file >= 0) close(tensorboard->file);
     do {
-        snprintf(path, sizeof path, "%s/events.out.tfevents.%010lld.%s.%d.%d", tensorboard->folder,
+        snprintf(path, sizeof path, "%s/events.out.tfevents.%010lld.%s.%d.%06d", tensorboard->folder,
                  (long long)time(NULL), tensorboard->facts.host, (int)getpid(), tensorboard->begun++);
         tensorboard->file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0644);
     } while (tensorboard->file < 0 && errno == EEXIST);

@@ -284,6 +284,27 @@ static void an_attempt_forgets_the_steps_that_come_again(void **state) {
     assert_true(value_of(&events[5], "throughput(tps)") == 500);
 }
 
+/* Of attempts that end at once many begin in a second: the tenth's name has to stand behind the ninth's. */
+static void files_of_one_second_are_read_in_their_order(void **state) {
+    (void)state;
+    enum { ATTEMPTS = 12 };
+    struct ls_tensorboard *tensorboard;
+    struct event events[2 * ATTEMPTS];
+    int files;
+    facts.start_step = 0;
+    assert_int_equal(ls_tensorboard_open(&facts, true, &tensorboard, NULL), LS_OK);
+    for (uint32_t i = 1; i < ATTEMPTS; i++) {
+        struct ls_journal_entry attempt = {.record = {.kind = LS_RECORD_ATTEMPT, .attempt = i + 1}};
+        attempt.record.attempt_begun.world_size = 4;
+        attempt.record.attempt_begun.start_step = i;
+        ls_tensorboard_write(tensorboard, &attempt);
+    }
+    ls_tensorboard_close(tensorboard);
+    assert_int_equal(read_events(events, 2 * ATTEMPTS, &files), 2 * ATTEMPTS);
+    assert_int_equal(files, ATTEMPTS);
+    for (int i = 0; i < ATTEMPTS; i++) assert_int_equal(events[2 * i + 1].step, i + 1);
+}
+
 static void a_folder_that_cannot_be_made_is_told(void **state) {
     (void)state;
     struct ls_tensorboard *tensorboard;
@@ -332,6 +353,7 @@ int main(void) {
         TEST(a_step_is_scalars_under_the_known_names),
         TEST(a_validation_has_its_loss),
         TEST(an_attempt_forgets_the_steps_that_come_again),
+        TEST(files_of_one_second_are_read_in_their_order),
         TEST(a_folder_that_cannot_be_made_is_told),
         TEST(a_full_disk_ends_the_file_and_not_the_run),
     };

@@ -5,6 +5,7 @@
 #include "common/byte_tokenizer.h"
 #include "common/dataset.h"
 #include "common/files.h"
+#include "common/utf8.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -36,31 +37,29 @@ static bool holds_bytes(const struct ls_dataset *dataset) {
 }
 
 /* Bytes of the UTF-8 character that begins at `tokens`, 0 if none does or it is a control character. */
-static int character_length(const int32_t *tokens, int64_t left) {
-    const int32_t lead = tokens[0];
-    if (lead < 0x80) return lead >= ' ' && lead < 0x7f;
-    const int length = lead >= 0xc2 && lead < 0xe0   ? 2
-                       : lead >= 0xe0 && lead < 0xf0 ? 3
-                       : lead >= 0xf0 && lead < 0xf5 ? 4
-                                                     : 0;
-    if (left < length || (lead == 0xc2 && tokens[1] < 0xa0)) return 0;
-    for (int i = 1; i < length; i++)
-        if (tokens[i] < 0x80 || tokens[i] > 0xbf) return 0;
-    return length;
+static size_t character_length(const int32_t *tokens, int64_t left) {
+    char bytes[4];
+    size_t count = 0;
+    bool short_of;
+    for (; count < sizeof bytes && (int64_t)count < left && (uint32_t)tokens[count] < LS_BYTE_TOKEN_DOCUMENT; count++)
+        bytes[count] = (char)tokens[count];
+    const size_t length = count ? ls_utf8_character(bytes, count, &short_of) : 0;
+    const bool control = tokens[0] < ' ' || tokens[0] == 0x7f || (tokens[0] == 0xc2 && length && tokens[1] < 0xa0);
+    return control ? 0 : length;
 }
 
 /* Bytes as text in one line: line ends as "\n", what cannot be shown as '.', a bar before a further document. */
 static void print_bytes(const int32_t *tokens, int64_t count, FILE *out) {
     for (int64_t i = 0; i < count;) {
-        const int length = character_length(tokens + i, count - i);
+        const size_t length = character_length(tokens + i, count - i);
         if (tokens[i] >= LS_BYTE_TOKEN_DOCUMENT)
             fputs(i ? " | " : "", out);
         else if (tokens[i] == '\n')
             fputs("\\n", out);
         else if (length == 0)
             fputc('.', out);
-        for (int k = 0; k < length; k++) fputc(tokens[i + k], out);
-        i += length ? length : 1;
+        for (size_t k = 0; k < length; k++) fputc(tokens[i + (int64_t)k], out);
+        i += length ? (int64_t)length : 1;
     }
 }
 

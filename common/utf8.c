@@ -28,6 +28,14 @@ size_t ls_utf8_character(const char *text, size_t count, bool *short_of) {
     return length;
 }
 
+size_t ls_utf8_shown(const char *text, size_t count) {
+    bool short_of;
+    const unsigned char *bytes = (const unsigned char *)text;
+    const size_t length = ls_utf8_character(text, count, &short_of);
+    if (bytes[0] < 0x20 || bytes[0] == 0x7f || (length == 2 && bytes[0] == 0xc2 && bytes[1] < 0xa0)) return 0;
+    return length;
+}
+
 size_t ls_utf8_run(const char *text, size_t count, bool *valid) {
     bool short_of;
     size_t at = 0;

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "common/wire.h"
 
+#include "common/utf8.h"
 #include "common/wire.pb-c.h"
 #include "common/wire_fields.h"
 
@@ -51,11 +52,9 @@ union bodies {
 
 /* True for the first bytes of a character whose others are cut off. */
 static bool is_torn(const char *text) {
-    const unsigned char first = (unsigned char)text[0];
-    const size_t length = first < 0xc2 || first > 0xf4 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
-    for (size_t i = 1; i < length; i++)
-        if (((unsigned char)text[i] & 0xc0) != 0x80) return !text[i];
-    return false;
+    bool short_of;
+    ls_utf8_character(text, strnlen(text, LS_UTF8_BYTES_MAX), &short_of);
+    return short_of;
 }
 
 char *ls_wire_make_plain(char *out, size_t size, const char *text) {

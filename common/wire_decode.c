@@ -3,6 +3,7 @@
 #include "common/wire.h"
 
 #include "common/files.h"
+#include "common/utf8.h"
 #include "common/wire.pb-c.h"
 #include "common/wire_fields.h"
 
@@ -28,25 +29,8 @@ static void budget_free(void *context, void *memory) {
 }
 
 size_t ls_wire_character(const char *text, bool lines) {
-    const unsigned char *p = (const unsigned char *)text;
-    int more = *p < 0x80                 ? 0
-               : *p >= 0xc2 && *p < 0xe0 ? 1
-               : *p >= 0xe0 && *p < 0xf0 ? 2
-               : *p >= 0xf0 && *p < 0xf5 ? 3
-                                         : -1;
-    if (more < 0) return 0;
-    uint32_t point = more == 0 ? *p : *p & (0x3fu >> more);
-    for (int i = 1; i <= more; i++) {
-        if ((p[i] & 0xc0) != 0x80) return 0;
-        point = point << 6 | (p[i] & 0x3fu);
-    }
-    if ((more == 2 && (point < 0x800 || (point >= 0xd800 && point < 0xe000))) ||
-        (more == 3 && (point < 0x10000 || point > 0x10ffff)))
-        return 0;
-    if ((point < 0x20 && !(lines && (point == '\n' || point == '\r' || point == '\t'))) ||
-        (point >= 0x7f && point < 0xa0))
-        return 0;
-    return (size_t)more + 1;
+    if (lines && (*text == '\n' || *text == '\r' || *text == '\t')) return 1;
+    return ls_utf8_shown(text, strnlen(text, LS_UTF8_BYTES_MAX));
 }
 
 /* Length of a text of such characters, or -1. */

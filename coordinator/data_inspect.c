@@ -38,14 +38,13 @@ static bool holds_bytes(const struct ls_dataset *dataset) {
 
 /* Bytes of the UTF-8 character that begins at `tokens`, 0 if none does or it is a control character. */
 static size_t character_length(const int32_t *tokens, int64_t left) {
-    char bytes[4];
+    char bytes[LS_UTF8_BYTES_MAX];
     size_t count = 0;
-    bool short_of;
-    for (; count < sizeof bytes && (int64_t)count < left && (uint32_t)tokens[count] < LS_BYTE_TOKEN_DOCUMENT; count++)
+    while (count < sizeof bytes && (int64_t)count < left && (uint32_t)tokens[count] < LS_BYTE_TOKEN_DOCUMENT) {
         bytes[count] = (char)tokens[count];
-    const size_t length = count ? ls_utf8_character(bytes, count, &short_of) : 0;
-    const bool control = tokens[0] < ' ' || tokens[0] == 0x7f || (tokens[0] == 0xc2 && length && tokens[1] < 0xa0);
-    return control ? 0 : length;
+        count++;
+    }
+    return count ? ls_utf8_shown(bytes, count) : 0;
 }
 
 /* Bytes as text in one line: line ends as "\n", what cannot be shown as '.', a bar before a further document. */

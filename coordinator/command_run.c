@@ -11,13 +11,15 @@ enum { OPTION_RUN_DIR = 256, OPTION_RESUME, OPTION_ACCEPT, ACCEPTED_MAX = 32 };
 
 static const struct argp_option options_table[] = {
     {"ranks", LS_COMMAND_RANKS, "RANKS", 0,
-     "Number of workers; else launcher.ranks, Slurm's tasks, the hostfile's slots, 1", 0},
+     "Number of workers; else launcher.ranks, Slurm's tasks, the hostfile's slots, this host's GPUs, 1", 0},
     LS_COMMAND_ROW_HOSTFILE,
     {"run-dir", OPTION_RUN_DIR, "DIR", 0, "The run directory; else runs/NAME", 0},
     LS_COMMAND_ROW_SET,
     {"resume", OPTION_RESUME, NULL, 0, "Go on from the newest good checkpoint, or start when there is none", 0},
     {"accept", OPTION_ACCEPT, "KEY", 0,
-     "Resume although this key has changed and changes the numbers. May be given again", 0},
+     "Resume although this key, or one of this section, has changed and changes the numbers or the data. May be given "
+     "again",
+     0},
     {0}};
 
 struct request {

@@ -1,6 +1,7 @@
 /* Collectives that sharding needs, over the ranks of one attempt. Those on device memory are put on a stream and run in
  * its order; every rank puts the same collectives in the same order. Knows nothing of models. Implementations: mpi.c
- * (CPU devices: shared.h within a host, peers.h between hosts), threads.c (ranks as threads of one process, for tests).
+ * (CPU devices: shared.h within a host, peers.h between hosts), nccl.c (GPUs), threads.c (ranks as threads of one
+ * process, for tests).
  *
  * Every rank ends with the same bits, so replicas that start equal stay equal: each part of a buffer is summed by one
  * rank of a host, in rank order, and then by one of all hosts, in theirs; MPI requires it of MPI_Allreduce (MPI 3.1,
@@ -27,7 +28,7 @@ int ls_comm_size(const struct ls_comm *comm);
 int ls_comm_local_rank(const struct ls_comm *comm);
 int ls_comm_local_size(const struct ls_comm *comm);
 
-/* On a stream of a CPU device, in place; an error becomes the stream's. `block` names the block in the agreement check.
+/* On a stream, in place; an error becomes the stream's. `block` names the block in the agreement check.
  * `count` may be 0 and need not divide by anything. */
 void ls_comm_all_reduce_sum(struct ls_comm *comm, struct ls_stream *stream, void *buffer, int64_t count,
                             enum ls_comm_type type, int block);

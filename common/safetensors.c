@@ -447,13 +447,6 @@ void ls_weight_map_destroy(struct ls_weight_map *map) {
     free(map);
 }
 
-const char *ls_weight_map_find(const struct ls_weight_map *map, const char *tensor) {
-    struct ls_safetensors_pair key = {.key = tensor};
-    const struct ls_safetensors_pair *entry =
-        bsearch(&key, map->entries, map->entry_count, sizeof *map->entries, compare_keys);
-    return entry ? entry->value : NULL;
-}
-
 enum ls_code ls_weight_map_write(const struct ls_safetensors_pair *entries, size_t entry_count, int64_t total_bytes,
                                  char **json, struct ls_error *error) {
     bool failed = false;

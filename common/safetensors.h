@@ -119,8 +119,6 @@ struct ls_weight_map {
  * ls_weight_map_destroy() frees *map. */
 enum ls_code ls_weight_map_parse(const char *json, size_t count, struct ls_weight_map **map, struct ls_error *error);
 void ls_weight_map_destroy(struct ls_weight_map *map);
-/* The file of a tensor, or NULL. */
-const char *ls_weight_map_find(const struct ls_weight_map *map, const char *tensor);
 /* Makes model.safetensors.index.json from entries. *json is malloc'ed, NUL-terminated; the caller frees. */
 enum ls_code ls_weight_map_write(const struct ls_safetensors_pair *entries, size_t entry_count, int64_t total_bytes,
                                  char **json, struct ls_error *error);

@@ -92,7 +92,7 @@ static void try_index(const uint8_t *data, size_t size) {
     if (code) return;
     for (size_t i = 0; i < map->entry_count; i++) {
         require(ls_file_name_is_safe(map->entries[i].value));
-        require(!strcmp(ls_weight_map_find(map, map->entries[i].key), map->entries[i].value));
+        require(i == 0 || strcmp(map->entries[i - 1].key, map->entries[i].key) < 0);
     }
     require(ls_weight_map_write(map->entries, map->entry_count, map->total_bytes, &json, &error) == LS_OK);
     require(ls_weight_map_parse(json, strlen(json), &again, &error) == LS_OK);

@@ -279,7 +279,6 @@ static void *mix_host_and_stream(void *argument) {
         int mine = (int)(rank * 10 + round);
         if (!state->code)
             state->code = ls_comm_gather_bytes(state->comm, &mine, sizeof mine, state->all, &state->error);
-        if (!state->code) state->code = ls_comm_barrier(state->comm, &state->error);
     }
     if (!state->code) state->code = ls_stream_synchronize(state->stream, &state->error);
     return NULL;

@@ -81,6 +81,12 @@ static inline enum ls_code harness_copy_weights(struct ls_trainer *trainer, floa
     return code;
 }
 
+/* Waits for every rank. */
+static inline enum ls_code harness_meet(struct ls_comm *comm, struct ls_error *error) {
+    uint64_t nothing = 0;
+    return ls_comm_sum_u64(comm, &nothing, 1, error);
+}
+
 /* Every rank begins to write the steps done; rank 0 makes the folder. */
 static inline enum ls_code harness_begin_save(struct harness *harness, int rank, struct ls_trainer *trainer,
                                               struct ls_error *error) {
@@ -96,7 +102,7 @@ static inline enum ls_code harness_begin_save(struct harness *harness, int rank,
                                                    .world_size = (uint64_t)run->ranks,
                                                    .ledger_chain = "00000000000000000000000000000000"};
     }
-    if (!code) code = ls_comm_barrier(harness->comms[rank], error);
+    if (!code) code = harness_meet(harness->comms[rank], error);
     if (code) return code;
     ls_trainer_save_begin(trainer, rank + 1 == run->unwritable_rank ? "/tmp/lockstep-no-such-folder" : harness->folder);
     return LS_OK;
@@ -109,7 +115,7 @@ static inline enum ls_code harness_end_save(struct harness *harness, int rank, s
     double seconds;
     const enum ls_code saved =
         ls_trainer_save_finish(trainer, harness->records[rank], &harness->record_counts[rank], &seconds, error);
-    enum ls_code code = ls_comm_barrier(harness->comms[rank], NULL);
+    enum ls_code code = harness_meet(harness->comms[rank], NULL);
     if (!saved && !code && rank == 0 && !run->unwritable_rank) {
         struct ls_file_record files[HARNESS_RANKS_MAX * LS_CHECKPOINT_RANK_FILES_MAX];
         size_t count = 0;
@@ -121,7 +127,7 @@ static inline enum ls_code harness_end_save(struct harness *harness, int rank, s
         code = ls_checkpoint_commit(run->save, state->step, 1, files, count, state, NULL, error);
     }
     /* Nobody begins the next save before this one is committed. */
-    const enum ls_code met = ls_comm_barrier(harness->comms[rank], NULL);
+    const enum ls_code met = harness_meet(harness->comms[rank], NULL);
     return saved ? saved : code ? code : met;
 }
 

@@ -229,11 +229,6 @@ enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_
     return end_host(comm, operation, code);
 }
 
-enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error) {
-    uint64_t nothing = 0;
-    return ls_comm_sum_u64(comm, &nothing, 1, error);
-}
-
 /* What a rank says of itself in a split. */
 struct choice {
     int32_t color, key;

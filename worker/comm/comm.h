@@ -64,7 +64,6 @@ enum ls_code ls_comm_broadcast(struct ls_comm *comm, void *bytes, int64_t count,
 /* all[size * count] on every rank, in rank order; count < 2^31. */
 enum ls_code ls_comm_gather_bytes(struct ls_comm *comm, const void *mine, int64_t count, void *all,
                                   struct ls_error *error);
-enum ls_code ls_comm_barrier(struct ls_comm *comm, struct ls_error *error);
 
 /* Makes an error of one rank that of all. Every rank passes its own (code LS_OK: none). When no rank has one, LS_OK;
  * else every rank gets the error of the lowest rank that has, with "rank N: " in front of its text, and *failed_rank =

@@ -2,15 +2,16 @@
  * lock, changes them; world rank 0 only makes the build folder; any process may look.
  *
  *     RUN/checkpoints/.step-00000200.a2/              being built by attempt 2
- *     RUN/checkpoints/step-00000200/                  committed: renamed after manifest.json was written and all was
- * fsynced RUN/checkpoints/step-00000200.superseded-a2/    an earlier one of that step, put aside by attempt 2
+ *     RUN/checkpoints/step-00000200/                  committed: renamed once all was written and fsynced
+ *     RUN/checkpoints/step-00000200.superseded-a2/    an earlier one of that step, put aside by attempt 2
+ *     RUN/checkpoints/step-00000200.rejected-a3/      damaged or given up, put aside by attempt 3
  *     RUN/latest                                      text: step-00000200
  *     RUN/final                                       link to checkpoints/step-N of the last step
  *     RUN/best                                        link to the one with the lowest validation loss
  *
  * The order of a save: ls_checkpoint_begin() on world rank 0, every rank writes its files into the build folder, fsyncs
- * them and reports (name, bytes, hash), ls_checkpoint_commit() in the coordinator, then ls_checkpoint_prune(). All
- * errors are LS_CHECKPOINT. */
+ * them and reports (name, bytes, hash), ls_checkpoint_commit() in the coordinator, then ls_checkpoint_prune(). Errors
+ * are LS_CHECKPOINT, and LS_MEMORY where this process has no memory or descriptor left. */
 #ifndef LS_COMMON_CHECKPOINT_FOLDER_H
 #define LS_COMMON_CHECKPOINT_FOLDER_H
 

@@ -35,8 +35,8 @@ struct ls_shard_info {
  * Files have an llm.c header (both magics) or are headerless uint16 with `dtype`. The document token is the source's
  * document_token_id if given, else dataset.json's, else the one of the magic (50256 or 128000, at the start).
  *
- * Errors are LS_DATA, and LS_USAGE for a dtype that is unknown or cannot apply. A dtype or document token that the
- * files contradict is refused; empty datasets and ones shorter than a sample are refused with their size.
+ * Errors are LS_DATA, LS_MEMORY, and LS_USAGE for a dtype that is unknown or cannot apply. A dtype or document token
+ * that the files contradict is refused; empty datasets and ones shorter than a sample are refused with their size.
  *
  * The caller closes it; files stay open (descriptors), reads are pread and safe from several threads. */
 enum ls_code ls_dataset_open(const struct ls_config_source *source, int64_t sequence_length,

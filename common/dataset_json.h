@@ -29,9 +29,9 @@ struct ls_dataset_json {
     struct ls_dataset_json_shard *shards; /* owned: ls_dataset_json_free */
 };
 
-/* Parses dataset.json. `name` is for messages. Errors are LS_DATA: bad JSON (with its position), another format or
- * version, a missing or impossible value, a hostile shard name, the same name twice, counts that do not add up. Unknown
- * members are passed over. */
+/* Parses dataset.json. `name` is for messages. Errors are LS_MEMORY and LS_DATA: bad JSON (with its position), another
+ * format or version, a missing or impossible value, a hostile shard name, the same name twice, counts that do not add
+ * up. Unknown members are passed over. */
 enum ls_code ls_dataset_json_parse(const char *bytes, size_t count, const char *name,
                                    struct ls_dataset_json *description, struct ls_error *error);
 

@@ -6,8 +6,8 @@
  *      "files": [{"name": "model.safetensors", "size": 1234, "xxh3": "32 hex digits"},
  *                {"name": "state/rank-00000.safetensors", ...}, ...]}
  *
- * A file's name is one safe component (files.h), or "state/" and one: there is no other folder in a checkpoint. All
- * errors are LS_CHECKPOINT. */
+ * A file's name is one safe component (files.h), or "state/" and one: there is no other folder in a checkpoint.
+ * Errors are LS_CHECKPOINT, and LS_MEMORY where this process has no memory or descriptor left. */
 #ifndef LS_COMMON_MANIFEST_H
 #define LS_COMMON_MANIFEST_H
 

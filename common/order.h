@@ -25,7 +25,8 @@ struct ls_draw {
 
 /* `samples[i]` and `weights[i]` of `sources` sources; weights NULL: in proportion to size, one epoch covers all samples
  * exactly once. Weights: draws are dealt by a binary tree over the sources, a node sends floor(c * L / (L + R)) of its
- * first c draws left. Errors are LS_USAGE (a weight below 1, too many sources) and LS_DATA (a source without samples).
+ * first c draws left. Errors are LS_USAGE (a weight below 1, too many sources), LS_DATA (a source without samples) and
+ * LS_MEMORY.
  */
 enum ls_code ls_order_create(uint64_t seed, const uint64_t *samples, const uint64_t *weights, int sources,
                              struct ls_order **order, struct ls_error *error);

@@ -1,6 +1,7 @@
 /* Progress: one file per node in /dev/shm with a record per local rank, written by the ranks without locks or system
  * calls, read by its owner at any time, also after every rank is dead: where each rank is, and its last operations.
- * Name: /dev/shm/lockstep-RUNID-aATTEMPT (RUNID: 16 hex digits of the run directory's hash). Errors are LS_ERROR. */
+ * Name: /dev/shm/lockstep-RUNID-aATTEMPT (RUNID: 16 hex digits of the run directory's hash). Errors are LS_ERROR and
+ * LS_MEMORY. */
 #ifndef LS_COMMON_PROGRESS_H
 #define LS_COMMON_PROGRESS_H
 

@@ -2,8 +2,8 @@
  *
  *     | u64 N, little-endian | N bytes of JSON, padded by spaces | bytes of the tensors, without holes |
  *
- * The parser is pure and believes nothing: every offset it hands out lies inside the file. All errors are
- * LS_CHECKPOINT. */
+ * The parser is pure and believes nothing: every offset it hands out lies inside the file. Errors are
+ * LS_CHECKPOINT, and LS_MEMORY where this process has no memory or descriptor left. */
 #ifndef LS_COMMON_SAFETENSORS_H
 #define LS_COMMON_SAFETENSORS_H
 
@@ -99,10 +99,9 @@ enum ls_code ls_safetensors_read_fp32(const struct ls_safetensors *safetensors, 
                                       int64_t first, int64_t count, float *elements, struct ls_error *error);
 
 /* Makes the header (the u64 included) of a file that holds `tensors` one after the other: fills their begin and end,
- * adds
- * {"format": "pt"} to the metadata, and pads with spaces to LS_SAFETENSORS_ALIGNMENT. *bytes is malloc'ed; the caller
- * frees. Names are the caller's: unique, valid UTF-8. Errors: LS_MEMORY; LS_CHECKPOINT when the header would be too
- * long. */
+ * adds {"format": "pt"} to the metadata, and pads with spaces to LS_SAFETENSORS_ALIGNMENT. *bytes is malloc'ed; the
+ * caller frees. Names are the caller's: unique, valid UTF-8. Errors: LS_MEMORY; LS_CHECKPOINT when the header would be
+ * too long. */
 enum ls_code ls_safetensors_header(struct ls_tensor_info *tensors, size_t tensor_count,
                                    const struct ls_safetensors_pair *metadata, size_t metadata_count, char **bytes,
                                    size_t *count, struct ls_error *error);

@@ -376,7 +376,7 @@ int ls_command_generate(int argc, char **argv) {
         .parser = parse_option,
         .args_doc = "FOLDER",
         .doc = "Continues a text with the model in FOLDER: a checkpoint, or what transformers saved for GPT-2, Llama, "
-               "Qwen2 or Qwen3. "
+               "Qwen2, Qwen3 or Mistral. "
                "Ends at the end-of-document token. Text beyond the model's window goes on from the last half of it."};
     struct generation generation = {.request = {.max_tokens = 200, .sampler = {.temperature = 0.8}}};
     struct ls_error error = {0};

@@ -1,5 +1,6 @@
 /* Loading: parameters and optimizer state for any rank of any world size, and weights from any Hugging Face folder of a
- * known model. All memory is the host's. Errors are LS_CHECKPOINT and name file and tensor. */
+ * known model. All memory is the host's. Errors are LS_CHECKPOINT and name file and tensor, or
+ * LS_MEMORY. */
 #ifndef LS_WORKER_CHECKPOINT_LOAD_H
 #define LS_WORKER_CHECKPOINT_LOAD_H
 

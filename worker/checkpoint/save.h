@@ -10,8 +10,8 @@
  * Every block's flat parameters are cut into one slice per rank (ls_checkpoint_slice). A slice meets some of the
  * block's tensors; for each the state file holds 1-D tensors `master:NAME`, `exp_avg:NAME` (the first moment, or the
  * only one) and, where AdamW updates it, `exp_avg_sq:NAME`, and in its metadata under NAME the element of the whole
- * tensor they start at. So any number of ranks can read what any other number wrote. Errors are LS_CHECKPOINT; a full
- * disk is noticed before the first byte where the file system can reserve space. */
+ * tensor they start at. So any number of ranks can read what any other number wrote. Errors are LS_CHECKPOINT and
+ * LS_MEMORY; a full disk is noticed before the first byte where the file system can reserve space. */
 #ifndef LS_WORKER_CHECKPOINT_SAVE_H
 #define LS_WORKER_CHECKPOINT_SAVE_H
 

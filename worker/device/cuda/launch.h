@@ -4,8 +4,7 @@
  *     LS_LAUNCH((kernel<float, 4>), blocks, threads, shared_bytes, stream, arguments...)   a cudaError_t, of the launch
  *     LS_SHARED(float, tile, [16][17]);        a static shared array `tile`
  *     LS_DYNAMIC_SHARED(float, rows);          a pointer to the launch's dynamic shared memory, 16-byte aligned
- *     LS_ALLOW_SHARED((kernel<float>), bytes)  a cudaError_t; before a launch with more than 48 KiB of dynamic shared
- * memory
+ *     LS_ALLOW_SHARED((kernel<float>), bytes)  a cudaError_t; before a launch with more than 48 KiB of it
  *
  * A kernel keeps to what the emulator has: __syncthreads, the _sync forms of shuffles, votes and __syncwarp, atomics,
  * bf16 and fp16, and what tensor.h has of tensor cores. A block has whole warps, and at most 99 KiB of shared memory,

@@ -1,5 +1,7 @@
-/* The graphs of attention against the real cuDNN: every descriptor of them finalises. It needs no GPU for that, but for
- * the graph itself, which is not made here. Without the library the tests are skipped. */
+/* The graphs of attention against the real cuDNN: every descriptor of them finalises, and the library has engines for
+ * them on an H100 that is only described to it. Without the library, or with one that is older than such descriptions,
+ * the tests are skipped. */
+#define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,7 +11,15 @@
 
 #if defined(LS_CUDA) && defined(LS_CUDNN)
 
+#include "worker/device/backend.h"
 #include "worker/device/cuda/sdpa_graph.h"
+#include "worker/device/cuda/sdpa_plans.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
 
 static const struct ls_cudnn *open_library(void) {
     const struct ls_cudnn *library = NULL;
@@ -87,9 +97,149 @@ static void a_wrong_tensor_is_refused(void **state) {
     ls_sdpa_graph_clear(&graph);
 }
 
+/* What cuDNN asks of a device, of an H100 as its data sheet and CUDA's guide have it; %d: compute capability in
+ * hundredths. */
+static const char h100[] =
+    "{\"maxGridSize\":[2147483647,65535,65535],\"maxBlockSize\":[1024,1024,64],\"regsPerBlock\":65536,"
+    "\"multiProcessorCount\":132,\"warpSize\":32,\"maxSharedMemoryPerBlock\":49152,"
+    "\"maxSharedMemoryPerBlockOptin\":232448,\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,"
+    "\"maxCtasPerSM\":32,\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"pciDeviceId\":0,\"isTccDriver\":0,"
+    "\"supportCoopLaunch\":1,\"totalGlobalMem\":85000000000,\"deviceName\":\"NVIDIA H100 80GB HBM3\","
+    "\"smClockRateKHz\":1980000,\"memClockRateKHz\":2619000,\"l2CacheSize\":52428800,\"cudaDeviceId\":0,"
+    "\"deviceVer\":900,\"driverVer\":13000}";
+
+/* A driver has to answer to its name before the library looks for one. */
+static void open_driver(void) {
+    char path[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 64);
+    assert_true(length > 0);
+    path[length] = 0;
+    snprintf(strrchr(path, '/'), 64, "/../standin/libcuda.so.1");
+    if (!dlopen(path, RTLD_NOW | RTLD_GLOBAL)) fail_msg("%s", dlerror());
+}
+
+/* Skips where the library takes no descriptions. */
+static cudnnBackendDescriptor_t describe_h100(const struct ls_cudnn *library) {
+    cudnnBackendDescriptor_t device = NULL;
+    cudnnStatus_t status = library->cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &device);
+    if (!status)
+        status = library->cudnnBackendSetAttribute(device, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
+                                                   (int64_t)strlen(h100), h100);
+    if (!status) status = library->cudnnBackendFinalize(device);
+    if (!status) return device;
+    print_message("cuDNN %s takes no description of a device: %s\n", library->version,
+                  library->cudnnGetErrorString(status));
+    skip();
+    return NULL;
+}
+
+static cudnnBackendDescriptor_t add(struct ls_sdpa_graph *graph, cudnnBackendDescriptorType_t kind) {
+    cudnnBackendDescriptor_t made = ls_sdpa_graph_add(graph, kind);
+    if (!made) fail_msg("%s: %s", graph->failed, graph->library->cudnnGetErrorString(graph->status));
+    return made;
+}
+
+static void set(struct ls_sdpa_graph *graph, cudnnBackendDescriptor_t to, cudnnBackendAttributeName_t name,
+                cudnnBackendAttributeType_t type, int64_t count, const void *values) {
+    const cudnnStatus_t status = graph->library->cudnnBackendSetAttribute(to, name, type, count, values);
+    if (status) fail_msg("attribute %d: %s", (int)name, graph->library->cudnnGetErrorString(status));
+}
+
+static int64_t get_int64(struct ls_sdpa_graph *graph, cudnnBackendDescriptor_t of, cudnnBackendAttributeName_t name) {
+    int64_t count = 0, value = -1;
+    const cudnnStatus_t status =
+        graph->library->cudnnBackendGetAttribute(of, name, CUDNN_TYPE_INT64, 1, &count, &value);
+    if (status) fail_msg("attribute %d: %s", (int)name, graph->library->cudnnGetErrorString(status));
+    return value;
+}
+
+static bool is_deterministic(struct ls_sdpa_graph *graph, cudnnBackendDescriptor_t engine) {
+    cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
+    int64_t count = 0;
+    assert_int_equal(graph->library->cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
+                                                              CUDNN_TYPE_NUMERICAL_NOTE,
+                                                              CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &count, notes),
+                     CUDNN_STATUS_SUCCESS);
+    for (int64_t i = 0; i < count; i++)
+        if (notes[i] == CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) return false;
+    return true;
+}
+
+/* Engines of the graph's operations that are deterministic and have a plan within `most` bytes. */
+static int count_engines(struct ls_sdpa_graph *graph, cudnnBackendDescriptor_t device, int64_t most) {
+    enum { PROPOSALS = 8 };
+    const cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
+    const struct ls_cudnn *library = graph->library;
+    cudnnBackendDescriptor_t whole = add(graph, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR), configs[PROPOSALS],
+                             question = add(graph, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+    int64_t count = 0;
+    int usable = 0;
+    set(graph, whole, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, graph->operation_count,
+        graph->operations);
+    if (library->cudnnBackendFinalize(whole)) return 0;
+    set(graph, question, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &whole);
+    set(graph, question, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
+    set(graph, question, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &device);
+    for (int i = 0; i < PROPOSALS; i++) configs[i] = add(graph, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+    if (library->cudnnBackendFinalize(question) ||
+        library->cudnnBackendGetAttribute(question, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+                                          PROPOSALS, &count, configs))
+        return 0;
+    for (int64_t i = 0; i < count && i < PROPOSALS; i++) {
+        cudnnBackendDescriptor_t engine = add(graph, CUDNN_BACKEND_ENGINE_DESCRIPTOR),
+                                 plan = add(graph, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+        int64_t engines = 0;
+        assert_int_equal(library->cudnnBackendGetAttribute(configs[i], CUDNN_ATTR_ENGINECFG_ENGINE,
+                                                           CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &engines, &engine),
+                         CUDNN_STATUS_SUCCESS);
+        set(graph, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &configs[i]);
+        set(graph, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &device);
+        if (library->cudnnBackendFinalize(plan)) continue;
+        usable +=
+            is_deterministic(graph, engine) && get_int64(graph, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) <= most;
+    }
+    return usable;
+}
+
+/* Forward of a whole micro-batch, backward of the piece that the plan of memory has room for: the workspace is within
+ * it. */
+static void an_h100_has_deterministic_engines_within_the_planned_workspace(void **state) {
+    (void)state;
+    open_driver();
+    const struct ls_cudnn *library = open_library();
+    cudnnBackendDescriptor_t device = describe_h100(library);
+    static struct ls_sdpa_graph graph;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        struct ls_sdpa_shape shape = packed_rows(shapes[i].batch, shapes[i].length, shapes[i].heads, shapes[i].kv_heads,
+                                                 shapes[i].head_size, shapes[i].dtype);
+        const struct ls_op_attention_backward op = {.batch = shape.batch,
+                                                    .length = shape.length,
+                                                    .heads = shape.heads,
+                                                    .kv_heads = shape.kv_heads,
+                                                    .head_size = shape.head_size,
+                                                    .dtype = shape.dtype};
+        const struct ls_attention_piece piece = ls_cuda_attention_piece(&op);
+        assert_int_equal(ls_sdpa_graph_forward(library, NULL, &shape, &graph), CUDNN_STATUS_SUCCESS);
+        const int forward = count_engines(&graph, device, piece.bytes);
+        ls_sdpa_graph_clear(&graph);
+        shape.heads = piece.kv_heads * (shape.heads / shape.kv_heads);
+        shape.kv_heads = piece.kv_heads;
+        shape.batch = piece.batch;
+        assert_int_equal(ls_sdpa_graph_backward(library, NULL, &shape, &graph), CUDNN_STATUS_SUCCESS);
+        const int backward =
+            count_engines(&graph, device, piece.bytes - ls_sdpa_sums_bytes(shape.batch * shape.heads * shape.length));
+        ls_sdpa_graph_clear(&graph);
+        if (forward == 0 || backward == 0)
+            fail_msg("shape %zu: %d engines forward and %d backward by cuDNN %s", i, forward, backward,
+                     library->version);
+    }
+    library->cudnnBackendDestroyDescriptor(device);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_descriptor_finalises),
-                                       cmocka_unit_test(a_wrong_tensor_is_refused)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_descriptor_finalises), cmocka_unit_test(a_wrong_tensor_is_refused),
+        cmocka_unit_test(an_h100_has_deterministic_engines_within_the_planned_workspace)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
 

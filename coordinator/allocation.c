@@ -90,10 +90,10 @@ static enum ls_code find_ranks(const struct ls_config *config, int64_t ranks, ch
     const int64_t gpus = allocation->slurm.tasks && allocation->by_slurm ? 0 : count_gpus(config, get);
     for (int i = 0; gpus > 0 && !allocation->by_slurm && i < allocation->hosts.count; i++)
         if (!allocation->hosts.list[i].slots) allocation->hosts.list[i].slots = gpus;
-    const int64_t room = hosts      ? ls_hosts_room(&allocation->hosts, per_node, NULL, 0)
-                         : per_node ? per_node
-                         : gpus     ? gpus
-                                    : 1;
+    const int64_t here = gpus ? gpus : 1;
+    const int64_t room = hosts                         ? ls_hosts_room(&allocation->hosts, per_node, NULL, 0)
+                         : per_node && per_node < here ? per_node
+                                                       : here;
     if (!allocation->ranks) allocation->ranks = room;
     /* A Slurm job without --ntasks says nothing of ranks: -n is dealt evenly over its hosts. */
     if (allocation->by_slurm && !allocation->slurm.tasks && !per_node)

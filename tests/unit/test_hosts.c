@@ -219,6 +219,10 @@ static void test_ranks_come_from_the_nearest_source(void **state) {
     assert_non_null(strstr(error.text, "5 ranks do not fit on 2 hosts with room for 4 (n1 2, n2 2)"));
     assert_int_equal(find(NULL, 3), LS_USAGE);
     assert_non_null(strstr(error.text, "need more hosts than this one"));
+    /* A limit asks for no ranks. */
+    config.device = LS_DEVICE_CPU;
+    assert_int_equal(find(NULL, 0), LS_OK);
+    assert_int_equal(allocation.ranks, 1);
 }
 
 static void test_a_slurm_job_without_tasks_is_filled_evenly(void **state) {

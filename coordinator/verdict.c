@@ -321,9 +321,11 @@ static void tell_culprit(const struct ls_verdict_scene *scene, struct ls_verdict
         append(text, size, ". 'lockstep doctor' tells whether MPI works there");
     else
         append(text, size, ". The end of its log may tell more");
-    /* Many ranks on few cores, or weights that come from far: nothing need be wrong. */
+    /* Many ranks on few cores, weights that come from far, a long sequence's attention: nothing need be wrong. */
     if (verdict->kind == LS_VERDICT_STUCK && rank->phase <= LS_PHASE_LOAD)
         append(text, size, "; if it is only slow, raise fault.start_timeout_seconds");
+    else if (verdict->kind == LS_VERDICT_STUCK && rank->look.state == 'R' && rank->phase != LS_PHASE_CHECKPOINT)
+        append(text, size, "; if it is only slow, set fault.stall_timeout_seconds higher");
     append(text, size, ".");
 }
 

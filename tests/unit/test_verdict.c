@@ -102,7 +102,11 @@ static void the_rank_that_the_others_wait_for_is_named(void **unused) {
         assert_string_equal(verdict.waiting, waiting[culprit]);
         assert_says(&verdict, "in phase forward of step 41, micro-batch 0, block 3");
         assert_says(&verdict, "wait for it in collective 118");
+        assert_null(strstr(verdict.text, "if it is only slow"));
         assert_string_equal(verdict.phase, "forward");
+        stage.ranks[culprit].look.state = 'R'; /* it computes: maybe the attention of a long sequence */
+        verdict = judge(&stage);
+        assert_says(&verdict, "if it is only slow, set fault.stall_timeout_seconds higher.");
     }
 }
 

@@ -344,8 +344,10 @@ void ls_metrics_summarise(struct ls_metrics *metrics, struct ls_metrics_summary 
         .faults = metrics->facts.earlier_faults + metrics->faults,
         .interval_advised = NAN,
     };
+    /* The time of a coordinator before this one, of this command too, is among the earlier ones. */
+    const double own_seconds = seconds_of(CLOCK_MONOTONIC) - metrics->opened;
     summary->failure_seconds = summary->faults > 0
-                                   ? (metrics->facts.earlier_seconds + summary->wall_seconds) / (double)summary->faults
+                                   ? (metrics->facts.earlier_seconds + own_seconds) / (double)summary->faults
                                    : ls_interval_assumed_failure_seconds(metrics->facts.ranks);
     if (summary->saves > 0)
         summary->interval_advised = ls_interval_advised(summary->save_blocked_seconds / (double)summary->saves,

@@ -337,7 +337,7 @@ static const struct ls_key CONFIG_KEYS[] = {
      .meaning = "where to compute; auto: GPUs where there are some, else CPUs", .elsewhere = "accelerator"},
     {"gpu.share", LS_KEY_BOOLEAN, FIELD(gpu.share), .standard = "false",
      .meaning = "ranks may be on one GPU: slow, for tests"},
-    {"gpu.tf32", LS_KEY_BOOLEAN, FIELD(gpu.tf32), .standard = "false",
+    {"gpu.tf32", LS_KEY_BOOLEAN, FIELD(gpu.tf32), .standard = "false", .identity = true, .only_if_true = true,
      .meaning = "precision fp32 on GPUs: products round their factors to TF32", .elsewhere = "allow_tf32 tf32"},
 };
 

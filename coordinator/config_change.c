@@ -34,6 +34,7 @@ static const char *const numbers_keys[] = {
     "lr_schedule.min_lr_ratio",
     "lr_schedule.decay_ratio",
     "zero.gradient_dtype",
+    "gpu.tf32",
 };
 
 /* `config` is the one before, NULL for the most that a change of the key may do. */

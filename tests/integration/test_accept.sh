@@ -13,6 +13,7 @@ expect 2 "model.hidden_size differs.*start anew" "another shape is refused" run 
 expect 2 "data.seed differs.*--accept data.seed" "another order of the data needs to be accepted" run --resume --set data.seed=9 --accept optimizer
 expect 2 "cannot go on with another model.hidden_size" "what can never change cannot be accepted" run --resume --accept model.hidden_size
 expect 2 "such as optimizer.lr" "a wrong name is corrected" run --resume --accept optimizer.learning_rate
+expect 2 "gpu.tf32 differs.*--accept gpu.tf32" "products of other factors need to be accepted" run --resume --set gpu.tf32=true
 expect 0 "nothing is left to do" "the run is as it was" run --resume
 expect 0 "train.steps: 30, it was 20" "accepted, it goes on, and says with what" \
     run --resume -n 2 --set train.steps=30 --set checkpoint.every_steps=10 --accept train.steps

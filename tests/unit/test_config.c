@@ -632,6 +632,7 @@ static void the_digest_covers_what_changes_the_result_and_nothing_else(void **st
                                            "optimizer.lr=1e-3",
                                            "optimizer.betas=[0.9, 0.96]",
                                            "lr_schedule.type=linear",
+                                           "gpu.tf32=true",
                                            "data.train=[{path: /d/train, document_token: {id: 1}}]"};
     static const char *const OTHERS[] = {"name=other",
                                          "launcher.ranks=3",

@@ -52,7 +52,7 @@ struct ls_bill_advice {
  *     communication  accumulating micro-batches locally: all but one of their reductions; else gradients in bf16: half
  *                    of what they send (1/2 of the traffic at stage 0, 1/4 at 1 and 2, 1/6 at 3); else twice the global
  *                    batch: half
- *     checkpoints    saving at the best interval (coordinator/interval.h) instead of more often
+ *     checkpoints    saving at the best interval (common/interval.h) instead of more often
  *     repeated       the same, instead of more rarely
  *     recomputation  a forward out of four, where whole layers are computed again */
 int ls_bill_advise(const struct ls_bill *bill, double wall, const struct ls_bill_facts *facts,

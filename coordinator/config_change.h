@@ -1,7 +1,7 @@
 /* Resuming under another configuration: what changed, and what that does to the run.
  *
  *     none       where and how it runs, intervals, limits: goes on
- *     numbers    what later steps compute: learning rate, schedule, clipping, precision, length, batch. The record of
+ *     numbers    what later steps compute: learning rate, schedule, clipping, precision, steps, batch. The record of
  *                what was trained on stays true, so it goes on where the key is accepted by name (--accept)
  *     data       what later steps are trained on, and in which order. The run goes on with a new generation of the data
  *                (run_generation.h), where the key is accepted

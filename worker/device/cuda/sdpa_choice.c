@@ -230,7 +230,7 @@ static bool is_faster(struct trial *t, int64_t direction) {
     return false;
 }
 
-/* Memory, a stream and events for the trial; ls_trial_end() in every case. */
+/* Memory, a stream and events for the trial; end() in every case. */
 static bool begin(struct trial *t) {
     const struct rows all[] = {rows_of(t, "", t->forward.q, false), rows_of(t, "", t->forward.k, true),
                                output_rows(t, "", t->forward.output)};

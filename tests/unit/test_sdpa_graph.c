@@ -1,5 +1,5 @@
 /* The graphs of attention against the real cuDNN: every descriptor of them finalises, and the library has engines for
- * them on an H100 that is only described to it. Without the library, or with one that is older than such descriptions,
+ * them on GPUs that are only described to it. Without the library, or with one that is older than such descriptions,
  * the tests are skipped. */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -55,7 +55,8 @@ static const struct {
 } shapes[] = {{16, 1024, 12, 12, 64, LS_BF16}, /* GPT-2 124M */
               {4, 4096, 32, 8, 128, LS_BF16},  /* Llama with shared key-value heads */
               {1, 1000, 25, 25, 64, LS_FP16},  /* a length that is no multiple of a tile */
-              {3, 77, 6, 1, 8, LS_BF16}};
+              {3, 77, 6, 1, 8, LS_BF16},
+              {2, 256, 4, 2, 256, LS_BF16}}; /* the largest heads */
 
 static void every_descriptor_finalises(void **state) {
     const struct ls_cudnn *library = open_library();
@@ -97,16 +98,31 @@ static void a_wrong_tensor_is_refused(void **state) {
     ls_sdpa_graph_clear(&graph);
 }
 
-/* What cuDNN asks of a device, of an H100 as its data sheet and CUDA's guide have it; %d: compute capability in
- * hundredths. */
-static const char h100[] =
-    "{\"maxGridSize\":[2147483647,65535,65535],\"maxBlockSize\":[1024,1024,64],\"regsPerBlock\":65536,"
-    "\"multiProcessorCount\":132,\"warpSize\":32,\"maxSharedMemoryPerBlock\":49152,"
-    "\"maxSharedMemoryPerBlockOptin\":232448,\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,"
-    "\"maxCtasPerSM\":32,\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"pciDeviceId\":0,\"isTccDriver\":0,"
-    "\"supportCoopLaunch\":1,\"totalGlobalMem\":85000000000,\"deviceName\":\"NVIDIA H100 80GB HBM3\","
-    "\"smClockRateKHz\":1980000,\"memClockRateKHz\":2619000,\"l2CacheSize\":52428800,\"cudaDeviceId\":0,"
-    "\"deviceVer\":900,\"driverVer\":13000}";
+/* What differs between the GPUs that are described, as NVIDIA's data sheets and CUDA's guide have it. */
+struct gpu {
+    const char *name;
+    int capability; /* in hundredths */
+    int processors, shared_most, clock_khz, memory_clock_khz, cache;
+    /* With a backward; larger heads are left to our kernels. cuDNN 9.19 has one for heads of 256 neither on an A100
+     * with an H100's shared memory nor on one with its capability. */
+    int64_t head_most;
+};
+static const struct gpu h100 = {"NVIDIA H100 80GB HBM3", 900, 132, 232448, 1980000, 2619000, 50 << 20, 256},
+                        a100 = {"NVIDIA A100-SXM4-80GB", 800, 108, 166912, 1410000, 1593000, 40 << 20, 128};
+
+/* All that cuDNN asks of a device. */
+static void describe(const struct gpu *gpu, char *text, size_t size) {
+    snprintf(text, size,
+             "{\"maxGridSize\":[2147483647,65535,65535],\"maxBlockSize\":[1024,1024,64],\"regsPerBlock\":65536,"
+             "\"multiProcessorCount\":%d,\"warpSize\":32,\"maxSharedMemoryPerBlock\":49152,"
+             "\"maxSharedMemoryPerBlockOptin\":%d,\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,"
+             "\"maxCtasPerSM\":32,\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"pciDeviceId\":0,"
+             "\"isTccDriver\":0,\"supportCoopLaunch\":1,\"totalGlobalMem\":85000000000,\"deviceName\":\"%s\","
+             "\"smClockRateKHz\":%d,\"memClockRateKHz\":%d,\"l2CacheSize\":%d,\"cudaDeviceId\":0,"
+             "\"deviceVer\":%d,\"driverVer\":13000}",
+             gpu->processors, gpu->shared_most, gpu->name, gpu->clock_khz, gpu->memory_clock_khz, gpu->cache,
+             gpu->capability);
+}
 
 /* A driver has to answer to its name before the library looks for one. */
 static void open_driver(void) {
@@ -119,12 +135,14 @@ static void open_driver(void) {
 }
 
 /* Skips where the library takes no descriptions. */
-static cudnnBackendDescriptor_t describe_h100(const struct ls_cudnn *library) {
+static cudnnBackendDescriptor_t make_device(const struct ls_cudnn *library, const struct gpu *gpu) {
+    char text[1024];
+    describe(gpu, text, sizeof text);
     cudnnBackendDescriptor_t device = NULL;
     cudnnStatus_t status = library->cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &device);
     if (!status)
         status = library->cudnnBackendSetAttribute(device, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
-                                                   (int64_t)strlen(h100), h100);
+                                                   (int64_t)strlen(text), text);
     if (!status) status = library->cudnnBackendFinalize(device);
     if (!status) return device;
     print_message("cuDNN %s takes no description of a device: %s\n", library->version,
@@ -203,11 +221,11 @@ static int count_engines(struct ls_sdpa_graph *graph, cudnnBackendDescriptor_t d
 
 /* Forward of a whole micro-batch, backward of the piece that the plan of memory has room for: the workspace is within
  * it. */
-static void an_h100_has_deterministic_engines_within_the_planned_workspace(void **state) {
-    (void)state;
+static void has_deterministic_engines_within_the_planned_workspace(void **state) {
+    const struct gpu *gpu = *state;
     open_driver();
     const struct ls_cudnn *library = open_library();
-    cudnnBackendDescriptor_t device = describe_h100(library);
+    cudnnBackendDescriptor_t device = make_device(library, gpu);
     static struct ls_sdpa_graph graph;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         struct ls_sdpa_shape shape = packed_rows(shapes[i].batch, shapes[i].length, shapes[i].heads, shapes[i].kv_heads,
@@ -229,8 +247,8 @@ static void an_h100_has_deterministic_engines_within_the_planned_workspace(void 
         const int backward =
             count_engines(&graph, device, piece.bytes - ls_sdpa_sums_bytes(shape.batch * shape.heads * shape.length));
         ls_sdpa_graph_clear(&graph);
-        if (forward == 0 || backward == 0)
-            fail_msg("shape %zu: %d engines forward and %d backward by cuDNN %s", i, forward, backward,
+        if (forward == 0 || (backward == 0 && shape.head_size <= gpu->head_most))
+            fail_msg("%s, shape %zu: %d engines forward and %d backward by cuDNN %s", gpu->name, i, forward, backward,
                      library->version);
     }
     library->cudnnBackendDestroyDescriptor(device);
@@ -238,8 +256,12 @@ static void an_h100_has_deterministic_engines_within_the_planned_workspace(void 
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_descriptor_finalises), cmocka_unit_test(a_wrong_tensor_is_refused),
-        cmocka_unit_test(an_h100_has_deterministic_engines_within_the_planned_workspace)};
+        cmocka_unit_test(every_descriptor_finalises),
+        cmocka_unit_test(a_wrong_tensor_is_refused),
+        {"an_h100_has_deterministic_engines_within_the_planned_workspace",
+         has_deterministic_engines_within_the_planned_workspace, NULL, NULL, (void *)&h100},
+        {"an_a100_has_deterministic_engines_within_the_planned_workspace",
+         has_deterministic_engines_within_the_planned_workspace, NULL, NULL, (void *)&a100}};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
 

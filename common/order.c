@@ -124,3 +124,8 @@ void ls_rank_range(int64_t sequences, int rank, int world_size, int64_t *first, 
     *first = (int64_t)(all * rank / world_size);
     *count = (int64_t)(all * (rank + 1) / world_size) - *first;
 }
+
+/* The first rank r with (r + 1) sequences / world_size >= sequence + 1. */
+int ls_rank_of(int64_t sequences, int world_size, int64_t sequence) {
+    return (int)(((__int128)(sequence + 1) * world_size - 1) / sequences);
+}

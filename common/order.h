@@ -42,5 +42,7 @@ uint64_t ls_order_epoch_length(const struct ls_order *order);
  * even as possible: from rank * sequences / world_size to (rank + 1) * sequences / world_size. sequences >= 0, 0 <=
  * rank < world_size. */
 void ls_rank_range(int64_t sequences, int rank, int world_size, int64_t *first, int64_t *count);
+/* The rank in whose range `sequence` is, 0 <= sequence < sequences. */
+int ls_rank_of(int64_t sequences, int world_size, int64_t sequence);
 
 #endif

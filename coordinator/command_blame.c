@@ -62,12 +62,7 @@ static enum ls_code document_offset(const struct ls_dataset *dataset, size_t sha
 /* Which rank had the step's sequence; with train.reduction: fixed whole micro-batches are dealt. */
 static int rank_of(const struct ls_config *config, const struct ls_ledger_step *step, int64_t sequence) {
     const int64_t unit = config->train.reduction == LS_REDUCTION_FIXED ? config->train.micro_batch_size : 1;
-    int64_t first, count;
-    for (int rank = 0; rank < step->world_size; rank++) {
-        ls_rank_range((step->sequences + unit - 1) / unit, rank, (int)step->world_size, &first, &count);
-        if (sequence / unit < first + count) return rank;
-    }
-    return -1;
+    return ls_rank_of((step->sequences + unit - 1) / unit, (int)step->world_size, sequence / unit);
 }
 
 /* A sequence of a step: where it is from, and who had it. */

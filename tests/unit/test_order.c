@@ -207,6 +207,8 @@ static void shares_of_ranks_join_and_differ_by_one_at_most(void **state) {
                 int64_t first, count;
                 ls_rank_range(sequences, rank, world_size, &first, &count);
                 assert_int_equal(first, next);
+                for (int64_t i = first; i < first + count; i++)
+                    assert_int_equal(ls_rank_of(sequences, world_size, i), rank);
                 assert_true(count >= sequences / world_size && count <= (sequences + world_size - 1) / world_size);
                 next = first + count;
             }
@@ -216,6 +218,9 @@ static void shares_of_ranks_join_and_differ_by_one_at_most(void **state) {
     ls_rank_range(INT64_MAX, 1023, 1024, &first, &count);
     assert_int_equal(first + count, INT64_MAX);
     assert_int_equal(count, INT64_MAX / 1024 + 1);
+    assert_int_equal(ls_rank_of(INT64_MAX, 1024, first - 1), 1022);
+    assert_int_equal(ls_rank_of(INT64_MAX, 1024, first), 1023);
+    assert_int_equal(ls_rank_of(INT64_MAX, 1024, INT64_MAX - 1), 1023);
 }
 
 int main(void) {

@@ -1,6 +1,7 @@
 /* Every operation gives the same bits at any number of threads, on a device that was asked for that. Shapes are odd and
  * large enough that several threads take part. */
 #include "tests/unit/support.h"
+#include "worker/optim/muon.h"
 
 enum { FLOATS = 1400000, PLACES = 8, PLACE = FLOATS / PLACES };
 
@@ -154,6 +155,15 @@ OPERATION(lion,
           ls_op(stream, update, .rule = LS_UPDATE_LION, .parameter = m[0], .m = m[1], .gradient = m[3], .factor = m[4],
                 .learning_rate = m[5], .step = &step, .found_inf = &found_inf, .count = ROWS * COLUMNS,
                 .decay_count = 77777, .beta1 = 0.9f, .beta2 = 0.99f, .weight_decay = 0.1f))
+OPERATION(momentum, ls_op(stream, momentum, .dtype = dtype, .m = m[0], .output = m[1], .gradient = m[2], .factor = m[4],
+                          .count = ROWS * COLUMNS, .beta = 0.95f))
+OPERATION(normalize,
+          ls_op(stream, normalize, .dtype = dtype, .x = m[0], .squared = (double *)m[4], .count = ROWS * COLUMNS))
+OPERATION(polynomial, ls_op(stream, polynomial, .dtype = dtype, .output = m[0], .x = m[1], .y = m[0], .side = 389,
+                            .a = 3.4445f, .b = -4.7750f, .c = 2.0315f))
+OPERATION(given, ls_op(stream, update, .rule = LS_UPDATE_GIVEN, .dtype = dtype, .parameter = m[0], .direction = m[1],
+                       .learning_rate = m[5], .step = &step, .found_inf = &found_inf, .count = ROWS * COLUMNS,
+                       .decay_count = 77777, .weight_decay = 0.1f, .scale = 5.6f))
 OPERATION(initialize, ls_op(stream, initialize, .output = m[0], .seed = 3, .tensor = 5, .first = 7,
                             .count = ROWS * COLUMNS, .deviation = 0.02f))
 
@@ -192,6 +202,67 @@ static void adamw_and_add_give_the_same_bits_however_a_range_is_cut(void **state
     free(whole), free(m), free(v);
 }
 
+/* The slices of a matrix begin anywhere in it. */
+static void momentum_and_given_give_the_same_bits_however_a_range_is_cut(void **state) {
+    (void)state;
+    enum { COUNT = 5000 };
+    float *x[6];
+    for (int i = 0; i < 6; i++) x[i] = random_floats(COUNT, 1);
+    float *m = copy_floats(x[0], COUNT), *output = copy_floats(x[1], COUNT), *parameter = copy_floats(x[2], COUNT);
+    struct support s = support_open(1, LS_STREAMS_EAGER);
+#define MEAN  .factor = &x[4][0], .beta = 0.95f
+#define GIVEN .rule = LS_UPDATE_GIVEN, .learning_rate = &x[4][1], .step = &step, .weight_decay = 0.1f, .scale = 5.6f
+    ls_op(s.stream, momentum, .m = m, .output = output, .gradient = x[3], .count = COUNT, MEAN);
+    ls_op(s.stream, update, .parameter = parameter, .direction = x[5], .count = COUNT, .decay_count = COUNT, GIVEN);
+    for (int64_t begin = 0, end; begin < COUNT; begin = end) {
+        end = begin + 1 + random_below(70);
+        if (end > COUNT) end = COUNT;
+        ls_op(s.stream, momentum, .m = x[0] + begin, .output = x[1] + begin, .gradient = x[3] + begin,
+              .count = end - begin, MEAN);
+        ls_op(s.stream, update, .parameter = x[2] + begin, .direction = x[5] + begin, .count = end - begin,
+              .decay_count = end - begin, GIVEN);
+    }
+    check_same_bits("m", m, x[0], COUNT);
+    check_same_bits("output", output, x[1], COUNT);
+    check_same_bits("parameter", parameter, x[2], COUNT);
+    support_close(s);
+    for (int i = 0; i < 6; i++) free(x[i]);
+    free(m), free(output), free(parameter);
+}
+
+/* Ranks with copies of a matrix, with as many threads as each has cores, stay equal by this, whether or not their
+ * devices were asked for the same bits. */
+static void a_matrix_becomes_orthogonal_alike_at_any_number_of_threads(void **state) {
+    (void)state;
+    static const int64_t shapes[][2] = {{403, 389}, {129, 1207}, {1207, 129}};
+    for (int i = 0; i < 6; i++) {
+        const enum ls_dtype type = i < 3 ? LS_FP32 : LS_BF16;
+        const int64_t rows = shapes[i % 3][0], columns = shapes[i % 3][1];
+        float *initial = type == LS_FP32 ? random_floats(FLOATS, 1) : random_bf16(), *one = NULL;
+        for (int threads = 1; threads <= 5; threads++) {
+            float *memory = copy_floats(initial, FLOATS), *m[PLACES];
+            for (int place = 0; place < PLACES; place++) m[place] = memory + place * PLACE;
+            struct support s = support_open(threads, LS_STREAMS_EAGER);
+            ls_muon_orthogonalize(s.stream, &(struct ls_muon_matrix){.x = m[0],
+                                                                     .result = m[1],
+                                                                     .rows = rows,
+                                                                     .columns = columns,
+                                                                     .gram = m[2],
+                                                                     .powers = m[3],
+                                                                     .squared = (double *)m[4],
+                                                                     .partial = (double *)m[5],
+                                                                     .dtype = type});
+            support_close(s);
+            if (one)
+                check_same_bits("orthogonal", one, memory, FLOATS);
+            else
+                one = memory;
+            if (one != memory) free(memory);
+        }
+        free(one), free(initial);
+    }
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     const struct CMUnitTest tests[] = {
@@ -223,8 +294,14 @@ int main(int argc, char **argv) {
         cmocka_unit_test(squared_norm),
         cmocka_unit_test(adamw),
         cmocka_unit_test(lion),
+        cmocka_unit_test(momentum),
+        cmocka_unit_test(normalize),
+        cmocka_unit_test(polynomial),
+        cmocka_unit_test(given),
         cmocka_unit_test(initialize),
         cmocka_unit_test(adamw_and_add_give_the_same_bits_however_a_range_is_cut),
+        cmocka_unit_test(momentum_and_given_give_the_same_bits_however_a_range_is_cut),
+        cmocka_unit_test(a_matrix_becomes_orthogonal_alike_at_any_number_of_threads),
     };
     return support_again_without_pairs(cmocka_run_group_tests(tests, NULL, NULL), argv);
 }

@@ -80,6 +80,7 @@ struct ls_op_gemm {
     } spare;
     bool transpose_a, transpose_b, accumulate;
     bool c_fp32;               /* c is fp32 whatever `dtype` says: a gradient of parameters; not with an epilogue */
+    bool by_shape;             /* the bits are to follow from the shape, not from how many threads a device has */
     enum ls_epilogue epilogue; /* not with accumulate; NONE or BIAS with a residual */
     const void *bias;          /* [n] */
     const void *residual;      /* [m, n], leading dimension ldc, not c: is added last, where k > 0; NULL: none */

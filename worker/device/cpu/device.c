@@ -63,9 +63,10 @@ enum ls_code ls_cpu_run(int threads, bool fixed, enum ls_op op, const void *argu
      * themselves. */
     const int before = omp_get_max_threads();
     if (before != 1) omp_set_num_threads(1);
+    const bool by_shape = op == LS_OP_gemm && (fixed || ((const struct ls_op_gemm *)arguments)->by_shape);
     if (dtype != LS_FP32 && low_precision_kernels[op])
         low_precision_kernels[op](threads, arguments);
-    else if (fixed && op == LS_OP_gemm)
+    else if (by_shape)
         ls_cpu_gemm_fixed(threads, arguments);
     else
         kernels[op](threads, arguments);

@@ -112,6 +112,13 @@ enum ls_core_mismatch {
     LS_MISMATCH_ROLLBACK /* a restart from a checkpoint at which they agreed */
 };
 
+/* Why ranks whose numerics id differs from the first one's are refused. */
+enum ls_core_numerics {
+    LS_NUMERICS_ANY,    /* they are not */
+    LS_NUMERICS_FIXED,  /* train.reduction: fixed promises the same bits */
+    LS_NUMERICS_COPIES, /* ranks compute the same matrices for the update (Muon), and copies are to stay equal */
+};
+
 /* What the core needs to know before its first event. Plain data, copied by ls_core_create. */
 struct ls_core_options {
     /* Ranks of the attempt; 0: the first HELLO of each attempt says. Of the invocation's first attempt it is also the
@@ -139,7 +146,7 @@ struct ls_core_options {
     uint32_t protocol; /* version of the messages */
     char version[32];  /* of this program: workers must be the same */
     char config_digest[33], dataset_digest[33];
-    bool numerics_must_match;  /* refuse ranks whose numerics id differs from the first one's */
+    enum ls_core_numerics numerics;
     bool restarted;            /* a coordinator before this one served the attempt: its workers may be running */
     bool launched;             /* a launcher of ours runs the workers: a refused worker ends the run */
     int64_t start_timeout_ms;  /* how long ranks may take to join first */

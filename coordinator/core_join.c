@@ -125,11 +125,14 @@ static bool refuse_rank(struct ls_core *core, const struct ls_core_event *event,
         return true;
     }
     const char *numerics = core->numerics[0] ? core->numerics : event->hello.ranks[0].numerics;
-    if (options->numerics_must_match && strcmp(rank->numerics, numerics) != 0) {
+    if (options->numerics != LS_NUMERICS_ANY && strcmp(rank->numerics, numerics) != 0) {
+        const bool fixed = options->numerics == LS_NUMERICS_FIXED;
         refuse(core, event, rank->rank, LS_USAGE, out,
-               "coordinator: rank %d on %s computes as '%s', the ranks before it as '%s'; train.reduction: fixed needs "
-               "them equal. Use hosts of one kind, or train.reduction: fast.",
-               rank->rank, rank->host, rank->numerics, numerics);
+               "coordinator: rank %d on %s computes as '%s', the ranks before it as '%s'; %s needs them equal. Use "
+               "hosts of one kind, or %s.",
+               rank->rank, rank->host, rank->numerics, numerics,
+               fixed ? "train.reduction: fixed" : "optimizer.type: muon, where several ranks compute a matrix,",
+               fixed ? "train.reduction: fast" : "zero.stage 1, 2 or 3 and zero.replicas 1");
         return true;
     }
     return false;

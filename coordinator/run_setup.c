@@ -283,6 +283,13 @@ static enum ls_core_nonfinite nonfinite_of(enum ls_nonfinite_policy policy) {
     return policy == LS_POLICY_ROLLBACK ? LS_NONFINITE_ROLLBACK : LS_NONFINITE_STOP;
 }
 
+/* Gradients are reduced, and what an optimizer does element by element comes out alike everywhere; products do not. */
+static enum ls_core_numerics numerics_of(const struct ls_config *config) {
+    if (config->train.reduction == LS_REDUCTION_FIXED) return LS_NUMERICS_FIXED;
+    const bool copies = config->zero.stage == 0 || config->zero.replicas > 1;
+    return config->optimizer.type == LS_MUON && copies ? LS_NUMERICS_COPIES : LS_NUMERICS_ANY;
+}
+
 static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *options, struct ls_error *error) {
     struct ls_core_options *core = &run->core;
     const struct ls_config *config = run->config;
@@ -301,7 +308,7 @@ static enum ls_code make_core(struct ls_run *run, const struct ls_run_options *o
     core->checkpoint_every = config->checkpoint.every_steps;
     core->evaluation_every = config->evaluation.every_steps;
     core->mismatch = config->fault.replica_mismatch == LS_REPLICA_ROLLBACK ? LS_MISMATCH_ROLLBACK : LS_MISMATCH_STOP;
-    core->numerics_must_match = config->train.reduction == LS_REDUCTION_FIXED;
+    core->numerics = numerics_of(config);
     core->protocol = LS_PROTOCOL;
     snprintf(core->version, sizeof core->version, "%s", LS_VERSION);
     core->restarted = options->restarted;

@@ -56,3 +56,28 @@ expect 2 "zero.gradient_dtype: found bf16" "gradients that travel rounded are re
     "$lockstep" run $config --run-dir "$work/no" -n 2 "${fixed[@]}" --set zero.gradient_dtype=bf16
 expect 2 "train.reduction" "going on with another reduction is refused" \
     "$lockstep" run $config --run-dir "$work/half" "${long[@]}" -n 2 --resume
+
+# A second rank whose libraries compute as on an older processor.
+cat >"$work/older" <<'WRAPPER'
+#!/bin/sh
+[ "$OMPI_COMM_WORLD_RANK" != 1 ] || export ONEDNN_MAX_CPU_ISA=SSE41
+exec "$@"
+WRAPPER
+chmod +x "$work/older"
+mixed() { # NAME ARGUMENTS...
+    local name=$1
+    shift
+    "$lockstep" run $config --run-dir "$work/$name" -n 2 --set train.steps=2 --set "launcher.wrapper=[$work/older]" "$@"
+}
+if [ "$(uname -m)" = x86_64 ]; then
+    expect 2 "rank . on .* computes as .*train.reduction: fixed needs them equal" "hosts that compute differently are refused" \
+        mixed mixed "${fixed[@]}"
+    expect 2 "rank . on .* computes as .*optimizer.type: muon" "so they are with Muon at stage 0, whose copies would drift apart" \
+        mixed copies --set optimizer.type=muon
+    expect 2 "rank . on .* computes as .*optimizer.type: muon" "and with replicas" \
+        mixed replicas --set optimizer.type=muon --set zero.stage=1 --set zero.replicas=2
+    expect 0 "" "where each matrix is computed once they train" mixed once --set optimizer.type=muon --set zero.stage=1
+    expect 0 "" "and with another optimizer" mixed other
+else
+    skip "hosts that compute differently are refused" "no way to have a library compute differently on this processor"
+fi

@@ -313,7 +313,7 @@ static void plan_run(struct world *w) {
     options->evaluation_every = chance(w, 70) ? between(w, 1, 5) : 0;
     options->checkpoints_keep = (int32_t)between(w, 0, 3);
     options->protocol = 1;
-    options->numerics_must_match = chance(w, 50);
+    options->numerics = chance(w, 50) ? LS_NUMERICS_FIXED : LS_NUMERICS_ANY;
     snprintf(options->version, sizeof options->version, "1.2.3");
     snprintf(options->config_digest, sizeof options->config_digest, "0123456789abcdef0123456789abcdef");
     snprintf(options->dataset_digest, sizeof options->dataset_digest, "fedcba9876543210fedcba9876543210");

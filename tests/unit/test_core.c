@@ -72,18 +72,22 @@ static void another_dataset_is_refused_as_data(void **state) {
 static void mixed_numerics_are_refused_only_where_they_matter(void **state) {
     (void)state;
     struct ls_core_options options = usual();
-    for (int matters = 0; matters < 2; matters++) {
-        options.numerics_must_match = matters;
+    static const char *const instead[] = {[LS_NUMERICS_FIXED] = "or train.reduction: fast",
+                                          [LS_NUMERICS_COPIES] = "or zero.stage 1, 2 or 3 and zero.replicas 1"};
+    for (int matters = LS_NUMERICS_ANY; matters <= LS_NUMERICS_COPIES; matters++) {
+        options.numerics = (enum ls_core_numerics)matters;
         create(options);
         join(VOICE, 0);
         struct ls_core_rank rank = rank_of(1);
         strcpy(rank.numerics, "avx512");
         struct ls_core_event event = hello_of(OTHER, &rank);
         happen(&event);
-        if (matters)
-            assert_refused(LS_USAGE, "rank 1 on node1 computes as 'avx512', the ranks before it as 'avx2'");
-        else
+        if (matters == LS_NUMERICS_ANY) {
             assert_non_null(asked(LS_ACTION_WELCOME));
+        } else {
+            assert_refused(LS_USAGE, "rank 1 on node1 computes as 'avx512', the ranks before it as 'avx2'");
+            assert_refused(LS_USAGE, instead[matters]);
+        }
         forget(NULL);
     }
 }

@@ -230,8 +230,7 @@ static void momentum_and_given_give_the_same_bits_however_a_range_is_cut(void **
     free(m), free(output), free(parameter);
 }
 
-/* Ranks with copies of a matrix, with as many threads as each has cores, stay equal by this, whether or not their
- * devices were asked for the same bits. */
+/* Also on a device that was not asked for the same bits, where the matrix is. */
 static void a_matrix_becomes_orthogonal_alike_at_any_number_of_threads(void **state) {
     (void)state;
     static const int64_t shapes[][2] = {{403, 389}, {129, 1207}, {1207, 129}};
@@ -251,6 +250,7 @@ static void a_matrix_becomes_orthogonal_alike_at_any_number_of_threads(void **st
                                                                      .powers = m[3],
                                                                      .squared = (double *)m[4],
                                                                      .partial = (double *)m[5],
+                                                                     .by_shape = true,
                                                                      .dtype = type});
             support_close(s);
             if (one)

@@ -134,6 +134,24 @@ static void matrices_become_orthogonal_wherever_their_slices_are(void **unused) 
         check_splits_by(LS_MUON, families[family], splits, sizeof splits / sizeof *splits);
 }
 
+/* Ranks on hosts with more cores, or fewer ranks, have more threads. 129 channels: products that libraries compute with
+ * other bits where they are cut otherwise, on processors without a matrix unit. */
+static void copies_of_matrices_stay_equal_whatever_the_threads(void **unused) {
+    (void)unused;
+    static const char wide[] =
+        "model: {model_type: gpt2, hidden_size: 129, num_hidden_layers: 1, num_attention_heads: 1}\n"
+        "data: {train: [{path: 'synthetic:9000'}], sequence_length: 4}\n"
+        "train: {steps: 40, global_batch_size: 4, micro_batch_size: 1}\n"
+        "optimizer: {type: muon, lr: 1.0e-3}\n";
+    static const struct split splits[] = {{0, 2, 2, 0, 0}, {1, 2, 2, 2, 0}, {3, 4, 1, 2, 0}};
+    for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
+        struct run run = start(wide, splits[i], 3);
+        run.threads_of_last = 5;
+        harness_run_well(&run);
+        harness_free(&run);
+    }
+}
+
 /* A missing wait shows where streams run as late, or as early, as they may. */
 static void the_order_of_streams_does_not_change_a_bit(void **unused) {
     (void)unused;
@@ -602,6 +620,7 @@ int main(void) {
         cmocka_unit_test(every_stage_trains_alike_at_any_rank_count_and_accumulation),
         cmocka_unit_test(replicas_and_sharded_accumulation_train_alike),
         cmocka_unit_test(matrices_become_orthogonal_wherever_their_slices_are),
+        cmocka_unit_test(copies_of_matrices_stay_equal_whatever_the_threads),
         cmocka_unit_test(the_order_of_streams_does_not_change_a_bit),
         cmocka_unit_test(a_checkpoint_goes_on_at_any_stage_and_rank_count),
         cmocka_unit_test(recomputation_changes_no_bit_at_any_stage),

@@ -24,7 +24,8 @@ struct run {
     struct ls_config config, config_of_last; /* config_of_last: what the last rank has, when `differs` */
     bool differs;
     int ranks;
-    int threads; /* of each rank; 0: 1 */
+    int threads;         /* of each rank; 0: 1 */
+    int threads_of_last; /* 0: as the others */
     enum ls_stream_order order;
     int64_t start_step, steps; /* steps done before, steps to do */
     int64_t skipped_before;    /* of the steps done before, those without an update */
@@ -225,7 +226,9 @@ static inline void *harness_thread(void *argument) {
     struct ls_trainer *trainer = NULL;
     struct ls_corpus *corpus = NULL;
     struct ls_error *error = &run->errors[own->rank];
-    run->codes[own->rank] = ls_device_create_cpu(run->threads ? run->threads : 1, run->order, &device, error);
+    const int others = run->threads ? run->threads : 1, last = run->threads_of_last ? run->threads_of_last : others;
+    run->codes[own->rank] =
+        ls_device_create_cpu(own->rank == run->ranks - 1 ? last : others, run->order, &device, error);
     if (!run->codes[own->rank])
         run->codes[own->rank] = harness_run_rank(own->harness, own->rank, device, &trainer, &corpus, error);
     run->failed_ranks[own->rank] = trainer ? ls_trainer_failed_rank(trainer) : -1;

@@ -28,19 +28,18 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* One turn: from `x` to `result`. The side on which a matrix is multiplied is its shorter one. Ranks with copies of a
- * layer each make its matrices orthogonal and have to stay equal, whatever their threads. */
+/* One turn: from `x` to `result`. The side on which a matrix is multiplied is its shorter one. */
 static void iterate(struct ls_stream *stream, const struct ls_muon_matrix *a, const void *x, void *result) {
     const bool tall = a->rows > a->columns;
     const int64_t side = smaller(a->rows, a->columns), n = a->columns;
     ls_op(stream, gemm, .c = a->gram, .a = x, .b = x, .m = side, .n = side, .k = tall ? a->rows : n, .lda = n, .ldb = n,
-          .ldc = side, .transpose_a = tall, .transpose_b = !tall, .by_shape = true, .dtype = a->dtype);
+          .ldc = side, .transpose_a = tall, .transpose_b = !tall, .by_shape = a->by_shape, .dtype = a->dtype);
     ls_op(stream, gemm, .c = a->powers, .a = a->gram, .b = a->gram, .m = side, .n = side, .k = side, .lda = side,
-          .ldb = side, .ldc = side, .by_shape = true, .dtype = a->dtype);
+          .ldb = side, .ldc = side, .by_shape = a->by_shape, .dtype = a->dtype);
     ls_op(stream, polynomial, .output = a->powers, .x = a->gram, .y = a->powers, .side = side, .a = 3.4445f,
           .b = -4.7750f, .c = 2.0315f, .dtype = a->dtype);
     ls_op(stream, gemm, .c = result, .a = tall ? x : a->powers, .b = tall ? a->powers : x, .m = a->rows, .n = n,
-          .k = side, .lda = side, .ldb = n, .ldc = n, .by_shape = true, .dtype = a->dtype);
+          .k = side, .lda = side, .ldb = n, .ldc = n, .by_shape = a->by_shape, .dtype = a->dtype);
 }
 
 void ls_muon_orthogonalize(struct ls_stream *stream, const struct ls_muon_matrix *matrix) {

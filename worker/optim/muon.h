@@ -35,6 +35,7 @@ struct ls_muon_matrix {
     double *squared;     /* scratch, 1 */
     double *partial;     /* scratch, squared_norm's for rows x columns elements */
     bool any_order;      /* squared_norm's */
+    bool by_shape;       /* the products' */
     enum ls_dtype dtype;
 };
 void ls_muon_orthogonalize(struct ls_stream *stream, const struct ls_muon_matrix *matrix);

@@ -140,6 +140,7 @@ static void exchange(struct ls_shard *shard, const struct round *round) {
     ls_event_record(shard->whole.exchanged, shard->communication);
 }
 
+/* Where there are several groups each has the matrix, and their copies have to stay equal, whatever their threads. */
 static void orthogonalize(struct ls_shard *shard, const struct ls_tensor *tensor) {
     const struct ls_muon_matrix matrix = {.x = element(shard, shard->whole.whole, tensor->offset),
                                           .result = element(shard, shard->whole.outgoing, tensor->offset),
@@ -150,6 +151,7 @@ static void orthogonalize(struct ls_shard *shard, const struct ls_tensor *tensor
                                           .squared = &shard->scalars->matrix,
                                           .partial = shard->partial,
                                           .any_order = !shard->cut.fixed,
+                                          .by_shape = shard->cut.owners > shard->cut.ranks,
                                           .dtype = shard->cut.whole_dtype};
     ls_muon_orthogonalize(shard->compute, &matrix);
 }

@@ -66,8 +66,10 @@ static enum ls_code allocate_memory(struct ls_replica *replica, struct ls_error 
     replica->document_start = ls_arena_buffer(replica->arena, layout->document_start);
     replica->stream_gradient = ls_arena_buffer(replica->arena, layout->stream_gradient);
     replica->scratch = ls_arena_buffer(replica->arena, layout->scratch);
-    return ls_shard_create(replica->config, replica->model, &replica->comms, replica->stream, replica->arena,
+    code = ls_shard_create(replica->config, replica->model, &replica->comms, replica->stream, replica->arena,
                            layout->shard, &replica->shard, error);
+    if (!code) ls_shard_set_watch(replica->shard, replica->progress);
+    return code;
 }
 
 enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device *device, struct ls_comm *comm,

@@ -19,9 +19,9 @@
 struct ls_replica;
 
 /* Plans and allocates; parameters are zero until ls_replica_initialize() or a checkpoint fills them. `config`
- * (vocab_size set), `device`, `comm` and `progress` (marked as blocks are computed; NULL: nowhere) must outlive the
- * replica. Collective with zero.replicas above 1, and on GPUs. Errors: LS_USAGE (shapes), LS_MEMORY,
- * LS_COMMUNICATION. */
+ * (vocab_size set), `device`, `comm` and `progress` (marked as blocks are computed, and matrices made orthogonal; NULL:
+ * nowhere) must outlive the replica. Collective with zero.replicas above 1, and on GPUs. Errors: LS_USAGE (shapes),
+ * LS_MEMORY, LS_COMMUNICATION. */
 enum ls_code ls_replica_create(const struct ls_config *config, struct ls_device *device, struct ls_comm *comm,
                                struct ls_progress_record *progress, struct ls_replica **replica,
                                struct ls_error *error);

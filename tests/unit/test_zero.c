@@ -530,6 +530,24 @@ static void an_updates_products_are_counted(void **unused) {
     ls_model_destroy(model);
 }
 
+/* Three layers of four matrices, each of which may take as long as a block's backward: nothing else of Muon moves on
+ * one rank. */
+static void an_update_gets_on_with_each_matrix(void **unused) {
+    (void)unused;
+    enum { STEPS = 2 };
+    uint64_t beats[2];
+    for (int type = 0; type < 2; type++) {
+        struct ls_progress_record record = {0};
+        struct run run = start(gpt2, (struct split){0, 1, 30, 0, 0}, STEPS);
+        run.config.optimizer.type = type ? LS_MUON : LS_ADAMW;
+        run.progress = &record;
+        harness_run_well(&run);
+        beats[type] = record.beat;
+        harness_free(&run);
+    }
+    assert_int_equal(beats[1] - beats[0], STEPS * 3 * 4);
+}
+
 static void a_step_that_is_not_finite_ends_every_stage_alike(void **unused) {
     (void)unused;
     for (int stage = 1; stage <= 3; stage++) {
@@ -630,6 +648,7 @@ int main(void) {
         cmocka_unit_test(wire_bytes_are_counted_planned_and_bounded),
         cmocka_unit_test(matrices_travel_there_and_back_once_a_round),
         cmocka_unit_test(an_updates_products_are_counted),
+        cmocka_unit_test(an_update_gets_on_with_each_matrix),
         cmocka_unit_test(a_step_that_is_not_finite_ends_every_stage_alike),
         cmocka_unit_test(replicas_that_differ_are_noticed),
         cmocka_unit_test(a_rank_that_cannot_save_does_not_hold_up_the_others),

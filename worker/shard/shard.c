@@ -118,6 +118,10 @@ enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_mod
     return LS_OK;
 }
 
+void ls_shard_set_watch(struct ls_shard *shard, struct ls_progress_record *record) {
+    shard->watch = record;
+}
+
 static void destroy_event(struct ls_event *event) {
     if (event) ls_event_destroy(event);
 }

@@ -28,6 +28,7 @@
 #define LS_WORKER_SHARD_SHARD_H
 
 #include "common/config.h"
+#include "common/progress.h"
 #include "worker/comm/comm.h"
 #include "worker/memory/arena.h"
 #include "worker/model/model.h"
@@ -79,6 +80,9 @@ void ls_shard_comms_destroy(struct ls_shard_comms *comms);
 enum ls_code ls_shard_create(const struct ls_config *config, const struct ls_model *model,
                              const struct ls_shard_comms *comms, struct ls_stream *compute, struct ls_arena *arena,
                              int first_buffer, struct ls_shard **shard, struct ls_error *error);
+/* From now on the matrices of an update that are made orthogonal are marked in the record, which outlives the shards,
+ * as LS_PHASE_UPDATE of their block: each may take as long as a block of the model. NULL: nowhere. */
+void ls_shard_set_watch(struct ls_shard *shard, struct ls_progress_record *record);
 /* Waits for what is under way. Takes NULL. */
 void ls_shard_destroy(struct ls_shard *shard);
 

@@ -157,6 +157,7 @@ struct ls_shard {
     int next_passing; /* of the two, which is older */
     struct fixed_reduction fixed;
     struct whole_update whole;
+    struct ls_progress_record *watch; /* NULL: none */
     struct ls_gather_pool pool;
     struct gather_slot gathered[POOL_SLOTS];
     int check; /* block whose parameters' norm is due when they are acquired; -1: none */

@@ -156,6 +156,13 @@ static void orthogonalize(struct ls_shard *shard, const struct ls_tensor *tensor
     ls_muon_orthogonalize(shard->compute, &matrix);
 }
 
+static void mark(const struct ls_shard *shard, int block) {
+    struct ls_progress_record *record = shard->watch;
+    if (record)
+        ls_progress_mark(record, LS_PHASE_UPDATE, atomic_load_explicit(&record->step, memory_order_relaxed),
+                         atomic_load_explicit(&record->micro_batch, memory_order_relaxed), (uint64_t)block);
+}
+
 /* This rank's share of its layer's matrices. */
 static void orthogonalize_share(struct ls_shard *shard, const struct round *round) {
     assert(round->count > 0);
@@ -166,7 +173,9 @@ static void orthogonalize_share(struct ls_shard *shard, const struct round *roun
     for (int i = 0; i < block->tensor_count; i++) {
         const struct ls_tensor *tensor = ls_model_tensor(shard->model, block->first_tensor + i);
         if (!ls_muon_is_for(shard->config, block, tensor)) break;
-        if (shares[i] == rank / round->count) orthogonalize(shard, tensor);
+        if (shares[i] != rank / round->count) continue;
+        mark(shard, index);
+        orthogonalize(shard, tensor);
     }
 }
 

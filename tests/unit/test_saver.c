@@ -172,10 +172,14 @@ static void an_update_waits_for_the_bytes_it_changes(void **unused) {
     (void)unused;
     for (int stage = 0; stage <= 3; stage++)
         for (int order = 0; order < 3; order++)
-            if (is_long() || order == stage % 3)
-                check_saves(
-                    wide, (struct split){.stage = stage, .ranks = 1 + stage % 3, .order = (enum ls_stream_order)order},
-                    3, 1);
+            for (int muon = 0; muon < 2; muon++)
+                if (is_long() || order == (stage + muon) % 3)
+                    check_saves(wide,
+                                (struct split){.stage = stage,
+                                               .ranks = 1 + (stage + muon) % 3,
+                                               .order = (enum ls_stream_order)order,
+                                               .optimizer = muon ? LS_MUON : LS_ADAMW},
+                                3, 1);
 }
 
 /* The other ranks go on, and so does the training: only the save is lost. */

@@ -92,7 +92,7 @@ enum {
     LS_CORE_NODE_LOSSES = 2,      /* what the loss of a whole node counts for */
     LS_CORE_DATA_GENERATIONS_MAX = 1000,
     LS_CORE_HOST_BYTES = 64,
-    LS_CORE_ID_BYTES = 96,
+    LS_CORE_NUMERICS_BYTES = 256,
     LS_CORE_TEXT_BYTES = 512
 };
 
@@ -200,7 +200,7 @@ struct ls_core_rank {
     int64_t pid;
     char host[LS_CORE_HOST_BYTES];
     char config_digest[33], dataset_digest[33];
-    char numerics[LS_CORE_ID_BYTES];
+    char numerics[LS_CORE_NUMERICS_BYTES];
 };
 
 struct ls_core_hello {

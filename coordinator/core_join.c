@@ -92,6 +92,14 @@ static bool refuse_process(struct ls_core *core, const struct ls_core_event *eve
     return false;
 }
 
+/* Where the first part begins in which two numerics ids differ: parts are apart by "; ". */
+static size_t difference(const char *a, const char *b) {
+    size_t at = 0;
+    for (size_t i = 0; a[i] && a[i] == b[i]; i++)
+        if (a[i] == ' ' && i && a[i - 1] == ';') at = i + 1;
+    return at;
+}
+
 /* One rank of the message. Returns true if it is refused. */
 static bool refuse_rank(struct ls_core *core, const struct ls_core_event *event, const struct ls_core_rank *rank,
                         struct ls_core_actions *out) {
@@ -127,10 +135,12 @@ static bool refuse_rank(struct ls_core *core, const struct ls_core_event *event,
     const char *numerics = core->numerics[0] ? core->numerics : event->hello.ranks[0].numerics;
     if (options->numerics != LS_NUMERICS_ANY && strcmp(rank->numerics, numerics) != 0) {
         const bool fixed = options->numerics == LS_NUMERICS_FIXED;
+        const size_t at = difference(rank->numerics, numerics);
         refuse(core, event, rank->rank, LS_USAGE, out,
-               "coordinator: rank %d on %s computes as '%s', the ranks before it as '%s'; %s needs them equal. Use "
-               "hosts of one kind, or %s.",
-               rank->rank, rank->host, rank->numerics, numerics,
+               "coordinator: rank %d on %s computes with '%.*s', the ranks before it with '%.*s'; %s needs them equal. "
+               "Use hosts of one kind with the same libraries and variables for them, or %s.",
+               rank->rank, rank->host, (int)strcspn(rank->numerics + at, ";"), rank->numerics + at,
+               (int)strcspn(numerics + at, ";"), numerics + at,
                fixed ? "train.reduction: fixed" : "optimizer.type: muon, where several ranks compute a matrix,",
                fixed ? "train.reduction: fast" : "zero.stage 1, 2 or 3 and zero.replicas 1");
         return true;

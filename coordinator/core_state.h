@@ -111,7 +111,7 @@ struct ls_core {
     int32_t world_size; /* 0: not known yet */
     int32_t ranks_capacity, ranks_known, ranks_here;
     struct core_rank *ranks; /* [ranks_capacity] */
-    char numerics[LS_CORE_ID_BYTES];
+    char numerics[LS_CORE_NUMERICS_BYTES];
     bool assembled;           /* every rank has joined the attempt once */
     int64_t missing_since_ms; /* -1: nobody is missing */
 

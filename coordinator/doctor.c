@@ -6,6 +6,7 @@
 #include "coordinator/command_line.h"
 #include "worker/device/device.h"
 
+#include <cblas.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -111,11 +112,11 @@ static void examine_cpu(struct ls_examination *examination) {
         ls_doctor_report(examination, LS_HEALTH_WRONG, "CPU", "see the message", "%s", error.text);
         return;
     }
-    const char *id = ls_device_numerics_id(device);
-    ls_doctor_report(examination, fine_if(strstr(id, "USE_OPENMP") != NULL), "CPU",
+    const bool openmp = openblas_get_parallel() == OPENBLAS_OPENMP;
+    ls_doctor_report(examination, fine_if(openmp), "CPU",
                      "install the OpenMP variant (Debian: apt-get install libopenblas0-openmp libopenblas-openmp-dev) "
                      "and build again",
-                     "%s", id);
+                     "%s%s", ls_device_numerics_id(device), openmp ? "" : "; OpenBLAS has threads of its own");
     ls_device_destroy(device);
 }
 

@@ -88,6 +88,25 @@ static bool add_hosts(const struct making *making, const char *before, bool with
     return fits;
 }
 
+/* The worker's own variables and those of the libraries below it. ssh would give them to no other host, and ranks would
+ * compute or talk otherwise there. */
+static bool is_carried(const char *variable) {
+    static const char *const prefixes[] = {"LOCKSTEP_",
+                                           "NCCL_",
+                                           "UCX_",
+                                           "OPENBLAS_",
+                                           "ONEDNN_",
+                                           "DNNL_",
+                                           "OMP_",
+                                           "GOMP_",
+                                           "CUBLAS",
+                                           "CUDNN_",
+                                           "NVIDIA_TF32_OVERRIDE="};
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
+        if (strncmp(variable, prefixes[i], strlen(prefixes[i])) == 0) return true;
+    return false;
+}
+
 /* Names whose values mpirun has to carry to other hosts. */
 static bool export_variables(const struct making *making) {
     struct ls_launch *launch = making->launch;
@@ -99,7 +118,7 @@ static bool export_variables(const struct making *making) {
     }
     for (char *const *entry = making->options->inherited; fits && entry && *entry; entry++) {
         const int length = (int)strcspn(*entry, "=");
-        bool set = strncmp(*entry, "NCCL_", 5) != 0 && strncmp(*entry, "LOCKSTEP_", 9) != 0;
+        bool set = !is_carried(*entry);
         for (int i = 0; !set && i < launch->environment_count; i++)
             set = strncmp(launch->environment[i], *entry, (size_t)length + 1) == 0;
         if (!set) fits = argument(launch, "-x") && argument(launch, "%.*s", length, *entry);

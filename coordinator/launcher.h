@@ -24,7 +24,7 @@ struct ls_launch_options {
     int64_t cores; /* of this host, usable by us */
     bool root;
     bool transport_is_chosen; /* the user's environment sets OMPI_MCA_btl or OMPI_MCA_pml: leave the transports alone */
-    char *const *inherited;   /* environ: variables of NCCL_ and LOCKSTEP_ go to the other hosts; may be NULL */
+    char *const *inherited;   /* environ: the variables of ours and of libraries go to other hosts; may be NULL */
     const char *worker;       /* path of lockstep-worker */
     const char *worker_argument; /* NULL, or the only argument of a worker that is no rank of a run ("--examine=0") */
     const char *endpoints;       /* of the coordinator, separated by commas; NULL: a worker that is no rank of a run */

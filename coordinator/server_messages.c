@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 #include <zmq.h>
 
 enum { MESSAGES_PER_TURN = 256, TELL_AGAIN_MS = 60000 };
@@ -125,15 +124,8 @@ static void on_open(struct ls_server *server, ls_connection name, const struct l
     server_send(server, name, &setup);
 }
 
-/* The core keeps a short id: a long one is cut and told apart by its hash. */
-static void shorten_numerics(char target[LS_CORE_ID_BYTES], const char *id) {
-    size_t length = strlen(id);
-    if (length < LS_CORE_ID_BYTES)
-        memcpy(target, id, length + 1);
-    else
-        snprintf(target, LS_CORE_ID_BYTES, "%.*s %016llx", LS_CORE_ID_BYTES - 18, id,
-                 (unsigned long long)XXH3_64bits(id, length));
-}
+_Static_assert(sizeof((struct ls_core_rank *)0)->numerics == sizeof((struct ls_rank_info *)0)->numerics_id,
+               "the core keeps a numerics id as it comes");
 
 /* For the summary: which hosts the ranks are on. */
 static void place_ranks(struct ls_server *server, const struct ls_message *message) {
@@ -152,7 +144,7 @@ static void on_hello(struct ls_server *server, struct ls_core_event *event, cons
         snprintf(rank->host, sizeof rank->host, "%s", from->host);
         memcpy(rank->config_digest, from->config_digest, sizeof rank->config_digest);
         memcpy(rank->dataset_digest, from->dataset_digest, sizeof rank->dataset_digest);
-        shorten_numerics(rank->numerics, from->numerics_id);
+        memcpy(rank->numerics, from->numerics_id, sizeof rank->numerics);
         if (server->stall) ls_stall_name_rank(server->stall, from->rank, from->host, from->pid);
     }
     if (message->hello.ranks_count == message->hello.world_size) place_ranks(server, message);

@@ -80,7 +80,7 @@ static inline struct ls_core_rank rank_of(int32_t rank) {
     snprintf(described.host, sizeof described.host, "node%d", rank);
     strcpy(described.config_digest, "c0");
     strcpy(described.dataset_digest, "d0");
-    strcpy(described.numerics, "avx2");
+    strcpy(described.numerics, "cpu; avx2; BLAS 3");
     return described;
 }
 

@@ -79,13 +79,13 @@ static void mixed_numerics_are_refused_only_where_they_matter(void **state) {
         create(options);
         join(VOICE, 0);
         struct ls_core_rank rank = rank_of(1);
-        strcpy(rank.numerics, "avx512");
+        strcpy(rank.numerics, "cpu; avx512; BLAS 3");
         struct ls_core_event event = hello_of(OTHER, &rank);
         happen(&event);
         if (matters == LS_NUMERICS_ANY) {
             assert_non_null(asked(LS_ACTION_WELCOME));
         } else {
-            assert_refused(LS_USAGE, "rank 1 on node1 computes as 'avx512', the ranks before it as 'avx2'");
+            assert_refused(LS_USAGE, "rank 1 on node1 computes with 'avx512', the ranks before it with 'avx2'");
             assert_refused(LS_USAGE, instead[matters]);
         }
         forget(NULL);

@@ -116,12 +116,13 @@ static void test_other_hosts_get_their_counts_and_the_variables(void **state) {
     (void)state;
     struct ls_launch_options options = elsewhere();
     char text[] = "NCCL_DEBUG=INFO", other[] = "HOME=/root", own[] = "LOCKSTEP_ATTEMPT=9";
-    char *inherited[] = {text, other, own, NULL};
+    char products[] = "OPENBLAS_CORETYPE=Haswell", near_miss[] = "NVIDIA_TF32_OVERRIDES=1";
+    char *inherited[] = {text, other, own, products, near_miss, NULL};
     options.inherited = inherited;
     /* Threads are not known: every rank finds its share of its host, and none is bound. */
     assert_string_equal(printed(&options), "OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000 " RUN
                                            "mpirun -n 5 -host a:2,b:2,c:1 --map-by slot --bind-to none " EXPORTED
-                                           "-x NCCL_DEBUG /opt/lockstep-worker");
+                                           "-x NCCL_DEBUG -x OPENBLAS_CORETYPE /opt/lockstep-worker");
 }
 
 static void test_known_threads_bind_ranks_to_as_many_cores(void **state) {

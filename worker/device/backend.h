@@ -45,7 +45,7 @@ struct ls_backend {
 /* The first members of every device, stream and event; a kind appends its own. */
 struct ls_device {
     const struct ls_backend *backend;
-    char numerics_id[512];
+    char numerics_id[256];
     bool fixed; /* see ls_device_set_fixed */
 };
 struct ls_stream {

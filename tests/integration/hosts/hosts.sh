@@ -62,13 +62,14 @@ hosts_up() { # N
         on "h$i" ip link set lo up
         on "h$i" ip link set e0 up
     done
-    # What mpirun calls in the place of ssh: the words after the host are joined and given to a shell, as ssh does.
+    # What mpirun calls in the place of ssh: the words after the host are joined and given to a shell, with the variables of a login, as
+    # ssh does.
     cat >"$hosts/agent" <<AGENT
 #!/bin/sh
 while [ "\${1#-}" != "\$1" ]; do shift; done
 host=\$1
 shift
-exec nsenter -t "\$(cat "$hosts/\$host")" --net --uts --mount -- sh -c "cd / && \$*"
+exec env -i HOME=/ PATH="\$PATH" nsenter -t "\$(cat "$hosts/\$host")" --net --uts --mount -- sh -c "cd / && \$*"
 AGENT
     chmod +x "$hosts/agent"
     export OMPI_MCA_plm=rsh OMPI_MCA_plm_rsh_agent=$hosts/agent OMPI_MCA_oob_tcp_if_include=e0 \

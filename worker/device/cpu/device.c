@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { CACHE_LINE = 64, HUGE_PAGE = 2 << 20, MODEL_BYTES = 256 };
+enum { CACHE_LINE = 64, HUGE_PAGE = 2 << 20, MODEL_BYTES = 128 };
 
 #define X(name)                                                                                                        \
     static void run_##name(int threads, const void *arguments) {                                                       \
@@ -181,11 +181,12 @@ static const char *instruction_set(void) {
 static void describe(char *text, size_t size) {
     char model[MODEL_BYTES];
     const dnnl_version_t *onednn = dnnl_version();
-    const char *pairs = ls_pairs_unit();
+    const char *pairs = ls_pairs_unit(), *openblas = openblas_get_config(); /* "OpenBLAS 0.3.21 ..." */
+    const size_t name = strcspn(openblas, " "), version = openblas[name] ? strcspn(openblas + name + 1, " ") + 1 : 0;
     cpu_model(model);
-    snprintf(text, size, "cpu; %s; kernels %s%s%s, %s; %s; oneDNN %d.%d.%d isa %d", model, instruction_set(),
-             pairs ? " and " : "", pairs ? pairs : "", __VERSION__, openblas_get_config(), onednn->major, onednn->minor,
-             onednn->patch, (int)dnnl_get_effective_cpu_isa());
+    snprintf(text, size, "cpu; %s; kernels %s%s%s, %s; %.*s %s; oneDNN %d.%d.%d isa %d", model, instruction_set(),
+             pairs ? " and " : "", pairs ? pairs : "", __VERSION__, (int)(name + version), openblas,
+             openblas_get_corename(), onednn->major, onednn->minor, onednn->patch, (int)dnnl_get_effective_cpu_isa());
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < ' ' || (unsigned char)*c > '~') *c = '?';
 }

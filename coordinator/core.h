@@ -293,8 +293,10 @@ struct ls_core_event {
             int32_t rank;      /* whose copy differs; -1: it cannot be told */
         } replica_differs;
         struct {
-            int status;     /* exit status, or minus the signal that killed it: then it is the cause */
-            char said[200]; /* the first line of its output, told when no rank ever came; "": none */
+            int status; /* exit status, or minus the signal that killed it: then it is the cause */
+            /* Of its output, told when no rank ever came, and what to do about it; "" or NULL: none. Both are read
+             * during the call only. */
+            const char *said, *advice;
             int code; /* of a rank that made it end, as it says; 0: it says nothing of one. The rest goes with it: */
             int32_t rank;     /* -1: it does not say which */
             int killed_by;    /* the signal that the code stands for; 0: none */

@@ -252,6 +252,18 @@ void core_on_replica_differs(struct ls_core *core, const struct ls_core_event *e
         (long long)step, who, (long long)good_step);
 }
 
+/* What the launcher says where no rank ever came, as a part of a message. */
+struct words {
+    const char *before, *said, *after, *space, *advice;
+};
+
+static struct words launcher_words(const struct ls_core *core, const struct ls_core_event *event) {
+    const char *said = event->launcher_exited.said, *advice = event->launcher_exited.advice;
+    if (core->assembled || !said || !said[0]) return (struct words){"", "", "", "", ""};
+    const bool advises = advice && advice[0];
+    return (struct words){"; it says '", said, "'", advises ? " " : "", advises ? advice : ""};
+}
+
 /* The launcher's word that a rank made it end. */
 static void blame_ended_rank(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
     enum { SHELL_CANNOT_EXECUTE = 126, SHELL_CANNOT_FIND = 127 };
@@ -259,26 +271,27 @@ static void blame_ended_rank(struct ls_core *core, const struct ls_core_event *e
     const int code = event->launcher_exited.code, killed_by = event->launcher_exited.killed_by;
     const bool joined = rank >= 0 && rank < core->world_size && core->ranks[rank].known;
     const char *host = joined ? core->ranks[rank].host : event->launcher_exited.host;
-    const char *said = core->assembled ? "" : event->launcher_exited.said;
+    const struct words words = launcher_words(core, event);
     char who[LS_CORE_HOST_BYTES + 32] = "a rank", how[64], log[32] = "ranks without a log";
     if (rank >= 0) snprintf(who, sizeof who, "rank %d%s%s", rank, host && host[0] ? " on " : "", host ? host : "");
     if (rank >= 0) snprintf(log, sizeof log, "the end of rank-%05d.log", rank);
     snprintf(how, sizeof how, killed_by ? "was killed by signal %d" : "ended with code %d",
              killed_by ? killed_by : code);
     if (!core->assembled && code != SHELL_CANNOT_EXECUTE && code != SHELL_CANNOT_FIND) core->rank_ended_early = true;
-    core_blame(core,
-               &(struct core_blame){.cause = CAUSE_LAUNCHER,
-                                    .code = LS_COMMUNICATION,
-                                    .scope = LS_SCOPE_RANK,
-                                    .rank = rank,
-                                    .host = host ? host : ""},
-               out,
-               "communication: %s %s%s, at step %lld of %lld, says the launcher%s, and gave no reason%s%s%s. Look in "
-               "logs/ at launcher.log and %s%s%s.",
-               who, how, joined || core->assembled ? "" : " before it joined", (long long)core->done_step + 1,
-               (long long)core->end_step, rank >= 0 ? "" : " (not which one)", said[0] ? "; it says first '" : "", said,
-               said[0] ? "'" : "", log, joined ? "" : ", and at what starts it (launcher.wrapper)",
-               killed_by ? ", and for killed processes in the kernel's log (dmesg)" : "");
+    core_blame(
+        core,
+        &(struct core_blame){.cause = CAUSE_LAUNCHER,
+                             .code = LS_COMMUNICATION,
+                             .scope = LS_SCOPE_RANK,
+                             .rank = rank,
+                             .host = host ? host : ""},
+        out,
+        "communication: %s %s%s, at step %lld of %lld, says the launcher%s, and gave no reason%s%s%s.%s%s Look in "
+        "logs/ at launcher.log and %s%s%s.",
+        who, how, joined || core->assembled ? "" : " before it joined", (long long)core->done_step + 1,
+        (long long)core->end_step, rank >= 0 ? "" : " (not which one)", words.before, words.said, words.after,
+        words.space, words.advice, log, joined ? "" : ", and at what starts it (launcher.wrapper)",
+        killed_by ? ", and for killed processes in the kernel's log (dmesg)" : "");
 }
 
 void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *event, struct ls_core_actions *out) {
@@ -294,10 +307,10 @@ void core_on_launcher_exited(struct ls_core *core, const struct ls_core_event *e
         blame_ended_rank(core, event, out);
         return;
     }
-    const char *said = core->assembled ? "" : event->launcher_exited.said;
+    const struct words words = launcher_words(core, event);
     core_fail(core, CAUSE_LAUNCHER, LS_COMMUNICATION, -1, out,
-              "communication: the launcher ended with status %d at step %lld of %lld, no rank said why%s%s%s. "
+              "communication: the launcher ended with status %d at step %lld of %lld, no rank said why%s%s%s.%s%s "
               "Look at logs/launcher.log and logs/rank-*.log.",
-              event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step,
-              said[0] ? "; it says first '" : "", said, said[0] ? "'" : "");
+              event->launcher_exited.status, (long long)core->done_step + 1, (long long)core->end_step, words.before,
+              words.said, words.after, words.space, words.advice);
 }

@@ -69,32 +69,6 @@ enum ls_code ls_launch_find_mpirun(struct ls_error *error);
  */
 enum ls_code ls_launch_start(const struct ls_launch *launch, const char *key_text, const char *log_path, pid_t *pid,
                              struct ls_error *error);
-enum { LS_LAUNCH_LOSSES_MAX = 64 };
-
-/* What a launcher says of the loss that made it end: ranks of one host, or all of a host. */
-struct ls_launch_loss {
-    int32_t ranks[LS_LAUNCH_LOSSES_MAX];
-    int count; /* 0: the host as a whole */
-    char host[64];
-    char text[160]; /* "pid 282 on storm2 was killed by signal 9, says mpirun"; of a host with what to do */
-};
-/* Finds it in the launcher's output at `log_path`, in what was written since `attempt` was started. Understands Open
- * MPI's mpirun and Slurm's srun; false when they say nothing of a signal or a host. */
-bool ls_launch_read_loss(const char *log_path, int64_t attempt, struct ls_launch_loss *loss);
-/* How many bytes of the output at `log_path` come before what was written since `attempt` was started; -1 when its
- * start is not there, or too far from the end. */
-int64_t ls_launch_find_output(const char *log_path, int64_t attempt);
-
-/* A rank of which the launcher says that it made all end, by its exit code. */
-struct ls_launch_exit {
-    int32_t rank;  /* -1: it does not say which, as of one that mpirun had not noted yet */
-    int code;      /* not 0 */
-    int killed_by; /* the signal that a shell's code (128 and it) stands for; 0: none */
-    char host[64]; /* "": not said */
-};
-/* Finds it in what the launcher, which ended with `status`, has said since `attempt` was started; false when that is
- * nothing of a rank. One with code 6 has lost another, and is not meant. */
-bool ls_launch_read_exit(const char *log_path, int64_t attempt, int status, struct ls_launch_exit *exited);
 
 /* Sends `signal` to every process of the session led by `leader`, however its groups are; returns how many there were.
  * 0: only counts. */

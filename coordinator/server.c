@@ -7,6 +7,7 @@
 #include "common/progress.h"
 #include "coordinator/descriptors.h"
 #include "coordinator/launcher.h"
+#include "coordinator/launcher_output.h"
 #include "coordinator/prometheus.h"
 #include "coordinator/server_state.h"
 #include "coordinator/tensorboard.h"
@@ -144,9 +145,9 @@ static const char *joined_name(const struct ls_server *server, const char *name)
 /* A launcher knows which ranks of any host were lost, or which host, and says so in its output. */
 static void tell_launchers_verdict(struct ls_server *server, int64_t attempt) {
     char path[PATH_MAX];
-    struct ls_launch_loss loss;
+    struct ls_launcher_loss loss;
     snprintf(path, sizeof path, "%s/logs/launcher.log", server->run->directory.path);
-    if (!ls_launch_read_loss(path, attempt, &loss)) return;
+    if (!ls_launcher_read_loss(path, attempt, &loss)) return;
     if (loss.count == 0) tell_lost_node(server, attempt, joined_name(server, loss.host), loss.text);
     for (int i = 0; i < loss.count && !server->ended; i++)
         tell_lost_rank(server, attempt, loss.ranks[i], joined_name(server, loss.host), loss.text);
@@ -162,14 +163,15 @@ static void tell_held(struct ls_server *server) {
 /* What a rank said on its standard error comes first: it may have reached nobody else. */
 static void on_launcher_exited(struct ls_server *server, const struct ls_channel_message *message) {
     struct ls_watcher_loss loss;
-    struct ls_launch_exit exited;
+    struct ls_launcher_exit exited;
+    struct ls_launcher_reason reason;
     char path[PATH_MAX], host[LS_HOST_NAME_SIZE];
     snprintf(path, sizeof path, "%s/logs/launcher.log", server->run->directory.path);
     if (message->status && ls_watcher_read_launcher(server->watcher, &loss)) tell_fault(server, &loss);
     if (!server->ended) tell_launchers_verdict(server, message->attempt);
     struct ls_core_event event = {.kind = LS_EVENT_LAUNCHER_EXITED, .attempt = (uint32_t)message->attempt};
     event.launcher_exited.status = message->status;
-    if (ls_launch_read_exit(path, message->attempt, message->status, &exited)) {
+    if (ls_launcher_read_exit(path, message->attempt, message->status, &exited)) {
         if (exited.host[0])
             snprintf(host, sizeof host, "%s", joined_name(server, exited.host));
         else
@@ -182,8 +184,11 @@ static void on_launcher_exited(struct ls_server *server, const struct ls_channel
     }
     tell_held(server);
     if (server->ended) return;
-    if (message->status)
-        ls_watcher_read_first_words(server->watcher, event.launcher_exited.said, sizeof event.launcher_exited.said);
+    if (message->status) {
+        ls_watcher_read_reason(server->watcher, &reason);
+        event.launcher_exited.said = reason.text;
+        event.launcher_exited.advice = reason.advice;
+    }
     server_note_loss(server, 0);
     server_handle(server, &event);
 }

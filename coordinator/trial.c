@@ -3,6 +3,8 @@
 #include "coordinator/trial.h"
 
 #include "common/files.h"
+#include "common/wire.h"
+#include "coordinator/launcher_output.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -71,23 +73,6 @@ void ls_trial_release(struct ls_trial *trial) {
     *trial = (struct ls_trial){0};
 }
 
-/* What a launcher says last is often advice: the first line that looks like an error is better, then the last line. */
-static void find_words(const char *text, char words[400]) {
-    static const char *const signs[] = {"lockstep: ", "rror", "not ", "nable", "ailed"};
-    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) {
-        const char *sign = strstr(text, signs[i]);
-        if (!sign) continue;
-        while (sign > text && sign[-1] != '\n') sign--;
-        snprintf(words, 400, "%.*s", (int)strcspn(sign, "\n"), sign);
-        return;
-    }
-    size_t end = strlen(text);
-    while (end && text[end - 1] == '\n') end--;
-    size_t begin = end;
-    while (begin && text[begin - 1] != '\n') begin--;
-    snprintf(words, 400, "%.*s", (int)(end - begin), text + begin);
-}
-
 /* ---- the processes ---- */
 
 /* The signals that end this process, and have to end what it has started in another session too. Those that are held
@@ -148,6 +133,7 @@ static enum ls_code run_launch(const struct ls_launch *launch, double seconds, c
 enum ls_code ls_trial_run(const struct ls_launch_options *options, double examine_seconds, double patience_seconds,
                           struct ls_trial *trial, struct ls_error *error) {
     struct ls_launch_options own = *options;
+    struct ls_launcher_reason reason;
     char argument[32], *text = NULL;
     int status = 0;
     *trial = (struct ls_trial){0};
@@ -163,7 +149,8 @@ enum ls_code ls_trial_run(const struct ls_launch_options *options, double examin
     free(launch);
     if (code != LS_OK) return code;
     const bool complete = ls_trial_parse(text, trial);
-    if (!complete || status != 0) find_words(text, trial->words);
+    if ((!complete || status != 0) && ls_launcher_find_reason(text, &reason))
+        ls_wire_make_plain(trial->words, sizeof trial->words, reason.text);
     free(text);
     if (complete && status == 0 && trial->ranks == options->ranks) return LS_OK;
     if (status < 0)

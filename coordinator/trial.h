@@ -27,7 +27,7 @@ struct ls_trial {
     int hosts_count, pairs_count;
     double allreduce_mbps;
     double seconds;  /* from start to end */
-    char words[400]; /* of the launcher, where it failed: its last error */
+    char words[200]; /* of the launcher, where it failed: why */
 };
 
 /* Starts options->ranks ranks for `examine_seconds` of measuring (0: none) and waits for their end, `patience_seconds`

@@ -5,7 +5,6 @@
 #include "common/files.h"
 #include "common/progress.h"
 #include "common/wire.h"
-#include "coordinator/launcher.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -38,7 +37,7 @@ enum ls_code ls_watcher_create(const char *run_dir, const char *run_id, int64_t 
     struct stat status;
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/logs/launcher.log", run_dir);
-    const int64_t begun = ls_launch_find_output(path, attempt); /* before a coordinator took over from another */
+    const int64_t begun = ls_launcher_find_output(path, attempt); /* before a coordinator took over from another */
     watcher->launcher_log = begun >= 0 ? begun : stat(path, &status) == 0 ? status.st_size : 0;
     *result = watcher;
     return LS_OK;
@@ -94,20 +93,15 @@ bool ls_watcher_read_launcher(const struct ls_watcher *watcher, struct ls_watche
     return found;
 }
 
-void ls_watcher_read_first_words(const struct ls_watcher *watcher, char *text, size_t size) {
+void ls_watcher_read_reason(const struct ls_watcher *watcher, struct ls_launcher_reason *reason) {
+    struct ls_launcher_reason found;
     char path[PATH_MAX], tail[TAIL_BYTES + 1];
-    text[0] = 0;
+    *reason = (struct ls_launcher_reason){.text = ""};
     snprintf(path, sizeof path, "%s/logs/launcher.log", watcher->run_dir);
     if (!read_tail(path, watcher->launcher_log, tail) || strlen(tail) == TAIL_BYTES) return;
-    for (char *rest, *line = strtok_r(tail, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-        /* The line of our own that begins an attempt, and rules. */
-        if (strncmp(line, "---", 3) == 0 || !line[strspn(line, " \t\r")]) continue;
-        /* mpirun's only words where a rank ended with a code: the status says as much. */
-        if (strncmp(line, "Primary job ", strlen("Primary job ")) == 0) return;
-        size_t length = strlen(ls_wire_make_plain(text, size, line));
-        while (length > 0 && strchr(". \t\r", text[length - 1])) text[--length] = 0;
-        return;
-    }
+    if (!ls_launcher_find_reason(tail, &found)) return;
+    ls_wire_make_plain(reason->text, sizeof reason->text, found.text);
+    ls_wire_make_plain(reason->advice, sizeof reason->advice, found.advice);
 }
 
 /* The last line of the rank's log that tells an error, without its time; false when there is none. */

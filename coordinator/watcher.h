@@ -4,6 +4,7 @@
 #define LS_COORDINATOR_WATCHER_H
 
 #include "common/status.h"
+#include "coordinator/launcher_output.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -30,9 +31,9 @@ bool ls_watcher_poll(struct ls_watcher *watcher, struct ls_watcher_loss *loss);
 /* The last words in the launcher's log since the attempt was started: what a rank said that could reach nobody else.
  * False when there are none; *loss has rank 0, `by_itself`, code and text. */
 bool ls_watcher_read_launcher(const struct ls_watcher *watcher, struct ls_watcher_loss *loss);
-/* The first line of the launcher's log since the attempt was started that says something, without a full stop at its
- * end: why it could start nobody. "" when there is none, or too much to have the first. */
-void ls_watcher_read_first_words(const struct ls_watcher *watcher, char *text, size_t size);
+/* Why the launcher could start nobody, by its log since the attempt was started, made plain; empty when that says
+ * nothing, or too much to have all of it. */
+void ls_watcher_read_reason(const struct ls_watcher *watcher, struct ls_launcher_reason *reason);
 /* Says how far each of `ranks` ranks of this host got, as "rank 0 (pid 12) is in phase join; ranks 1 to 3 have not
  * started". */
 void ls_watcher_describe(struct ls_watcher *watcher, int64_t ranks, char *text, size_t size);

@@ -95,7 +95,7 @@ fi
 mkdir "$work/fake"
 printf '#!/bin/sh\necho "ssh: connect to host n7 port 22: No route to host" >&2\nexit 255\n' >"$work/fake/mpirun"
 chmod 755 "$work/fake/mpirun"
-expect 6 "it says first 'ssh: connect to host n7 port 22: No route to host'\. Look at logs/launcher\.log" \
+expect 6 "it says 'ssh: connect to host n7 port 22: No route to host'\. See that 'ssh n7 true' works from here without a password or a question\. Look at logs/launcher\.log" \
     "a launcher that can start nobody is quoted" env PATH="$work/fake:$PATH" timeout 60 "$lockstep" run "$config" --run-dir "$work/f"
 expect 6 'rank 0 has not started' "a rank that never joins is named" timeout 60 "$lockstep" run "$config" --run-dir "$work/e" \
     --set fault.start_timeout_seconds=3 --set 'launcher.arguments=[sh, -c, sleep 100]'

@@ -207,13 +207,14 @@ static void a_launcher_that_could_start_nobody_is_quoted(void **state) {
     (void)state;
     create(usual());
     tick(0);
-    happen(&(struct ls_core_event){.kind = LS_EVENT_LAUNCHER_EXITED,
-                                   .attempt = 3,
-                                   .launcher_exited = {.status = 255, .said = "ssh: no route to host"}});
+    happen(&(struct ls_core_event){
+        .kind = LS_EVENT_LAUNCHER_EXITED,
+        .attempt = 3,
+        .launcher_exited = {.status = 255, .said = "ssh: no route to host", .advice = "Look for one."}});
     tick(10);
     tick(1010);
     assert_ended(LS_COMMUNICATION,
-                 "no rank said why; it says first 'ssh: no route to host'. Look at logs/launcher.log");
+                 "no rank said why; it says 'ssh: no route to host'. Look for one. Look at logs/launcher.log");
 }
 
 static void a_launcher_that_ends_early_is_reported_after_a_moment(void **state) {
@@ -221,9 +222,10 @@ static void a_launcher_that_ends_early_is_reported_after_a_moment(void **state) 
     create(usual());
     tick(0);
     join_both();
-    /* What it said first, with every rank here, has nothing to do with its end. */
-    happen(&(struct ls_core_event){
-        .kind = LS_EVENT_LAUNCHER_EXITED, .attempt = 3, .launcher_exited = {.status = 1, .said = "a greeting"}});
+    /* What it said, with every rank here, has nothing to do with its end. */
+    happen(&(struct ls_core_event){.kind = LS_EVENT_LAUNCHER_EXITED,
+                                   .attempt = 3,
+                                   .launcher_exited = {.status = 1, .said = "a greeting", .advice = "Greet."}});
     assert_null(asked(LS_ACTION_END));
     tick(10);
     tick(1010);

@@ -286,7 +286,7 @@ static void a_rank_that_ended_before_any_joined_is_named_and_started_again(void 
     assert_string_equal(
         recorded(LS_RECORD_FAULT)->end.text,
         "communication: rank 1 on node7 ended with code 125 before it joined, at step 1 of 20, says the "
-        "launcher, and gave no reason; it says first 'no such image'. Look in logs/ at launcher.log and "
+        "launcher, and gave no reason; it says 'no such image'. Look in logs/ at launcher.log and "
         "the end of rank-00001.log, and at what starts it (launcher.wrapper).");
     assert_int_equal(recorded(LS_RECORD_FAULT)->end.rank, 1);
     assert_string_equal(recorded(LS_RECORD_FAULT)->end.host, "node7");

@@ -75,11 +75,11 @@ static void a_lost_rank_is_named_by_its_number_in_the_run(void **unused) {
 static void what_the_launcher_said_comes_without_control_characters(void **unused) {
     (void)unused;
     struct ls_watcher_loss loss;
-    char words[64];
+    struct ls_launcher_reason reason;
     say("--- attempt 4\n");
     say("\033[31mh\xf4te na\xc3\xafve inconnu\033[0m .\n");
-    ls_watcher_read_first_words(watcher, words, sizeof words);
-    assert_string_equal(words, "?[31mh?te na\xc3\xafve inconnu?[0m");
+    ls_watcher_read_reason(watcher, &reason);
+    assert_string_equal(reason.text, "?[31mh?te na\xc3\xafve inconnu?[0m");
     assert_false(ls_watcher_read_launcher(watcher, &loss));
     say("lockstep: exit 3 (data): \033]0;owned\007shard \xff is gone\n");
     assert_true(ls_watcher_read_launcher(watcher, &loss));
@@ -92,22 +92,22 @@ static void what_was_said_before_a_new_coordinator_came_counts(void **unused) {
     (void)unused;
     struct ls_watcher_loss loss;
     struct ls_watcher *next;
-    char words[64];
+    struct ls_launcher_reason reason;
     say("--- attempt 3: mpirun\nlockstep: exit 7 (nonfinite): long ago\n");
     say("--- attempt 4: mpirun\nhello\nlockstep: exit 3 (data): the shard is gone\n");
     assert_int_equal(ls_watcher_create(folder, run_id, 4, &next, NULL), LS_OK);
     assert_true(ls_watcher_read_launcher(next, &loss));
     assert_int_equal(loss.code, LS_DATA);
     assert_string_equal(loss.text, "the shard is gone");
-    ls_watcher_read_first_words(next, words, sizeof words);
-    assert_string_equal(words, "hello");
+    ls_watcher_read_reason(next, &reason);
+    assert_string_equal(reason.text, "lockstep: exit 3 (data): the shard is gone");
     ls_watcher_destroy(next);
     /* Nothing that a rank said. */
     say("--- attempt 5: mpirun\n-----\nPrimary job  terminated normally, but 1 process returned\na non-zero exit "
         "code.\n");
     assert_int_equal(ls_watcher_create(folder, run_id, 5, &next, NULL), LS_OK);
-    ls_watcher_read_first_words(next, words, sizeof words);
-    assert_string_equal(words, "");
+    ls_watcher_read_reason(next, &reason);
+    assert_string_equal(reason.text, "");
     ls_watcher_destroy(next);
     assert_int_equal(ls_watcher_create(folder, run_id, 6, &next, NULL), LS_OK); /* not begun yet */
     assert_false(ls_watcher_read_launcher(next, &loss));

@@ -10,6 +10,9 @@
 #   pids_on HOST NAME...      processes there that run one of these programs
 #   lose_host HOST            all processes of runs there die, as when it crashes; its network still answers
 #   is_clean HOST             no such process, and nothing of a run in its shared memory
+#
+# With LS_TEST_SSH=1 mpirun reaches the hosts through real ssh and an sshd on each (Debian: openssh-server), else through an agent that
+# stands for both.
 
 hosts_enter() {
     [ -z "${LS_HOSTS_INSIDE:-}" ] || return 0
@@ -34,6 +37,44 @@ hosts_wait() { # FILE: until it is there
     for ((i = 0; i < 200; i++)); do [ -s "$1" ] && return 0; sleep 0.02; done
     echo "not ok - a virtual host starts: no $1"
     exit 1
+}
+
+# What mpirun calls in the place of ssh: the words after the host are joined and given to a shell, with the variables of a login, as
+# ssh does.
+hosts_agent() {
+    cat >"$hosts/agent" <<AGENT
+#!/bin/sh
+while [ "\${1#-}" != "\$1" ]; do shift; done
+host=\$1
+shift
+exec env -i HOME=/ PATH="\$PATH" nsenter -t "\$(cat "$hosts/\$host")" --net --uts --mount -- sh -c "cd / && \$*"
+AGENT
+    chmod +x "$hosts/agent"
+}
+
+# ssh with keys and a configuration of its own, and an sshd on each host that is left with its namespaces.
+hosts_ssh() {
+    local i
+    mkdir -p /run/sshd
+    ssh-keygen -q -t ed25519 -N '' -f "$hosts/key"
+    ssh-keygen -q -t ed25519 -N '' -f "$hosts/host-key"
+    for ((i = 1; i <= hosts_count; i++)); do echo "h$i,10.77.0.$i $(cut -d ' ' -f 1,2 "$hosts/host-key.pub")" >>"$hosts/known"; done
+    cat >"$hosts/sshd_config" <<SSHD
+HostKey $hosts/host-key
+AuthorizedKeysFile $hosts/key.pub
+StrictModes no
+PermitRootLogin yes
+PidFile none
+MaxStartups 100
+SSHD
+    cat >"$hosts/ssh_config" <<SSH
+IdentityFile $hosts/key
+UserKnownHostsFile $hosts/known
+BatchMode yes
+SSH
+    printf '#!/bin/sh\nexec ssh -F %s "$@"\n' "$hosts/ssh_config" >"$hosts/agent"
+    chmod +x "$hosts/agent"
+    for ((i = 1; i <= hosts_count; i++)); do on "h$i" /usr/sbin/sshd -f "$hosts/sshd_config" -E "$hosts/sshd$i.log"; done
 }
 
 hosts_up() { # N
@@ -62,16 +103,7 @@ hosts_up() { # N
         on "h$i" ip link set lo up
         on "h$i" ip link set e0 up
     done
-    # What mpirun calls in the place of ssh: the words after the host are joined and given to a shell, with the variables of a login, as
-    # ssh does.
-    cat >"$hosts/agent" <<AGENT
-#!/bin/sh
-while [ "\${1#-}" != "\$1" ]; do shift; done
-host=\$1
-shift
-exec env -i HOME=/ PATH="\$PATH" nsenter -t "\$(cat "$hosts/\$host")" --net --uts --mount -- sh -c "cd / && \$*"
-AGENT
-    chmod +x "$hosts/agent"
+    if [ -n "${LS_TEST_SSH:-}" ]; then hosts_ssh; else hosts_agent; fi
     export OMPI_MCA_plm=rsh OMPI_MCA_plm_rsh_agent=$hosts/agent OMPI_MCA_oob_tcp_if_include=e0 \
         OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader,tcp OMPI_MCA_btl_tcp_if_include=e0 OMPI_MCA_mpi_yield_when_idle=1
 }
@@ -107,13 +139,18 @@ pids_on() { # HOST NAME...
 }
 
 lose_host() { # HOST
-    # mpirun's daemon first: it would still tell of a rank. What stands for its ssh does not end, as when a host crashes: else mpirun may
-    # only say that some daemon is gone.
-    local daemons pid parent
+    # mpirun's daemon first: it would still tell of a rank. What started it (ssh's end of the connection) does not end, as when a host crashes:
+    # else mpirun may only say that some daemon is gone.
+    local daemons pid name
     daemons=$(pids_on "$1" orted)
     for pid in $daemons; do
-        parent=$(awk '/^PPid/ {print $2}' "/proc/$pid/status")
-        [ "$(cat "/proc/$parent/comm")" = mpirun ] || kill -STOP "$parent"
+        name=orted
+        while [ "$name" != sshd ]; do
+            pid=$(awk '/^PPid/ {print $2}' "/proc/$pid/status")
+            name=$(cat "/proc/$pid/comm")
+            [ "$name" != mpirun ] || break
+            kill -STOP "$pid"
+        done
     done
     # shellcheck disable=SC2046
     kill -KILL $daemons $(pids_on "$1" lockstep-worker)

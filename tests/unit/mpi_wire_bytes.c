@@ -39,9 +39,10 @@ static uint64_t bytes_of(int elements, MPI_Datatype type) {
     return (uint64_t)elements * (uint64_t)size;
 }
 
-int MPI_Allreduce(const void *from, void *to, int elements, MPI_Datatype type, MPI_Op operation, MPI_Comm channel) {
+int MPI_Iallreduce(const void *from, void *to, int elements, MPI_Datatype type, MPI_Op operation, MPI_Comm channel,
+                   MPI_Request *request) {
     count(channel, 2 * bytes_of(elements, type));
-    return PMPI_Allreduce(from, to, elements, type, operation, channel);
+    return PMPI_Iallreduce(from, to, elements, type, operation, channel, request);
 }
 
 int MPI_Isend(const void *from, int elements, MPI_Datatype type, int to_rank, int tag, MPI_Comm channel,

@@ -29,14 +29,6 @@ struct mpi_comm {
     struct ls_peers *peers;   /* NULL: one host */
 };
 
-/* Returns when every rank has come; what follows finds all of them ready and is short. */
-static enum ls_code await_ranks(struct mpi_comm *comm, enum ls_comm_channel channel, struct ls_error *error) {
-    MPI_Request request;
-    int status = MPI_Ibarrier(comm->channels[channel], &request);
-    if (!status) status = ls_peers_await(&request, 1);
-    return status ? ls_peers_failed(status, "MPI_Ibarrier", error) : LS_OK;
-}
-
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -110,7 +102,9 @@ static enum ls_code run_exchange(struct mpi_comm *comm, const struct ls_collecti
         ls_shared_run(comm->shared, collective);
         return LS_OK;
     }
-    enum ls_code code = await_ranks(comm, LS_CHANNEL_STREAM, error);
+    MPI_Request request;
+    int status = MPI_Ibarrier(comm->channels[LS_CHANNEL_STREAM], &request);
+    enum ls_code code = ls_peers_end(status, &request, "MPI_Ibarrier", error);
     if (code) return code;
     const struct ls_comm_exchange *exchange = &collective->exchange;
     const int rank = comm->common.rank, size = comm->common.size, own = exchange->parts[rank];
@@ -129,9 +123,9 @@ static enum ls_code run_exchange(struct mpi_comm *comm, const struct ls_collecti
         const int theirs = exchange->parts[from], parts = own > theirs ? own : theirs;
         for (int part = 0; part < parts; part++, place += bytes) {
             const bool sends = part < own, receives = part < theirs;
-            int status = ls_peers_swap(comm->channels[LS_CHANNEL_STREAM],
-                                       sends ? (const char *)exchange->buffers[part] + offset : NULL, sends ? bytes : 0,
-                                       to, receives ? place : NULL, receives ? bytes : 0, from);
+            status = ls_peers_swap(comm->channels[LS_CHANNEL_STREAM],
+                                   sends ? (const char *)exchange->buffers[part] + offset : NULL, sends ? bytes : 0, to,
+                                   receives ? place : NULL, receives ? bytes : 0, from);
             if (status) return ls_peers_failed(status, "an exchange", error);
         }
     }
@@ -150,32 +144,32 @@ static enum ls_code mpi_run(struct ls_comm *comm, const struct ls_collective *co
 }
 
 static enum ls_code mpi_sum_u64(struct ls_comm *comm, uint64_t *values, int count, struct ls_error *error) {
-    enum ls_code code = await_ranks((struct mpi_comm *)comm, LS_CHANNEL_HOST, error);
-    if (code) return code;
-    MPI_Comm channel = ((struct mpi_comm *)comm)->channels[LS_CHANNEL_HOST];
-    int status = MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_UINT64_T, MPI_SUM, channel);
-    return status ? ls_peers_failed(status, "MPI_Allreduce", error) : LS_OK;
+    MPI_Request request;
+    int status = MPI_Iallreduce(MPI_IN_PLACE, values, count, MPI_UINT64_T, MPI_SUM,
+                                ((struct mpi_comm *)comm)->channels[LS_CHANNEL_HOST], &request);
+    // NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker): it waits
+    return ls_peers_end(status, &request, "MPI_Iallreduce", error);
 }
 
 static enum ls_code mpi_broadcast(struct ls_comm *comm, void *bytes, int64_t count, int root, struct ls_error *error) {
-    enum ls_code code = await_ranks((struct mpi_comm *)comm, LS_CHANNEL_HOST, error);
-    if (code) return code;
-    MPI_Comm channel = ((struct mpi_comm *)comm)->channels[LS_CHANNEL_HOST];
-    for (int64_t first = 0; first < count; first += PIECE_BYTES) {
-        int status =
-            MPI_Bcast((char *)bytes + first, (int)smaller(PIECE_BYTES, count - first), MPI_BYTE, root, channel);
-        if (status) return ls_peers_failed(status, "MPI_Bcast", error);
+    enum ls_code code = LS_OK;
+    for (int64_t first = 0; first < count && !code; first += PIECE_BYTES) {
+        MPI_Request request;
+        int status = MPI_Ibcast((char *)bytes + first, (int)smaller(PIECE_BYTES, count - first), MPI_BYTE, root,
+                                ((struct mpi_comm *)comm)->channels[LS_CHANNEL_HOST], &request);
+        // NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker): it waits
+        code = ls_peers_end(status, &request, "MPI_Ibcast", error);
     }
-    return LS_OK;
+    return code;
 }
 
 static enum ls_code mpi_gather(struct ls_comm *comm, enum ls_comm_channel channel, const void *mine, int64_t count,
                                void *all, struct ls_error *error) {
-    enum ls_code code = await_ranks((struct mpi_comm *)comm, channel, error);
-    if (code) return code;
-    int status = MPI_Allgather(mine, (int)count, MPI_BYTE, all, (int)count, MPI_BYTE,
-                               ((struct mpi_comm *)comm)->channels[channel]);
-    return status ? ls_peers_failed(status, "MPI_Allgather", error) : LS_OK;
+    MPI_Request request;
+    int status = MPI_Iallgather(mine, (int)count, MPI_BYTE, all, (int)count, MPI_BYTE,
+                                ((struct mpi_comm *)comm)->channels[channel], &request);
+    // NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker): it waits
+    return ls_peers_end(status, &request, "MPI_Iallgather", error);
 }
 
 static void mpi_destroy(struct ls_comm *comm) {

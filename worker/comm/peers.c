@@ -43,7 +43,7 @@ enum ls_code ls_peers_failed(int status, const char *call, struct ls_error *erro
         length, text);
 }
 
-int ls_peers_await(MPI_Request *requests, int count) {
+static int await(MPI_Request *requests, int count) {
     int status = 0, done = 0;
     for (int poll = 0; !status; poll++) {
         status = MPI_Testall(count, requests, &done, MPI_STATUSES_IGNORE);
@@ -54,6 +54,11 @@ int ls_peers_await(MPI_Request *requests, int count) {
             nanosleep(&(struct timespec){.tv_nsec = poll < POLLS_SHORT ? SLEEP_SHORT_NS : SLEEP_LONG_NS}, NULL);
     }
     return status;
+}
+
+enum ls_code ls_peers_end(int status, MPI_Request *request, const char *call, struct ls_error *error) {
+    if (!status) status = await(request, 1);
+    return status ? ls_peers_failed(status, call, error) : LS_OK;
 }
 
 static int64_t smaller(int64_t a, int64_t b) {
@@ -79,7 +84,7 @@ int ls_peers_swap(MPI_Comm channel, const char *send, int64_t send_bytes, int to
         for (int64_t at = first; at < smaller(end, send_bytes) && !status; at += MESSAGE_BYTES)
             status = MPI_Isend(send + at, (int)smaller(MESSAGE_BYTES, send_bytes - at), MPI_BYTE, to, 0, channel,
                                &requests[count++]);
-        if (!status) status = ls_peers_await(requests, count);
+        if (!status) status = await(requests, count);
     }
     return status; // NOLINT(clang-analyzer-optin.mpi.MPI-Checker): after an error nothing is waited for, the job ends
 }
@@ -105,7 +110,7 @@ static enum ls_code transfer(struct ls_peers *peers, struct ls_error *error) {
                                    0, peers->channel, &peers->requests[count++]);
         }
     if (status) return ls_peers_failed(status, "MPI_Isend", error);
-    status = ls_peers_await(peers->requests, count);
+    status = await(peers->requests, count);
     return status ? ls_peers_failed(status, "MPI_Testall", error) : LS_OK;
 }
 
@@ -146,12 +151,10 @@ static enum ls_code reduce_piece(struct ls_peers *peers, char *piece, int64_t co
 static enum ls_code all_reduce_small(struct ls_peers *peers, void *buffer, int64_t count, enum ls_comm_type type,
                                      struct ls_error *error) {
     MPI_Request request;
-    int status = MPI_Ibarrier(peers->channel, &request);
-    if (!status) status = ls_peers_await(&request, 1);
-    if (!status)
-        status = MPI_Allreduce(MPI_IN_PLACE, buffer, (int)count, type == LS_COMM_FLOAT ? MPI_FLOAT : MPI_DOUBLE,
-                               MPI_SUM, peers->channel);
-    return status ? ls_peers_failed(status, "MPI_Allreduce", error) : LS_OK;
+    int status = MPI_Iallreduce(MPI_IN_PLACE, buffer, (int)count, type == LS_COMM_FLOAT ? MPI_FLOAT : MPI_DOUBLE,
+                                MPI_SUM, peers->channel, &request);
+    // NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker): it waits
+    return ls_peers_end(status, &request, "MPI_Iallreduce", error);
 }
 
 enum ls_code ls_peers_all_reduce(struct ls_peers *peers, void *buffer, int64_t count, enum ls_comm_type type,

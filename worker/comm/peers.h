@@ -33,9 +33,10 @@ enum ls_code ls_peers_all_gather(struct ls_peers *peers, void *buffer, int64_t s
 int ls_peers_swap(MPI_Comm channel, const char *send, int64_t send_bytes, int to, char *receive, int64_t receive_bytes,
                   int from);
 
-/* Looks after the requests until they are complete, asleep between looks: MPI itself waits by spinning, which takes the
- * core from the thread that is awaited wherever there are more threads than cores. Returns MPI's status. */
-int ls_peers_await(MPI_Request *requests, int count);
+/* Waits for what `call` began with `status`: looks after it, asleep between looks. MPI itself waits by spinning, which
+ * takes the core from the thread that is awaited wherever there are more threads than cores, and where the system deals
+ * time to sessions, all of it. */
+enum ls_code ls_peers_end(int status, MPI_Request *request, const char *call, struct ls_error *error);
 /* What MPI says of a status, as an error of the job. */
 enum ls_code ls_peers_failed(int status, const char *call, struct ls_error *error);
 

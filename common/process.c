@@ -42,7 +42,7 @@ static void clean(char *text) {
 }
 
 /* The system calls that a rank may hang in, and which argument says of what. */
-enum subject { SUBJECT_NONE, SUBJECT_FILE, SUBJECT_PATH };
+enum subject { SUBJECT_NONE, SUBJECT_FILE, SUBJECT_PATH, SUBJECT_SECOND_PATH };
 static const struct {
     long number;
     const char *name;
@@ -60,7 +60,18 @@ static const struct {
     {SYS_fallocate, "fallocate", SUBJECT_FILE},
     {SYS_flock, "flock", SUBJECT_FILE},
     {SYS_ioctl, "ioctl", SUBJECT_FILE},
-    {SYS_openat, "open", SUBJECT_PATH},
+    {SYS_ftruncate, "ftruncate", SUBJECT_FILE},
+    {SYS_getdents64, "getdents", SUBJECT_FILE},
+    {SYS_fstatfs, "fstatfs", SUBJECT_FILE},
+    {SYS_close, "close", SUBJECT_FILE},
+    {SYS_openat, "open", SUBJECT_SECOND_PATH},
+    {SYS_mkdirat, "mkdir", SUBJECT_SECOND_PATH},
+    {SYS_unlinkat, "unlink", SUBJECT_SECOND_PATH},
+    {SYS_renameat2, "rename", SUBJECT_SECOND_PATH},
+    {SYS_newfstatat, "stat", SUBJECT_SECOND_PATH},
+    {SYS_statx, "stat", SUBJECT_SECOND_PATH},
+    {SYS_faccessat, "access", SUBJECT_SECOND_PATH},
+    {SYS_statfs, "statfs", SUBJECT_PATH},
     {SYS_futex, "futex", SUBJECT_NONE},
     {SYS_clock_nanosleep, "clock_nanosleep", SUBJECT_NONE},
     {SYS_nanosleep, "nanosleep", SUBJECT_NONE},
@@ -74,7 +85,17 @@ static const struct {
     {SYS_sendmsg, "sendmsg", SUBJECT_NONE},
     {SYS_wait4, "wait", SUBJECT_NONE},
 #ifdef SYS_open
-    {SYS_open, "open", SUBJECT_NONE},
+    {SYS_open, "open", SUBJECT_PATH},
+    {SYS_mkdir, "mkdir", SUBJECT_PATH},
+    {SYS_rmdir, "rmdir", SUBJECT_PATH},
+    {SYS_unlink, "unlink", SUBJECT_PATH},
+    {SYS_rename, "rename", SUBJECT_PATH},
+    {SYS_renameat, "rename", SUBJECT_SECOND_PATH},
+    {SYS_symlink, "symlink", SUBJECT_PATH},
+    {SYS_readlink, "readlink", SUBJECT_PATH},
+    {SYS_stat, "stat", SUBJECT_PATH},
+    {SYS_lstat, "stat", SUBJECT_PATH},
+    {SYS_access, "access", SUBJECT_PATH},
     {SYS_poll, "poll", SUBJECT_NONE},
     {SYS_epoll_wait, "epoll_wait", SUBJECT_NONE},
 #endif
@@ -103,8 +124,8 @@ static void read_call(int64_t pid, struct thread *thread) {
             snprintf(path, sizeof path, "/proc/%lld/fd/%lu", (long long)pid, first);
             ssize_t count = readlink(path, subject, sizeof subject - 1);
             subject[count > 0 ? count : 0] = 0;
-        } else if (calls[i].subject == SUBJECT_PATH) {
-            read_path(pid, second, subject, 256);
+        } else if (calls[i].subject != SUBJECT_NONE) {
+            read_path(pid, calls[i].subject == SUBJECT_PATH ? first : second, subject, 256);
         }
         snprintf(thread->call, sizeof thread->call, "%s%s%s", calls[i].name, subject[0] ? " of " : "", subject);
         return;

@@ -38,6 +38,8 @@ struct ls_run_options {
     int64_t port; /* restarted: of the one before; else 0 */
 };
 
+struct ls_pulse;
+
 struct ls_run {
     struct ls_config *config;
     char *yaml; /* resolved, as the workers get it */
@@ -63,6 +65,8 @@ struct ls_run {
     struct ls_journal_shape shape;  /* in force; first_attempt 0: none is known yet */
     struct ls_run_facts facts;
     bool complete; /* nothing is left to do */
+    /* Beaten by the coordinator as it goes on, once it serves; not the run's own. NULL: nobody looks. */
+    struct ls_pulse *pulse;
 };
 
 /* Resolves and checks. On LS_OK the run's lock is held, unless `complete`. The caller releases in either case. */

@@ -9,6 +9,7 @@
 #include "coordinator/launcher.h"
 #include "coordinator/launcher_output.h"
 #include "coordinator/prometheus.h"
+#include "coordinator/pulse.h"
 #include "coordinator/server_state.h"
 #include "coordinator/tensorboard.h"
 
@@ -341,6 +342,7 @@ static void tick(struct ls_server *server) {
 static void serve(struct ls_server *server) {
     int64_t watched_ms = 0;
     while (!server->ended) {
+        ls_pulse_beat(server->run->pulse);
         zmq_pollitem_t items[] = {{server->router, 0, ZMQ_POLLIN, 0},
                                   {server->monitor, 0, ZMQ_POLLIN, 0},
                                   {NULL, server->wake, ZMQ_POLLIN, 0},

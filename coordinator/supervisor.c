@@ -4,8 +4,10 @@
 
 #include "common/leftovers.h"
 #include "common/log.h"
+#include "common/process.h"
 #include "coordinator/channel.h"
 #include "coordinator/launcher.h"
+#include "coordinator/pulse.h"
 #include "coordinator/server.h"
 #include "coordinator/sweep.h"
 #include "coordinator/trial.h"
@@ -36,6 +38,7 @@ enum {
     SAME_INTERRUPT_MS = 200, /* two SIGINTs closer than this are one */
     CLOCK_SLACK_SECONDS = 2, /* between what two questions for a job's end say */
     SWEEP_MS = 20000,        /* for what is left on other hosts to be removed */
+    SILENCE_MS = 10000,      /* after which a coordinator that does not go on is told of */
     SAVE_AGAIN_MS = 60000    /* a wish to save that is younger is told to a new coordinator too */
 };
 
@@ -58,8 +61,10 @@ struct supervisor {
     bool save_wished_in_time;            /* told that the Slurm job's time is up */
     char worker[PATH_MAX], config_path[PATH_MAX];
     int signals;
-    int channel;       /* -1: no coordinator */
-    pid_t coordinator; /* 0: none */
+    int channel;            /* -1: no coordinator */
+    pid_t coordinator;      /* 0: none */
+    struct ls_pulse *pulse; /* of the coordinator */
+    bool silence_told;      /* that it does not go on */
     struct attempt attempt;
     struct ls_sweep sweep;
     int64_t wanted_attempt, wanted_ranks;  /* to be started once the one before is gone; 0: none */
@@ -96,7 +101,7 @@ static void end(struct supervisor *supervisor, enum ls_code code, const char *te
 /* ---- the coordinator ---- */
 
 /* A whole life of the coordinator in its own process. Never returns. */
-static void be_coordinator(const struct ls_run_options *options, int channel) {
+static void be_coordinator(const struct ls_run_options *options, struct ls_pulse *pulse, int channel) {
     prctl(PR_SET_NAME, "ls-coordinator");
     struct ls_run *run = calloc(1, sizeof *run);
     struct ls_channel_message message = {.kind = LS_CHANNEL_END};
@@ -108,8 +113,10 @@ static void be_coordinator(const struct ls_run_options *options, int channel) {
             /* Killed behind its last save, it had nobody to remove them. */
             ls_leftovers_remove_memory(run->directory.run_id, run->attempt.attempt);
             ls_run_tell_complete(run, reason.text, sizeof reason.text);
-        } else if (code == LS_OK)
+        } else if (code == LS_OK) {
+            run->pulse = pulse;
             code = ls_server_run(run, channel, -1, &reason);
+        }
         if (code == LS_OK && run->complete) printf("%s\n", reason.text);
         ls_run_release(run);
         free(run);
@@ -126,11 +133,12 @@ static enum ls_code start_coordinator(struct supervisor *supervisor, struct ls_e
     if (ls_channel_pair(pair))
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot make a socket pair: %s", strerror(errno));
     fflush(NULL);
+    ls_pulse_beat(supervisor->pulse);
     pid_t child = fork();
     if (child == 0) {
         close(pair[0]);
         close(supervisor->signals);
-        be_coordinator(&supervisor->options, pair[1]);
+        be_coordinator(&supervisor->options, supervisor->pulse, pair[1]);
     }
     int cause = errno;
     close(pair[1]);
@@ -541,6 +549,28 @@ static void watch_job_time(struct supervisor *supervisor) {
     tell_end(supervisor, LS_SIGNAL_REQUEUE);
 }
 
+/* A coordinator that does not go on can tell nobody why. Most likely its files hang. */
+static void watch_coordinator(struct supervisor *supervisor) {
+    const int64_t silent_ms = supervisor->coordinator ? ls_pulse_silent_ms(supervisor->pulse) : 0;
+    if (silent_ms < SILENCE_MS) {
+        if (supervisor->silence_told) ls_log(LS_LOG_INFO, "the coordinator goes on");
+        supervisor->silence_told = false;
+    } else if (!supervisor->silence_told) {
+        struct ls_process_look look;
+        ls_process_look(supervisor->coordinator, NULL, &look);
+        const bool stopped = look.state == 'T' || look.state == 't';
+        supervisor->silence_told = true;
+        ls_log(
+            LS_LOG_WARNING,
+            "the coordinator (process %d) has not gone on for %lld s: %s. Until it does nothing is told or saved. %s",
+            (int)supervisor->coordinator, (long long)silent_ms / 1000,
+            stopped        ? "it is stopped"
+            : look.text[0] ? look.text
+                           : "what it waits for cannot be seen",
+            stopped ? "'kill -CONT' lets it go on." : "See whether the file system of the run directory answers.");
+    }
+}
+
 /* ---- the loop and the end ---- */
 
 static void turn(struct supervisor *supervisor, int timeout_ms) {
@@ -554,6 +584,7 @@ static void turn(struct supervisor *supervisor, int timeout_ms) {
     start_wanted(supervisor);
     limit_sweep(supervisor);
     watch_job_time(supervisor);
+    watch_coordinator(supervisor);
 }
 
 static void end_coordinator(struct supervisor *supervisor) {
@@ -656,6 +687,7 @@ static enum ls_code prepare(struct supervisor *supervisor, const struct ls_run_o
         supervisor->options.launched = false;
     }
     if (code != LS_OK) return code;
+    supervisor->pulse = ls_pulse_create();
     supervisor->signals = receive_signals(true);
     if (supervisor->signals < 0)
         return ls_fail(error, LS_ERROR, LS_SCOPE_JOB, "cannot receive signals: %s", strerror(errno));
@@ -677,6 +709,7 @@ enum ls_code ls_supervisor_run(const struct ls_run_options *options, struct ls_e
         code = ls_fail(reason, supervisor->code, LS_SCOPE_JOB, "%s", supervisor->text);
     }
     if (supervisor->signals >= 0) close(supervisor->signals);
+    ls_pulse_destroy(supervisor->pulse);
     free(supervisor->config);
     ls_allocation_release(&supervisor->allocation);
     explicit_bzero(&supervisor->ready, sizeof supervisor->ready);

@@ -347,6 +347,18 @@ sleep 0.5
 kill -INT $supervisor
 ends 130 "did not answer" "wishes to save that nobody hears keep no second SIGINT from ending a run" flood
 
+# Nor can it tell that it does. Its supervisor does, once.
+begin numb
+coordinator=$(sed -n 's/^pid //p' numb/lock)
+kill -STOP "$coordinator"
+until_true 60 "a coordinator that stands still is told of" $supervisor numb.err \
+    grep -q "the coordinator (process $coordinator) has not gone on for 1[0-9] s: it is stopped\. .*'kill -CONT' lets it go on" numb.err
+kill -CONT "$coordinator"
+until_true 60 "and that it goes on" $supervisor numb.err grep -q "the coordinator goes on" numb.err
+lockstep stop numb >/dev/null
+ends 130 "" "which it does" numb
+check "each is told once" test "$(grep -c "the coordinator" numb.err)" = 2
+
 # Before the loop is there that hears of signals: the run still asks Slurm, which takes its time, and tries launchers.
 mkdir slow && printf '#!/bin/sh\nexit 1\n' >slow/srun && chmod +x slow/srun
 printf '#!/bin/sh\ntouch slow/asked\nwhile [ -e slow/hold ]; do sleep 0.02; done\n' >slow/squeue && chmod +x slow/squeue

@@ -70,11 +70,11 @@ mixed() { # NAME ARGUMENTS...
     "$lockstep" run $config --run-dir "$work/$name" -n 2 --set train.steps=2 --set "launcher.wrapper=[$work/older]" "$@"
 }
 if [ "$(uname -m)" = x86_64 ]; then
-    expect 2 "rank . on .* computes as .*train.reduction: fixed needs them equal" "hosts that compute differently are refused" \
+    expect 2 "rank . on .* computes with .*train.reduction: fixed needs them equal" "hosts that compute differently are refused" \
         mixed mixed "${fixed[@]}"
-    expect 2 "rank . on .* computes as .*optimizer.type: muon" "so they are with Muon at stage 0, whose copies would drift apart" \
+    expect 2 "rank . on .* computes with .*optimizer.type: muon" "so they are with Muon at stage 0, whose copies would drift apart" \
         mixed copies --set optimizer.type=muon
-    expect 2 "rank . on .* computes as .*optimizer.type: muon" "and with replicas" \
+    expect 2 "rank . on .* computes with .*optimizer.type: muon" "and with replicas" \
         mixed replicas --set optimizer.type=muon --set zero.stage=1 --set zero.replicas=2
     expect 0 "" "where each matrix is computed once they train" mixed once --set optimizer.type=muon --set zero.stage=1
     expect 0 "" "and with another optimizer" mixed other
